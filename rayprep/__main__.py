@@ -1,0 +1,7 @@
+"""`python -m rayprep`."""
+
+import sys
+
+from rayprep.cli.main import main
+
+sys.exit(main())

@@ -1,0 +1,191 @@
+"""The commands and their flags. Each body imports what it needs, so that `--help` imports nothing."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    name="rayprep",
+    help="Builds and proves SGLang's kernel caches before a benchmark campaign starts.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+Model = Annotated[str | None, typer.Option("--model", help="Folder with a config.json, that file, or a model's name.")]
+Tp = Annotated[int | None, typer.Option("--tp", help="Tensor-parallel size (default 1).")]
+ProfilesRoot = Annotated[str | None, typer.Option("--profiles-root", help="Where the caches are.")]
+TelemetryRoot = Annotated[str | None, typer.Option("--telemetry-root", help="Where logs and results go.")]
+Device = Annotated[str | None, typer.Option("--device", help="auto, cuda or cpu (default auto).")]
+Json = Annotated[bool, typer.Option("--json", help="JSON for tools in place of text for people.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show traces.")]
+Deep = Annotated[bool, typer.Option("--deep", help="Hash every file that a completion lists.")]
+SpecFile = Annotated[Path | None, typer.Option("--spec-file", help="JSON spec; flags win over it.")]
+ServerArgs = Annotated[list[str] | None, typer.Option("--server-arg", help="Handed to SGLang; repeatable.")]
+BatchSizes = Annotated[list[int] | None, typer.Option("--batch-size", help="Repeatable (default 1 and 8).")]
+MaxSeqLen = Annotated[int | None, typer.Option("--max-seq-len", help="Context length (default: the stage's own).")]
+DeepGemm = Annotated[bool, typer.Option("--deep-gemm", help="DeepGEMM cubins.")]
+Triton = Annotated[bool, typer.Option("--moe", "--triton", help="MoE configs and Triton kernels.")]
+FlashInfer = Annotated[bool, typer.Option("--flashinfer", help="FlashInfer modules.")]
+Inductor = Annotated[bool, typer.Option("--inductor", help="TorchInductor graphs.")]
+All = Annotated[bool, typer.Option("--all", help="All of them, which is the default.")]
+
+
+@app.callback(invoke_without_command=True)
+def top(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    """Builds and proves SGLang's kernel caches before a benchmark campaign starts."""
+    if version:
+        import rayprep
+
+        print(f"rayprep {rayprep.__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def ensure(
+    model: Model = None,
+    tp: Tp = None,
+    deep_gemm: DeepGemm = False,
+    moe: Triton = False,
+    flashinfer: FlashInfer = False,
+    inductor: Inductor = False,
+    all_stages: All = False,
+    rebuild: Annotated[list[str] | None, typer.Option("--rebuild", help="Build this stage anew; repeatable.")] = None,
+    skip: Annotated[list[str] | None, typer.Option("--skip", help="Leave this stage out; repeatable.")] = None,
+    block_size: Annotated[
+        list[int] | None, typer.Option("--block-size", help="Must be the model's own; repeatable.")
+    ] = None,
+    batch_size: BatchSizes = None,
+    moe_strategy: Annotated[str | None, typer.Option("--moe-strategy", help="auto, fixed or sweep.")] = None,
+    moe_dtype: Annotated[str | None, typer.Option("--moe-dtype", help="Such as fp8_w8a8.")] = None,
+    max_seq_len: MaxSeqLen = None,
+    timeout: Annotated[float | None, typer.Option("--timeout", help="Seconds for each stage (default 3600).")] = None,
+    heartbeat_sec: Annotated[float | None, typer.Option("--heartbeat-sec", help="(default 60)")] = None,
+    warmup_port: Annotated[int | None, typer.Option("--warmup-port", help="(default 30999)")] = None,
+    mem_fraction: Annotated[float | None, typer.Option("--mem-fraction", help="(default 0.96)")] = None,
+    device: Device = None,
+    profiles_root: ProfilesRoot = None,
+    telemetry_root: TelemetryRoot = None,
+    run_id: Annotated[str | None, typer.Option("--run-id", help="Name of the run (default: from the time).")] = None,
+    spec_file: SpecFile = None,
+    server_arg: ServerArgs = None,
+    address: Annotated[str | None, typer.Option("--address", help="Join this Ray cluster, HOST:PORT.")] = None,
+    deep: Deep = False,
+    json: Json = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and its cost, and do nothing.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Build what is missing, prove it, and write prep_result.json."""
+    from rayprep.cli import ensure as command
+    from rayprep.cli.request import Flags, selection
+
+    flags = Flags(
+        model=model,
+        tp=tp,
+        selected=selection(deep_gemm, moe, flashinfer, inductor, all_stages),
+        rebuild=rebuild or [],
+        skip=skip or [],
+        block_sizes=block_size,
+        batch_sizes=batch_size,
+        moe_strategy=moe_strategy,
+        moe_dtype=moe_dtype,
+        max_seq_len=max_seq_len,
+        timeout_s=timeout,
+        heartbeat_s=heartbeat_sec,
+        warmup_port=warmup_port,
+        mem_fraction=mem_fraction,
+        device=device,
+        server_args=server_arg,
+        spec_file=spec_file,
+        profiles_root=profiles_root,
+        telemetry_root=telemetry_root,
+        run_id=run_id,
+        deep=deep,
+    )
+    raise typer.Exit(command.run(flags, json_lines=json, dry_run=dry_run, address=address))
+
+
+@app.command()
+def explain(
+    model: Model = None,
+    tp: Tp = None,
+    batch_size: BatchSizes = None,
+    max_seq_len: MaxSeqLen = None,
+    device: Device = None,
+    server_arg: ServerArgs = None,
+    spec_file: SpecFile = None,
+    profiles_root: ProfilesRoot = None,
+    telemetry_root: TelemetryRoot = None,
+    deep: Deep = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """For each stage, why it is valid or not, and what would be built."""
+    from rayprep.cli import explain as command
+    from rayprep.cli.request import Flags
+
+    flags = Flags(
+        model=model,
+        tp=tp,
+        batch_sizes=batch_size,
+        max_seq_len=max_seq_len,
+        device=device,
+        server_args=server_arg,
+        spec_file=spec_file,
+        profiles_root=profiles_root,
+        telemetry_root=telemetry_root,
+        deep=deep,
+    )
+    command.run(flags, json_output=json)
+
+
+@app.command()
+def inspect(
+    model: Model = None,
+    tp: Tp = None,
+    deep_gemm: DeepGemm = False,
+    triton: Triton = False,
+    flashinfer: FlashInfer = False,
+    inductor: Inductor = False,
+    all_caches: All = False,
+    device: Device = None,
+    profiles_root: ProfilesRoot = None,
+    deep: Deep = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Show what lies in each cache, and whether this host can use it."""
+    from rayprep.cli import inspect as command
+    from rayprep.cli.request import selection
+
+    stages = selection(deep_gemm, triton, flashinfer, inductor, all_caches)
+    command.run(command.Question(model, tp, device, profiles_root, deep), stages, json_output=json)
+
+
+@app.command()
+def snapshot(
+    model: Model = None,
+    tp: Tp = None,
+    device: Device = None,
+    manifest: Annotated[Path | None, typer.Option("--manifest", help="Merge into this file's profile_cache.start.")] = None,
+    profiles_root: ProfilesRoot = None,
+    debug: Debug = False,
+) -> None:
+    """Take the start-up snapshot, and merge it into a manifest or print it."""
+    from rayprep.cli import inspect as command
+
+    command.snapshot(command.Question(model, tp, device, profiles_root), manifest)
+
+
+@app.command()
+def env(
+    profiles_root: ProfilesRoot = None,
+    env_file: Annotated[bool, typer.Option("--env-file", help="As a container's env file, not for eval.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Print the environment that a server needs to use these caches."""
+    from rayprep.cli import inspect as command
+
+    command.env(profiles_root, env_file=env_file)

@@ -1,0 +1,71 @@
+"""The entry point: sets the process up, runs a command, turns every failure into one line and an exit code."""
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import typer
+
+UMASK = 0o002
+"""Group members may write what we make, as the contract has it."""
+
+
+def main() -> int:
+    """`rayprep`."""
+    from rayprep.cli.app import app
+
+    return run(app)
+
+
+def run(app: "typer.Typer", argv: list[str] | None = None) -> int:
+    """Runs one command line and returns its exit status. `--debug` lets traces through."""
+    arguments = sys.argv[1:] if argv is None else argv
+    os.umask(UMASK)
+    try:
+        app(args=arguments, standalone_mode=True)
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 1 if end.code else 0
+    except KeyboardInterrupt:
+        return _say("interrupted", "interrupted", 130)
+    except Exception as error:
+        if "--debug" in arguments:
+            raise
+        return _fail(error, json_lines="--json" in arguments)
+    return 0
+
+
+def _fail(error: Exception, *, json_lines: bool) -> int:
+    from rayprep.model.errors import RayprepError
+
+    if isinstance(error, BrokenPipeError):
+        # The reader of our output has gone; nothing is left to say to it, not even by the interpreter's own flush.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    if not isinstance(error, RayprepError):
+        what = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
+        kind = type(error).__name__
+        return _say(kind, f"{what or kind} (run again with --debug to see where)", 3 if isinstance(error, OSError) else 1)
+    if json_lines:
+        _say_json(error)
+    return _say(error.error_type.value if error.error_type else type(error).__name__, error.line, error.exit_code)
+
+
+def _say_json(error: Exception) -> None:
+    from rayprep.model.errors import RayprepError
+    from rayprep.model.events import Phase, event
+
+    assert isinstance(error, RayprepError)
+    end = event("ensure", Phase.END, status="error", error_type=error.error_type, message=error.line)
+    print(end.json_line, flush=True)
+
+
+def _say(kind: str, text: str, code: int) -> int:
+    line = " ".join(text.split()).encode(errors="backslashreplace").decode()
+    print(f"rayprep: error [{kind}]: {line}", file=sys.stderr, flush=True)
+    return code
+
+
+def set_ray_environment(values: dict[str, str]) -> None:
+    """The one place where this process's environment is written, before Ray starts and inherits it."""
+    os.environ.update(values)

@@ -1,0 +1,54 @@
+"""The agent actor: one a host, owning its GPUs and its stages.
+
+It has two concurrency groups, so that it answers and can be cancelled while a stage runs: `ctl` and `stage`.
+Methods run off the main thread, so nothing here touches signals.
+"""
+
+import contextlib
+import os
+import socket
+import threading
+
+from rayprep.host.snapshot import Wanted, take_inventory, take_snapshot
+from rayprep.model.events import Event
+from rayprep.model.result import PrepResult
+from rayprep.node import NodeRequest, ensure, take_survey
+
+CONCURRENCY_GROUPS = {"ctl": 2, "stage": 1}
+UMASK = 0o002
+
+
+class Agent:
+    """Carries out one request on the host that it is pinned to."""
+
+    def __init__(self, request: NodeRequest, coordinator: object) -> None:
+        self._request = request
+        self._coordinator = coordinator
+        self._cancelled = threading.Event()
+        self._node = socket.gethostname()
+        os.umask(UMASK)
+        # Ray runs its workers at nice 15 unless told otherwise; only root may go back, and others lose little.
+        with contextlib.suppress(PermissionError):
+            os.setpriority(os.PRIO_PROCESS, 0, 0)
+
+    def ensure(self) -> PrepResult:
+        """The `stage` group: runs to the end of the request."""
+        environ = dict(os.environ)
+        survey = take_survey(self._request, environ)
+        wanted = Wanted(survey.model.slug, survey.model.digest, self._request.resolved.spec.tp)
+        layout = self._request.layout
+        snapshot = take_snapshot(layout, take_inventory(layout), survey.signature, wanted)
+        self._coordinator.snapshot.remote(self._node, snapshot)  # type: ignore[attr-defined]
+        return ensure(self._request, environ, self._emit, self._cancelled.is_set, survey)
+
+    def cancel(self) -> None:
+        """The `ctl` group: the running stage ends its children and returns."""
+        self._cancelled.set()
+
+    def ping(self) -> int:
+        """The `ctl` group: this process's id."""
+        return os.getpid()
+
+    def _emit(self, event: Event) -> None:
+        # Nothing waits for the answer: a dead coordinator costs the log, not the work.
+        self._coordinator.record.remote(self._node, event)  # type: ignore[attr-defined]

@@ -1,0 +1,115 @@
+"""Starting Ray on this host alone, or joining a cluster that is there."""
+
+import contextlib
+import logging
+import secrets
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from rayprep.model.errors import HostUnfit
+
+NAMESPACE = "rayprep"
+OBJECT_STORE_BYTES = 80 << 20
+"""The least that Ray takes. Only events and results go through it."""
+MEMORY_BYTES = 1 << 30
+"""What Ray may hand out; it would otherwise take its share of all that the host has."""
+CONNECT_TIMEOUT_S = 5.0
+
+
+class RayFolder:
+    """A private folder for a local Ray: its sessions, and the token that keeps others on this host out of it."""
+
+    def __init__(self) -> None:
+        # Not TMPDIR: the path of a socket has to fit into 107 bytes.
+        self.path = Path(tempfile.mkdtemp(prefix="rayprep-", dir="/tmp"))
+        self.token = self.path / "token"
+        self.token.touch(mode=0o600)
+        self.token.write_text(secrets.token_hex(32), encoding="ascii")
+
+    def environment(self) -> dict[str, str]:
+        """What has to be in the environment before a local Ray starts."""
+        return {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(self.token),
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_DEDUP_LOGS": "0",
+            "RAY_worker_niceness": "0",
+            # Ray would end the agent when the compilers fill the memory; the kernel's choice, the compiler, is better.
+            "RAY_memory_monitor_refresh_ms": "0",
+        }
+
+    def remove(self) -> None:
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def local_ray(folder: RayFolder) -> Iterator[None]:
+    """A Ray of our own for as long as the block runs.
+
+    Raises:
+        HostUnfit: it does not start.
+    """
+    import ray
+
+    try:
+        ray.init(
+            address="local",
+            namespace=NAMESPACE,
+            include_dashboard=False,
+            num_cpus=1,
+            object_store_memory=OBJECT_STORE_BYTES,
+            _memory=MEMORY_BYTES,
+            _temp_dir=str(folder.path),
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+        yield
+    except (RuntimeError, ValueError, OSError) as error:
+        if ray.is_initialized():
+            raise
+        raise HostUnfit(f"Ray does not start: {_first_line(error)}", hint="run `rayprep doctor`") from error
+    finally:
+        ray.shutdown()  # also what a start that was interrupted has left
+
+
+@contextlib.contextmanager
+def joined_ray(address: str) -> Iterator[None]:
+    """An existing cluster, of which this host is a node. The TCP port is tried first: Ray itself waits for minutes.
+
+    Raises:
+        HostUnfit: nothing answers there, or it is no cluster for this Ray.
+    """
+    import ray
+
+    _knock(address)
+    try:
+        ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
+        yield
+    except (RuntimeError, ValueError, OSError) as error:
+        if ray.is_initialized():
+            raise
+        raise HostUnfit(
+            f"Ray at {address} cannot be joined: {_first_line(error)}",
+            hint="check Ray's version and RAY_AUTH_TOKEN_PATH on this host",
+        ) from error
+    finally:
+        ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise HostUnfit(f"--address {address} is not HOST:PORT", hint="give the head's address, such as 10.0.0.1:6379")
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S).close()
+    except OSError as error:
+        raise HostUnfit(
+            f"nothing answers at {address}: {error.strerror or error}", hint="check --address, and that the head runs"
+        ) from None
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

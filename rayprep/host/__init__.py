@@ -1,0 +1,1 @@
+"""One machine: its files, locks, processes, GPUs and tools."""

@@ -1,0 +1,44 @@
+"""Files that others read are never seen half written."""
+
+import contextlib
+import os
+import tempfile
+from pathlib import Path
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a temporary file beside `path`, syncs it, renames it over `path`, and syncs the folder.
+
+    The folder must exist. The file gets mode 0666 less the umask, as a plain open would give it.
+
+    Raises:
+        OSError: the file cannot be written; `path` is then as it was, and no temporary file is left.
+    """
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fchmod(file.fileno(), 0o666 & ~current_umask())
+            os.fsync(file.fileno())
+        Path(temporary).rename(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            Path(temporary).unlink()
+        raise
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def current_umask() -> int:
+    """The umask, read without changing it, so that no other thread ever sees another one.
+
+    Source: proc_pid_status(5), the `Umask` field, in octal.
+    """
+    for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
+        if line.startswith("Umask:"):
+            return int(line.split()[1], 8)
+    raise OSError("/proc/self/status has no Umask line")

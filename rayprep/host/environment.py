@@ -1,0 +1,50 @@
+"""The environment of the processes that we start: what was inherited, less what they must not see, plus ours."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from rayprep.host.layout import Layout
+
+STORE_MARK = "RAYPREP_STORE"
+"""Carried by every process that works in a store, so that what a dead owner left can be found and ended."""
+
+RUN_MARK = "RAYPREP_RUN"
+"""Beside it, the id of the run that started the process."""
+
+_SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|CREDENTIAL", re.IGNORECASE)
+_DROPPED = frozenset(
+    {
+        # Ray sets it to 1 in its workers, which would make every compile and every warm-up crawl.
+        "OMP_NUM_THREADS",
+        # A debugger's or profiler's settings for us are not meant for the compilers.
+        "PYTHONSTARTUP",
+    }
+)
+
+
+def child_env(environ: Mapping[str, str], layout: Layout, home: Path, run_id: str) -> dict[str, str]:
+    """Every cache variable points under the profiles root; HOME is `home`, so that nothing lands in the user's.
+
+    The Hugging Face folders are resolved before HOME changes, since their defaults lie below it.
+    """
+    inherited = {name: value for name, value in environ.items() if is_passed_on(name)}
+    return {
+        **inherited,
+        **hub_folders(environ),
+        **layout.cache_env(),
+        "HOME": str(home),
+        STORE_MARK: str(layout.profiles),
+    }
+
+
+def is_passed_on(name: str) -> bool:
+    """Whether a child may inherit the variable. Tokens and Ray's own are kept back."""
+    return not (name.startswith("RAY_") or name in _DROPPED or _SECRET.search(name))
+
+
+def hub_folders(environ: Mapping[str, str]) -> dict[str, str]:
+    """HF_HOME and HF_HUB_CACHE as huggingface_hub resolves them."""
+    cache_home = environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    hf_home = environ.get("HF_HOME") or f"{cache_home}/huggingface"
+    return {"HF_HOME": hf_home, "HF_HUB_CACHE": environ.get("HF_HUB_CACHE") or f"{hf_home}/hub"}

@@ -1,0 +1,151 @@
+"""Where everything of ours lies: the two roots, and every path below them.
+
+<profiles>/<cache>/                       the caches, one folder each
+<profiles>/.rayprep/<stage>/<key>.json    completions
+<profiles>/.in_progress/<slug>/<stage>    markers
+<profiles>/.locks/<slug>.lock             locks
+<telemetry>/logs/<run_id>.log             session log
+<telemetry>/container_runs/<run_id>/      prep_result.json, its history/, the stages' logs
+"""
+
+import errno
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from rayprep.model.caches import CACHES, CacheName
+from rayprep.model.errors import ErrorType, HostUnfit
+from rayprep.model.result import Located
+from rayprep.model.stages import StageName
+
+_CONTRACT_ENV = (
+    "TRITON_CACHE_DIR",
+    "TORCHINDUCTOR_CACHE_DIR",
+    "FLASHINFER_WORKSPACE_DIR",
+    "SGLANG_DG_CACHE_DIR",
+    "SGLANG_MOE_CONFIG_DIR",
+)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The two roots of one host, absolute."""
+
+    profiles: Path
+    telemetry: Path
+
+    def cache(self, cache: CacheName) -> Path:
+        return self.profiles / cache.value
+
+    def completions(self, stage: StageName) -> Path:
+        return self.profiles / ".rayprep" / stage.value
+
+    def completion(self, stage: StageName, key: str) -> Path:
+        return self.completions(stage) / f"{key}.json"
+
+    @property
+    def markers(self) -> Path:
+        return self.profiles / ".in_progress"
+
+    def marker(self, slug: str, stage: StageName) -> Path:
+        return self.markers / slug / stage.value
+
+    def slug_lock(self, slug: str) -> Path:
+        return self.profiles / ".locks" / f"{slug}.lock"
+
+    @property
+    def store_lock(self) -> Path:
+        """Held by whoever writes to the caches of this root, whatever the model."""
+        return self.profiles / ".locks" / ".store.lock"
+
+    def run(self, run_id: str) -> Path:
+        return self.telemetry / "container_runs" / run_id
+
+    def result(self, run_id: str) -> Path:
+        return self.run(run_id) / "prep_result.json"
+
+    def session_log(self, run_id: str) -> Path:
+        return self.telemetry / "logs" / f"{run_id}.log"
+
+    def stage_log(self, run_id: str, stage: StageName) -> Path:
+        return self.run(run_id) / f"{stage.value}.log"
+
+    def located(self, path: Path) -> Located:
+        """`path` under its name here and under its name on the host; both are the same outside a container."""
+        return Located(container_path=str(path), host_path=str(path))
+
+    def cache_env(self) -> dict[str, str]:
+        """Every variable that leads a library to its cache under this root."""
+        return {
+            variable: str(self.cache(cache) / below if below else self.cache(cache))
+            for cache, facts in CACHES.items()
+            for variable, below in facts.env.items()
+        }
+
+    def contract_env(self) -> dict[str, str]:
+        """Those of them that the result file has to name."""
+        return {variable: value for variable, value in self.cache_env().items() if variable in _CONTRACT_ENV}
+
+
+def choose_roots(environ: Mapping[str, str], profiles: str | None = None, telemetry: str | None = None) -> Layout:
+    """Each root: the flag, then HOST_*_ROOT, then /profiles or /telemetry where mounted, then the XDG path.
+
+    Reads only; `prepare_roots` makes the folders.
+    """
+    cache_home = environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    data_home = environ.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
+    profiles_root = (
+        profiles or environ.get("HOST_PROFILES_ROOT") or _mounted("/profiles") or f"{cache_home}/sglang/profiles"
+    )
+    telemetry_root = (
+        telemetry
+        or environ.get("HOST_TELEMETRY_ROOT")
+        or _mounted("/telemetry", "logs", "container_runs")
+        or f"{data_home}/sglang-dev/telemetry"
+    )
+    return Layout(_absolute(profiles_root), _absolute(telemetry_root))
+
+
+def _absolute(path: str) -> Path:
+    # Not resolved: libraries bake the path in as it is given, and a link may be how a site moves its storage.
+    return Path(os.path.abspath(os.path.expanduser(path)))  # noqa: PTH100, PTH111 - Path keeps `..`
+
+
+def _mounted(path: str, *below: str) -> str | None:
+    """`path` if it, or one of the folders `below` it, is a mount point."""
+    candidates = [path, *(f"{path}/{name}" for name in below)]
+    return path if any(os.path.ismount(candidate) for candidate in candidates) else None
+
+
+def prepare_root(path: Path, what: str) -> None:
+    """Makes a root folder, and proves that it can be written.
+
+    Raises:
+        HostUnfit: it is a file, it cannot be written, or what it was mounted from has gone.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if not os.access(path, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, "not writable by this user")
+        # access(2) says yes to root on a folder that is full of errors; listing it does not.
+        next(os.scandir(path), None)
+    except FileExistsError:
+        raise HostUnfit(f"{what} root {path} is a file, not a folder", hint=f"choose another --{what}-root") from None
+    except OSError as error:
+        raise root_unfit(path, what, error) from None
+
+
+def root_unfit(path: Path, what: str, error: OSError) -> HostUnfit:
+    """The one-line form of an OS error on a root."""
+    return HostUnfit(
+        f"{what} root {path} cannot be used: {error.strerror or error}",
+        hint=f"mend it, or choose another --{what}-root",
+        error_type=os_error_type(error),
+    )
+
+
+def os_error_type(error: OSError) -> ErrorType:
+    """A full disk is `insufficient_disk`; whatever else the OS refuses is `permissions_unexpected`."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return ErrorType.INSUFFICIENT_DISK if full else ErrorType.PERMISSIONS_UNEXPECTED

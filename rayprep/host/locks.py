@@ -1,0 +1,167 @@
+"""Locks of one host, that are free only when their holder's whole process tree is dead.
+
+A lock is flock(2) on a file, so it belongs to the open file and not to a process: the guard of a process tree
+inherits the descriptors, and the lock lives until the last of them is closed. The file's content names the holder,
+for people; only the kernel says whether it is held.
+"""
+
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from filelock import lock_descriptor
+from pydantic import ValidationError
+
+from rayprep.model.base import Record, Utc, parse_utc, read_tolerant, utc_now
+from rayprep.model.errors import ErrorType, HostUnfit, Interrupted, LockTimeout
+
+POLL_S = 0.2
+HEARTBEAT_S = 30.0
+"""Between two reports of a wait, as the contract has it."""
+
+
+class Holder(Record):
+    """Who holds a lock."""
+
+    host: str
+    pid: int
+    run_id: str
+    since: Utc
+
+    def held_for(self) -> float:
+        return max(0.0, time.time() - parse_utc(self.since).timestamp())
+
+    def __str__(self) -> str:
+        return f"pid {self.pid} on {self.host} (run {self.run_id})"
+
+
+def read_holder(path: Path) -> Holder | None:
+    """What the lock file says, or None where it says nothing that can be read."""
+    try:
+        return read_tolerant(Holder, path.read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
+class HeldLocks:
+    """Locks that this process holds. `descriptors` are for the guards that must hold them too."""
+
+    def __init__(self) -> None:
+        self._files: dict[Path, int] = {}
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        return tuple(self._files.values())
+
+    def add(self, path: Path, descriptor: int) -> None:
+        self._files[path] = descriptor
+
+    def release(self) -> None:
+        """Gives all locks back, the last taken first."""
+        for descriptor in reversed(self._files.values()):
+            # Without the name a later reader would blame a holder that has long gone.
+            with contextlib.suppress(OSError):
+                os.ftruncate(descriptor, 0)
+            os.close(descriptor)
+        self._files.clear()
+
+    def __enter__(self) -> "HeldLocks":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+OnWait = Callable[[Path, Holder | None, float], None]
+"""Called with the lock's path, its holder if known, and the seconds waited so far."""
+
+
+def acquire(
+    paths: Iterable[Path],
+    run_id: str,
+    timeout_s: float,
+    on_wait: OnWait,
+    cancelled: Callable[[], bool],
+) -> HeldLocks:
+    """Takes all locks, in the order given; callers all use one order, so two of them never wait for each other.
+
+    Raises:
+        LockTimeout: somebody held one of them for `timeout_s` seconds.
+        Interrupted: `cancelled()` became true.
+        HostUnfit: a lock file cannot be made or read.
+    """
+    held = HeldLocks()
+    deadline = time.monotonic() + timeout_s
+    try:
+        for path in paths:
+            held.add(path, _acquire_one(path, run_id, deadline, on_wait, cancelled))
+    except BaseException:
+        held.release()
+        raise
+    return held
+
+
+def _acquire_one(path: Path, run_id: str, deadline: float, on_wait: OnWait, cancelled: Callable[[], bool]) -> int:
+    descriptor = _open(path)
+    started, reported = time.monotonic(), -HEARTBEAT_S
+    try:
+        while not lock_descriptor(descriptor, blocking=False):
+            waited = time.monotonic() - started
+            if cancelled():
+                raise Interrupted
+            if time.monotonic() >= deadline:
+                holder = read_holder(path) or "somebody unknown"
+                raise LockTimeout(f"lock {path} still held after {waited:.0f} s by {holder}")
+            if waited - reported >= HEARTBEAT_S:
+                on_wait(path, read_holder(path), waited)
+                reported = waited
+            time.sleep(POLL_S)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    _sign(descriptor, run_id)
+    return descriptor
+
+
+def _open(path: Path) -> int:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        except PermissionError:
+            # Another user's lock file can be locked too: flock asks for no write permission.
+            return os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    except OSError as error:
+        raise HostUnfit(
+            f"lock file {path} cannot be opened: {error.strerror}",
+            hint="chmod g+rw it, or choose another --profiles-root",
+            error_type=ErrorType.PERMISSIONS_UNEXPECTED,
+        ) from None
+
+
+def _sign(descriptor: int, run_id: str) -> None:
+    holder = Holder(host=socket.gethostname(), pid=os.getpid(), run_id=run_id, since=utc_now())
+    with contextlib.suppress(OSError):  # another user's file, or a full disk: the lock holds all the same
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, holder.model_dump_json().encode(), 0)
+
+
+def is_held(path: Path) -> bool:
+    """Whether anybody holds the lock now. A file that is not there is held by nobody."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return False
+    try:
+        return not lock_descriptor(descriptor, blocking=False)
+    finally:
+        os.close(descriptor)
+
+
+def gpu_lock_paths(uuids: Sequence[str]) -> list[Path]:
+    """One lock for each GPU, by UUID, in one order. They belong to the host, whatever root is used."""
+    folder = Path("/tmp/rayprep-gpu-locks")
+    return [folder / f"{uuid}.lock" for uuid in sorted(uuids)]

@@ -1,0 +1,73 @@
+"""Finds a model's config.json: a folder, that file, a config that rayprep ships, or the local Hugging Face cache.
+
+Nothing is ever downloaded.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import rayprep
+from rayprep.host.environment import hub_folders
+from rayprep.model.architecture import Architecture, config_digest, parse_architecture
+from rayprep.model.errors import BadRequest
+from rayprep.model.slug import model_slug
+
+SHIPPED = Path(rayprep.__file__).parent / "configs"
+"""Small models that come with the package, for trying things out: `tiny-dense`, `tiny-moe`."""
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """A model as found on this host. `digest` identifies it, `slug` only labels it."""
+
+    slug: str
+    source: Path
+    digest: str
+    architecture: Architecture
+
+
+def find_model(name: str, environ: Mapping[str, str]) -> ModelFiles:
+    """Reads a model's config.
+
+    Raises:
+        BadRequest: there is no such model, or its config.json cannot be read.
+    """
+    source = _locate(name, environ)
+    try:
+        text = source.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadRequest(f"model config {source} cannot be read: {error}") from None
+    architecture = parse_architecture(text, str(source))
+    label = str(source.parent) if name in (".", "..") or name.endswith(("/.", "/..")) else name
+    return ModelFiles(model_slug(label), source, config_digest(text), architecture)
+
+
+def _locate(name: str, environ: Mapping[str, str]) -> Path:
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path.absolute()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise BadRequest(f"model folder {path} has no config.json", hint="give the folder that holds it")
+        return (path / "config.json").absolute()
+    if (SHIPPED / name / "config.json").is_file():
+        return SHIPPED / name / "config.json"
+    return _in_hub_cache(name, environ)
+
+
+def _in_hub_cache(name: str, environ: Mapping[str, str]) -> Path:
+    """Source: huggingface_hub, "Understand caching": models--ORG--NAME/{refs/main,snapshots/REVISION/}."""
+    hub = Path(hub_folders(environ)["HF_HUB_CACHE"])
+    folder = hub / ("models--" + name.replace("/", "--"))
+    reference = folder / "refs" / "main"
+    if reference.is_file():
+        revision = reference.read_text(encoding="utf-8").strip()
+        config = folder / "snapshots" / revision / "config.json"
+        if config.is_file():
+            return config
+    shipped = ", ".join(sorted(path.name for path in SHIPPED.iterdir() if path.is_dir()))
+    raise BadRequest(
+        f"model {name!r} is no folder here and is not in the Hugging Face cache {hub}",
+        hint=f"fetch it with `hf download {name} config.json`, or give a folder; rayprep ships {shipped}",
+    )

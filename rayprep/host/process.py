@@ -1,0 +1,155 @@
+"""A child process with its whole tree: started under a guard, watched, and always ended by us."""
+
+import contextlib
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import psutil
+from pydantic import ValidationError
+
+from rayprep.model.errors import ErrorType, Interrupted, StageError
+from rayprep.model.result import Cleanup
+
+GRACE_S = 10.0
+"""From SIGTERM to SIGKILL, as the contract has it."""
+_TICK_S = 0.25
+_CHUNK = 1 << 16
+
+
+class Child:
+    """A command under a guard. Its standard output comes back line by line, its standard error goes to a log file.
+
+    A context manager: leaving it ends the whole tree.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        env: Mapping[str, str],
+        log: Path,
+        lock_descriptors: Sequence[int] = (),
+        grace_s: float = GRACE_S,
+    ) -> None:
+        self._grace_s = grace_s
+        self.cleanup: Cleanup | None = None
+        self._buffer = b""
+        report_read, report_write = os.pipe()
+        self._report = report_read
+        try:
+            with log.open("ab") as log_file:
+                self._guard = subprocess.Popen(
+                    [sys.executable, "-m", "rayprep.host.guard", str(grace_s), str(report_write), *command],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=log_file,
+                    env=dict(env),
+                    pass_fds=(report_write, *lock_descriptors),
+                    start_new_session=True,
+                )
+        finally:
+            os.close(report_write)
+
+    @property
+    def guard_pid(self) -> int:
+        return self._guard.pid
+
+    def lines(self, deadline: float, cancelled: Callable[[], bool], tick: Callable[[], None]) -> Iterator[str]:
+        """Yields what the command prints until it closes its output. `tick` runs four times a second.
+
+        Args:
+            deadline: on the monotonic clock.
+
+        Raises:
+            Interrupted: `cancelled()` became true.
+            StageError: `stage_timeout` at the deadline.
+        """
+        output = self._guard.stdout
+        assert output is not None
+        with selectors.DefaultSelector() as selector:
+            selector.register(output, selectors.EVENT_READ)
+            while True:
+                if cancelled():
+                    raise Interrupted
+                if time.monotonic() >= deadline:
+                    raise StageError(ErrorType.STAGE_TIMEOUT, "the stage ran longer than its time-out")
+                if selector.select(_TICK_S):
+                    chunk = os.read(output.fileno(), _CHUNK)
+                    yield from self._split(chunk)
+                    if not chunk:
+                        return
+                tick()
+
+    def _split(self, chunk: bytes) -> Iterator[str]:
+        self._buffer += chunk
+        *whole, self._buffer = self._buffer.split(b"\n")
+        if not chunk and self._buffer:
+            whole.append(self._buffer)
+            self._buffer = b""
+        for line in whole:
+            yield line.decode(errors="replace")
+
+    def end(self) -> tuple[int, Cleanup]:
+        """Ends the tree if it still lives. Returns the command's exit status and how the end went."""
+        assert self._guard.stdin is not None
+        with contextlib.suppress(OSError):
+            self._guard.stdin.close()
+        try:
+            status = self._guard.wait(self._grace_s + 10.0)
+        except subprocess.TimeoutExpired:
+            self._guard.kill()
+            status = self._guard.wait()
+        if self.cleanup is None:
+            self.cleanup = self._read_report()
+        return status, self.cleanup
+
+    def _read_report(self) -> Cleanup:
+        with os.fdopen(self._report, "rb") as report:
+            text = report.read()
+        try:
+            return Cleanup.model_validate_json(text)
+        except ValidationError:
+            # The guard was killed; whatever of the tree outlived it is found by its mark.
+            return Cleanup(kill_sent=True, killed=False, timeout_s=self._grace_s)
+
+    def __enter__(self) -> "Child":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.cleanup is None:
+            self.end()
+        if self._guard.stdout:
+            self._guard.stdout.close()
+
+
+def marked_processes(name: str, value: str) -> list[psutil.Process]:
+    """Living processes of this user whose environment has `name=value`.
+
+    Whoever holds a store's lock knows that all which carry its STORE_MARK were left behind by an owner that died
+    together with its guard.
+    """
+    mark = f"{name}={value}".encode()
+    found = []
+    for process in psutil.process_iter():
+        try:
+            environ = Path(f"/proc/{process.pid}/environ").read_bytes()
+            if mark in environ.split(b"\0") and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except (OSError, psutil.NoSuchProcess):
+            continue  # ended meanwhile, or another user's
+    return found
+
+
+def end_processes(processes: Sequence[psutil.Process], grace_s: float = GRACE_S) -> list[psutil.Process]:
+    """TERM, `grace_s`, KILL. Returns those that are alive all the same."""
+    for signum, wait_s in ((signal.SIGTERM, grace_s), (signal.SIGKILL, 5.0)):
+        for process in processes:
+            with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                process.send_signal(signum)
+        _, processes = psutil.wait_procs(processes, timeout=wait_s)
+    return list(processes)

@@ -1,0 +1,174 @@
+"""The snapshot of all caches: what lies there, and whether this host can use it."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from rayprep.host.completions import Unreadable, read_completions
+from rayprep.host.layout import Layout
+from rayprep.host.markers import read_markers
+from rayprep.host.scan import CacheScan, hash_files, scan_cache
+from rayprep.model.base import utc_from_timestamp, utc_now
+from rayprep.model.caches import CacheName
+from rayprep.model.completion import Check, CheckState, Completion, best, check_completion
+from rayprep.model.signature import Signature
+from rayprep.model.snapshot import CacheSnapshot, PartialInfo, ProfileSnapshot, SlugState
+from rayprep.model.stages import ANSWERS_FOR, StageName
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which model's completions count; all of them where there is no `Wanted`."""
+
+    slug: str
+    config_digest: str
+    tp: int
+
+    def fits(self, completion: Completion) -> bool:
+        identity = completion.identity
+        return (identity.config_digest, identity.tp) == (self.config_digest, self.tp)
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """Everything of ours that lies under one profiles root, read once."""
+
+    scans: Mapping[CacheName, CacheScan]
+    markers: Mapping[tuple[str, StageName], PartialInfo]
+    completions: Mapping[StageName, list[Completion]]
+    unreadable: Mapping[StageName, list[Unreadable]]
+
+    @property
+    def files(self) -> dict[str, int]:
+        merged: dict[str, int] = {}
+        for scan in self.scans.values():
+            merged.update(scan.files)
+        return merged
+
+
+def take_inventory(layout: Layout, slug: str | None = None, tp: int | None = None) -> Inventory:
+    """Reads caches, markers and completions; the latter only of `slug` and `tp` where they are given."""
+    stages = {stage: read_completions(layout, stage, slug, tp) for stage in StageName}
+    return Inventory(
+        scans={cache: scan_cache(layout.profiles, cache) for cache in ANSWERS_FOR},
+        markers=read_markers(layout),
+        completions={stage: good for stage, (good, _) in stages.items()},
+        unreadable={stage: bad for stage, (_, bad) in stages.items()},
+    )
+
+
+def wrong_hashes(profiles: Path, completion: Completion) -> tuple[str, ...]:
+    """Listed files whose content is not what was listed. Reads all of them."""
+    now = hash_files(profiles, completion.artifacts)
+    return tuple(path for path, (_, digest) in completion.artifacts.items() if now.get(path, digest) != digest)
+
+
+def take_snapshot(
+    layout: Layout, inventory: Inventory, signature: Signature, wanted: Wanted | None = None, deep: bool = False
+) -> ProfileSnapshot:
+    """Judges every cache that a stage answers for, for one model or for any.
+
+    Args:
+        deep: hash every listed file, too.
+    """
+    judge = _Judge(layout, inventory, signature, wanted, deep)
+    caches = {cache.value: judge.snapshot(cache) for cache in ANSWERS_FOR}
+    return ProfileSnapshot.model_validate(
+        {
+            "partial": any(cache.partial for cache in caches.values()),
+            "profiles_root": str(layout.profiles),
+            "taken_at": utc_now(),
+            **caches,
+        }
+    )
+
+
+class _Judge:
+    def __init__(
+        self, layout: Layout, inventory: Inventory, signature: Signature, wanted: Wanted | None, deep: bool
+    ) -> None:
+        self.layout, self.inventory, self.signature = layout, inventory, signature
+        self.wanted, self.deep = wanted, deep
+        self.files = inventory.files
+        self._checked: dict[StageName, list[tuple[Completion, Check]]] = {}
+
+    def snapshot(self, cache: CacheName) -> CacheSnapshot:
+        stage, scan = ANSWERS_FOR[cache], self.inventory.scans[cache]
+        checked = self._checks(stage)
+        partial = self._marker(stage)
+        verdict = self._verdict(stage, [check for _, check in checked])
+        about = next((completion for completion, check in checked if check == verdict), None)
+        valid = verdict.valid and partial is None and scan.obstacle is None
+        return CacheSnapshot(
+            exists=scan.exists,
+            partial=partial is not None,
+            partial_info=partial,
+            valid=valid,
+            reason=self._reason(verdict, partial, scan),
+            detail=verdict.detail or None,
+            differences=verdict.differences,
+            path=_home_relative(self.layout.cache(cache)),
+            size_bytes=scan.size_bytes,
+            file_count=len(scan.files),
+            latest_mtime_iso=utc_from_timestamp(scan.latest_mtime) if scan.latest_mtime is not None else None,
+            newest_age_s=_age(scan.latest_mtime),
+            newest_files=scan.newest_files,
+            warnings=scan.warnings,
+            slugs=tuple(_slug_state(completion, check) for completion, check in checked),
+            signature=self._signature(about),
+        )
+
+    def _checks(self, stage: StageName) -> list[tuple[Completion, Check]]:
+        if stage not in self._checked:
+            relevant = [c for c in self.inventory.completions[stage] if self.wanted is None or self.wanted.fits(c)]
+            self._checked[stage] = [(completion, self._check(completion)) for completion in relevant]
+        return self._checked[stage]
+
+    def _check(self, completion: Completion) -> Check:
+        wrong = wrong_hashes(self.layout.profiles, completion) if self.deep else ()
+        return check_completion(completion, self.signature, self.files, wrong_hashes=wrong)
+
+    def _marker(self, stage: StageName) -> PartialInfo | None:
+        slug = self.wanted.slug if self.wanted else None
+        standing = (info for (who, what), info in self.inventory.markers.items() if what is stage)
+        return next((info for info in standing if slug in (None, info.model_slug)), None)
+
+    def _verdict(self, stage: StageName, checks: list[Check]) -> Check:
+        if not checks and (bad := self.inventory.unreadable[stage]):
+            return Check(state=CheckState.UNREADABLE, detail=f"{bad[0].path}: {bad[0].why}")
+        return best(checks)
+
+    def _reason(self, verdict: Check, partial: PartialInfo | None, scan: CacheScan) -> str | None:
+        if partial is not None:
+            return CheckState.IN_PROGRESS
+        if scan.obstacle:
+            return "not_a_plain_folder"
+        return None if verdict.state is CheckState.VALID else verdict.state
+
+    def _signature(self, about: Completion | None) -> Signature:
+        if about is None:
+            slug = {"model_slug": self.wanted.slug, "tp_size": self.wanted.tp} if self.wanted else {}
+            return self.signature.model_copy(update=slug)
+        identity = about.identity
+        return about.signature.model_copy(update={"model_slug": identity.model_slug, "tp_size": identity.tp})
+
+
+def _slug_state(completion: Completion, check: Check) -> SlugState:
+    return SlugState(
+        model_slug=completion.identity.model_slug,
+        tp_size=completion.identity.tp,
+        valid=check.valid,
+        reason=None if check.state is CheckState.VALID else check.state,
+        model_source=completion.model_source,
+    )
+
+
+def _age(mtime: float | None) -> float | None:
+    """Seconds; a file from the future, after the clock was set back, is new."""
+    return None if mtime is None else round(max(0.0, time.time() - mtime), 1)
+
+
+def _home_relative(path: Path) -> str:
+    home = Path.home()
+    return str(path.relative_to(home)) if path.is_relative_to(home) else str(path)

@@ -1,0 +1,1 @@
+"""What is asked and what is answered: frozen pydantic models and the pure decisions over them."""

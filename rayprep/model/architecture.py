@@ -1,0 +1,99 @@
+"""The widths of a model, read from its Hugging Face `config.json`.
+
+Only the keys that decide which kernels are compiled are read; everything else in the file is ignored.
+Source of the names: transformers' configuration classes (Qwen2, Qwen3, Qwen3-MoE, Llama, Mixtral, DeepSeek-V2/V3).
+"""
+
+import hashlib
+import json
+
+from pydantic import AliasChoices, ConfigDict, Field, ValidationError, model_validator
+
+from rayprep.model.base import Record
+from rayprep.model.errors import BadRequest
+
+
+class Quantization(Record):
+    """`quantization_config`: how the weights are stored."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    quant_method: str | None = None
+    weight_block_size: tuple[int, ...] | None = None
+    """Rows and columns of one scaling block, usually (128, 128)."""
+
+
+class Architecture(Record):
+    """What of a model's `config.json` decides its kernels. Widths are in elements, of the whole model (TP 1)."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    architectures: tuple[str, ...] = ()
+    model_type: str = "unknown"
+    hidden_size: int = Field(gt=0)
+    intermediate_size: int = Field(gt=0)
+    num_hidden_layers: int = Field(gt=0)
+    num_attention_heads: int = Field(gt=0)
+    num_key_value_heads: int = Field(gt=0)
+    head_dim: int = Field(gt=0)
+    vocab_size: int = Field(gt=0)
+    max_position_embeddings: int = Field(default=4096, gt=0)
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 10000.0
+    dtype: str = Field(default="bfloat16", validation_alias=AliasChoices("torch_dtype", "dtype"))
+    num_experts: int = Field(
+        default=0, ge=0, validation_alias=AliasChoices("num_experts", "n_routed_experts", "num_local_experts")
+    )
+    num_experts_per_tok: int = Field(default=0, ge=0)
+    moe_intermediate_size: int | None = Field(default=None, gt=0)
+    quantization: Quantization | None = Field(
+        default=None, validation_alias=AliasChoices("quantization_config", "quantization")
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_defaults(cls, data: object) -> object:
+        """transformers' own defaults for keys that configs leave out or set to null."""
+        if not isinstance(data, dict):
+            return data
+        inner = data.get("text_config")
+        keys = {**data, **inner} if isinstance(inner, dict) else dict(data)
+        keys = {name: value for name, value in keys.items() if value is not None}
+        heads, hidden = keys.get("num_attention_heads"), keys.get("hidden_size")
+        if isinstance(heads, int) and heads > 0:
+            keys.setdefault("num_key_value_heads", heads)
+            if isinstance(hidden, int):
+                keys.setdefault("head_dim", max(1, hidden // heads))
+        return keys
+
+    @property
+    def is_moe(self) -> bool:
+        return self.num_experts > 0
+
+    @property
+    def weight_block_size(self) -> tuple[int, ...] | None:
+        return self.quantization.weight_block_size if self.quantization else None
+
+
+def parse_architecture(text: str, source: str) -> Architecture:
+    """Reads a `config.json`'s text.
+
+    Raises:
+        BadRequest: not JSON, not an object, or a width is missing or not a positive number.
+    """
+    try:
+        return Architecture.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        what = f"{field}: {first['msg']}" if field else first["msg"]
+        raise BadRequest(
+            f"model config {source} cannot be read: {what}",
+            hint="give a Hugging Face config.json of a causal language model",
+        ) from None
+
+
+def config_digest(text: str) -> str:
+    """`sha256:` of the config with its keys in order, so that white space and key order do not matter."""
+    canonical = json.dumps(json.loads(text), sort_keys=True, separators=(",", ":"))
+    return "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()

@@ -1,0 +1,112 @@
+"""The caches under a profiles root: their folders, the variables that lead libraries there, what their files are.
+
+The variables are those that each library really reads, which is not always what the seed contract names: where
+the two differ, both are exported. Sources: the libraries' own code at the versions of the `sglang` extra.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class CacheName(StrEnum):
+    """A folder under the profiles root."""
+
+    TRITON = "triton"
+    TORCHINDUCTOR = "torchinductor"
+    FLASHINFER = "flashinfer"
+    DEEP_GEMM = "deep_gemm"
+    MOE_CONFIGS = "moe_configs"
+    SGLANG_JIT = "sglang_jit"
+    OTHERS = "others"
+
+
+class FileKind(StrEnum):
+    """What a file in a cache is to us."""
+
+    ARTIFACT = "artifact"
+    """Counted, hashed, shipped; what a completion lists."""
+    COMPANION = "companion"
+    """Kept and shipped, but rewritten by use, so neither counted nor hashed."""
+    VOLATILE = "volatile"
+    """Locks, logs, scratch: never looked at."""
+
+
+@dataclass(frozen=True)
+class CacheFacts:
+    """What rayprep knows of one cache.
+
+    `env` maps a variable to a folder below the cache's own ("" is the folder itself). `entry_depth` is how many
+    path parts name one whole entry, the unit that is removed or moved aside; files nearer to the root than that
+    belong to the entry that their name without suffixes gives.
+    """
+
+    env: dict[str, str]
+    entry_depth: tuple[tuple[str, int], ...] = ()
+    default_depth: int = 1
+    companion_names: frozenset[str] = frozenset()
+    volatile_suffixes: tuple[str, ...] = (".lock", ".log", ".tmp")
+    volatile_dirs: frozenset[str] = frozenset({"tmp", "locks", "lock"})
+
+
+_OTHER_LIBRARIES = {
+    "SGLANG_CACHE_DIR": "sglang",
+    "CUDA_CACHE_PATH": "cuda",
+    "CUTE_DSL_CACHE_DIR": "cute_dsl",
+    "TILELANG_CACHE_DIR": "tilelang",
+    "QUACK_CACHE_DIR": "quack",
+    "HUMMING_CACHE_DIR": "humming",
+    "CUDA_TILE_CACHE_DIR": "cuda_tile",
+    "TORCH_EXTENSIONS_DIR": "torch_extensions",
+}
+
+CACHES: dict[CacheName, CacheFacts] = {
+    CacheName.TRITON: CacheFacts(env={"TRITON_CACHE_DIR": ""}),
+    CacheName.TORCHINDUCTOR: CacheFacts(
+        env={"TORCHINDUCTOR_CACHE_DIR": ""},
+        # fxgraph/<2 letters>/<key>/, aotautograd/<key>/; code folders hold files of one stem each.
+        entry_depth=(("fxgraph", 3), ("aotautograd", 2)),
+        default_depth=2,
+    ),
+    CacheName.FLASHINFER: CacheFacts(
+        # FLASHINFER_WORKSPACE_DIR is the contract's name and is read by nobody; _BASE is what the library reads.
+        env={"FLASHINFER_WORKSPACE_BASE": "", "FLASHINFER_WORKSPACE_DIR": ""},
+        # .cache/flashinfer/<version>/<arch>/{cached_ops,generated}/<module>/
+        default_depth=6,
+        companion_names=frozenset({".ninja_log", ".ninja_deps", "build.ninja"}),
+    ),
+    CacheName.DEEP_GEMM: CacheFacts(
+        # sglang overwrites DG_JIT_CACHE_DIR with SGLANG_DG_CACHE_DIR; a process without sglang reads only the former.
+        env={"SGLANG_DG_CACHE_DIR": "", "DG_JIT_CACHE_DIR": ""},
+        default_depth=2,  # cache/<kernel>/
+    ),
+    CacheName.MOE_CONFIGS: CacheFacts(
+        env={"SGLANG_MOE_CONFIG_DIR": ""},
+        default_depth=3,  # configs/triton_<version>/<file>.json
+    ),
+    CacheName.SGLANG_JIT: CacheFacts(env={"TVM_FFI_CACHE_DIR": "", "SGLANG_JIT_CACHE_DIR": ""}),
+    CacheName.OTHERS: CacheFacts(env=_OTHER_LIBRARIES, default_depth=2),
+}
+
+
+def classify(cache: CacheName, parts: tuple[str, ...]) -> FileKind:
+    """What the file at `parts` (path parts below the cache's folder) is."""
+    facts = CACHES[cache]
+    name = parts[-1]
+    if name.endswith(facts.volatile_suffixes) or not facts.volatile_dirs.isdisjoint(parts[:-1]):
+        return FileKind.VOLATILE
+    return FileKind.COMPANION if name in facts.companion_names else FileKind.ARTIFACT
+
+
+def entry_of(cache: CacheName, relative: str) -> str:
+    """The whole entry that a file belongs to, as a path below the cache's folder.
+
+    Two files of one entry are only ever removed together. A file that lies where entries are folders is an entry
+    of its own, grouped with the files that share its name up to the first dot (`cab.cpp` with `cab.so`).
+    """
+    facts = CACHES[cache]
+    parts = relative.split("/")
+    depth = dict(facts.entry_depth).get(parts[0], facts.default_depth)
+    if len(parts) > depth:
+        return "/".join(parts[:depth])
+    stem = parts[-1].split(".", 1)[0] or parts[-1]
+    return "/".join([*parts[:-1], stem])

@@ -1,0 +1,166 @@
+"""What a finished stage leaves behind, and whether it still holds.
+
+File: `<profiles>/.rayprep/<stage>/<key>.json`, one for each thing that was built, so that two layouts or two kinds
+of GPU in one root never overwrite each other.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from rayprep.model.base import Record, Utc
+from rayprep.model.signature import FORMAT_VERSION, Difference, Signature, binding_digest, differences
+from rayprep.model.stages import StageName
+
+
+class Identity(Record):
+    """What a completion is for, whatever host built it."""
+
+    model_slug: str
+    config_digest: str
+    tp: int
+    server_flags: tuple[str, ...] = ()
+    """Those that change which kernels a server compiles, sorted."""
+
+
+def cache_key(stage: StageName, identity: Identity, signature: Signature) -> str:
+    """`<slug>-tp<N>-<16 hex digits>`; the digits cover the whole identity and the fields that bind the stage."""
+    whole = [identity.model_dump(), binding_digest(stage, signature)]
+    digits = hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:16]
+    return f"{identity.model_slug}-tp{identity.tp}-{digits}"
+
+
+class Completion(Record):
+    """A stage that was finished: for whom, under which signature, covering what, made of which files."""
+
+    schema_version: str = FORMAT_VERSION
+    stage: StageName
+    key: str
+    identity: Identity
+    model_source: str
+    """Where the model's config.json was, for people."""
+    outcome: Literal["built", "skipped"] = "built"
+    """`skipped`: there is rightly nothing to build here, and `reason` says why."""
+    reason: str | None = None
+    signature: Signature
+    units: tuple[str, ...] = ()
+    """The coverage: one name for each graph, kernel or module, sorted."""
+    artifacts: dict[str, tuple[int, str]] = Field(default_factory=dict)
+    """Path below the profiles root -> (bytes, `sha256:...`)."""
+    started_at: Utc
+    finished_at: Utc
+    duration_s: float
+    run_id: str
+    rayprep_version: str
+
+    @field_validator("artifacts")
+    @classmethod
+    def _stay_below_the_root(cls, artifacts: dict[str, tuple[int, str]]) -> dict[str, tuple[int, str]]:
+        for path in artifacts:
+            if path.startswith("/") or ".." in path:
+                raise ValueError(f"{path!r} leads out of the profiles root")
+        return artifacts
+
+
+class CheckState(StrEnum):
+    """How a completion stands against this host and this request, worst known reason first."""
+
+    VALID = "valid_signature"
+    NOT_NEEDED = "not_needed"
+    IN_PROGRESS = "in_progress_or_aborted"
+    NO_COMPLETION = "no_completion"
+    UNREADABLE = "completion_unreadable"
+    NEWER_FORMAT = "completion_of_another_format"
+    SIGNATURE_MISMATCH = "signature_mismatch"
+    NOT_COVERED = "not_covered"
+    FILES_MISSING = "files_missing"
+    FILES_CHANGED = "files_changed"
+    HASH_MISMATCH = "hash_mismatch"
+
+
+class Check(Record):
+    """The verdict on one stage. `damaged` are the listed files that are gone or altered."""
+
+    state: CheckState
+    detail: str = ""
+    differences: tuple[Difference, ...] = ()
+    damaged: tuple[str, ...] = ()
+    missing_units: tuple[str, ...] = ()
+
+    @property
+    def valid(self) -> bool:
+        return self.state in (CheckState.VALID, CheckState.NOT_NEEDED)
+
+
+def check_completion(
+    completion: Completion,
+    now: Signature,
+    files: Mapping[str, int],
+    units: Sequence[str] = (),
+    wrong_hashes: Sequence[str] = (),
+) -> Check:
+    """Whether `completion` holds here.
+
+    Args:
+        files: every artifact that is there now, path below the profiles root -> bytes.
+        units: what has to be covered.
+        wrong_hashes: paths whose content was hashed and differs; empty where nothing was hashed.
+    """
+    if completion.schema_version != FORMAT_VERSION:
+        return Check(
+            state=CheckState.NEWER_FORMAT,
+            detail=f"format {completion.schema_version}, this rayprep reads {FORMAT_VERSION}",
+        )
+    if differing := differences(completion.stage, completion.signature, now):
+        return Check(
+            state=CheckState.SIGNATURE_MISMATCH,
+            detail="; ".join(str(each) for each in differing),
+            differences=differing,
+        )
+    if completion.outcome == "skipped":
+        return Check(state=CheckState.NOT_NEEDED, detail=completion.reason or "")
+    if damage := _damage(completion, files, wrong_hashes):
+        return damage
+    if missing := tuple(unit for unit in units if unit not in set(completion.units)):
+        return Check(state=CheckState.NOT_COVERED, detail="not built yet: " + ", ".join(missing), missing_units=missing)
+    return Check(state=CheckState.VALID)
+
+
+def _damage(completion: Completion, files: Mapping[str, int], wrong_hashes: Sequence[str]) -> Check | None:
+    listed = completion.artifacts
+    missing = tuple(path for path in listed if path not in files)
+    changed = tuple(path for path, (size, _) in listed.items() if files.get(path, size) != size)
+    wrong = tuple(path for path in wrong_hashes if path in listed)
+    for state, paths in (
+        (CheckState.FILES_MISSING, missing),
+        (CheckState.FILES_CHANGED, changed),
+        (CheckState.HASH_MISMATCH, wrong),
+    ):
+        if paths:
+            detail = f"{len(paths)} of {len(listed)}, first {paths[0]}"
+            return Check(state=state, detail=detail, damaged=tuple(sorted({*missing, *changed, *wrong})))
+    return None
+
+
+_BEST_FIRST = (
+    CheckState.VALID,
+    CheckState.NOT_NEEDED,
+    CheckState.NOT_COVERED,
+    CheckState.HASH_MISMATCH,
+    CheckState.FILES_CHANGED,
+    CheckState.FILES_MISSING,
+    CheckState.SIGNATURE_MISMATCH,
+    CheckState.NEWER_FORMAT,
+    CheckState.UNREADABLE,
+)
+
+
+def best(checks: Sequence[Check]) -> Check:
+    """The check that stands nearest to valid; `no_completion` where there is none."""
+    if not checks:
+        return Check(state=CheckState.NO_COMPLETION)
+    return min(checks, key=lambda check: (_BEST_FIRST.index(check.state), len(check.differences)))

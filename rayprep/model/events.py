@@ -1,0 +1,79 @@
+"""What a run says while it goes on: one event, one human line, one `OPTIMIZE_JSON` line."""
+
+from enum import StrEnum
+
+from rayprep.model.base import Record, Utc, utc_now
+from rayprep.model.errors import ErrorType
+
+Settings = dict[str, str | int | float | tuple[int, ...] | None]
+
+
+class Phase(StrEnum):
+    START = "start"
+    PROGRESS = "progress"
+    END = "end"
+    WAIT_LOCK = "wait_lock"
+    WARNING = "warning"
+
+
+class Event(Record):
+    """One line of the session log. Fields that are null are left out of the JSON."""
+
+    name: str
+    """The stage, or `ensure` for the run as a whole."""
+    phase: Phase
+    ts: Utc
+    settings: Settings | None = None
+    elapsed_s: float | None = None
+    hint: str | None = None
+    done: int | None = None
+    total: int | None = None
+    status: str | None = None
+    error_type: ErrorType | None = None
+    reason: str | None = None
+    duration_s: float | None = None
+    slug: str | None = None
+    held_for_s: float | None = None
+    holder: str | None = None
+    message: str | None = None
+
+    @property
+    def json_line(self) -> str:
+        return "OPTIMIZE_JSON " + self.model_dump_json(exclude_none=True)
+
+    @property
+    def human_line(self) -> str:
+        """`[OPTIMIZE deep_gemm] starting {model=..., tp=...}` and its like."""
+        return f"[OPTIMIZE {self.name}] {self._words()}"
+
+    def _words(self) -> str:
+        elapsed = f" after {self.elapsed_s:.0f} s" if self.elapsed_s is not None else ""
+        match self.phase:
+            case Phase.START:
+                inner = ", ".join(f"{key}={_plain(value)}" for key, value in (self.settings or {}).items())
+                return f"starting {{{inner}}}"
+            case Phase.PROGRESS:
+                count = f" ({self.done}/{self.total})" if self.total else ""
+                return f"{self.hint or 'running'}{count}{elapsed}"
+            case Phase.WAIT_LOCK:
+                return f"waiting for the lock of {self.slug}, held for {self.held_for_s or 0:.0f} s by {self.holder}"
+            case Phase.WARNING:
+                return f"warning: {self.message}"
+            case Phase.END:
+                return self._end_words()
+
+    def _end_words(self) -> str:
+        why = self.error_type or self.reason
+        text = f"{self.status}" + (f" ({why})" if why else "")
+        if self.duration_s:
+            text += f" in {self.duration_s:.1f} s"
+        return text + (f": {self.message}" if self.message else "")
+
+
+def _plain(value: object) -> str:
+    return "[" + ",".join(map(str, value)) + "]" if isinstance(value, tuple) else str(value)
+
+
+def event(name: str, phase: Phase, **fields: object) -> Event:
+    """An event of this moment."""
+    return Event.model_validate({"name": name, "phase": phase, "ts": utc_now(), **fields})

@@ -1,0 +1,24 @@
+"""The container run's manifest, of which rayprep owns one field: `profile_cache.start`."""
+
+import json
+
+from rayprep.model.errors import BadRequest
+from rayprep.model.snapshot import ProfileSnapshot
+
+
+def merge_snapshot(text: str, source: str, snapshot: ProfileSnapshot) -> str:
+    """The manifest's text with `profile_cache.start` set; every other field stays as it is, in its order.
+
+    Raises:
+        BadRequest: the text is not a JSON object, or its `profile_cache` is something else than an object.
+    """
+    try:
+        manifest = json.loads(text)
+    except ValueError as error:
+        raise BadRequest(f"manifest {source} is not JSON: {error}", hint="it is left as it was") from None
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("profile_cache", {}), dict):
+        raise BadRequest(
+            f"manifest {source}: it and its profile_cache must be JSON objects", hint="it is left as it was"
+        )
+    manifest.setdefault("profile_cache", {})["start"] = snapshot.model_dump(mode="json")
+    return json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"

@@ -1,0 +1,126 @@
+"""What each stage will do and why: pure decisions over a request, a host's signature and what lies there."""
+
+from collections.abc import Sequence
+from enum import StrEnum
+
+from rayprep.model.base import Record
+from rayprep.model.completion import Check, Completion
+from rayprep.model.errors import ErrorType
+from rayprep.model.spec import StageOp
+from rayprep.model.stages import StageName
+
+
+class Work(Record):
+    """What a stage would build, listed without building it."""
+
+    units: tuple[str, ...]
+    required_bytes: int
+    """Of disk, for all units."""
+    estimate: str
+    """How `required_bytes` and `seconds` were come by, for people."""
+    seconds: float
+    memory_bytes: int = 0
+
+
+class NotNeeded(Record):
+    """There is rightly nothing to build on this host for this model."""
+
+    reason: str
+    detail: str = ""
+
+
+class Unable(Record):
+    """The stage has work here that it cannot do; it ends as an error, not as a skip."""
+
+    error_type: ErrorType
+    message: str
+
+
+StagePlan = Work | NotNeeded | Unable
+
+
+def calibrate(work: Work, earlier: Sequence[Completion]) -> Work:
+    """`work` with its cost reckoned from what earlier completions of the stage took, where there are any.
+
+    Time is the mean of a unit, disk the largest, since too little disk fails a run and too much time fails nothing.
+    """
+    measured = [each for each in earlier if each.units and each.artifacts and each.duration_s > 0]
+    if not measured:
+        return work
+    count = len(work.units)
+    units = sum(len(each.units) for each in measured)
+    seconds = sum(each.duration_s for each in measured) / units
+    largest = max(sum(size for size, _ in each.artifacts.values()) // len(each.units) for each in measured)
+    return work.model_copy(
+        update={
+            "required_bytes": max(largest, 1) * count,
+            "seconds": seconds * count,
+            "estimate": f"{count} units, as {len(measured)} earlier builds of this model here took for each",
+        }
+    )
+
+
+class Action(StrEnum):
+    BUILD = "build"
+    NOOP = "noop"
+    SKIP = "skip"
+    FAIL = "fail"
+
+
+class Decision(Record):
+    """One stage's part of the plan, with the reason."""
+
+    stage: StageName
+    action: Action
+    reason: str
+    detail: str = ""
+    key: str
+    check: Check
+    work: Work | None = None
+    error_type: ErrorType | None = None
+    record_skip: bool = False
+    """The skip is the host's or the model's, not the user's: it is kept as a completion."""
+
+    def __str__(self) -> str:
+        cost = ""
+        if self.action is Action.BUILD and self.work:
+            mib = self.work.required_bytes / 2**20
+            cost = f": {len(self.work.units)} to build, about {self.work.seconds:.0f} s and {mib:.0f} MiB"
+            cost += f" ({self.work.estimate})"
+        detail = f" ({self.detail})" if self.detail else ""
+        return f"{self.stage}: {self.action}, {self.reason}{detail}{cost}"
+
+
+def decide(  # noqa: PLR0911 - one return for each rule, in order of precedence
+    stage: StageName, op: StageOp, selected: bool, plan: StagePlan, check: Check, key: str
+) -> Decision:
+    """The rules, first that fits: not selected, told to skip, not needed, unable, rebuild, valid, build."""
+
+    def verdict(action: Action, reason: str, detail: str = "") -> Decision:
+        work = plan if isinstance(plan, Work) else None
+        return Decision(stage=stage, action=action, reason=reason, detail=detail, key=key, check=check, work=work)
+
+    if not selected:
+        return verdict(Action.SKIP, "not_selected")
+    if op is StageOp.SKIP:
+        return verdict(Action.SKIP, "requested")
+    if isinstance(plan, NotNeeded):
+        return verdict(Action.SKIP, plan.reason, plan.detail).model_copy(update={"record_skip": True})
+    if isinstance(plan, Unable):
+        failed = verdict(Action.FAIL, plan.error_type.value, plan.message)
+        return failed.model_copy(update={"error_type": plan.error_type})
+    if op is StageOp.REBUILD:
+        return verdict(Action.BUILD, "rebuild_requested")
+    if check.valid:
+        return verdict(Action.NOOP, "valid_signature", check.detail)
+    return verdict(Action.BUILD, check.state.value, check.detail)
+
+
+class Plan(Record):
+    """The decisions for one host, in the order of the stages."""
+
+    decisions: tuple[Decision, ...]
+
+    @property
+    def needs_work(self) -> bool:
+        return any(each.action is Action.BUILD for each in self.decisions)

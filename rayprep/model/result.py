@@ -1,0 +1,206 @@
+"""The outcome of one run on one host: the seed contract's `prep_result.json`."""
+
+from collections.abc import Iterable, Mapping
+from enum import StrEnum
+
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+
+from rayprep.model.base import Record, Utc
+from rayprep.model.errors import ErrorType
+from rayprep.model.signature import Signature
+from rayprep.model.stages import StageName, StageStatus, exit_code
+
+
+class RunStatus(StrEnum):
+    """`partial` also while the run goes on, and when it was interrupted."""
+
+    OK = "ok"
+    ERROR = "error"
+    PARTIAL = "partial"
+
+
+class Located(Record):
+    """One file or folder under its two names: as the run sees it, and as the host outside a container does."""
+
+    container_path: str
+    host_path: str
+
+
+class Tally(Record):
+    count: int
+    bytes: int
+
+
+class Artifacts(Record):
+    """What a stage made. Fields that do not apply to a stage are left out of its JSON."""
+
+    cache_dir: Located | None = None
+    workspace_dir: Located | None = None
+    config_file: Located | None = None
+    log_file: Located | None = None
+    cubins: Tally | None = None
+    files: Tally | None = None
+    units: tuple[str, ...] = ()
+    """What the stage's completion covers now."""
+    built: tuple[str, ...] = ()
+    """What of it this run compiled anew."""
+    disk_delta_bytes: int = 0
+    files_delta: int = 0
+    completion: Located | None = None
+
+    @model_serializer(mode="wrap")
+    def _leave_out_what_does_not_apply(self, handler: SerializerFunctionWrapHandler) -> dict[str, object]:
+        written: dict[str, object] = handler(self)
+        return {name: value for name, value in written.items() if value is not None}
+
+
+class Cleanup(Record):
+    """How the stage's processes were ended. `killed`: all of them are gone."""
+
+    kill_sent: bool
+    killed: bool
+    timeout_s: float
+
+
+class StageErrorRecord(Record):
+    """One failure, for people and for tools."""
+
+    error_type: ErrorType
+    message: str
+    hint: str = ""
+    required_bytes: int | None = None
+    free_bytes: int | None = None
+    log_tail: tuple[str, ...] = ()
+
+
+class StageResult(Record):
+    """How one stage went. `status_code` is 0, or the stage's own code when it failed."""
+
+    ran: bool
+    status: StageStatus
+    status_code: int
+    duration_s: float = 0.0
+    reason: str | None = None
+    detail: str | None = None
+    signature: Signature | None = None
+    """The signature that a `noop` was decided on."""
+    artifacts: Artifacts | None = None
+    env: dict[str, str] | None = None
+    """The variables that this stage set differently from `run.settings.env`."""
+    cleanup: Cleanup | None = None
+    error_type: ErrorType | None = None
+    warnings: tuple[str, ...] = ()
+    errors: tuple[StageErrorRecord, ...] = ()
+
+
+class MoeSettings(Record):
+    strategy: str
+    dtype: str | None = None
+
+
+class Settings(Record):
+    """The resolved request, echoed."""
+
+    source: str
+    spec_version: str
+    model: str
+    model_source: str
+    config_digest: str
+    tp: int
+    ops: dict[StageName, str]
+    blocks: tuple[int, ...]
+    batch_sizes: tuple[int, ...]
+    max_seq_len: int | None
+    moe: MoeSettings
+    device: str
+    server_args: tuple[str, ...]
+    timeout_s: float
+    heartbeat_s: float
+    warmup_port: int
+    mem_fraction: float
+    write_mode: str = "atomic"
+    env: dict[str, str]
+    ignored_spec_keys: tuple[str, ...] = ()
+    sources: dict[str, str]
+
+
+class RunBlock(Record):
+    """Which run this was, on what."""
+
+    run_id: str
+    model_slug: str
+    tp: int
+    device_name: str
+    cuda: str | None
+    torch_version: str | None
+    triton_version: str | None
+    sglang_commit: str | None
+    sglang_version: str | None
+    host: str
+    rayprep_version: str
+    started_at: Utc
+    finished_at: Utc | None = None
+    duration_s: float = 0.0
+    signature: Signature
+    settings: Settings
+    session_log: Located
+
+
+class TelemetryProbe(Record):
+    """Whether Prometheus saw the run's samples. Nothing is asked of it yet, which `reason` says."""
+
+    prometheus_query: str = "increase(sglang:prompt_tokens_total[30s])"
+    with_run_filter: str
+    sample_count: int = 0
+    ok: bool = False
+    reason: str = "not_probed"
+
+
+class RunError(Record):
+    """A failure in the top-level list. `stage` is null for one before any stage."""
+
+    stage: StageName | None
+    error_type: ErrorType
+    message: str
+
+
+class PrepResult(Record):
+    """The whole file."""
+
+    schema_version: str = "1"
+    status: RunStatus
+    run: RunBlock
+    stages: dict[StageName, StageResult] = Field(default_factory=dict)
+    telemetry_probe: TelemetryProbe
+    errors: tuple[RunError, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def exit_code(self) -> int:
+        """0, a stage's code, 4 for a lock before any stage, 130 for an interrupt, 1 for any other early end."""
+        kinds = [error.error_type for error in self.errors]
+        if ErrorType.INTERRUPTED in kinds:
+            return 130
+        failed = [name for name, stage in self.stages.items() if stage.status is StageStatus.ERROR]
+        if failed:
+            return exit_code(failed)
+        if ErrorType.LOCK_TIMEOUT in kinds:
+            return 4
+        return 3 if self.errors else 0
+
+    @property
+    def status_line(self) -> str:
+        """`ok deep_gemm:noop moe_tune:ok ...`, what RESULT_STATUS says."""
+        return " ".join([self.status, *(f"{name}:{stage.status}" for name, stage in self.stages.items())])
+
+
+def overall_status(stages: Mapping[StageName, StageResult], errors: Iterable[RunError], finished: bool) -> RunStatus:
+    """`ok` when every stage is ok, noop or skipped; `error` when all that ran failed; `partial` otherwise."""
+    errors = tuple(errors)
+    if not finished or any(error.error_type is ErrorType.INTERRUPTED for error in errors):
+        return RunStatus.PARTIAL
+    failed = [stage for stage in stages.values() if stage.status is StageStatus.ERROR]
+    good = [stage for stage in stages.values() if stage.status in (StageStatus.OK, StageStatus.NOOP)]
+    if not failed and not errors:
+        return RunStatus.OK
+    return RunStatus.PARTIAL if good else RunStatus.ERROR

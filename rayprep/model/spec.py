@@ -1,0 +1,167 @@
+"""The request: what to prepare, resolved once from flags, spec file and defaults."""
+
+from collections.abc import Mapping
+from enum import StrEnum
+
+from pydantic import Field, ValidationError, field_validator
+
+from rayprep.model.architecture import Architecture
+from rayprep.model.base import Record
+from rayprep.model.errors import BadRequest
+from rayprep.model.server_args import check_server_args
+from rayprep.model.stages import StageName
+
+SPEC_VERSION = "1"
+DEFAULT_BATCH_SIZES = (1, 8)
+"""Decode batch sizes that are prepared when none is asked for."""
+DEFAULT_SEQ_LEN = 512
+"""Tokens of KV cache that the CPU decode step is compiled for when --max-seq-len is not given."""
+
+
+class StageOp(StrEnum):
+    """`ensure` builds what is missing, `rebuild` builds in any case, `skip` leaves the stage out."""
+
+    ENSURE = "ensure"
+    REBUILD = "rebuild"
+    SKIP = "skip"
+
+
+class MoeStrategy(StrEnum):
+    """How far the MoE tuner searches."""
+
+    AUTO = "auto"
+    FIXED = "fixed"
+    SWEEP = "sweep"
+
+
+class DeviceChoice(StrEnum):
+    """`auto` is `cuda` where NVML shows a GPU, else `cpu`."""
+
+    AUTO = "auto"
+    CUDA = "cuda"
+    CPU = "cpu"
+
+
+class PrepSpec(Record):
+    """One request, complete."""
+
+    model: str = Field(min_length=1)
+    """A folder with a config.json, that file, or a name in the local Hugging Face cache."""
+    tp: int = Field(default=1, ge=1)
+    ops: dict[StageName, StageOp] = Field(default_factory=dict)
+    """Stages that are not named here are `ensure`."""
+    selected: tuple[StageName, ...] = tuple(StageName)
+    block_sizes: tuple[int, ...] = ()
+    """Must agree with the model's `weight_block_size`; empty means the model's own."""
+    batch_sizes: tuple[int, ...] = DEFAULT_BATCH_SIZES
+    moe_strategy: MoeStrategy = MoeStrategy.AUTO
+    moe_dtype: str | None = None
+    max_seq_len: int | None = Field(default=None, gt=0)
+    timeout_s: float = Field(default=3600, gt=0)
+    """Of each stage, and of the wait for a lock."""
+    heartbeat_s: float = Field(default=60, gt=0)
+    warmup_port: int = Field(default=30999, ge=1024, le=65535)
+    mem_fraction: float = Field(default=0.96, gt=0, lt=1)
+    device: DeviceChoice = DeviceChoice.AUTO
+    server_args: tuple[str, ...] = ()
+    """Handed to SGLang as they are."""
+
+    @field_validator("batch_sizes", "block_sizes")
+    @classmethod
+    def _positive_and_sorted(cls, sizes: tuple[int, ...]) -> tuple[int, ...]:
+        if any(size < 1 for size in sizes):
+            raise ValueError("sizes must be positive")
+        return tuple(sorted(set(sizes)))
+
+    @field_validator("batch_sizes")
+    @classmethod
+    def _not_empty(cls, sizes: tuple[int, ...]) -> tuple[int, ...]:
+        if not sizes:
+            raise ValueError("at least one batch size is needed")
+        return sizes
+
+    def op(self, stage: StageName) -> StageOp:
+        return self.ops.get(stage, StageOp.ENSURE)
+
+    @property
+    def seq_len(self) -> int:
+        return self.max_seq_len or DEFAULT_SEQ_LEN
+
+
+class Resolved(Record):
+    """A request with where each of its values came from."""
+
+    spec: PrepSpec
+    source: str
+    """`spec` where a spec file was given and no flag overrode it, else `flags`."""
+    sources: dict[str, str]
+    """Field -> `flag`, `spec` or `default`."""
+    ignored_spec_keys: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+def resolve(
+    flags: Mapping[str, object],
+    from_file: Mapping[str, object] | None = None,
+    ignored: tuple[str, ...] = (),
+    warnings: tuple[str, ...] = (),
+) -> Resolved:
+    """Merges flags over spec-file values over defaults. Keys are field names of PrepSpec.
+
+    Raises:
+        BadRequest: a value is of the wrong type or out of range, or no model is given.
+    """
+    spec_values = dict(from_file or {})
+    merged = {**spec_values, **flags}
+    merged["ops"] = {**_as_ops(spec_values.get("ops")), **_as_ops(flags.get("ops"))}
+    if "model" not in merged:
+        raise BadRequest("no model given", hint="give --model PATH_OR_NAME, or model_path in the spec file")
+    try:
+        spec = PrepSpec.model_validate(merged)
+    except ValidationError as error:
+        raise BadRequest(_first_problem(error), hint="rayprep ensure --help lists the values") from None
+    origin = {
+        field: "flag" if field in flags else "spec" if field in spec_values else "default"
+        for field in PrepSpec.model_fields
+    }
+    source = "spec" if from_file is not None and "flag" not in origin.values() else "flags"
+    return Resolved(spec=spec, source=source, sources=origin, ignored_spec_keys=ignored, warnings=warnings)
+
+
+def _as_ops(value: object) -> dict[str, object]:
+    return dict(value) if isinstance(value, Mapping) else {}
+
+
+def _first_problem(error: ValidationError) -> str:
+    first = error.errors()[0]
+    field = ".".join(str(part) for part in first["loc"])
+    return f"{field}: {first['msg']}, got {first['input']!r}"
+
+
+def check_against_model(spec: PrepSpec, architecture: Architecture) -> None:
+    """Refuses a request that this model cannot have.
+
+    Raises:
+        BadRequest: TP does not divide the heads, the block size is not the model's, or a server argument asks for
+            another layout.
+    """
+    check_server_args(spec.server_args, spec.tp)
+    heads, kv_heads = architecture.num_attention_heads, architecture.num_key_value_heads
+    if heads % spec.tp:
+        raise BadRequest(
+            f"tp {spec.tp} does not divide the model's {heads} attention heads",
+            hint="choose a tp that divides them",
+        )
+    if kv_heads % spec.tp and spec.tp % kv_heads:
+        raise BadRequest(
+            f"tp {spec.tp} and the model's {kv_heads} key-value heads do not divide each other",
+            hint="choose a tp that divides them, or a multiple of them",
+        )
+    own = architecture.weight_block_size or ()
+    for size in spec.block_sizes:
+        if size not in own:
+            found = f"weight_block_size {list(own)}" if own else "no weight_block_size (it is not block-quantised)"
+            raise BadRequest(
+                f"--block-size {size} does not fit the model, which has {found}",
+                hint="drop --block-size to take the model's own",
+            )

@@ -1,0 +1,145 @@
+"""Reads the seed contract's spec file, in both its forms, into values for `spec.resolve`.
+
+Unknown keys are ignored with a warning that names the nearest known one. Layouts beyond tensor parallelism are
+refused by name: a request half done is worse than one not done.
+"""
+
+import difflib
+import json
+from collections.abc import Iterable, Mapping
+
+from rayprep.model.base import Record
+from rayprep.model.errors import BadRequest
+from rayprep.model.server_args import refuse_layout
+from rayprep.model.spec import SPEC_VERSION
+
+_PLAIN = {
+    "model": "model",
+    "model_path": "model",
+    "tp": "tp",
+    "batch_sizes": "batch_sizes",
+    "block_sizes": "block_sizes",
+    "max_seq_len": "max_seq_len",
+    "timeout_s": "timeout_s",
+    "heartbeat_s": "heartbeat_s",
+    "warmup_port": "warmup_port",
+    "mem_fraction": "mem_fraction",
+    "device": "device",
+    "server_args": "server_args",
+}
+_STAGE_NAMES = {
+    "deep_gemm": "deep_gemm",
+    "moe": "moe_tune",
+    "moe_tune": "moe_tune",
+    "triton": "moe_tune",
+    "flashinfer": "flashinfer",
+    "inductor": "inductor",
+}
+_POLICY = {
+    "strategy": "moe_strategy",
+    "dtype": "moe_dtype",
+    "batch_sizes": "batch_sizes",
+    "blocks": "batch_sizes",  # what the contract's first form calls them
+}
+_ALIASES = {("strategy", "triton"): "auto", ("dtype", "fp8"): "fp8_w8a8"}
+_OPS = {"ensure": "ensure", "rebuild": "rebuild", "tune": "rebuild", "skip": "skip"}
+
+
+class SpecFile(Record):
+    """`values` are keyed by PrepSpec's fields; `ignored` are dotted paths in the file."""
+
+    values: dict[str, object]
+    ignored: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+def parse_spec_file(text: str, source: str) -> SpecFile:
+    """Parses a spec file's text.
+
+    Raises:
+        BadRequest: empty, not JSON, not an object, a wrong type where the form is fixed, or another layout than TP.
+    """
+    document = _as_object(_load(text, source), source)
+    reader = _Reader(source)
+    for key, value in document.items():
+        reader.top(key, value)
+    return SpecFile(values=reader.values, ignored=tuple(reader.ignored), warnings=tuple(reader.warnings))
+
+
+def _load(text: str, source: str) -> object:
+    if not text.strip():
+        raise BadRequest(f"spec file {source} is empty", hint="write a JSON object with at least model_path")
+    try:
+        loaded: object = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BadRequest(
+            f"spec file {source} is not JSON: {error}", hint="check it with python3 -m json.tool"
+        ) from None
+    return loaded
+
+
+def _as_object(value: object, where: str) -> dict[str, object]:
+    if not isinstance(value, dict):
+        raise BadRequest(f"{where} must be a JSON object, not {type(value).__name__}")
+    return value
+
+
+class _Reader:
+    """Collects values, ignored keys and warnings while it goes through the document."""
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self.values: dict[str, object] = {}
+        self.ops: dict[str, str] = {}
+        self.ignored: list[str] = []
+        self.warnings: list[str] = []
+
+    def top(self, key: str, value: object) -> None:
+        refuse_layout(key, value)
+        if key == "schema_version":
+            self._version(value)
+        elif key == "ops":
+            for name, op in _as_object(value, f"{self.source}: ops").items():
+                self._op(name, op)
+        elif key in _PLAIN:
+            self.values[_PLAIN[key]] = value
+        else:
+            self._ignore(key, [*_PLAIN, "ops", "schema_version"])
+
+    def _version(self, value: object) -> None:
+        if str(value) != SPEC_VERSION:
+            self.warnings.append(f"spec file {self.source} has schema_version {value!r}, read as {SPEC_VERSION}")
+
+    def _op(self, name: str, value: object) -> None:
+        stage = _STAGE_NAMES.get(name)
+        if stage is None:
+            self._ignore(f"ops.{name}", [f"ops.{known}" for known in _STAGE_NAMES])
+            return
+        fields: Mapping[str, object] = value if isinstance(value, dict) else {"mode": value}
+        for key, inner in fields.items():
+            if key in ("mode", "op"):
+                self._set_op(name, stage, inner)
+            elif key == "policy" and stage == "moe_tune":
+                self._policy(name, _as_object(inner, f"{self.source}: ops.{name}.policy"))
+            else:
+                self._ignore(f"ops.{name}.{key}", [f"ops.{name}.{known}" for known in ("mode", "op", "policy")])
+        self.values["ops"] = self.ops
+
+    def _set_op(self, name: str, stage: str, value: object) -> None:
+        if not isinstance(value, str) or value not in _OPS:
+            raise BadRequest(f"spec file {self.source}: ops.{name} is {value!r}", hint="use ensure, rebuild or skip")
+        self.ops[stage] = _OPS[value]
+
+    def _policy(self, name: str, policy: Mapping[str, object]) -> None:
+        for key, value in policy.items():
+            field = _POLICY.get(key)
+            if field is None:
+                self._ignore(f"ops.{name}.policy.{key}", [f"ops.{name}.policy.{known}" for known in _POLICY])
+            else:
+                self.values[field] = _ALIASES.get((key, str(value)), value)
+
+    def _ignore(self, path: str, known: Iterable[str]) -> None:
+        close = difflib.get_close_matches(path, list(known), n=1, cutoff=0.5)
+        self.ignored.append(path)
+        nearest = f"; did you mean {close[0]}?" if close else ""
+        self.warnings.append(f"spec file {self.source}: unknown key {path} ignored{nearest}")

@@ -1,0 +1,49 @@
+"""The stages, in the order in which they run: their codes, and the caches that each answers for."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from rayprep.model.caches import CacheName
+
+
+class StageName(StrEnum):
+    """A stage, by the name that it has in every file, log line and exit code table."""
+
+    DEEP_GEMM = "deep_gemm"
+    MOE_TUNE = "moe_tune"
+    FLASHINFER = "flashinfer"
+    INDUCTOR = "inductor"
+
+
+class StageStatus(StrEnum):
+    """How a stage ended."""
+
+    OK = "ok"
+    ERROR = "error"
+    SKIPPED = "skipped"
+    NOOP = "noop"
+
+
+@dataclass(frozen=True)
+class StageFacts:
+    """`code` is the stage's exit status when it fails first; `caches` are those it fills, the first its own."""
+
+    code: int
+    caches: tuple[CacheName, ...]
+
+
+STAGES: dict[StageName, StageFacts] = {
+    StageName.DEEP_GEMM: StageFacts(10, (CacheName.DEEP_GEMM,)),
+    # The tuner's kernels are what fills the Triton cache, which is why `--triton` selects this stage.
+    StageName.MOE_TUNE: StageFacts(11, (CacheName.MOE_CONFIGS, CacheName.TRITON)),
+    StageName.FLASHINFER: StageFacts(12, (CacheName.FLASHINFER,)),
+    StageName.INDUCTOR: StageFacts(13, (CacheName.TORCHINDUCTOR,)),
+}
+
+ANSWERS_FOR: dict[CacheName, StageName] = {cache: stage for stage, facts in STAGES.items() for cache in facts.caches}
+"""Which stage's completion says whether a cache is valid."""
+
+
+def exit_code(failed: list[StageName]) -> int:
+    """The code of the first failing stage in order, 0 where none failed."""
+    return next((facts.code for stage, facts in STAGES.items() if stage in failed), 0)

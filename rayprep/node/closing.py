@@ -1,0 +1,76 @@
+"""Closes the result of a run whose agent cannot do it any more."""
+
+from pydantic import ValidationError
+
+from rayprep.host.atomic import write_text
+from rayprep.host.markers import Marker
+from rayprep.model.base import parse_utc, read_tolerant, to_json, utc_now
+from rayprep.model.errors import ErrorType, Interrupted, RayprepError, StageError
+from rayprep.model.result import PrepResult, RunError, StageResult, overall_status
+from rayprep.model.stages import StageName, StageStatus
+from rayprep.node.record import Recorder, failed_result
+from rayprep.node.request import NodeRequest
+from rayprep.node.survey import Survey
+
+
+def close_result(request: NodeRequest, survey: Survey, error: RayprepError) -> PrepResult:
+    """Writes the end of the run into its result: the stage that was running failed with `error`.
+
+    Only for a run whose own agent is dead, or never lived; otherwise the agent is the one that writes.
+    """
+    path = survey.layout.result(request.run_id)
+    try:
+        open_result = read_tolerant(PrepResult, path.read_bytes())
+    except (OSError, ValidationError):
+        open_result = None
+    # A finished result under this id is an earlier run's; the recorder keeps it as history.
+    if open_result is None or open_result.run.finished_at is not None:
+        open_result = Recorder(request, survey).result
+    running = _running_stage(request, survey)
+    result = closed(open_result, error, running)
+    write_text(path, to_json(result))
+    return result
+
+
+def closed(result: PrepResult, error: RayprepError, running: StageName | None) -> PrepResult:
+    """`result` with the running stage failed, those never reached skipped, and the run ended now."""
+    kind = error.error_type or ErrorType.NODE_LOST
+    stages = dict(result.stages)
+    if running is not None and running not in stages:
+        stages[running] = failed_result(running, error, ran=True)
+    for stage in StageName:
+        stages.setdefault(stage, StageResult(ran=False, status=StageStatus.SKIPPED, status_code=0, reason=kind.value))
+    run_error = RunError(stage=running, error_type=kind, message=error.line)
+    errors = (*result.errors, run_error)
+    finished_at = utc_now()
+    taken = parse_utc(finished_at) - parse_utc(result.run.started_at)
+    return result.model_copy(
+        update={
+            "stages": {stage: stages[stage] for stage in StageName},
+            "errors": errors,
+            "status": overall_status(stages, errors, finished=True),
+            "run": result.run.model_copy(
+                update={"finished_at": finished_at, "duration_s": max(0.0, taken.total_seconds())}
+            ),
+        }
+    )
+
+
+def _running_stage(request: NodeRequest, survey: Survey) -> StageName | None:
+    """The stage whose marker this very run wrote."""
+    for stage in StageName:
+        path = survey.layout.marker(survey.model.slug, stage)
+        try:
+            marker = read_tolerant(Marker, path.read_bytes())
+        except (OSError, ValidationError):
+            continue
+        if marker.run_id == request.run_id:
+            return stage
+    return None
+
+
+def lost() -> StageError:
+    return StageError(ErrorType.NODE_LOST, "the agent that ran the stages died")
+
+
+__all__ = ["Interrupted", "close_result", "closed", "lost"]

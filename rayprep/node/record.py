@@ -1,0 +1,202 @@
+"""Keeps the result of a run on disk while it goes on: whole, parseable, and true after every stage."""
+
+import socket
+import time
+from pathlib import Path
+
+from rayprep import __version__
+from rayprep.host.atomic import write_text
+from rayprep.host.layout import root_unfit
+from rayprep.model.base import to_json, utc_now
+from rayprep.model.errors import ErrorType, RayprepError, StageError
+from rayprep.model.plan import Action, Decision
+from rayprep.model.result import (
+    MoeSettings,
+    PrepResult,
+    RunBlock,
+    RunError,
+    RunStatus,
+    Settings,
+    StageErrorRecord,
+    StageResult,
+    TelemetryProbe,
+    overall_status,
+)
+from rayprep.model.spec import SPEC_VERSION
+from rayprep.model.stages import STAGES, StageName, StageStatus
+from rayprep.node.request import NodeRequest
+from rayprep.node.survey import Survey
+
+
+class Recorder:
+    """Writes `prep_result.json` at the start, after every stage and at the end. `partial` until the end."""
+
+    def __init__(self, request: NodeRequest, survey: Survey) -> None:
+        self.path = survey.layout.result(request.run_id)
+        self._started = time.monotonic()
+        self._survey = survey
+        self._request = request
+        self._stages: dict[StageName, StageResult] = {}
+        self._errors: list[RunError] = []
+        self._warnings: list[str] = list(request.resolved.warnings)
+        self._run = _run_block(request, survey)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            _keep_as_history(self.path)
+        except OSError as error:
+            raise root_unfit(survey.layout.telemetry, "telemetry", error) from None
+        self.write()
+
+    @property
+    def result(self) -> PrepResult:
+        return self._build(finished=self._run.finished_at is not None)
+
+    def stage(self, name: StageName, result: StageResult) -> None:
+        self._stages[name] = result
+        self._errors += [
+            RunError(stage=name, error_type=error.error_type, message=error.message) for error in result.errors
+        ]
+        self.write()
+
+    def failed(self, error: RayprepError) -> None:
+        """A failure before any stage, or of the run as a whole."""
+        kind = error.error_type or ErrorType.PERMISSIONS_UNEXPECTED
+        self._errors.append(RunError(stage=None, error_type=kind, message=error.line))
+        self.write()
+
+    def warn(self, message: str) -> None:
+        self._warnings.append(message)
+
+    def finish(self) -> PrepResult:
+        self._run = self._run.model_copy(update={"finished_at": utc_now(), "duration_s": self._elapsed()})
+        return self.write()
+
+    def write(self) -> PrepResult:
+        result = self.result
+        try:
+            write_text(self.path, to_json(result))
+        except OSError as error:
+            raise root_unfit(self._survey.layout.telemetry, "telemetry", error) from None
+        return result
+
+    def _elapsed(self) -> float:
+        return round(time.monotonic() - self._started, 3)
+
+    def _build(self, finished: bool) -> PrepResult:
+        errors = tuple(self._errors)
+        return PrepResult(
+            status=overall_status(self._stages, errors, finished),
+            run=self._run if finished else self._run.model_copy(update={"duration_s": self._elapsed()}),
+            # In the order of the stages, whatever order they were recorded in.
+            stages={name: self._stages[name] for name in StageName if name in self._stages},
+            telemetry_probe=TelemetryProbe(
+                with_run_filter=f'increase(sglang:prompt_tokens_total{{container_run="{self._run.run_id}"}}[30s])'
+            ),
+            errors=errors,
+            warnings=tuple(self._warnings),
+        )
+
+
+def _keep_as_history(path: Path) -> None:
+    """A second run under one id keeps the first as `history/prep_result.<n>.json`."""
+    if not path.exists():
+        return
+    history = path.parent / "history"
+    history.mkdir(exist_ok=True)
+    number = 1 + max((int(each.suffixes[0][1:]) for each in history.glob("prep_result.*.json")), default=0)
+    path.rename(history / f"prep_result.{number}.json")
+
+
+def _run_block(request: NodeRequest, survey: Survey) -> RunBlock:
+    signature = survey.signature
+    return RunBlock(
+        run_id=request.run_id,
+        model_slug=survey.model.slug,
+        tp=request.resolved.spec.tp,
+        device_name=signature.device_name,
+        cuda=signature.cuda,
+        torch_version=signature.torch_version,
+        triton_version=signature.triton_version,
+        sglang_commit=signature.sglang_commit,
+        sglang_version=signature.sglang_version,
+        host=socket.gethostname(),
+        rayprep_version=__version__,
+        started_at=utc_now(),
+        signature=signature,
+        settings=_settings(request, survey),
+        session_log=survey.layout.located(survey.layout.session_log(request.run_id)),
+    )
+
+
+def _settings(request: NodeRequest, survey: Survey) -> Settings:
+    resolved, spec = request.resolved, request.resolved.spec
+    return Settings(
+        source=resolved.source,
+        spec_version=SPEC_VERSION,
+        model=spec.model,
+        model_source=str(survey.model.source),
+        config_digest=survey.model.digest,
+        tp=spec.tp,
+        ops={stage: spec.op(stage).value if stage in spec.selected else "skip" for stage in StageName},
+        blocks=spec.block_sizes or survey.model.architecture.weight_block_size or (),
+        batch_sizes=spec.batch_sizes,
+        max_seq_len=spec.max_seq_len,
+        moe=MoeSettings(strategy=spec.moe_strategy.value, dtype=spec.moe_dtype),
+        device=survey.request.device.value,
+        server_args=spec.server_args,
+        timeout_s=spec.timeout_s,
+        heartbeat_s=spec.heartbeat_s,
+        warmup_port=spec.warmup_port,
+        mem_fraction=spec.mem_fraction,
+        env=survey.layout.contract_env(),
+        ignored_spec_keys=resolved.ignored_spec_keys,
+        sources=resolved.sources,
+    )
+
+
+def settled_result(decision: Decision, survey: Survey) -> StageResult:
+    """The result of a stage that has nothing to run: noop, skipped, or refused."""
+    if decision.action is Action.NOOP:
+        return StageResult(
+            ran=False,
+            status=StageStatus.NOOP,
+            status_code=0,
+            reason=decision.reason,
+            detail=decision.detail or None,
+            signature=survey.signature,
+        )
+    if decision.action is Action.SKIP:
+        return StageResult(
+            ran=False,
+            status=StageStatus.SKIPPED,
+            status_code=0,
+            reason=decision.reason,
+            detail=decision.detail or None,
+        )
+    kind = decision.error_type or ErrorType.UNSUPPORTED
+    return failed_result(decision.stage, StageError(kind, decision.detail), ran=False)
+
+
+def failed_result(stage: StageName, error: RayprepError, *, ran: bool, duration_s: float = 0.0) -> StageResult:
+    """The result of a stage that failed with `error`."""
+    kind = error.error_type or ErrorType.PERMISSIONS_UNEXPECTED
+    payload = error.payload if isinstance(error, StageError) else {}
+    record = StageErrorRecord(
+        error_type=kind,
+        message=error.message,
+        hint=error.hint,
+        required_bytes=payload.get("required_bytes"),
+        free_bytes=payload.get("free_bytes"),
+        log_tail=error.log_tail if isinstance(error, StageError) else (),
+    )
+    return StageResult(
+        ran=ran,
+        status=StageStatus.ERROR,
+        status_code=STAGES[stage].code,
+        duration_s=duration_s,
+        error_type=kind,
+        errors=(record,),
+    )
+
+
+__all__ = ["Recorder", "RunStatus", "failed_result", "settled_result"]

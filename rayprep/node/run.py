@@ -1,0 +1,169 @@
+"""Carries out a request on this host: locks, repairs, runs the stages one after another, records each."""
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from rayprep.host.environment import STORE_MARK, child_env
+from rayprep.host.locks import HeldLocks, Holder, acquire, gpu_lock_paths
+from rayprep.host.process import end_processes, marked_processes
+from rayprep.model.errors import ErrorType, HostUnfit, Interrupted, RayprepError
+from rayprep.model.events import Event, Phase, event
+from rayprep.model.plan import Action, Decision
+from rayprep.model.result import PrepResult, StageResult
+from rayprep.model.stages import StageName, StageStatus
+from rayprep.node.record import Recorder, failed_result, settled_result
+from rayprep.node.request import NodeRequest
+from rayprep.node.stage_run import StageRun, record_skip
+from rayprep.node.survey import Survey, take_survey
+
+Emit = Callable[[Event], None]
+Cancelled = Callable[[], bool]
+
+
+def never_cancelled() -> bool:
+    return False
+
+
+def ensure(
+    request: NodeRequest,
+    environ: Mapping[str, str],
+    emit: Emit,
+    cancelled: Cancelled = never_cancelled,
+    survey: Survey | None = None,
+) -> PrepResult:
+    """Does what the plan says and returns the result that it has written.
+
+    Args:
+        survey: a look just taken, so that a run with nothing to do looks only once.
+
+    Raises:
+        BadRequest, HostUnfit: before anything is written; later failures are in the result.
+    """
+    survey = survey or take_survey(request, environ)
+    run = _NodeRun(request, environ, emit, cancelled, survey)
+    return run.go()
+
+
+class _NodeRun:
+    def __init__(
+        self, request: NodeRequest, environ: Mapping[str, str], emit: Emit, cancelled: Cancelled, survey: Survey
+    ) -> None:
+        self.request, self.environ, self.cancelled, self.survey = request, environ, cancelled, survey
+        self.emit = emit
+        self.recorder = Recorder(request, survey)
+
+    def go(self) -> PrepResult:
+        for warning in self.request.resolved.warnings:
+            self.emit(event("ensure", Phase.WARNING, message=warning))
+        try:
+            if self.survey.plan.needs_work:
+                self._work_under_locks()
+            else:
+                self._settle_all()
+        except RayprepError as error:
+            self.recorder.failed(error)
+            self._skip_the_rest(error)
+        result = self.recorder.finish()
+        self.emit(event("ensure", Phase.END, status=result.status.value, duration_s=result.run.duration_s))
+        return result
+
+    def _work_under_locks(self) -> None:
+        layout = self.survey.layout
+        paths = [layout.slug_lock(self.survey.model.slug), layout.store_lock, *gpu_lock_paths(self.survey.gpu_uuids)]
+        timeout = self.request.resolved.spec.timeout_s
+        with acquire(paths, self.request.run_id, timeout, self._waiting, self.cancelled) as locks:
+            self._end_leftovers()
+            # Whoever held the lock before us may have built what we came for.
+            self.survey = take_survey(self.request, self.environ)
+            scratch = layout.profiles / ".rayprep" / "scratch"
+            shutil.rmtree(scratch, ignore_errors=True)  # a dead run's; nobody else works here while we hold the lock
+            try:
+                self._run_stages(locks, scratch)
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
+
+    def _waiting(self, path: Path, holder: Holder | None, waited: float) -> None:
+        held = holder.held_for() if holder else waited
+        self.emit(
+            event(
+                "ensure",
+                Phase.WAIT_LOCK,
+                slug=self.survey.model.slug,
+                held_for_s=round(held, 1),
+                holder=str(holder or f"somebody who has not signed {path}"),
+            )
+        )
+
+    def _end_leftovers(self) -> None:
+        """Ends what an owner left that died together with its guard. Holding the store's lock proves it is stale."""
+        ours = {os.getpid(), os.getppid()}
+        stale = [
+            each for each in marked_processes(STORE_MARK, str(self.survey.layout.profiles)) if each.pid not in ours
+        ]
+        if not stale:
+            return
+        self._warn(f"ended {len(stale)} processes that a dead run had left: {', '.join(str(p.pid) for p in stale)}")
+        if alive := end_processes(stale):
+            raise HostUnfit(
+                f"process {alive[0].pid} of a dead run cannot be ended", error_type=ErrorType.CLEANUP_FAILED
+            )
+
+    def _warn(self, message: str) -> None:
+        self.recorder.warn(message)
+        self.emit(event("ensure", Phase.WARNING, message=message))
+
+    def _run_stages(self, locks: HeldLocks, scratch: Path) -> None:
+        for decision in self.survey.plan.decisions:
+            if self.cancelled():
+                raise Interrupted
+            if decision.action is not Action.BUILD:
+                self._settle(decision)
+                continue
+            home = scratch / decision.stage.value
+            home.mkdir(parents=True)
+            env = child_env(self.environ, self.survey.layout, home, self.request.run_id)
+            run = StageRun(self.request, self.survey, decision, env, home, locks, self.emit, self.cancelled)
+            started = time.monotonic()
+            try:
+                result = run.go()
+            except Interrupted as error:
+                taken = round(time.monotonic() - started, 3)
+                self.recorder.stage(decision.stage, failed_result(decision.stage, error, ran=True, duration_s=taken))
+                raise
+            self.recorder.stage(decision.stage, result)
+
+    def _settle_all(self) -> None:
+        for decision in self.survey.plan.decisions:
+            self._settle(decision)
+
+    def _settle(self, decision: Decision) -> None:
+        """Records a stage that has nothing to run."""
+        result = settled_result(decision, self.survey)
+        if decision.record_skip:
+            record_skip(self.survey, decision, self.request.run_id)
+        self._say_settled(decision, result)
+        self.recorder.stage(decision.stage, result)
+
+    def _say_settled(self, decision: Decision, result: StageResult) -> None:
+        self.emit(
+            event(
+                decision.stage.value,
+                Phase.END,
+                status=result.status.value,
+                duration_s=0.0,
+                reason=result.reason,
+                error_type=result.error_type,
+                message=result.errors[0].message if result.errors else None,
+            )
+        )
+
+    def _skip_the_rest(self, error: RayprepError) -> None:
+        """Stages that were never reached are in the result too, so that a reader finds all of them."""
+        for stage in StageName:
+            if stage not in self.recorder.result.stages:
+                reason = error.error_type.value if error.error_type else "not_reached"
+                result = StageResult(ran=False, status=StageStatus.SKIPPED, status_code=0, reason=reason)
+                self.recorder.stage(stage, result)

@@ -1,0 +1,115 @@
+"""Looks at this host and decides what each stage will do. Fast: no torch, no Ray, nothing is written."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from rayprep.host.completions import of_identity
+from rayprep.host.gpu import GpuInventory, read_gpus
+from rayprep.host.layout import Layout
+from rayprep.host.model_files import ModelFiles, find_model
+from rayprep.host.snapshot import Inventory, take_inventory, wrong_hashes
+from rayprep.host.survey import choose_device, read_signature
+from rayprep.model.completion import Check, CheckState, Completion, Identity, best, cache_key, check_completion
+from rayprep.model.plan import Decision, Plan, StagePlan, Work, calibrate, decide
+from rayprep.model.server_args import kernel_flags
+from rayprep.model.signature import Signature
+from rayprep.model.spec import PrepSpec, check_against_model
+from rayprep.model.stages import StageName
+from rayprep.node.request import NodeRequest
+from rayprep.stages import BY_NAME, StageRequest
+
+
+@dataclass(frozen=True)
+class Survey:
+    """One look at one host for one request."""
+
+    layout: Layout
+    model: ModelFiles
+    identity: Identity
+    signature: Signature
+    """With slug and TP filled in."""
+    gpu_uuids: tuple[str, ...]
+    request: StageRequest
+    inventory: Inventory
+    plan: Plan
+    completions: Mapping[StageName, Completion]
+    """Of exactly this key, where there is one that can be read."""
+
+    def decision(self, stage: StageName) -> Decision:
+        return next(each for each in self.plan.decisions if each.stage is stage)
+
+
+def take_survey(request: NodeRequest, environ: Mapping[str, str], gpus: GpuInventory | None = None) -> Survey:
+    """Reads the model, the host and the caches, and decides.
+
+    Raises:
+        BadRequest: the model cannot be read, or does not go with the request.
+        HostUnfit: the host has not the GPUs that the request needs.
+    """
+    spec, layout = request.resolved.spec, request.layout
+    model = find_model(spec.model, environ)
+    check_against_model(spec, model.architecture)
+    inventory_of_gpus = gpus or read_gpus()
+    device = choose_device(spec.device, inventory_of_gpus, spec.tp)
+    signature = read_signature(layout, environ, device, inventory_of_gpus).model_copy(
+        update={"model_slug": model.slug, "tp_size": spec.tp}
+    )
+    stage_request = StageRequest(spec=spec, model=model, device=device, signature=signature)
+    identity = Identity(
+        model_slug=model.slug, config_digest=model.digest, tp=spec.tp, server_flags=kernel_flags(spec.server_args)
+    )
+    inventory = take_inventory(layout, model.slug, spec.tp)
+    decider = _Decider(spec, layout, identity, stage_request, inventory, request.deep)
+    return Survey(
+        layout=layout,
+        model=model,
+        identity=identity,
+        signature=signature,
+        gpu_uuids=tuple(gpu.uuid for gpu in inventory_of_gpus.gpus) if signature.gpu_count else (),
+        request=stage_request,
+        inventory=inventory,
+        plan=Plan(decisions=tuple(decider.decide(stage) for stage in StageName)),
+        completions={stage: found for stage in StageName if (found := decider.exact(stage))},
+    )
+
+
+@dataclass(frozen=True)
+class _Decider:
+    spec: PrepSpec
+    layout: Layout
+    identity: Identity
+    request: StageRequest
+    inventory: Inventory
+    deep: bool
+
+    def decide(self, stage: StageName) -> Decision:
+        plan: StagePlan = BY_NAME[stage].plan(self.request)
+        if isinstance(plan, Work):
+            plan = calibrate(plan, self.inventory.completions[stage])
+        selected = stage in self.spec.selected
+        return decide(stage, self.spec.op(stage), selected, plan, self._check(stage, plan), self.key(stage))
+
+    def key(self, stage: StageName) -> str:
+        return cache_key(stage, self.identity, self.request.signature)
+
+    def exact(self, stage: StageName) -> Completion | None:
+        key = self.key(stage)
+        return next((each for each in self.inventory.completions[stage] if each.key == key), None)
+
+    def _check(self, stage: StageName, plan: StagePlan) -> Check:
+        if marker := self.inventory.markers.get((self.identity.model_slug, stage)):
+            return Check(state=CheckState.IN_PROGRESS, detail=f"since {marker.started_at}, by pid {marker.owner_pid}")
+        units = plan.units if isinstance(plan, Work) else ()
+        checks = [
+            self._check_one(each, units)
+            for each in of_identity(self.inventory.completions[stage], self.identity)
+            # "Nothing to build here" says nothing to a request that does have something to build.
+            if each.outcome == "built" or not units
+        ]
+        if not checks and (bad := self.inventory.unreadable[stage]):
+            return Check(state=CheckState.UNREADABLE, detail=f"{bad[0].path}: {bad[0].why}")
+        return best(checks)
+
+    def _check_one(self, completion: Completion, units: tuple[str, ...]) -> Check:
+        wrong = wrong_hashes(self.layout.profiles, completion) if self.deep else ()
+        return check_completion(completion, self.request.signature, self.inventory.files, units, wrong)

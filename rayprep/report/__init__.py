@@ -1,0 +1,1 @@
+"""What people and tools see of a run while it goes on, and afterwards in its log."""

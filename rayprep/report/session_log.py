@@ -1,0 +1,28 @@
+"""The session log of one run: human lines and `OPTIMIZE_JSON` lines, each once."""
+
+from pathlib import Path
+
+from rayprep.model.events import Event, Phase
+
+_FOR_PEOPLE = frozenset({Phase.START, Phase.END, Phase.WARNING})
+"""Phases that get a human line beside their JSON line; the others would only fill the log."""
+
+
+class SessionLog:
+    """Appends to the log. Raises OSError where it cannot be written."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Line buffered, so that what was said before a kill -9 is in the log.
+        self._file = path.open("a", encoding="utf-8", buffering=1)
+
+    def record(self, event: Event) -> None:
+        if event.phase in _FOR_PEOPLE:
+            self.say(event.human_line)
+        self.say(event.json_line)
+
+    def say(self, line: str) -> None:
+        self._file.write(line + "\n")
+
+    def close(self) -> None:
+        self._file.close()

@@ -1,0 +1,42 @@
+"""The stages that need a GPU: rightly skipped where there is none, and refused by name where there is one."""
+
+from collections.abc import Sequence
+
+from rayprep.host.layout import Layout
+from rayprep.host.scan import CacheScan
+from rayprep.model.caches import CacheName
+from rayprep.model.errors import ErrorType, StageError
+from rayprep.model.plan import NotNeeded, StagePlan, Unable, Work
+from rayprep.model.result import Artifacts, Tally
+from rayprep.model.spec import DeviceChoice
+from rayprep.model.stages import StageName
+from rayprep.stages.protocol import BuildContext, Built, StageRequest
+
+
+class GpuOnlyStage:
+    """`deep_gemm`, `moe_tune` or `flashinfer` on a host for which this version has no builder."""
+
+    def __init__(self, name: StageName) -> None:
+        self.name = name
+
+    def plan(self, request: StageRequest) -> StagePlan:
+        if request.device is DeviceChoice.CPU:
+            return NotNeeded(reason="no_gpu", detail="its kernels are compiled for a GPU, and none is used here")
+        return Unable(error_type=ErrorType.UNSUPPORTED, message=_no_builder(self.name))
+
+    def build(self, request: StageRequest, work: Work, context: BuildContext) -> Built:
+        raise StageError(ErrorType.UNSUPPORTED, _no_builder(self.name))
+
+    def describe(self, layout: Layout, scans: Sequence[CacheScan]) -> Artifacts:
+        own = scans[0]
+        folder = layout.located(layout.cache(own.cache))
+        tally = Tally(count=len(own.files), bytes=own.size_bytes)
+        if own.cache is CacheName.FLASHINFER:
+            return Artifacts(workspace_dir=folder, files=tally)
+        if own.cache is CacheName.DEEP_GEMM:
+            return Artifacts(cache_dir=folder, cubins=tally)
+        return Artifacts(cache_dir=folder, files=tally)
+
+
+def _no_builder(name: StageName) -> str:
+    return f"{name} on a GPU host is not built by this version of rayprep"

@@ -1,0 +1,194 @@
+"""The `inductor` stage on a host without a GPU: the model's decode step, really compiled by TorchInductor.
+
+Two child processes do the work. The first compiles one graph for each batch size and compares it with eager. The
+second is as cold as a server will be: it must find every graph in the cache and write no new artifact, and the
+files that it reads are those that the completion lists.
+"""
+
+import sys
+from collections.abc import Sequence
+from typing import Literal
+
+import psutil
+from pydantic import ValidationError
+
+from rayprep.host.layout import Layout
+from rayprep.host.process import Child
+from rayprep.host.scan import CacheScan, scan_cache
+from rayprep.model.caches import CacheName
+from rayprep.model.errors import ErrorType, StageError
+from rayprep.model.plan import StagePlan, Unable, Work
+from rayprep.model.result import Artifacts, Cleanup, Tally
+from rayprep.model.spec import DeviceChoice
+from rayprep.model.stages import StageName
+from rayprep.stages.inductor_protocol import (
+    CHILD_LINE,
+    ChildRequest,
+    DoneLine,
+    FailLine,
+    GraphLine,
+    memory_bytes,
+    unit_name,
+)
+from rayprep.stages.protocol import BuildContext, Built, StageRequest
+
+# Measured on two cores with torch 2.13 on the CPU; only a first guess, later runs reckon from their own history.
+SECONDS_PER_GRAPH = 12.0
+BYTES_PER_GRAPH = 2 << 20
+BYTES_ONCE = 96 << 20
+"""The precompiled headers, and room for the compiler's temporary files."""
+_INTERPRETER_BYTES = 1 << 30
+"""What torch, Inductor and one g++ take beside the tensors."""
+_LOG_TAIL = 12
+
+_ERROR_OF = {
+    "compile_failed": ErrorType.COMPILE_FAILED,
+    "mismatch": ErrorType.COMPILE_FAILED,
+    "out_of_memory": ErrorType.OOM_DURING_WARMUP,
+    "no_space": ErrorType.INSUFFICIENT_DISK,
+    "toolchain": ErrorType.TOOLCHAIN_MISMATCH,
+}
+
+
+class InductorStage:
+    """Compiles the decode step for the batch sizes asked; one unit is one graph."""
+
+    name = StageName.INDUCTOR
+
+    def plan(self, request: StageRequest) -> StagePlan:
+        if unable := self._unable(request):
+            return unable
+        spec, architecture = request.spec, request.model.architecture
+        sizes = spec.batch_sizes
+        return Work(
+            units=tuple(unit_name(architecture, spec.tp, size, spec.seq_len, "cpu") for size in sizes),
+            required_bytes=BYTES_ONCE + BYTES_PER_GRAPH * len(sizes),
+            seconds=SECONDS_PER_GRAPH * len(sizes),
+            estimate=f"{len(sizes)} graphs at the shipped guess for each",
+            memory_bytes=memory_bytes(architecture, spec.tp, sizes, spec.seq_len) + _INTERPRETER_BYTES,
+        )
+
+    def _unable(self, request: StageRequest) -> Unable | None:
+        if request.device is DeviceChoice.CUDA:
+            return Unable(
+                error_type=ErrorType.UNSUPPORTED,
+                message="inductor on a GPU host is not built by this version of rayprep",
+            )
+        missing = [
+            *(() if request.signature.torch_version else ("torch (pip install 'rayprep[cpu]')",)),
+            *(() if request.signature.cxx else ("a C++ compiler (apt-get install g++, or set CXX)",)),
+        ]
+        if missing:
+            return Unable(error_type=ErrorType.TOOLCHAIN_MISMATCH, message="missing: " + " and ".join(missing))
+        return None
+
+    def build(self, request: StageRequest, work: Work, context: BuildContext) -> Built:
+        available = psutil.virtual_memory().available
+        if available < work.memory_bytes:
+            raise StageError(
+                ErrorType.OOM_DURING_WARMUP,
+                f"the decode step needs {work.memory_bytes >> 20} MiB of memory, {available >> 20} MiB are available",
+                hint="free memory, or choose smaller --batch-size or --max-seq-len, or a larger --tp",
+            )
+        compiled = _Run("build", request, context).go()
+        before = scan_cache(context.layout.profiles, CacheName.TORCHINDUCTOR).files
+        checked = _Run("check", request, context).go()
+        after = scan_cache(context.layout.profiles, CacheName.TORCHINDUCTOR).files
+        _prove_warm(checked, sorted(after.keys() - before.keys()))
+        folder = CacheName.TORCHINDUCTOR.value
+        return Built(
+            units=work.units,
+            used=frozenset(f"{folder}/{path}" for path in checked.used),
+            compiled=tuple(graph.unit for graph in compiled.graphs if not graph.cache_hit),
+            cleanup=checked.cleanup,
+        )
+
+    def describe(self, layout: Layout, scans: Sequence[CacheScan]) -> Artifacts:
+        scan = scans[0]
+        return Artifacts(
+            cache_dir=layout.located(layout.cache(CacheName.TORCHINDUCTOR)),
+            files=Tally(count=len(scan.files), bytes=scan.size_bytes),
+        )
+
+
+def _prove_warm(checked: "_Run", new: Sequence[str]) -> None:
+    missed = [graph.unit for graph in checked.graphs if not graph.cache_hit]
+    if missed:
+        raise StageError(ErrorType.VERIFY_FAILED, f"a second process compiled again: {', '.join(missed)}")
+    if new:
+        raise StageError(ErrorType.VERIFY_FAILED, f"a second process wrote {len(new)} new files, first {new[0]}")
+
+
+class _Run:
+    """One child from start to end, and what it said."""
+
+    def __init__(self, mode: Literal["build", "check"], request: StageRequest, context: BuildContext) -> None:
+        self.mode, self.context = mode, context
+        self.graphs: list[GraphLine] = []
+        self.done: DoneLine | None = None
+        self.failed: FailLine | None = None
+        self.cleanup: Cleanup | None = None
+        spec = request.spec
+        self.request = ChildRequest(
+            mode=mode,
+            architecture=request.model.architecture,
+            tp=spec.tp,
+            batch_sizes=spec.batch_sizes,
+            max_seq_len=spec.seq_len,
+            device="cpu",
+            cache_dir=str(context.layout.cache(CacheName.TORCHINDUCTOR)),
+        )
+
+    @property
+    def used(self) -> tuple[str, ...]:
+        return self.done.used if self.done else ()
+
+    def go(self) -> "_Run":
+        """Raises StageError when the child failed, and Interrupted when the run was cancelled."""
+        context = self.context
+        file = context.scratch / f"{self.mode}.json"
+        file.write_text(self.request.model_dump_json(), encoding="utf-8")
+        command = [sys.executable, "-m", "rayprep.stages.inductor_child", str(file)]
+        count = len(self.request.batch_sizes)
+        context.report("compiling" if self.mode == "build" else "checking in a second process", 0, count)
+        with Child(command, context.env, context.log, context.lock_descriptors) as child:
+            for line in child.lines(context.deadline, context.cancelled, context.tick):
+                self._hear(line)
+            status, self.cleanup = child.end()
+        if self.failed or status != 0 or self.done is None:
+            raise self._error(status)
+        return self
+
+    def _hear(self, line: str) -> None:
+        try:
+            said = CHILD_LINE.validate_json(line)
+        except ValidationError:
+            with self.context.log.open("a", encoding="utf-8") as log:
+                log.write(line + "\n")
+            return
+        if isinstance(said, GraphLine):
+            self.graphs.append(said)
+            verb = "found" if said.cache_hit else "compiled"
+            self.context.report(f"{verb} {said.unit} in {said.seconds:.1f} s", said.n, said.m)
+        elif isinstance(said, DoneLine):
+            self.done = said
+        else:
+            self.failed = said
+
+    def _error(self, status: int) -> StageError:
+        tail = log_tail(self.context)
+        if self.failed is None:
+            ended = f"signal {status - 128}" if status > 128 else f"status {status}"
+            message = f"the compiling process ended by {ended}"
+            return StageError(ErrorType.COMPILE_FAILED, message, log_tail=tail)
+        where = f"{self.failed.unit}: " if self.failed.unit else ""
+        return StageError(_ERROR_OF[self.failed.kind], where + self.failed.message, log_tail=tail)
+
+
+def log_tail(context: BuildContext) -> tuple[str, ...]:
+    """The last lines of the stage's log."""
+    try:
+        text = context.log.read_bytes()[-8192:].decode(errors="replace")
+    except OSError:
+        return ()
+    return tuple(text.splitlines()[-_LOG_TAIL:])

@@ -1,0 +1,216 @@
+"""The child process of the `inductor` stage: compiles decode steps with TorchInductor and compares with eager.
+
+    python -m rayprep.stages.inductor_child REQUEST.json
+
+Answers in lines of JSON on standard output (`inductor_protocol`); everything else, compilers included, goes to
+standard error. It reads its environment and never writes it: the cache's folder is the parent's to choose.
+"""
+
+import logging
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, TextIO
+
+from rayprep.model.base import Record, read_tolerant
+from rayprep.stages.inductor_protocol import (
+    ChildRequest,
+    DoneLine,
+    GraphLine,
+    Mismatch,
+    failure,
+    rank_shape,
+    unit_name,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rayprep.stages.decode_step import StepInput
+
+TOLERANCE = {"bfloat16": 3e-2, "float16": 4e-3, "float32": 1e-4}
+"""How far compiled may be from eager, as norm of the difference over norm. Measured: a quarter of it or less."""
+
+log = logging.getLogger(__name__)
+
+
+class OpenedFiles:
+    """An audit hook (PEP 578) that notes which files below `root` were opened, loaded, or given to a program.
+
+    What C++ opens by itself stays unseen; Inductor reads its cache from Python, and loads libraries with
+    `import`, with ctypes, or (to try an instruction set) in a Python of its own whose command line names them.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._seen: set[Path] = set()
+        in_command = re.compile(re.escape(str(root)) + r"/[^\s\"']+")
+        self._names: dict[str, Callable[[tuple[object, ...]], Iterable[object]]] = {
+            "open": lambda args: args[:1],
+            "import": lambda args: args[1:2],
+            "ctypes.dlopen": lambda args: args[:1],
+            "subprocess.Popen": lambda args: in_command.findall(str(args[1])),
+        }
+
+    def __call__(self, event: str, args: tuple[object, ...]) -> None:
+        if event in self._names:
+            names = (name for name in self._names[event](args) if isinstance(name, str | bytes | os.PathLike))
+            self._seen.update(Path(os.fsdecode(name)).absolute() for name in names)
+
+    def used(self) -> tuple[str, ...]:
+        """The files that still exist, with their twins: Inductor writes a source anew if it misses that alone."""
+        seen = [path for path in self._seen if self._root in path.parents]
+        twins = (twin for path in seen for twin in path.parent.glob(f"{path.name.split('.')[0]}.*"))
+        files = {path for path in (*seen, *twins) if path.suffix != ".lock" and path.is_file()}
+        return tuple(sorted(path.relative_to(self._root).as_posix() for path in files if not path.is_symlink()))
+
+
+class SwallowedErrors(logging.Handler):
+    """Collects the OSErrors that torch only logs when it cannot write a cache entry."""
+
+    SOURCES = ("torch._inductor.codecache", "torch._functorch._aot_autograd.autograd_cache")
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.errors: list[OSError] = []
+        for name in self.SOURCES:
+            logging.getLogger(name).addHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        raised = record.exc_info[1] if record.exc_info else None
+        said = record.args if isinstance(record.args, tuple) else ()
+        self.errors += [error for error in (raised, *said) if isinstance(error, OSError)]
+
+
+def main(arguments: list[str]) -> int:
+    """Runs one request. Returns the exit code."""
+    lines = _claim_stdout()
+
+    def emit(record: Record) -> None:
+        lines.write(record.model_dump_json() + "\n")
+        lines.flush()
+
+    progress: list[str] = []
+    try:
+        request = read_tolerant(ChildRequest, Path(arguments[0]).read_bytes())
+        _run(request, emit, progress)
+    except Exception as error:
+        log.exception("failed")
+        emit(failure(error, progress[-1] if progress else None))
+        return 1
+    return 0
+
+
+def _claim_stdout() -> TextIO:
+    """The real standard output, for our lines alone: what others print to it goes to standard error from now on."""
+    lines = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    return lines
+
+
+def _run(request: ChildRequest, emit: Callable[[Record], None], progress: list[str]) -> None:
+    """Compiles and compares each batch size; `progress` gets the name of each unit before it starts."""
+    opened = OpenedFiles(Path(request.cache_dir))
+    sys.addaudithook(opened)
+    graphs = Graphs(request)
+    hits = 0
+    for number, batch_size in enumerate(request.batch_sizes, 1):
+        unit = unit_name(request.architecture, request.tp, batch_size, request.max_seq_len, request.device)
+        progress.append(unit)
+        graph = graphs.compile(batch_size)
+        hits += graph.cache_hit
+        total = len(request.batch_sizes)
+        emit(GraphLine(unit=unit, n=number, m=total, **graph._asdict()))
+    emit(DoneLine(cache_hits=hits, cache_misses=len(request.batch_sizes) - hits, used=opened.used()))
+
+
+class Graph(NamedTuple):
+    """One compiled graph, as a `GraphLine` tells it."""
+
+    seconds: float
+    max_abs_diff: float
+    cache_hit: bool
+
+
+class Graphs:
+    """Compiles decode steps of one model, all over one set of weights."""
+
+    def __init__(self, request: ChildRequest) -> None:
+        from torch._inductor import config
+
+        from rayprep.stages.decode_step import Random
+
+        # Precompiled headers would lie outside the cache, in the system's temporary folder, and every fresh
+        # process would run the preprocessor to find them. Without them a warm start runs no compiler.
+        config.cpp_cache_precompile_headers = False
+        # Else the number of threads is compiled in, and another CPU affinity or OMP_NUM_THREADS misses the cache.
+        config.cpp.dynamic_threads = True
+        self._request = request
+        self._shape = rank_shape(request.architecture, request.tp)
+        self._random = Random(self._shape, request.device, request.seed)
+        self._weights = self._random.weights()
+        self._swallowed = SwallowedErrors()
+
+    def compile(self, batch_size: int) -> Graph:
+        """One static graph.
+
+        Raises:
+            Mismatch: it computes something else than eager.
+            OSError: in mode `build`, when its cache entry could not be written.
+        """
+        import torch
+        from torch._dynamo.utils import counters
+
+        from rayprep.stages.decode_step import StepInput, decode_step
+
+        def step(given: StepInput) -> torch.Tensor:
+            return decode_step(self._shape, self._weights, given)
+
+        torch._dynamo.reset()
+        counters.clear()
+        given = self._random.step_input(batch_size, self._request.max_seq_len)
+        with torch.no_grad():
+            expected = _results(step, given.copy())
+            started = time.monotonic()
+            actual = _results(torch.compile(step, dynamic=False, fullgraph=True), given)
+            seconds = time.monotonic() - started
+        if self._request.mode == "build" and self._swallowed.errors:
+            raise self._swallowed.errors[0]
+        return Graph(round(seconds, 3), self._compare(actual, expected), _found(counters))
+
+    def _compare(self, actual: list["Tensor"], expected: list["Tensor"]) -> float:
+        """The largest absolute difference."""
+        largest = 0.0
+        for ours, theirs in zip(actual, expected, strict=True):
+            difference = (ours - theirs).float()
+            distance = (difference.norm() / theirs.float().norm()).item()
+            if not distance <= TOLERANCE[self._shape.dtype]:  # so that NaN fails too
+                raise Mismatch(f"compiled is off from eager by {distance:.2g} of its norm")
+            largest = max(largest, difference.abs().max().item())
+        return largest
+
+
+def _results(step: Callable[["StepInput"], "Tensor"], given: "StepInput") -> list["Tensor"]:
+    """A step's output [B, H], and what it wrote: each layer's new keys and values [B, K, D]."""
+    import torch
+
+    output = step(given)
+    rows = torch.arange(len(given.positions), device=output.device)
+    return [output, *(part[rows, :, given.positions] for cache in given.caches for part in cache)]
+
+
+def _found(counters: Mapping[str, Mapping[str, int]]) -> bool:
+    """Whether torch's two caches had the graph; `bypass` is a graph that it refuses to cache.
+
+    A hit of AOTAutogradCache also counts as one of FxGraphCache, which it leads to (torch 2.11 and 2.13).
+    """
+    outer, inner = counters["aot_autograd"], counters["inductor"]
+    missed = (outer[f"autograd_cache_{how}"] + inner[f"fxgraph_cache_{how}"] for how in ("miss", "bypass"))
+    return inner["fxgraph_cache_hit"] > 0 and not any(missed)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,235 @@
+"""What the `inductor` stage and its child say to each other, and how large the child's work is.
+
+The parent writes one `ChildRequest` to a file; the child answers with one `GraphLine` a compiled graph and then
+one `DoneLine`, or with one `FailLine`, each a line of JSON on its standard output. No torch here: the parent
+plans with this module.
+"""
+
+import errno
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import PurePath
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, TypeAdapter
+
+from rayprep.model.architecture import Architecture
+from rayprep.model.base import Record
+
+MAX_LAYERS = 2
+"""Layers that the child builds: enough for what is fused across the border of two layers, and all alike after."""
+MAX_EXPERTS = 8
+"""Experts that the child keeps: the graph is the same for any number, only the tensors grow."""
+
+DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
+"""Types that the child computes in, and their short names."""
+
+Device = Literal["cpu", "cuda"]
+FailKind = Literal["compile_failed", "mismatch", "out_of_memory", "no_space", "toolchain"]
+
+
+def _checked_absolute(path: str) -> str:
+    if not PurePath(path).is_absolute():
+        raise ValueError("must be an absolute path")
+    return path
+
+
+class ChildRequest(Record):
+    """What the child is to compile, or to check. `build` and `check` do the same work."""
+
+    mode: Literal["build", "check"]
+    architecture: Architecture
+    tp: int = Field(gt=0)
+    batch_sizes: tuple[Annotated[int, Field(gt=0)], ...] = Field(min_length=1)
+    max_seq_len: int = Field(ge=2)
+    """Tokens that one sequence's KV cache holds."""
+    device: Device
+    seed: int = 0
+    cache_dir: Annotated[str, AfterValidator(_checked_absolute)]
+    """The same as the child's TORCHINDUCTOR_CACHE_DIR."""
+
+
+class GraphLine(Record):
+    """Graph `n` of `m` is compiled (or was found) and computes what eager computes."""
+
+    event: Literal["graph"] = "graph"
+    unit: str
+    n: int
+    m: int
+    seconds: float
+    """From the call of the compiled function to its first result."""
+    max_abs_diff: float
+    """The largest difference from eager, in the outputs' own scale (about 1)."""
+    cache_hit: bool
+    """Nothing of the graph had to be compiled, by torch's own counters."""
+
+
+class DoneLine(Record):
+    """All graphs are done."""
+
+    event: Literal["done"] = "done"
+    cache_hits: int
+    cache_misses: int
+    used: tuple[str, ...]
+    """Files that the child read, relative to the cache's folder, POSIX, sorted."""
+
+
+class FailLine(Record):
+    """The child gave up; its exit code is 1."""
+
+    event: Literal["failed"] = "failed"
+    kind: FailKind
+    message: str
+    unit: str | None = None
+
+
+ChildLine = Annotated[GraphLine | DoneLine | FailLine, Field(discriminator="event")]
+CHILD_LINE: TypeAdapter[GraphLine | DoneLine | FailLine] = TypeAdapter(ChildLine)
+"""Parses one line of the child's standard output."""
+
+
+class RankShape(Record):
+    """The widths, in elements, of what one tensor-parallel rank computes in a decode step."""
+
+    layers: int
+    hidden: int
+    heads: int
+    """A whole multiple of `kv_heads`."""
+    kv_heads: int
+    head_dim: int
+    intermediate: int
+    """Of the dense MLP, or of one expert."""
+    experts: int
+    """0: a dense MLP."""
+    top_k: int
+    eps: float
+    theta: float
+    dtype: str
+    """A key of `DTYPES`."""
+
+
+def rank_shape(architecture: Architecture, tp: int) -> RankShape:
+    """The share of one rank of `tp`; a rank has at least one head of each sort."""
+    kv_heads = max(1, architecture.num_key_value_heads // tp)
+    group = max(1, architecture.num_attention_heads // tp // kv_heads)
+    experts = min(MAX_EXPERTS, architecture.num_experts)
+    width = architecture.intermediate_size
+    if architecture.is_moe:
+        width = architecture.moe_intermediate_size or width
+    dtype = architecture.dtype.removeprefix("torch.")
+    return RankShape(
+        layers=min(MAX_LAYERS, architecture.num_hidden_layers),
+        hidden=architecture.hidden_size,
+        heads=group * kv_heads,
+        kv_heads=kv_heads,
+        head_dim=architecture.head_dim,
+        intermediate=max(1, width // tp),
+        experts=experts,
+        top_k=min(experts, max(1, architecture.num_experts_per_tok)),
+        eps=architecture.rms_norm_eps,
+        theta=architecture.rope_theta,
+        dtype=dtype if dtype in DTYPES else "bfloat16",
+    )
+
+
+def unit_name(architecture: Architecture, tp: int, batch_size: int, max_seq_len: int, device: Device) -> str:
+    """Names one graph among those of a model and TP, e.g. `decode:cpu:bf16:l2:b8:s512`."""
+    shape = rank_shape(architecture, tp)
+    return f"decode:{device}:{DTYPES[shape.dtype]}:l{shape.layers}:b{batch_size}:s{max_seq_len}"
+
+
+def _element_bytes(shape: RankShape) -> int:
+    return 4 if shape.dtype == "float32" else 2
+
+
+def weight_bytes(architecture: Architecture, tp: int) -> int:
+    """Bytes of the weights that the child makes, one set for all of its graphs."""
+    shape = rank_shape(architecture, tp)
+    attention = 2 * shape.hidden * (shape.heads + shape.kv_heads) * shape.head_dim
+    mlp = max(1, shape.experts) * 3 * shape.hidden * shape.intermediate + shape.experts * shape.hidden
+    norms = 2 * shape.hidden
+    return _element_bytes(shape) * (shape.layers * (attention + mlp + norms) + shape.hidden)
+
+
+def memory_bytes(architecture: Architecture, tp: int, batch_sizes: tuple[int, ...], max_seq_len: int) -> int:
+    """Bytes of the child's tensors at its largest batch size: weights, two KV caches and activations.
+
+    Two caches, since eager and the compiled graph each write into their own. The interpreter, torch and the
+    compilers come on top.
+    """
+    shape = rank_shape(architecture, tp)
+    batch = max(batch_sizes)
+    cache = 2 * batch * shape.kv_heads * max_seq_len * shape.head_dim * shape.layers * _element_bytes(shape)
+    scores = 3 * batch * shape.heads * max_seq_len * 4  # raw, as probabilities, and cast to the model's type
+    mlp = max(1, shape.experts) * batch * (3 * shape.intermediate + shape.hidden) * 4
+    residual = 8 * batch * shape.hidden * 4
+    return weight_bytes(architecture, tp) + 2 * cache + scores + mlp + residual
+
+
+class Mismatch(Exception):
+    """Compiled and eager computed different things."""
+
+
+def failure(error: BaseException, unit: str | None) -> FailLine:
+    """Says what stopped the child: the first kind below that anything in the exception's chain is a sign of."""
+    chain = list(_causes(error))[::-1]
+    for kind, is_sign in _SIGNS:
+        for cause in chain:
+            if is_sign(cause):
+                return FailLine(kind=kind, message=_one_line(cause), unit=unit)
+    compiler = [cause for cause in chain if isinstance(getattr(cause, "output", None), str)]
+    return FailLine(kind="compile_failed", message=_one_line((compiler or chain)[0]), unit=unit)
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The exception, and inward what it was raised from, or while handling."""
+    seen: set[int] = set()
+    step: BaseException | None = error
+    while step is not None and id(step) not in seen:
+        seen.add(id(step))
+        yield step
+        step = step.__cause__ or step.__context__
+
+
+def _one_line(error: BaseException) -> str:
+    """Of a compiler's output its first error, else the first line that says anything."""
+    output = getattr(error, "output", None)
+    text = output if isinstance(output, str) and output.strip() else str(error)
+    lines = [" ".join(line.split()) for line in text.splitlines() if line.strip()]
+    errors = [line for line in lines if re.search(r"\berror\b|No space left", line, re.IGNORECASE)]
+    line = (errors or lines or [""])[0]
+    return (line if output else f"{type(error).__name__}: {line}")[:300]
+
+
+def _is_full(error: BaseException) -> bool:
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return full or bool(re.search(r"No space left on device|Disk quota exceeded", str(error)))
+
+
+def _is_memory(error: BaseException) -> bool:
+    ours = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    said = r"DefaultCPUAllocator|CUDA out of memory|Killed signal terminated program|virtual memory exhausted"
+    return ours or bool(re.search(said, str(error)))
+
+
+def _is_toolchain(error: BaseException) -> bool:
+    """No compiler, one that may not be run, or one without what it needs: headers, libraries, a new enough C++."""
+    if isinstance(error, FileNotFoundError | PermissionError):
+        compiler = os.environ.get("CXX", "g++")
+        return error.filename in (compiler, PurePath(compiler).name)
+    said = (
+        r"unrecognized command.line option|cannot execute|cannot find -l|(Python|omp)\.h: No such file"
+        r"|not compiled with CUDA|Found no NVIDIA driver"
+    )
+    named = type(error).__name__ in ("InvalidCxxCompiler", "TritonMissing", "GPUTooOldForTriton")
+    return named or isinstance(error, ImportError) or bool(re.search(said, str(error)))
+
+
+_SIGNS: tuple[tuple[FailKind, Callable[[BaseException], bool]], ...] = (
+    ("mismatch", lambda error: isinstance(error, Mismatch)),
+    ("no_space", _is_full),
+    ("out_of_memory", _is_memory),
+    ("toolchain", _is_toolchain),
+)
+"""The kinds in the order in which they are looked for: a full disk also makes compilers fail."""

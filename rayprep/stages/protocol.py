@@ -1,0 +1,82 @@
+"""What a stage is to the node that runs it: it plans, it builds, it says which files are its own."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from rayprep.host.layout import Layout
+from rayprep.host.model_files import ModelFiles
+from rayprep.host.scan import CacheScan
+from rayprep.model.plan import StagePlan, Work
+from rayprep.model.result import Artifacts, Cleanup
+from rayprep.model.signature import Signature
+from rayprep.model.spec import DeviceChoice, PrepSpec
+from rayprep.model.stages import StageName
+
+
+@dataclass(frozen=True)
+class StageRequest:
+    """What a stage plans from. `device` is resolved, never `auto`."""
+
+    spec: PrepSpec
+    model: ModelFiles
+    device: DeviceChoice
+    signature: Signature
+
+
+Report = Callable[[str, int | None, int | None], None]
+"""A progress hint, with how many of how many are done where that is known."""
+
+
+@dataclass(frozen=True)
+class BuildContext:
+    """What a stage builds with. `deadline` is on the monotonic clock."""
+
+    layout: Layout
+    log: Path
+    scratch: Path
+    """An empty folder of this stage's own, removed afterwards."""
+    env: Mapping[str, str]
+    lock_descriptors: Sequence[int]
+    deadline: float
+    cancelled: Callable[[], bool]
+    report: Report
+    tick: Callable[[], None]
+    """To be called several times a second: it sends the heartbeats."""
+
+
+@dataclass
+class Built:
+    """What came of a build. `used` are the files, below the profiles root, that a start from this cache reads."""
+
+    units: tuple[str, ...]
+    used: frozenset[str] = frozenset()
+    compiled: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    env: dict[str, str] | None = None
+    cleanup: Cleanup | None = None
+    notes: dict[str, str] = field(default_factory=dict)
+
+
+class Stage(Protocol):
+    """One stage. `plan` is pure and fast and imports nothing heavy."""
+
+    name: StageName
+
+    def plan(self, request: StageRequest) -> StagePlan:
+        """What would be built here for this request, or why nothing."""
+        ...
+
+    def build(self, request: StageRequest, work: Work, context: BuildContext) -> Built:
+        """Builds it and looks at it.
+
+        Raises:
+            StageError: it could not be built, with the reason.
+            Interrupted: the run was cancelled.
+        """
+        ...
+
+    def describe(self, layout: Layout, scans: Sequence[CacheScan]) -> Artifacts:
+        """The stage's own part of `artifacts`: its folder and its count of files, in the contract's field names."""
+        ...
