@@ -79,7 +79,8 @@ def ensure(
 ) -> None:
     """Build what is missing, prove it, and write prep_result.json."""
     from rayprep.cli import ensure as command
-    from rayprep.cli.request import Flags, selection
+    from rayprep.cli.request import Flags
+    from rayprep.cli.stage_names import selection
 
     flags = Flags(
         model=model,
@@ -158,7 +159,7 @@ def inspect(
 ) -> None:
     """Show what lies in each cache, and whether this host can use it."""
     from rayprep.cli import inspect as command
-    from rayprep.cli.request import selection
+    from rayprep.cli.stage_names import selection
 
     stages = selection(deep_gemm, triton, flashinfer, inductor, all_caches)
     command.run(command.Question(model, tp, device, profiles_root, deep), stages, json_output=json)
@@ -169,7 +170,9 @@ def snapshot(
     model: Model = None,
     tp: Tp = None,
     device: Device = None,
-    manifest: Annotated[Path | None, typer.Option("--manifest", help="Merge into this file's profile_cache.start.")] = None,
+    manifest: Annotated[
+        Path | None, typer.Option("--manifest", help="Merge into this file's profile_cache.start.")
+    ] = None,
     profiles_root: ProfilesRoot = None,
     debug: Debug = False,
 ) -> None:
@@ -189,3 +192,64 @@ def env(
     from rayprep.cli import inspect as command
 
     command.env(profiles_root, env_file=env_file)
+
+
+@app.command()
+def doctor(
+    device: Device = None,
+    profiles_root: ProfilesRoot = None,
+    telemetry_root: TelemetryRoot = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Say what this host has and lacks, and what to do about it."""
+    from rayprep.cli import doctor as command
+
+    raise typer.Exit(command.run(device, profiles_root, telemetry_root, json_output=json))
+
+
+@app.command()
+def reset(
+    older_than: Annotated[
+        float | None, typer.Option("--older-than", metavar="DAYS", help="Only entries whose newest file is older.")
+    ] = None,
+    match_slug: Annotated[
+        str | None,
+        typer.Option("--match-slug", metavar="PREFIX", help="Only entries that none but models of this name use."),
+    ] = None,
+    deep_gemm: DeepGemm = False,
+    triton: Triton = False,
+    flashinfer: FlashInfer = False,
+    inductor: Inductor = False,
+    unreferenced: Annotated[
+        bool, typer.Option("--unreferenced", help="Only entries that no completion names.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would go, and change nothing.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    json: Json = False,
+    profiles_root: ProfilesRoot = None,
+    telemetry_root: TelemetryRoot = None,
+    run_id: Annotated[str | None, typer.Option("--run-id", help="Name of the session log.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Remove cache entries, whole ones only; an entry must fit every filter given, and without one all go.
+
+    Completions that name a removed entry go with it, so `ensure` builds it again. Markers of aborted runs go once
+    nothing that such a run wrote can be left; with --older-than or --unreferenced they stay, and the next `ensure`
+    clears up after them. With --match-slug the model's "nothing to build here" notes go, too.
+
+    Refused while a run holds a lock here. Exit 3 where something could not be removed; the rest is.
+    """
+    from rayprep.cli import reset as command
+    from rayprep.cli.stage_names import selection
+
+    wish = command.Wish(
+        stages=selection(deep_gemm, triton, flashinfer, inductor, False),
+        older_than_days=older_than,
+        match_slug=match_slug,
+        unreferenced=unreferenced,
+        profiles_root=profiles_root,
+        telemetry_root=telemetry_root,
+        run_id=run_id,
+    )
+    raise typer.Exit(command.run(wish, dry_run=dry_run, yes=yes, json_output=json))

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import typer
 
+_LONGEST = 1000
+"""Characters of an error's line."""
+
 UMASK = 0o002
 """Group members may write what we make, as the contract has it."""
 
@@ -45,7 +48,9 @@ def _fail(error: Exception, *, json_lines: bool) -> int:
     if not isinstance(error, RayprepError):
         what = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
         kind = type(error).__name__
-        return _say(kind, f"{what or kind} (run again with --debug to see where)", 3 if isinstance(error, OSError) else 1)
+        return _say(
+            kind, f"{what or kind} (run again with --debug to see where)", 3 if isinstance(error, OSError) else 1
+        )
     if json_lines:
         _say_json(error)
     return _say(error.error_type.value if error.error_type else type(error).__name__, error.line, error.exit_code)
@@ -62,6 +67,8 @@ def _say_json(error: Exception) -> None:
 
 def _say(kind: str, text: str, code: int) -> int:
     line = " ".join(text.split()).encode(errors="backslashreplace").decode()
+    if len(line) > _LONGEST:  # somebody's whole file in an argument
+        line = f"{line[: _LONGEST // 2]} ... {line[-_LONGEST // 2 :]}"
     print(f"rayprep: error [{kind}]: {line}", file=sys.stderr, flush=True)
     return code
 

@@ -1,9 +1,8 @@
-"""The driver of one run: looks first, starts Ray only for work, shows progress, and always leaves a result."""
+"""The driver of one run: creates the agent and the coordinator, shows progress, and always leaves a result."""
 
 import contextlib
 import signal
 import time
-from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from types import FrameType
 from typing import Any
@@ -11,12 +10,11 @@ from typing import Any
 from rayprep.fleet.agent import CONCURRENCY_GROUPS, Agent
 from rayprep.fleet.coordinator import Coordinator
 from rayprep.host.environment import RUN_MARK
-from rayprep.host.layout import prepare_root, root_unfit
 from rayprep.host.process import GRACE_S, end_processes, marked_processes
 from rayprep.model.errors import HostUnfit, Interrupted, RayprepError
 from rayprep.model.events import Event, Phase, event
 from rayprep.model.result import PrepResult
-from rayprep.node import NodeRequest, Survey, ensure, take_survey
+from rayprep.node import NodeRequest, Survey
 from rayprep.node.closing import close_result, lost
 from rayprep.report.live import View
 from rayprep.report.session_log import SessionLog
@@ -26,29 +24,7 @@ CANCEL_DEADLINE_S = 2 * GRACE_S + 10.0
 """From the cancel to the agent's return: the children's grace, with time to write the result."""
 
 
-def survey_host(request: NodeRequest, environ: Mapping[str, str]) -> Survey:
-    """Makes the two roots and looks at the host. Raises BadRequest or HostUnfit."""
-    prepare_root(request.layout.profiles, "profiles")
-    prepare_root(request.layout.telemetry, "telemetry")
-    return take_survey(request, environ)
-
-
-def run_here(request: NodeRequest, survey: Survey, environ: Mapping[str, str], view: View) -> PrepResult:
-    """Carries out a request that has nothing to build: no Ray, no locks, no other process."""
-    log = _open_log(request)
-
-    def emit(event: Event) -> None:
-        log.record(event)
-        view.show(event)
-
-    try:
-        with view:
-            return ensure(request, environ, emit, survey=survey)
-    finally:
-        log.close()
-
-
-def run_on_ray(request: NodeRequest, survey: Survey, view: View, attached: AbstractContextManager[None]) -> PrepResult:
+def drive(request: NodeRequest, survey: Survey, view: View, attached: AbstractContextManager[None]) -> PrepResult:
     """Carries out a request through an agent and a coordinator, while `attached` to a local or a joined Ray.
 
     Raises:
@@ -190,10 +166,3 @@ def _leave_nothing(run_id: str) -> None:
     while (left := marked_processes(RUN_MARK, run_id)) and time.monotonic() < deadline:
         time.sleep(POLL_S)
     end_processes(left)
-
-
-def _open_log(request: NodeRequest) -> SessionLog:
-    try:
-        return SessionLog(request.layout.session_log(request.run_id))
-    except OSError as error:
-        raise root_unfit(request.layout.telemetry, "telemetry", error) from None

@@ -41,7 +41,10 @@ class RayFolder:
             "RAY_memory_monitor_refresh_ms": "0",
         }
 
-    def remove(self) -> None:
+    def __enter__(self) -> "RayFolder":
+        return self
+
+    def __exit__(self, *_: object) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
 
 

@@ -37,8 +37,9 @@ def remove_entry(profiles: Path, entry: Entry) -> None:
     cache, below = entry
     top = profiles / cache.value
     path = top / below
-    parts = [top, *(parent for parent in path.parents if parent.is_relative_to(top) and parent != top)]
-    if ".." in Path(below).parts or any(part.is_symlink() for part in parts):
+    # As it is written, since pathlib would take `//etc` for `/etc`, and an empty name for the whole cache.
+    plain = {"", ".", ".."}.isdisjoint(below.split("/"))
+    if not plain or any(part.is_symlink() for part in (top, *path.parents) if part.is_relative_to(top)):
         raise StageError(ErrorType.PERMISSIONS_UNEXPECTED, f"{path} does not lie in {top} by plain folders")
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)

@@ -1,5 +1,6 @@
 """The environment of the processes that we start: what was inherited, less what they must not see, plus ours."""
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,13 +13,23 @@ STORE_MARK = "RAYPREP_STORE"
 RUN_MARK = "RAYPREP_RUN"
 """Beside it, the id of the run that started the process."""
 
-_SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|CREDENTIAL", re.IGNORECASE)
+CHILD_MARK = "RAYPREP_CHILD"
+"""Beside both, the one guarded child that the process belongs to."""
+
+_SECRET = re.compile(
+    # Not TOKENIZERS_PARALLELISM, and not SGLANG_CLIP_MAX_NEW_TOKENS_ESTIMATION: they keep no secret, and a server
+    # without them is another server.
+    r"TOKEN(?!IZ|S_|S$)|SECRET|PASSWORD|PASSWD|PASSPHRASE|(API|ACCESS|PRIVATE)_?KEY|CREDENTIAL",
+    re.IGNORECASE,
+)
 _DROPPED = frozenset(
     {
         # Ray sets it to 1 in its workers, which would make every compile and every warm-up crawl.
         "OMP_NUM_THREADS",
         # A debugger's or profiler's settings for us are not meant for the compilers.
         "PYTHONSTARTUP",
+        # They would lead libraries out of the HOME that the child is given.
+        *("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME"),
     }
 )
 
@@ -35,6 +46,9 @@ def child_env(environ: Mapping[str, str], layout: Layout, home: Path, run_id: st
         **layout.cache_env(),
         "HOME": str(home),
         STORE_MARK: str(layout.profiles),
+        RUN_MARK: run_id,
+        # sglang and Ray rename their processes with setproctitle, which overwrites the marks unless told not to.
+        "SPT_NOENV": "1",
     }
 
 
@@ -44,7 +58,15 @@ def is_passed_on(name: str) -> bool:
 
 
 def hub_folders(environ: Mapping[str, str]) -> dict[str, str]:
-    """HF_HOME and HF_HUB_CACHE as huggingface_hub resolves them."""
-    cache_home = environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    """HF_HOME and HF_HUB_CACHE as huggingface_hub resolves them, `~` included: it means another folder in a child.
+
+    Source: huggingface_hub/constants.py.
+    """
+    cache_home = environ.get("XDG_CACHE_HOME") or "~/.cache"
     hf_home = environ.get("HF_HOME") or f"{cache_home}/huggingface"
-    return {"HF_HOME": hf_home, "HF_HUB_CACHE": environ.get("HF_HUB_CACHE") or f"{hf_home}/hub"}
+    hub = environ.get("HF_HUB_CACHE") or environ.get("HUGGINGFACE_HUB_CACHE") or f"{hf_home}/hub"
+    return {"HF_HOME": _expanded(hf_home), "HF_HUB_CACHE": _expanded(hub)}
+
+
+def _expanded(path: str) -> str:
+    return os.path.expandvars(os.path.expanduser(path))  # noqa: PTH111 - Path raises where there is no home

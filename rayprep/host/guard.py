@@ -66,20 +66,30 @@ def end_tree(grace_s: float) -> dict[str, bool | float]:
     _signal_all(descendants(), signal.SIGTERM)
     term_until = time.monotonic() + grace_s
     give_up = term_until + 5.0
-    while left := descendants():
-        if time.monotonic() >= give_up:
-            break
+    _reap()
+    while (left := _has_children()) and time.monotonic() < give_up:
         if time.monotonic() >= term_until:
             kill_sent = True
-            _signal_all(left, signal.SIGKILL)
-        _reap()
+            _signal_all(descendants(), signal.SIGKILL)
         time.sleep(POLL_S)
-    _reap()
+        _reap()
     return {"kill_sent": kill_sent, "killed": not left, "timeout_s": grace_s}
 
 
-def _run(command: list[str], report_fd: int) -> int:
-    """Starts the command in a session of its own. 127 in place of a pid's status if it cannot be started."""
+def _has_children() -> bool:
+    """Whether anything of the tree is left. Whatever loses its parent becomes our child, so the kernel knows.
+
+    A list of processes does not: one whose parent dies while the list is made is in none of its branches.
+    """
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True
+
+
+def _run(command: list[str], report_fd: int) -> subprocess.Popen[bytes]:
+    """Starts the command in a session of its own."""
     child = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
@@ -89,7 +99,12 @@ def _run(command: list[str], report_fd: int) -> int:
         close_fds=True,
     )
     os.set_inheritable(report_fd, False)
-    return child.pid
+    return child
+
+
+def _report(report_fd: int, cleanup: dict[str, bool | float]) -> None:
+    with contextlib.suppress(OSError):  # nobody is left to read it
+        os.write(report_fd, (json.dumps(cleanup) + "\n").encode())
 
 
 def main(argv: list[str]) -> int:
@@ -102,21 +117,22 @@ def main(argv: list[str]) -> int:
         asked_to_end = True
 
     # Ctrl-C and a closed terminal never reach this session; the owner closes the pipe when it means us.
-    signal.signal(signal.SIGTERM, ask)
+    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(signum, ask)
     try:
-        pid = _run(command, report_fd)
+        # Kept until the end: a Popen that is thrown away waits for its process, and the status would be lost.
+        child = _run(command, report_fd)
     except OSError as error:
         print(f"rayprep guard: {command[0]}: {error.strerror}", file=sys.stderr)
+        _report(report_fd, {"kill_sent": False, "killed": True, "timeout_s": grace_s})
         return 127
     status: int | None = None
     while status is None and not asked_to_end:
         readable, _, _ = select.select([0], [], [], POLL_S)
         if readable and not os.read(0, 4096):
             asked_to_end = True
-        status = _reap().get(pid, status)
-    cleanup = end_tree(grace_s)
-    with contextlib.suppress(OSError):  # nobody is left to read it
-        os.write(report_fd, (json.dumps(cleanup) + "\n").encode())
+        status = _reap().get(child.pid, status)
+    _report(report_fd, end_tree(grace_s))
     return 143 if status is None else status
 
 

@@ -14,9 +14,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from rayprep.model.base import encodable
 from rayprep.model.caches import CACHES, CacheName
-from rayprep.model.errors import ErrorType, HostUnfit
-from rayprep.model.result import Located
+from rayprep.model.errors import BadRequest, ErrorType, HostUnfit
+from rayprep.model.located import Located
 from rayprep.model.stages import StageName
 
 _CONTRACT_ENV = (
@@ -91,23 +92,41 @@ class Layout:
 def choose_roots(environ: Mapping[str, str], profiles: str | None = None, telemetry: str | None = None) -> Layout:
     """Each root: the flag, then HOST_*_ROOT, then /profiles or /telemetry where mounted, then the XDG path.
 
-    Reads only; `prepare_roots` makes the folders.
+    Reads only; `prepare_root` makes a folder.
+
+    Raises:
+        HostUnfit: a default is needed and this user has no home folder.
+        BadRequest: a root's name is not UTF-8.
     """
-    cache_home = environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    data_home = environ.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
     profiles_root = (
-        profiles or environ.get("HOST_PROFILES_ROOT") or _mounted("/profiles") or f"{cache_home}/sglang/profiles"
+        profiles
+        or environ.get("HOST_PROFILES_ROOT")
+        or _mounted("/profiles")
+        or f"{_below_home(environ, 'XDG_CACHE_HOME', '.cache')}/sglang/profiles"
     )
     telemetry_root = (
         telemetry
         or environ.get("HOST_TELEMETRY_ROOT")
         or _mounted("/telemetry", "logs", "container_runs")
-        or f"{data_home}/sglang-dev/telemetry"
+        or f"{_below_home(environ, 'XDG_DATA_HOME', '.local/share')}/sglang-dev/telemetry"
     )
     return Layout(_absolute(profiles_root), _absolute(telemetry_root))
 
 
+def _below_home(environ: Mapping[str, str], variable: str, below: str) -> str:
+    """An XDG folder: the variable's, else the default below the home folder."""
+    try:
+        return environ.get(variable) or str(Path.home() / below)
+    except RuntimeError:
+        raise HostUnfit(
+            "this user has no home folder to keep caches in",
+            hint="set HOME, or give --profiles-root and --telemetry-root",
+        ) from None
+
+
 def _absolute(path: str) -> Path:
+    if encodable(path) != path:
+        raise BadRequest(f"root {path} is not UTF-8, so no JSON file could name it", hint="choose another root")
     # Not resolved: libraries bake the path in as it is given, and a link may be how a site moves its storage.
     return Path(os.path.abspath(os.path.expanduser(path)))  # noqa: PTH100, PTH111 - Path keeps `..`
 
@@ -129,7 +148,8 @@ def prepare_root(path: Path, what: str) -> None:
         if not os.access(path, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, "not writable by this user")
         # access(2) says yes to root on a folder that is full of errors; listing it does not.
-        next(os.scandir(path), None)
+        with os.scandir(path) as entries:
+            next(entries, None)
     except FileExistsError:
         raise HostUnfit(f"{what} root {path} is a file, not a folder", hint=f"choose another --{what}-root") from None
     except OSError as error:

@@ -19,6 +19,7 @@ from rayprep.model.base import Record, Utc, parse_utc, read_tolerant, utc_now
 from rayprep.model.errors import ErrorType, HostUnfit, Interrupted, LockTimeout
 
 POLL_S = 0.2
+GPU_LOCKS = Path("/tmp/rayprep-gpu-locks")
 HEARTBEAT_S = 30.0
 """Between two reports of a wait, as the contract has it."""
 
@@ -105,41 +106,77 @@ def acquire(
 
 
 def _acquire_one(path: Path, run_id: str, deadline: float, on_wait: OnWait, cancelled: Callable[[], bool]) -> int:
-    descriptor = _open(path)
-    started, reported = time.monotonic(), -HEARTBEAT_S
-    try:
-        while not lock_descriptor(descriptor, blocking=False):
-            waited = time.monotonic() - started
-            if cancelled():
-                raise Interrupted
-            if time.monotonic() >= deadline:
-                holder = read_holder(path) or "somebody unknown"
-                raise LockTimeout(f"lock {path} still held after {waited:.0f} s by {holder}")
-            if waited - reported >= HEARTBEAT_S:
-                on_wait(path, read_holder(path), waited)
-                reported = waited
-            time.sleep(POLL_S)
-    except BaseException:
+    while True:
+        descriptor = _open(path)
+        try:
+            _wait(descriptor, path, deadline, on_wait, cancelled)
+            if _lies_at(descriptor, path):
+                _sign(descriptor, run_id)
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        # Somebody removed the file while we waited: whoever comes next locks another one, and we keep nobody out.
         os.close(descriptor)
-        raise
-    _sign(descriptor, run_id)
-    return descriptor
+
+
+def _wait(descriptor: int, path: Path, deadline: float, on_wait: OnWait, cancelled: Callable[[], bool]) -> None:
+    """Returns when the lock is ours."""
+    started, reported = time.monotonic(), -HEARTBEAT_S
+    while not _try(descriptor, path):
+        waited = time.monotonic() - started
+        if cancelled():
+            raise Interrupted
+        if time.monotonic() >= deadline:
+            holder = read_holder(path) or "somebody unknown"
+            raise LockTimeout(f"lock {path} still held after {waited:.0f} s by {holder}")
+        if waited - reported >= HEARTBEAT_S:
+            on_wait(path, read_holder(path), waited)
+            reported = waited
+        time.sleep(POLL_S)
+
+
+def _try(descriptor: int, path: Path) -> bool:
+    try:
+        return lock_descriptor(descriptor, blocking=False)
+    except OSError as error:  # a network file system that knows no locks
+        raise _unfit(path, "locked", error) from None
+
+
+def _lies_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.lstat())
+    except FileNotFoundError:
+        return False
 
 
 def _open(path: Path) -> int:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(path.parent)
         try:
             return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         except PermissionError:
             # Another user's lock file can be locked too: flock asks for no write permission.
             return os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     except OSError as error:
-        raise HostUnfit(
-            f"lock file {path} cannot be opened: {error.strerror}",
-            hint="chmod g+rw it, or choose another --profiles-root",
-            error_type=ErrorType.PERMISSIONS_UNEXPECTED,
-        ) from None
+        raise _unfit(path, "opened", error) from None
+
+
+def _make_folder(folder: Path) -> None:
+    if folder == GPU_LOCKS:
+        # Every user of the host has to be able to add a lock there. Only where it is new: chmod follows a link.
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir()
+            folder.chmod(0o1777)
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def _unfit(path: Path, what: str, error: OSError) -> HostUnfit:
+    return HostUnfit(
+        f"lock file {path} cannot be {what}: {error.strerror}",
+        hint="chmod g+rw it, or choose another --profiles-root",
+        error_type=ErrorType.PERMISSIONS_UNEXPECTED,
+    )
 
 
 def _sign(descriptor: int, run_id: str) -> None:
@@ -150,18 +187,23 @@ def _sign(descriptor: int, run_id: str) -> None:
 
 
 def is_held(path: Path) -> bool:
-    """Whether anybody holds the lock now. A file that is not there is held by nobody."""
+    """Whether anybody holds the lock now. A file that is not there is held by nobody.
+
+    Raises:
+        HostUnfit: the file cannot be read, so there is no telling.
+    """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     except FileNotFoundError:
         return False
+    except OSError as error:
+        raise _unfit(path, "opened", error) from None
     try:
-        return not lock_descriptor(descriptor, blocking=False)
+        return not _try(descriptor, path)
     finally:
         os.close(descriptor)
 
 
 def gpu_lock_paths(uuids: Sequence[str]) -> list[Path]:
     """One lock for each GPU, by UUID, in one order. They belong to the host, whatever root is used."""
-    folder = Path("/tmp/rayprep-gpu-locks")
-    return [folder / f"{uuid}.lock" for uuid in sorted(uuids)]
+    return [GPU_LOCKS / f"{uuid}.lock" for uuid in sorted(uuids)]

@@ -7,7 +7,9 @@ from pydantic import ValidationError
 
 from rayprep.host.atomic import write_text
 from rayprep.host.layout import Layout
+from rayprep.host.scan import printable
 from rayprep.model.base import Record, Utc, read_tolerant, to_json
+from rayprep.model.errors import ErrorType, HostUnfit
 from rayprep.model.snapshot import PartialInfo
 from rayprep.model.stages import StageName
 
@@ -35,15 +37,34 @@ def remove_marker(layout: Layout, slug: str, stage: StageName) -> None:
 
 
 def read_markers(layout: Layout) -> dict[tuple[str, StageName], PartialInfo]:
-    """All markers that stand, by slug and stage. Names that are no stage are not ours and are left out."""
-    found = {}
-    with contextlib.suppress(FileNotFoundError):
-        for folder in sorted(layout.markers.iterdir()):
-            for stage in StageName:
-                path = folder / stage.value
-                if path.is_file():
-                    found[folder.name, stage] = _info(path, folder.name, stage)
-    return found
+    """All markers that stand, by slug and stage. Names that are no slug or no stage are not ours and are left out.
+
+    Raises:
+        HostUnfit: the folders cannot be read. To take a marker that cannot be seen for none would be to trust
+            whatever half-built files it warns of.
+    """
+    try:
+        slugs = [name for name in _names(layout.markers) if printable(name) == name]
+        return {
+            (slug, stage): _info(layout.marker(slug, stage), slug, stage)
+            for slug in slugs
+            for stage in StageName
+            if stage.value in _names(layout.markers / slug)
+        }
+    except OSError as error:
+        raise HostUnfit(
+            f"the markers in {layout.markers} cannot be read: {error.strerror}",
+            hint="chmod or chown them, or choose another --profiles-root",
+            error_type=ErrorType.PERMISSIONS_UNEXPECTED,
+        ) from None
+
+
+def _names(folder: Path) -> list[str]:
+    """What lies in a folder, sorted; nothing where it is not there, or is none."""
+    try:
+        return sorted(entry.name for entry in folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def _info(path: Path, slug: str, stage: StageName) -> PartialInfo:

@@ -3,6 +3,7 @@
 Nothing is ever downloaded.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import rayprep
 from rayprep.host.environment import hub_folders
 from rayprep.model.architecture import Architecture, config_digest, parse_architecture
+from rayprep.model.base import encodable
 from rayprep.model.errors import BadRequest
 from rayprep.model.slug import model_slug
 
@@ -33,27 +35,32 @@ def find_model(name: str, environ: Mapping[str, str]) -> ModelFiles:
     Raises:
         BadRequest: there is no such model, or its config.json cannot be read.
     """
-    source = _locate(name, environ)
     try:
+        local = _in_file_system(name)
+        source = local or _shipped(name) or _in_hub_cache(name, environ)
         text = source.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise BadRequest(f"model config {source} cannot be read: {error}") from None
+        why = error.strerror if isinstance(error, OSError) else str(error)
+        raise BadRequest(f"the config.json of model {name} cannot be read: {why}") from None
+    if encodable(str(source)) != str(source):
+        raise BadRequest(f"model config {source}: its path is not UTF-8", hint="rename its folder")
     architecture = parse_architecture(text, str(source))
-    label = str(source.parent) if name in (".", "..") or name.endswith(("/.", "/..")) else name
-    return ModelFiles(model_slug(label), source, config_digest(text), architecture)
+    return ModelFiles(model_slug(str(local or name)), source, config_digest(text), architecture)
 
 
-def _locate(name: str, environ: Mapping[str, str]) -> Path:
-    path = Path(name).expanduser()
-    if path.is_file():
-        return path.absolute()
+def _in_file_system(name: str) -> Path | None:
+    """A folder's config.json, or that file. Absolute and without `..`, so that every way to say it gives one slug."""
+    path = Path(os.path.abspath(os.path.expanduser(name)))  # noqa: PTH100, PTH111 - Path keeps `..`, raises on `~x`
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise BadRequest(f"model folder {path} has no config.json", hint="give the folder that holds it")
-        return (path / "config.json").absolute()
-    if (SHIPPED / name / "config.json").is_file():
-        return SHIPPED / name / "config.json"
-    return _in_hub_cache(name, environ)
+        return path / "config.json"
+    return path if path.is_file() else None
+
+
+def _shipped(name: str) -> Path | None:
+    path = SHIPPED / name / "config.json"
+    return path if path.is_file() else None
 
 
 def _in_hub_cache(name: str, environ: Mapping[str, str]) -> Path:

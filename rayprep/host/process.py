@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import secrets
 import selectors
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 import psutil
 from pydantic import ValidationError
 
+from rayprep.host.environment import CHILD_MARK
 from rayprep.model.errors import ErrorType, Interrupted, StageError
 from rayprep.model.result import Cleanup
 
@@ -37,10 +39,11 @@ class Child:
         grace_s: float = GRACE_S,
     ) -> None:
         self._grace_s = grace_s
+        self._mark = secrets.token_hex(8)
         self.cleanup: Cleanup | None = None
         self._buffer = b""
         report_read, report_write = os.pipe()
-        self._report = report_read
+        self._report = os.fdopen(report_read, "rb")
         try:
             with log.open("ab") as log_file:
                 self._guard = subprocess.Popen(
@@ -48,10 +51,13 @@ class Child:
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=log_file,
-                    env=dict(env),
+                    env={**env, CHILD_MARK: self._mark},
                     pass_fds=(report_write, *lock_descriptors),
                     start_new_session=True,
                 )
+        except BaseException:
+            self._report.close()
+            raise
         finally:
             os.close(report_write)
 
@@ -78,11 +84,17 @@ class Child:
                     raise Interrupted
                 if time.monotonic() >= deadline:
                     raise StageError(ErrorType.STAGE_TIMEOUT, "the stage ran longer than its time-out")
-                if selector.select(_TICK_S):
+                # Asked before the pipe is, so that all which a dead guard's tree has said is read first.
+                guard_died = self._guard.poll() is not None
+                if selector.select(0 if guard_died else _TICK_S):
                     chunk = os.read(output.fileno(), _CHUNK)
                     yield from self._split(chunk)
                     if not chunk:
                         return
+                elif guard_died:
+                    # Killed hard. What outlived it may hold the output open for ever; `end` sees to that.
+                    yield from self._split(b"")
+                    return
                 tick()
 
     def _split(self, chunk: bytes) -> Iterator[str]:
@@ -109,13 +121,14 @@ class Child:
         return status, self.cleanup
 
     def _read_report(self) -> Cleanup:
-        with os.fdopen(self._report, "rb") as report:
+        with self._report as report:
             text = report.read()
         try:
             return Cleanup.model_validate_json(text)
         except ValidationError:
             # The guard was killed; whatever of the tree outlived it is found by its mark.
-            return Cleanup(kill_sent=True, killed=False, timeout_s=self._grace_s)
+            left = end_processes(marked_processes(CHILD_MARK, self._mark), self._grace_s)
+            return Cleanup(kill_sent=True, killed=not left, timeout_s=self._grace_s)
 
     def __enter__(self) -> "Child":
         return self

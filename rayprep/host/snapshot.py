@@ -1,6 +1,8 @@
 """The snapshot of all caches: what lies there, and whether this host can use it."""
 
+import contextlib
 import time
+from collections import ChainMap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +16,7 @@ from rayprep.model.caches import CacheName
 from rayprep.model.completion import Check, CheckState, Completion, best, check_completion
 from rayprep.model.signature import Signature
 from rayprep.model.snapshot import CacheSnapshot, PartialInfo, ProfileSnapshot, SlugState
-from rayprep.model.stages import ANSWERS_FOR, StageName
+from rayprep.model.stages import ANSWERS_FOR, STAGES, StageName
 
 
 @dataclass(frozen=True)
@@ -39,19 +41,21 @@ class Inventory:
     completions: Mapping[StageName, list[Completion]]
     unreadable: Mapping[StageName, list[Unreadable]]
 
-    @property
-    def files(self) -> dict[str, int]:
-        merged: dict[str, int] = {}
-        for scan in self.scans.values():
-            merged.update(scan.files)
-        return merged
+    def files(self, stage: StageName) -> Mapping[str, int]:
+        """The artifacts in the caches that `stage` fills; empty where no completion asks for them."""
+        own, *others = (self.scans[cache].files for cache in STAGES[stage].caches)
+        return ChainMap(own, *others) if others else own
 
 
 def take_inventory(layout: Layout, slug: str | None = None, tp: int | None = None) -> Inventory:
     """Reads caches, markers and completions; the latter only of `slug` and `tp` where they are given."""
     stages = {stage: read_completions(layout, stage, slug, tp) for stage in StageName}
     return Inventory(
-        scans={cache: scan_cache(layout.profiles, cache) for cache in ANSWERS_FOR},
+        # Only a completion's check needs the files by name.
+        scans={
+            cache: scan_cache(layout.profiles, cache, list_files=bool(stages[stage][0]))
+            for cache, stage in ANSWERS_FOR.items()
+        },
         markers=read_markers(layout),
         completions={stage: good for stage, (good, _) in stages.items()},
         unreadable={stage: bad for stage, (_, bad) in stages.items()},
@@ -59,9 +63,9 @@ def take_inventory(layout: Layout, slug: str | None = None, tp: int | None = Non
 
 
 def wrong_hashes(profiles: Path, completion: Completion) -> tuple[str, ...]:
-    """Listed files whose content is not what was listed. Reads all of them."""
+    """Listed files whose content is not what was listed, or that cannot be read to tell. Reads all of them."""
     now = hash_files(profiles, completion.artifacts)
-    return tuple(path for path, (_, digest) in completion.artifacts.items() if now.get(path, digest) != digest)
+    return tuple(path for path, (_, digest) in completion.artifacts.items() if now.get(path) != digest)
 
 
 def take_snapshot(
@@ -90,7 +94,6 @@ class _Judge:
     ) -> None:
         self.layout, self.inventory, self.signature = layout, inventory, signature
         self.wanted, self.deep = wanted, deep
-        self.files = inventory.files
         self._checked: dict[StageName, list[tuple[Completion, Check]]] = {}
 
     def snapshot(self, cache: CacheName) -> CacheSnapshot:
@@ -110,7 +113,7 @@ class _Judge:
             differences=verdict.differences,
             path=_home_relative(self.layout.cache(cache)),
             size_bytes=scan.size_bytes,
-            file_count=len(scan.files),
+            file_count=scan.file_count,
             latest_mtime_iso=utc_from_timestamp(scan.latest_mtime) if scan.latest_mtime is not None else None,
             newest_age_s=_age(scan.latest_mtime),
             newest_files=scan.newest_files,
@@ -127,7 +130,7 @@ class _Judge:
 
     def _check(self, completion: Completion) -> Check:
         wrong = wrong_hashes(self.layout.profiles, completion) if self.deep else ()
-        return check_completion(completion, self.signature, self.files, wrong_hashes=wrong)
+        return check_completion(completion, self.signature, self.inventory.files(completion.stage), wrong_hashes=wrong)
 
     def _marker(self, stage: StageName) -> PartialInfo | None:
         slug = self.wanted.slug if self.wanted else None
@@ -170,5 +173,6 @@ def _age(mtime: float | None) -> float | None:
 
 
 def _home_relative(path: Path) -> str:
-    home = Path.home()
-    return str(path.relative_to(home)) if path.is_relative_to(home) else str(path)
+    with contextlib.suppress(RuntimeError, ValueError):  # no home, or not below it
+        return str(path.relative_to(Path.home()))
+    return str(path)

@@ -34,9 +34,10 @@ def package_commit(name: str) -> str | None:
         text = importlib.metadata.distribution(name).read_text("direct_url.json")
     except importlib.metadata.PackageNotFoundError:
         return None
-    if not text:
-        return None
-    commit = json.loads(text).get("vcs_info", {}).get("commit_id")
+    try:
+        commit = json.loads(text or "{}").get("vcs_info", {}).get("commit_id")
+    except (ValueError, AttributeError):
+        return None  # not of the form that PEP 610 has
     return str(commit) if commit else None
 
 
@@ -76,27 +77,44 @@ def find_nvcc(environ: Mapping[str, str]) -> str | None:
 def nvcc_version(environ: Mapping[str, str]) -> str | None:
     """`13.0.88`, or None where there is no nvcc that runs."""
     nvcc = find_nvcc(environ)
-    match = re.search(r"\bV(\d+(?:\.\d+)+)", _output([nvcc, "--version"])) if nvcc else None
+    match = re.search(r"\bV(\d+(?:\.\d+)+)", _output([nvcc, "--version"], environ)) if nvcc else None
     return match[1] if match else None
 
 
 def find_cxx(environ: Mapping[str, str]) -> list[str] | None:
     """The C++ compiler's command as torch chooses it: CXX, then g++."""
-    command = shlex.split(environ.get("CXX") or "g++")
+    try:
+        command = shlex.split(environ.get("CXX") or "g++")
+    except ValueError:
+        return None  # a quote that never closes
     return command if command and shutil.which(command[0], path=environ.get("PATH")) else None
 
 
 def cxx_version(environ: Mapping[str, str]) -> str | None:
     """The compiler's name and version, `g++ 12.2.0`; None where there is none that runs."""
     command = find_cxx(environ)
-    match = re.search(r"\d+\.\d+(?:\.\d+)?", _output([*command, "-dumpfullversion"])) if command else None
-    return f"{Path(command[0]).name} {match[0]}" if command and match else None
+    if command is None:
+        return None
+    # Clang does not know the first; GCC answers the second with no more than its major version.
+    for query in ("-dumpfullversion", "-dumpversion"):
+        if match := re.search(r"\d+\.\d+(?:\.\d+)?", _output([*command, query], environ)):
+            return f"{Path(command[0]).name} {match[0]}"
+    return None
 
 
-def _output(command: list[str]) -> str:
+def _output(command: list[str], environ: Mapping[str, str]) -> str:
     """What a version query prints, or nothing where it fails: a compiler that cannot say its version is none."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=_TIMEOUT_S, check=True)
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_TIMEOUT_S,
+            check=True,
+            # The compiler that the environment's PATH leads to, and as it will behave there.
+            env=dict(environ),
+        )
     except (OSError, subprocess.SubprocessError):
         return ""
     return done.stdout

@@ -9,11 +9,15 @@ from typing import Annotated, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict
 
+_YEAR_1 = datetime.min.replace(tzinfo=UTC).timestamp()
+_YEAR_9999 = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC).timestamp()
+
 
 class Record(BaseModel):
     """A frozen model that forbids unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # Built when first used: a command that only looks needs few of them.
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
 
 R = TypeVar("R", bound=Record)
@@ -33,6 +37,21 @@ def to_json(record: Record) -> str:
     return record.model_dump_json(indent=2) + "\n"
 
 
+def encodable(text: str) -> str:
+    """`text` with whatever UTF-8 cannot hold written out: a file name's stray bytes, or half a surrogate pair."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+def _checked_utf8(value: str) -> str:
+    if encodable(value) != value:
+        raise ValueError("must be UTF-8")
+    return value
+
+
+Utf8 = Annotated[str, AfterValidator(_checked_utf8)]
+"""Text from outside that goes into a file as it is. Python's own strings can hold what no JSON file can."""
+
+
 def _checked_utc(value: str) -> str:
     parse_utc(value)
     return value
@@ -40,16 +59,23 @@ def _checked_utc(value: str) -> str:
 
 def parse_utc(value: str) -> datetime:
     """Parses `YYYY-MM-DDTHH:MM:SSZ`. Raises ValueError on any other form."""
-    return datetime.strptime(value, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
+    moment = datetime.strptime(value, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
+    if format_utc(moment) != value:  # strptime takes 2025-1-9, too
+        raise ValueError(f"{value!r} is not of the form YYYY-MM-DDTHH:MM:SSZ")
+    return moment
 
 
 def format_utc(moment: datetime) -> str:
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    # Not strftime, which writes the year 800 with three digits.
+    return moment.astimezone(UTC).replace(microsecond=0, tzinfo=None).isoformat() + "Z"
 
 
 def utc_from_timestamp(seconds: float) -> str:
-    """Seconds since the epoch as `YYYY-MM-DDTHH:MM:SSZ`."""
-    return format_utc(datetime.fromtimestamp(seconds, UTC))
+    """Seconds since the epoch as `YYYY-MM-DDTHH:MM:SSZ`; a time outside the years 1 to 9999 is the nearest within.
+
+    A file system keeps any time that touch(1) was given.
+    """
+    return format_utc(datetime.fromtimestamp(min(max(seconds, _YEAR_1), _YEAR_9999), UTC))
 
 
 def utc_now() -> str:

@@ -61,8 +61,8 @@ class Completion(Record):
     @classmethod
     def _stay_below_the_root(cls, artifacts: dict[str, tuple[int, str]]) -> dict[str, tuple[int, str]]:
         for path in artifacts:
-            if path.startswith("/") or ".." in path:
-                raise ValueError(f"{path!r} leads out of the profiles root")
+            if not {"", ".", ".."}.isdisjoint(path.split("/")):
+                raise ValueError(f"{path!r} is no plain path below the profiles root")
         return artifacts
 
 

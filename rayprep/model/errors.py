@@ -13,6 +13,8 @@ pickling, since they cross Ray's process boundaries.
 
 from enum import StrEnum
 
+from rayprep.model.base import encodable
+
 
 class ErrorType(StrEnum):
     """The `error_type` of a stage or a run. The first nine are the seed contract's, the rest ours."""
@@ -95,9 +97,10 @@ class RayprepError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, *, hint: str = "", error_type: ErrorType | None = None) -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint or (MEANING[error_type][1] if error_type else "")
+        # A path with stray bytes must not make the error itself impossible to print or to write.
+        self.message = encodable(message)
+        super().__init__(self.message)
+        self.hint = encodable(hint) or (MEANING[error_type][1] if error_type else "")
         self.error_type = error_type
 
     def __reduce__(self) -> tuple[object, ...]:

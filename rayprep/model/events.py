@@ -44,7 +44,7 @@ class Event(Record):
     @property
     def human_line(self) -> str:
         """`[OPTIMIZE deep_gemm] starting {model=..., tp=...}` and its like."""
-        return f"[OPTIMIZE {self.name}] {self._words()}"
+        return " ".join(f"[OPTIMIZE {self.name}] {self._words()}".split())
 
     def _words(self) -> str:
         elapsed = f" after {self.elapsed_s:.0f} s" if self.elapsed_s is not None else ""

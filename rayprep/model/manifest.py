@@ -2,6 +2,7 @@
 
 import json
 
+from rayprep.model.base import encodable
 from rayprep.model.errors import BadRequest
 from rayprep.model.snapshot import ProfileSnapshot
 
@@ -13,12 +14,18 @@ def merge_snapshot(text: str, source: str, snapshot: ProfileSnapshot) -> str:
         BadRequest: the text is not a JSON object, or its `profile_cache` is something else than an object.
     """
     try:
-        manifest = json.loads(text)
-    except ValueError as error:
+        return _merged(json.loads(text), source, snapshot)
+    except (ValueError, RecursionError) as error:
         raise BadRequest(f"manifest {source} is not JSON: {error}", hint="it is left as it was") from None
+
+
+def _merged(manifest: object, source: str, snapshot: ProfileSnapshot) -> str:
     if not isinstance(manifest, dict) or not isinstance(manifest.get("profile_cache", {}), dict):
         raise BadRequest(
             f"manifest {source}: it and its profile_cache must be JSON objects", hint="it is left as it was"
         )
     manifest.setdefault("profile_cache", {})["start"] = snapshot.model_dump(mode="json")
-    return json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
+    merged = json.dumps(manifest, indent=2, ensure_ascii=False)
+    if merged != encodable(merged):  # half a surrogate pair, which only an escape can hold
+        merged = json.dumps(manifest, indent=2)
+    return merged + "\n"

@@ -7,6 +7,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from rayprep.model.base import Record, Utc
 from rayprep.model.errors import ErrorType
+from rayprep.model.located import Located
 from rayprep.model.signature import Signature
 from rayprep.model.stages import StageName, StageStatus, exit_code
 
@@ -17,13 +18,6 @@ class RunStatus(StrEnum):
     OK = "ok"
     ERROR = "error"
     PARTIAL = "partial"
-
-
-class Located(Record):
-    """One file or folder under its two names: as the run sees it, and as the host outside a container does."""
-
-    container_path: str
-    host_path: str
 
 
 class Tally(Record):
@@ -177,7 +171,7 @@ class PrepResult(Record):
 
     @property
     def exit_code(self) -> int:
-        """0, a stage's code, 4 for a lock before any stage, 130 for an interrupt, 1 for any other early end."""
+        """0, a stage's code, 4 for a lock before any stage, 130 for an interrupt, 3 for any other early end."""
         kinds = [error.error_type for error in self.errors]
         if ErrorType.INTERRUPTED in kinds:
             return 130

@@ -14,7 +14,12 @@ _LAYOUTS = {
         ),
         "expert parallel": ("ep", "ep_size", "expert_parallel_size", "enable_eplb"),
         "pipeline parallel": ("pp", "pp_size", "pipeline_parallel_size"),
-        "several nodes for one server": ("nnodes", "node_rank", "dist_init_addr"),
+        "context parallel": (
+            *("attn_cp_size", "attention_context_parallel_size", "dcp_size", "decode_context_parallel_size"),
+            *("enable_prefill_cp", "enable_prefill_context_parallel"),
+            *("enable_dsa_prefill_context_parallel", "enable_nsa_prefill_context_parallel"),
+        ),
+        "several nodes for one server": ("nnodes", "node_rank", "dist_init_addr", "nccl_init_addr"),
     }.items()
     for name in names
 }
@@ -29,18 +34,22 @@ _WITHOUT_KERNELS = frozenset(
 )
 """Flags that change nothing about which kernels are compiled. Whatever is not named here is taken to."""
 
-_NEGATIVE = (1, "1", False, "false", 0, "0", None)
-
 
 def refuse_layout(name: str, value: object) -> None:
     """Raises BadRequest when `name`, in any spelling, asks for a parallel layout other than TP. 1 and false pass."""
     words = _LAYOUTS.get(_plain(name))
-    if words is None or value in _NEGATIVE:
+    if words is None or not _asks_for_more(value):
         return
     raise BadRequest(
         f"{words} ({name}={value}) is not supported: rayprep prepares tensor-parallel servers only",
         hint=f"leave {name} out, or set it to 1",
     )
+
+
+def _asks_for_more(value: object) -> bool:
+    if isinstance(value, bool) or value is None:  # first, because True equals 1
+        return bool(value)
+    return value not in (0, 1) and str(value).lower() not in ("0", "1", "false", "none")
 
 
 def check_server_args(server_args: tuple[str, ...], tp: int) -> None:
@@ -50,12 +59,19 @@ def check_server_args(server_args: tuple[str, ...], tp: int) -> None:
         BadRequest: with the argument's name.
     """
     for name, value in pairs(server_args):
+        meant = _unabbreviated(_plain(name))
         # A flag without a value, such as --enable-dp-attention, is a yes.
-        refuse_layout(name, True if value == "" else value)
-        if _plain(name) in _OURS:
+        refuse_layout(meant, True if value == "" else value)
+        if meant in _OURS:
             raise BadRequest(f"--server-arg {name} is rayprep's own to set", hint="use rayprep's flag for it")
-        if _plain(name) in _TP and value != str(tp):
+        if meant in _TP and value != str(tp):
             raise BadRequest(f"--server-arg {name} {value} contradicts --tp {tp}", hint="give --tp alone")
+
+
+def _unabbreviated(name: str) -> str:
+    """The flag that argparse would take `name` for: it accepts the beginning of any of SGLang's flags."""
+    known = (*_LAYOUTS, *_TP, *_OURS)
+    return name if name in known else next((each for each in known if name and each.startswith(name)), name)
 
 
 def pairs(server_args: tuple[str, ...]) -> list[tuple[str, str]]:
@@ -74,10 +90,12 @@ def pairs(server_args: tuple[str, ...]) -> list[tuple[str, str]]:
 
 
 def kernel_flags(server_args: tuple[str, ...]) -> tuple[str, ...]:
-    """The arguments that belong to a cache's identity, `name=value` each, sorted."""
-    return tuple(
-        sorted(f"{_plain(name)}={value}" for name, value in pairs(server_args) if _plain(name) not in _WITHOUT_KERNELS)
-    )
+    """The arguments that belong to a cache's identity, `name=value` each, sorted by name.
+
+    One that is given twice keeps its order, since the last one is what SGLang takes.
+    """
+    named = sorted(((_plain(name), value) for name, value in pairs(server_args)), key=lambda pair: pair[0])
+    return tuple(f"{name}={value}" for name, value in named if name not in _WITHOUT_KERNELS)
 
 
 def _plain(name: str) -> str:

@@ -20,7 +20,7 @@ def model_slug(name: str) -> str:
         parts.pop()
     hub = next((match for part in parts if (match := _HUB_FOLDER.fullmatch(part))), None)
     label = hub.group(1) if hub else parts[-1] if parts else ""
-    slug = re.sub(r"[^a-z0-9._-]+", "-", label.lower()).strip(".-_")[:100]
+    slug = re.sub(r"[^a-z0-9._-]+", "-", label.lower()).strip(".-_")[:100].rstrip(".-_")
     if not slug:
         raise BadRequest(f"no name for the model can be made from {name!r}", hint="rename its folder")
     return slug

@@ -6,7 +6,7 @@ from enum import StrEnum
 from pydantic import Field, ValidationError, field_validator
 
 from rayprep.model.architecture import Architecture
-from rayprep.model.base import Record
+from rayprep.model.base import Record, Utf8
 from rayprep.model.errors import BadRequest
 from rayprep.model.server_args import check_server_args
 from rayprep.model.stages import StageName
@@ -45,7 +45,7 @@ class DeviceChoice(StrEnum):
 class PrepSpec(Record):
     """One request, complete."""
 
-    model: str = Field(min_length=1)
+    model: Utf8 = Field(min_length=1)
     """A folder with a config.json, that file, or a name in the local Hugging Face cache."""
     tp: int = Field(default=1, ge=1)
     ops: dict[StageName, StageOp] = Field(default_factory=dict)
@@ -55,15 +55,16 @@ class PrepSpec(Record):
     """Must agree with the model's `weight_block_size`; empty means the model's own."""
     batch_sizes: tuple[int, ...] = DEFAULT_BATCH_SIZES
     moe_strategy: MoeStrategy = MoeStrategy.AUTO
-    moe_dtype: str | None = None
+    moe_dtype: Utf8 | None = None
     max_seq_len: int | None = Field(default=None, gt=0)
-    timeout_s: float = Field(default=3600, gt=0)
+    # JSON knows no infinity: one in the request would be a null in its result.
+    timeout_s: float = Field(default=3600, gt=0, allow_inf_nan=False)
     """Of each stage, and of the wait for a lock."""
-    heartbeat_s: float = Field(default=60, gt=0)
+    heartbeat_s: float = Field(default=60, gt=0, allow_inf_nan=False)
     warmup_port: int = Field(default=30999, ge=1024, le=65535)
     mem_fraction: float = Field(default=0.96, gt=0, lt=1)
     device: DeviceChoice = DeviceChoice.AUTO
-    server_args: tuple[str, ...] = ()
+    server_args: tuple[Utf8, ...] = ()
     """Handed to SGLang as they are."""
 
     @field_validator("batch_sizes", "block_sizes")

@@ -8,7 +8,7 @@ import difflib
 import json
 from collections.abc import Iterable, Mapping
 
-from rayprep.model.base import Record
+from rayprep.model.base import Record, encodable
 from rayprep.model.errors import BadRequest
 from rayprep.model.server_args import refuse_layout
 from rayprep.model.spec import SPEC_VERSION
@@ -115,14 +115,15 @@ class _Reader:
         if stage is None:
             self._ignore(f"ops.{name}", [f"ops.{known}" for known in _STAGE_NAMES])
             return
+        known = ("mode", "op", "policy") if stage == "moe_tune" else ("mode", "op")
         fields: Mapping[str, object] = value if isinstance(value, dict) else {"mode": value}
         for key, inner in fields.items():
-            if key in ("mode", "op"):
-                self._set_op(name, stage, inner)
-            elif key == "policy" and stage == "moe_tune":
+            if key not in known:
+                self._ignore(f"ops.{name}.{key}", [f"ops.{name}.{each}" for each in known])
+            elif key == "policy":
                 self._policy(name, _as_object(inner, f"{self.source}: ops.{name}.policy"))
             else:
-                self._ignore(f"ops.{name}.{key}", [f"ops.{name}.{known}" for known in ("mode", "op", "policy")])
+                self._set_op(name, stage, inner)
         self.values["ops"] = self.ops
 
     def _set_op(self, name: str, stage: str, value: object) -> None:
@@ -139,6 +140,7 @@ class _Reader:
                 self.values[field] = _ALIASES.get((key, str(value)), value)
 
     def _ignore(self, path: str, known: Iterable[str]) -> None:
+        path = encodable(path)  # JSON's \\ud800 is a string that no file can hold
         close = difflib.get_close_matches(path, list(known), n=1, cutoff=0.5)
         self.ignored.append(path)
         nearest = f"; did you mean {close[0]}?" if close else ""

@@ -112,4 +112,5 @@ class _Decider:
 
     def _check_one(self, completion: Completion, units: tuple[str, ...]) -> Check:
         wrong = wrong_hashes(self.layout.profiles, completion) if self.deep else ()
-        return check_completion(completion, self.request.signature, self.inventory.files, units, wrong)
+        files = self.inventory.files(completion.stage)
+        return check_completion(completion, self.request.signature, files, units, wrong)

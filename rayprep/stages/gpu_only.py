@@ -30,7 +30,7 @@ class GpuOnlyStage:
     def describe(self, layout: Layout, scans: Sequence[CacheScan]) -> Artifacts:
         own = scans[0]
         folder = layout.located(layout.cache(own.cache))
-        tally = Tally(count=len(own.files), bytes=own.size_bytes)
+        tally = Tally(count=own.file_count, bytes=own.size_bytes)
         if own.cache is CacheName.FLASHINFER:
             return Artifacts(workspace_dir=folder, files=tally)
         if own.cache is CacheName.DEEP_GEMM:

@@ -9,7 +9,6 @@ import sys
 from collections.abc import Sequence
 from typing import Literal
 
-import psutil
 from pydantic import ValidationError
 
 from rayprep.host.layout import Layout
@@ -34,9 +33,11 @@ from rayprep.stages.protocol import BuildContext, Built, StageRequest
 
 # Measured on two cores with torch 2.13 on the CPU; only a first guess, later runs reckon from their own history.
 SECONDS_PER_GRAPH = 12.0
-BYTES_PER_GRAPH = 2 << 20
-BYTES_ONCE = 96 << 20
-"""The precompiled headers, and room for the compiler's temporary files."""
+BYTES_PER_GRAPH = 24 << 20
+BYTES_ONCE = 64 << 20
+"""Room for the compiler's temporary files."""
+_CPU_ONLY = {"CUDA_VISIBLE_DEVICES": ""}
+"""On a host with GPUs, Inductor would ask Triton for one even for a graph that stays on the CPU."""
 _INTERPRETER_BYTES = 1 << 30
 """What torch, Inductor and one g++ take beside the tensors."""
 _LOG_TAIL = 12
@@ -83,6 +84,8 @@ class InductorStage:
         return None
 
     def build(self, request: StageRequest, work: Work, context: BuildContext) -> Built:
+        import psutil
+
         available = psutil.virtual_memory().available
         if available < work.memory_bytes:
             raise StageError(
@@ -100,6 +103,7 @@ class InductorStage:
             units=work.units,
             used=frozenset(f"{folder}/{path}" for path in checked.used),
             compiled=tuple(graph.unit for graph in compiled.graphs if not graph.cache_hit),
+            env=_CPU_ONLY,
             cleanup=checked.cleanup,
         )
 
@@ -107,7 +111,7 @@ class InductorStage:
         scan = scans[0]
         return Artifacts(
             cache_dir=layout.located(layout.cache(CacheName.TORCHINDUCTOR)),
-            files=Tally(count=len(scan.files), bytes=scan.size_bytes),
+            files=Tally(count=scan.file_count, bytes=scan.size_bytes),
         )
 
 
@@ -151,7 +155,7 @@ class _Run:
         command = [sys.executable, "-m", "rayprep.stages.inductor_child", str(file)]
         count = len(self.request.batch_sizes)
         context.report("compiling" if self.mode == "build" else "checking in a second process", 0, count)
-        with Child(command, context.env, context.log, context.lock_descriptors) as child:
+        with Child(command, {**context.env, **_CPU_ONLY}, context.log, context.lock_descriptors) as child:
             for line in child.lines(context.deadline, context.cancelled, context.tick):
                 self._hear(line)
             status, self.cleanup = child.end()

@@ -11,7 +11,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TextIO
 
@@ -62,10 +62,11 @@ class OpenedFiles:
 
     def used(self) -> tuple[str, ...]:
         """The files that still exist, with their twins: Inductor writes a source anew if it misses that alone."""
-        seen = [path for path in self._seen if self._root in path.parents]
+        below = [path for path in tuple(self._seen) if self._root in path.parents]
+        seen = [path for path in below if path.suffix not in (".lock", ".tmp")]
         twins = (twin for path in seen for twin in path.parent.glob(f"{path.name.split('.')[0]}.*"))
-        files = {path for path in (*seen, *twins) if path.suffix != ".lock" and path.is_file()}
-        return tuple(sorted(path.relative_to(self._root).as_posix() for path in files if not path.is_symlink()))
+        files = {path for path in (*seen, *twins) if path.is_file() and not path.is_symlink()}
+        return tuple(sorted(path.relative_to(self._root).as_posix() for path in files))
 
 
 class SwallowedErrors(logging.Handler):
@@ -113,6 +114,8 @@ def _claim_stdout() -> TextIO:
 
 def _run(request: ChildRequest, emit: Callable[[Record], None], progress: list[str]) -> None:
     """Compiles and compares each batch size; `progress` gets the name of each unit before it starts."""
+    if os.environ.get("TORCHINDUCTOR_CACHE_DIR") != request.cache_dir:
+        raise ValueError("TORCHINDUCTOR_CACHE_DIR is not the request's cache_dir")
     opened = OpenedFiles(Path(request.cache_dir))
     sys.addaudithook(opened)
     graphs = Graphs(request)
@@ -152,6 +155,7 @@ class Graphs:
         self._shape = rank_shape(request.architecture, request.tp)
         self._random = Random(self._shape, request.device, request.seed)
         self._weights = self._random.weights()
+        self._tolerance = TOLERANCE[self._shape.dtype]
         self._swallowed = SwallowedErrors()
 
     def compile(self, batch_size: int) -> Graph:
@@ -162,7 +166,7 @@ class Graphs:
             OSError: in mode `build`, when its cache entry could not be written.
         """
         import torch
-        from torch._dynamo.utils import counters
+        from torch._dynamo.utils import compilation_time_metrics, counters
 
         from rayprep.stages.decode_step import StepInput, decode_step
 
@@ -171,6 +175,7 @@ class Graphs:
 
         torch._dynamo.reset()
         counters.clear()
+        compilation_time_metrics.clear()
         given = self._random.step_input(batch_size, self._request.max_seq_len)
         with torch.no_grad():
             expected = _results(step, given.copy())
@@ -179,18 +184,24 @@ class Graphs:
             seconds = time.monotonic() - started
         if self._request.mode == "build" and self._swallowed.errors:
             raise self._swallowed.errors[0]
-        return Graph(round(seconds, 3), self._compare(actual, expected), _found(counters))
+        hit = _found(counters) and "compile_file" not in compilation_time_metrics
+        return Graph(round(seconds, 3), largest_difference(actual, expected, self._tolerance), hit)
 
-    def _compare(self, actual: list["Tensor"], expected: list["Tensor"]) -> float:
-        """The largest absolute difference."""
-        largest = 0.0
-        for ours, theirs in zip(actual, expected, strict=True):
-            difference = (ours - theirs).float()
-            distance = (difference.norm() / theirs.float().norm()).item()
-            if not distance <= TOLERANCE[self._shape.dtype]:  # so that NaN fails too
-                raise Mismatch(f"compiled is off from eager by {distance:.2g} of its norm")
-            largest = max(largest, difference.abs().max().item())
-        return largest
+
+def largest_difference(actual: Sequence["Tensor"], expected: Sequence["Tensor"], tolerance: float) -> float:
+    """The largest absolute difference of any element.
+
+    Raises:
+        Mismatch: some tensor is off by more than `tolerance` of its norm, or holds a NaN.
+    """
+    largest = 0.0
+    for ours, theirs in zip(actual, expected, strict=True):
+        difference = (ours - theirs).float()
+        distance = (difference.norm() / theirs.float().norm()).item()
+        if not distance <= tolerance:  # so that NaN fails too
+            raise Mismatch(f"compiled is off from eager by {distance:.2g} of its norm, {tolerance:.2g} allowed")
+        largest = max(largest, difference.abs().max().item())
+    return largest
 
 
 def _results(step: Callable[["StepInput"], "Tensor"], given: "StepInput") -> list["Tensor"]:
@@ -205,7 +216,8 @@ def _results(step: Callable[["StepInput"], "Tensor"], given: "StepInput") -> lis
 def _found(counters: Mapping[str, Mapping[str, int]]) -> bool:
     """Whether torch's two caches had the graph; `bypass` is a graph that it refuses to cache.
 
-    A hit of AOTAutogradCache also counts as one of FxGraphCache, which it leads to (torch 2.11 and 2.13).
+    A hit of AOTAutogradCache also counts as one of FxGraphCache, which it leads to (torch 2.11 and 2.13). Neither
+    says whether the libraries are there: an entry from a torch installed elsewhere hits, and compiles them again.
     """
     outer, inner = counters["aot_autograd"], counters["inductor"]
     missed = (outer[f"autograd_cache_{how}"] + inner[f"fxgraph_cache_{how}"] for how in ("miss", "bypass"))

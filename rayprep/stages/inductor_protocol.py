@@ -220,10 +220,10 @@ def _is_toolchain(error: BaseException) -> bool:
         return error.filename in (compiler, PurePath(compiler).name)
     said = (
         r"unrecognized command.line option|cannot execute|cannot find -l|(Python|omp)\.h: No such file"
-        r"|not compiled with CUDA|Found no NVIDIA driver"
+        r"|cannot open shared object file|not compiled with CUDA|Found no NVIDIA driver"
     )
     named = type(error).__name__ in ("InvalidCxxCompiler", "TritonMissing", "GPUTooOldForTriton")
-    return named or isinstance(error, ImportError) or bool(re.search(said, str(error)))
+    return named or isinstance(error, ModuleNotFoundError) or bool(re.search(said, str(error)))
 
 
 _SIGNS: tuple[tuple[FailKind, Callable[[BaseException], bool]], ...] = (

@@ -1,0 +1,85 @@
+"""`rayprep doctor`: what this host has and lacks, one line each with its remedy."""
+
+import os
+import sys
+
+from rayprep.host.doctor import examine
+from rayprep.host.doctor.bounded import answer_within
+from rayprep.host.layout import Layout, choose_roots
+from rayprep.model.base import to_json
+from rayprep.model.doctor import DoctorReport, Finding, State
+from rayprep.model.errors import BadRequest, HostUnfit
+from rayprep.model.spec import DeviceChoice
+
+_ROOTS_DEADLINE_S = 10.0
+_STYLES = {State.OK: "green", State.WARN: "yellow", State.FAIL: "bold red"}
+
+
+def run(device: str | None, profiles_root: str | None, telemetry_root: str | None, *, json_output: bool) -> int:
+    """Prints the report, and returns the exit code: 0, or 3 where something failed."""
+    environ = dict(os.environ)
+    try:
+        choice = DeviceChoice(device or "auto")
+    except ValueError:
+        raise BadRequest(f"--device {device!r}", hint="use auto, cuda or cpu") from None
+    report = examine(_choose_roots(environ, profiles_root, telemetry_root), environ, choice)
+    if json_output:
+        print(to_json(report), end="")
+    elif sys.stdout.isatty():
+        _print_table(report)
+    else:
+        _print_lines(report)
+    return report.exit_code
+
+
+def _choose_roots(environ: dict[str, str], profiles: str | None, telemetry: str | None) -> Layout:
+    """It asks whether /profiles is a mount point, which a dead file server does not answer."""
+    try:
+        return answer_within(
+            _ROOTS_DEADLINE_S, "/profiles or /telemetry", lambda: choose_roots(environ, profiles, telemetry)
+        )
+    except TimeoutError as error:
+        raise HostUnfit(
+            str(error), hint="mend what is mounted there, or give --profiles-root and --telemetry-root"
+        ) from None
+
+
+def _print_lines(report: DoctorReport) -> None:
+    width = max(len(finding.check) for finding in report.findings)
+    for finding in report.findings:
+        _print(f"{finding.state:<4}  {finding.check:<{width}}  {_said(finding)}")
+    _print(_summary(report))
+
+
+def _print(line: str) -> None:
+    """A stream that cannot show a character shows its number: the doctor is asked on hosts with odd locales, too."""
+    encoding = sys.stdout.encoding or "utf-8"
+    print(line.encode(encoding, errors="backslashreplace").decode(encoding))
+
+
+def _said(finding: Finding) -> str:
+    return f"{finding.message} -> {finding.remedy}" if finding.remedy else finding.message
+
+
+def _summary(report: DoctorReport) -> str:
+    warned, failed = report.count(State.WARN), report.count(State.FAIL)
+    return f"{report.host}: {report.count(State.OK)} ok, {warned} to look at, {failed} failed"
+
+
+def _print_table(report: DoctorReport) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for _ in range(3):
+        table.add_column(overflow="fold")
+    for finding in report.findings:
+        style = _STYLES[finding.state]
+        said = Text(finding.message)
+        if finding.remedy:
+            said.append(f" -> {finding.remedy}", style=style)
+        table.add_row(Text(finding.state.value, style=style), Text(finding.check), said)
+    console = Console()
+    console.print(table)
+    console.print(Text(_summary(report)))

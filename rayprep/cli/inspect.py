@@ -1,0 +1,136 @@
+"""`rayprep inspect`, `snapshot` and `env`: what lies there, without changing anything."""
+
+import os
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+from rayprep.host.atomic import write_text
+from rayprep.host.gpu import read_gpus
+from rayprep.host.layout import Layout, choose_roots
+from rayprep.host.model_files import find_model
+from rayprep.host.snapshot import Wanted, take_inventory, take_snapshot
+from rayprep.host.survey import choose_device, read_signature
+from rayprep.model.base import to_json
+from rayprep.model.caches import CacheName
+from rayprep.model.errors import BadRequest
+from rayprep.model.manifest import merge_snapshot
+from rayprep.model.snapshot import CacheSnapshot, ProfileSnapshot
+from rayprep.model.spec import DeviceChoice
+from rayprep.model.stages import ANSWERS_FOR, StageName
+
+
+@dataclass(frozen=True)
+class Question:
+    """Which caches, for whom; null where the user did not say."""
+
+    model: str | None = None
+    tp: int | None = None
+    device: str | None = None
+    profiles_root: str | None = None
+    deep: bool = False
+
+
+def run(question: Question, stages: tuple[StageName, ...], *, json_output: bool) -> None:
+    """Prints the snapshot; with `stages`, only the caches that they answer for are shown to people."""
+    snapshot = look(question)
+    if json_output:
+        print(to_json(snapshot), end="")
+        return
+    shown = [cache for cache, stage in ANSWERS_FOR.items() if not stages or stage in stages]
+    _print_table(snapshot, shown)
+
+
+def look(question: Question) -> ProfileSnapshot:
+    """Takes the snapshot. Raises BadRequest and HostUnfit."""
+    environ = dict(os.environ)
+    layout = choose_roots(environ, question.profiles_root)
+    try:
+        choice = DeviceChoice(question.device or "auto")
+    except ValueError:
+        raise BadRequest(f"--device {question.device!r}", hint="use auto, cuda or cpu") from None
+    gpus = read_gpus()
+    tp = question.tp or 1
+    signature = read_signature(layout, environ, choose_device(choice, gpus, tp), gpus)
+    wanted = None
+    if question.model is not None:
+        model = find_model(question.model, environ)
+        wanted = Wanted(model.slug, model.digest, tp)
+    inventory = take_inventory(layout, wanted.slug if wanted else None, tp if wanted else None)
+    return take_snapshot(layout, inventory, signature, wanted, question.deep)
+
+
+def _print_table(snapshot: ProfileSnapshot, caches: list[CacheName]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    table = Table(box=None, pad_edge=False, title=snapshot.profiles_root, title_justify="left")
+    for heading in ("cache", "valid", "files", "size", "newest", "models", "why"):
+        table.add_column(heading, justify="right" if heading in ("files", "size", "newest") else "left")
+    for name in caches:
+        table.add_row(name.value, *_cells(getattr(snapshot, name.value)))
+    console.print(table, markup=False)
+    for name in caches:
+        cache: CacheSnapshot = getattr(snapshot, name.value)
+        for file in cache.newest_files:
+            console.print(f"  {name.value}: {file.mtime_iso} {_size(file.size_bytes):>9} {file.path}", markup=False)
+        for warning in cache.warnings:
+            console.print(f"  {name.value}: warning: {warning}", style="yellow", markup=False)
+
+
+def _cells(cache: CacheSnapshot) -> list[str]:
+    slugs = sorted({f"{each.model_slug}/tp{each.tp_size}{'' if each.valid else '!'}" for each in cache.slugs})
+    why = ": ".join(part for part in (cache.reason, cache.detail) if part)
+    if cache.partial_info:
+        owner = cache.partial_info
+        why += f" ({owner.model_slug}, pid {owner.owner_pid} since {owner.started_at})"
+    state = "yes" if cache.valid else "partial" if cache.partial else "no"
+    return [state, str(cache.file_count), _size(cache.size_bytes), _ago(cache.newest_age_s), " ".join(slugs), why]
+
+
+def _size(count: int) -> str:
+    size = float(count)
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} GiB"
+
+
+def _ago(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.0f} {unit} ago"
+    return f"{seconds:.0f} s ago"
+
+
+def snapshot(question: Question, manifest: Path | None) -> None:
+    """Prints the snapshot, or merges it into `manifest` without touching its other fields."""
+    taken = look(question)
+    if manifest is None:
+        print(to_json(taken), end="")
+        return
+    try:
+        text = manifest.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadRequest(f"manifest {manifest} cannot be read: {error}") from None
+    write_text(manifest, merge_snapshot(text, str(manifest), taken))
+    print(f"profile_cache.start written to {manifest}")
+
+
+def env(profiles_root: str | None, *, env_file: bool) -> None:
+    """Prints `export NAME=value` lines for eval, or `NAME=value` lines for a container's env file."""
+    layout = choose_roots(dict(os.environ), profiles_root)
+    for name, value in _server_env(layout).items():
+        print(f"{name}={value}" if env_file else f"export {name}={shlex.quote(value)}")
+
+
+def _server_env(layout: Layout) -> dict[str, str]:
+    values = layout.cache_env()
+    # A server that is sent to a folder without configs/ dies while it starts; without the variable it uses its own.
+    if not (layout.cache(CacheName.MOE_CONFIGS) / "configs").is_dir():
+        del values["SGLANG_MOE_CONFIG_DIR"]
+    return values

@@ -1,0 +1,108 @@
+"""Flags to a request: the spec file under them, the roots, the run's id."""
+
+import os
+import re
+import secrets
+import shlex
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rayprep.cli.stage_names import stage_named
+from rayprep.host.layout import choose_roots
+from rayprep.model.errors import BadRequest
+from rayprep.model.spec import PrepSpec, Resolved, StageOp, resolve
+from rayprep.model.spec_file import SpecFile, parse_spec_file
+from rayprep.model.stages import StageName
+from rayprep.node.request import NodeRequest
+
+_RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+@dataclass
+class Flags:
+    """What was given on the command line; null or empty where nothing was."""
+
+    model: str | None = None
+    tp: int | None = None
+    selected: tuple[StageName, ...] = ()
+    rebuild: list[str] = field(default_factory=list)
+    skip: list[str] = field(default_factory=list)
+    block_sizes: list[int] | None = None
+    batch_sizes: list[int] | None = None
+    moe_strategy: str | None = None
+    moe_dtype: str | None = None
+    max_seq_len: int | None = None
+    timeout_s: float | None = None
+    heartbeat_s: float | None = None
+    warmup_port: int | None = None
+    mem_fraction: float | None = None
+    device: str | None = None
+    server_args: list[str] | None = None
+    spec_file: Path | None = None
+    profiles_root: str | None = None
+    telemetry_root: str | None = None
+    run_id: str | None = None
+    deep: bool = False
+
+    _PLAIN = (
+        *("model", "tp", "block_sizes", "batch_sizes", "moe_strategy", "moe_dtype", "max_seq_len"),
+        *("timeout_s", "heartbeat_s", "warmup_port", "mem_fraction", "device"),
+    )
+
+    def values(self) -> dict[str, object]:
+        """Only what was given, keyed by PrepSpec's fields."""
+        given = {name: getattr(self, name) for name in self._PLAIN if getattr(self, name) is not None}
+        if self.selected:
+            given["selected"] = self.selected
+        if self.server_args:
+            given["server_args"] = [word for each in self.server_args for word in shlex.split(each)]
+        ops = {stage_named(name): StageOp.REBUILD for name in self.rebuild}
+        ops |= {stage_named(name): StageOp.SKIP for name in self.skip}
+        return {**given, "ops": ops} if ops else given
+
+
+def resolve_flags(flags: Flags) -> Resolved:
+    """Raises BadRequest for anything wrong in flags or spec file."""
+    file = read_spec_file(flags.spec_file) if flags.spec_file else None
+    if file is None:
+        return resolve(flags.values())
+    return resolve(flags.values(), file.values, file.ignored, file.warnings)
+
+
+def read_spec_file(path: Path) -> SpecFile:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else str(error)
+        raise BadRequest(f"spec file {path} cannot be read: {why}") from None
+    return parse_spec_file(text, str(path))
+
+
+def node_request(flags: Flags, environ: Mapping[str, str]) -> NodeRequest:
+    """The whole request for this host. Raises BadRequest."""
+    resolved = resolve_flags(flags)
+    run_id = flags.run_id or new_run_id("rayprep")
+    if not _RUN_ID.fullmatch(run_id):
+        raise BadRequest(f"run id {run_id!r} cannot be a folder's name", hint="use letters, digits, '.', '_' and '-'")
+    roots = choose_roots(environ, flags.profiles_root, flags.telemetry_root)
+    return NodeRequest(
+        resolved=resolved.model_copy(update={"spec": _with_absolute_model(resolved)}),
+        run_id=run_id,
+        profiles_root=str(roots.profiles),
+        telemetry_root=str(roots.telemetry),
+        deep=flags.deep,
+    )
+
+
+def _with_absolute_model(resolved: Resolved) -> PrepSpec:
+    """The agent runs in another folder than the user."""
+    spec = resolved.spec
+    path = os.path.expanduser(spec.model)  # noqa: PTH111 - os.path asks no question that a wild name could break
+    return spec.model_copy(update={"model": os.path.abspath(path)}) if os.path.exists(path) else spec  # noqa: PTH100, PTH110
+
+
+def new_run_id(prefix: str) -> str:
+    """`<prefix>-20261009T011200Z-1a2b`."""
+    return f"{prefix}-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{secrets.token_hex(2)}"

@@ -1,0 +1,104 @@
+"""`rayprep reset`: shows what would go, asks, and has it removed."""
+
+import os
+import sys
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from rayprep.cli.request import new_run_id
+from rayprep.host.layout import Layout, choose_roots, root_unfit
+from rayprep.host.reset import preview, reset
+from rayprep.model.base import to_json
+from rayprep.model.errors import BadRequest
+from rayprep.model.reset import Filters, ResetReport, make_filters
+from rayprep.model.stages import StageName
+from rayprep.report.session_log import SessionLog
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What was given on the command line; null or empty where nothing was."""
+
+    stages: tuple[StageName, ...] = ()
+    older_than_days: float | None = None
+    match_slug: str | None = None
+    unreferenced: bool = False
+    profiles_root: str | None = None
+    telemetry_root: str | None = None
+    run_id: str | None = None
+
+
+def run(wish: Wish, *, dry_run: bool, yes: bool, json_output: bool) -> int:
+    """Prints the report and returns the exit status.
+
+    Raises:
+        RayprepError: what fails before anything is removed.
+    """
+    filters = make_filters(wish.stages, wish.older_than_days, wish.match_slug, wish.unreferenced)
+    run_id = wish.run_id or new_run_id("reset")
+    if run_id != Path(run_id).name:
+        raise BadRequest(f"run id {run_id!r} cannot be a file's name", hint="use letters, digits, '.', '_' and '-'")
+    layout = choose_roots(dict(os.environ), wish.profiles_root, wish.telemetry_root)
+    if dry_run:
+        report = preview(layout, filters, run_id)
+    elif yes or sys.stdin.isatty():
+        report = _logged(layout, filters, run_id, ask=not yes)
+    else:
+        raise BadRequest("there is no terminal to ask on before anything is removed", hint="give --yes, or --dry-run")
+    print(to_json(report) if json_output else _in_words(report), end="", flush=True)
+    return report.exit_code
+
+
+def _logged(layout: Layout, filters: Filters, run_id: str, *, ask: bool) -> ResetReport:
+    try:
+        log = SessionLog(layout.session_log(run_id))
+    except OSError as error:
+        raise root_unfit(layout.telemetry, "telemetry", error) from None
+
+    def say(line: str) -> None:
+        # A full disk is what many reset for. The log keeps what it could not write, and tries again.
+        with suppress(OSError):
+            log.say(line)
+
+    say(f"[RESET {layout.profiles}] starting {filters.model_dump_json()}")
+    report = reset(layout, filters, run_id, say, _ask if ask else lambda _: True)
+    say(f"[RESET {layout.profiles}] removed {len(report.removed)} entries, {report.freed_bytes} bytes")
+    try:
+        log.close()
+    except OSError as error:
+        lost = f"{layout.session_log(run_id)} could not be written: {error.strerror}"
+        return report.model_copy(update={"warnings": (*report.warnings, lost)})
+    return report
+
+
+def _ask(plan: ResetReport) -> bool:
+    """On stderr, so that a report in JSON stays alone on stdout."""
+    if plan.empty:
+        return True
+    print(_in_words(plan.model_copy(update={"dry_run": True})), end="", file=sys.stderr)
+    print("Remove all this? [y/N] ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def _in_words(report: ResetReport) -> str:
+    would = "would be " if report.dry_run else ""
+    entries, sizes, files = Counter[str](), Counter[str](), Counter[str]()
+    for entry in report.removed:
+        entries[entry.cache] += 1
+        sizes[entry.cache] += entry.bytes
+        files[entry.cache] += entry.files
+    lines = [f"{report.profiles_root}: {_mib(report.freed_bytes)} {would}freed"]
+    lines += [
+        f"  {cache:<14}{count:>8} entries {files[cache]:>8} files {_mib(sizes[cache]):>12}  {would}removed"
+        for cache, count in entries.items()
+    ]
+    lines += [f"  {path}  {would}dropped" for path in (*report.completions_dropped, *report.markers_dropped)]
+    lines += [f"  {count} entries stay: {reason.replace('_', ' ')}" for reason, count in report.kept.items()]
+    lines += [f"  warning: {warning}" for warning in report.warnings]
+    return "\n".join(lines) + "\n"
+
+
+def _mib(count: int) -> str:
+    return f"{count / 2**20:.1f} MiB"

@@ -1,0 +1,175 @@
+"""The commands that only look: inspect, snapshot, env, explain, the dry run, and sgl-admin."""
+
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ENSURE_TINY, Built, Roots, write_model
+from tests.needs import needs_torch
+
+CACHES = ["triton", "torchinductor", "flashinfer", "deep_gemm"]
+
+
+def test_help_names_every_command(roots: Roots) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "rayprep", "--help"], env=roots.env, capture_output=True, text=True, check=True
+    )
+    for command in ("ensure", "inspect", "snapshot", "env", "explain", "reset", "doctor"):
+        assert f"  {command} " in done.stdout
+
+
+def test_inspect_of_an_empty_root_writes_nothing(roots: Roots) -> None:
+    snapshot = roots.inspect()
+    assert snapshot["schema_version"] == "1"
+    for cache in CACHES:
+        assert (snapshot[cache]["exists"], snapshot[cache]["valid"]) == (False, False)
+        assert snapshot[cache]["reason"] == "no_completion"
+    assert not roots.profiles.exists()
+
+
+def test_inspect_for_people(built: Built) -> None:
+    table = built.roots.run("inspect", "--inductor").stdout
+    assert "torchinductor  yes" in table
+    assert "tiny-dense/tp1" in table
+    assert "deep_gemm" not in table
+
+
+def test_inspect_of_a_model_asks_for_that_model(built: Built, tmp_path: Path) -> None:
+    assert built.roots.inspect("--model", "tiny-dense")["torchinductor"]["valid"] is True
+    for other in (("--model", "tiny-moe"), ("--model", "tiny-dense", "--tp", "2")):
+        cache = built.roots.inspect(*other)["torchinductor"]
+        assert (cache["valid"], cache["reason"]) == (False, "no_completion")
+    same_name = write_model(tmp_path / "tiny-dense", vocab_size=2048)
+    assert built.roots.inspect("--model", str(same_name))["torchinductor"]["valid"] is False
+
+
+def test_paths_are_relative_to_home_where_they_can_be(roots: Roots) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "rayprep", "inspect", "--json"],
+        env=roots.env,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert json.loads(done.stdout)["triton"]["path"] == ".cache/sglang/profiles/triton"
+
+
+def test_a_signature_that_differs_is_named_field_by_field(built: Built, roots: Roots) -> None:
+    built.copy_to(roots)
+    path = next((roots.profiles / ".rayprep" / "inductor").glob("*.json"))
+    completion = json.loads(path.read_text(encoding="utf-8"))
+    completion["signature"] |= {"torch_version": "1.0.0", "cpu_isa": "mmx", "driver_version": "1"}
+    path.write_text(json.dumps(completion), encoding="utf-8")
+    cache = roots.inspect()["torchinductor"]
+    assert (cache["valid"], cache["reason"]) == (False, "signature_mismatch")
+    assert {each["field"] for each in cache["differences"]} == {"torch_version", "cpu_isa"}
+    explained = roots.run("explain", *ENSURE_TINY).stdout
+    assert "torch_version was 1.0.0" in explained
+    assert "cpu_isa was mmx" in explained
+
+
+def test_snapshot_merges_into_a_manifest_and_touches_nothing_else(built: Built, tmp_path: Path) -> None:
+    manifest = tmp_path / "manifest.json"
+    before = {"run_id": "container-run-1", "services": {"x": [1, 2]}, "profile_cache": {"other": {"é": None}}}
+    manifest.write_text(json.dumps(before), encoding="utf-8")
+    done = built.roots.run("snapshot", "--manifest", str(manifest))
+    assert done.returncode == 0, done.stderr
+    after = json.loads(manifest.read_text(encoding="utf-8"))
+    start = after["profile_cache"].pop("start")
+    assert after == before
+    assert start["torchinductor"]["valid"] is True
+    assert start["schema_version"] == "1"
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"profile_cache": 7}'])
+def test_a_manifest_that_cannot_be_merged_into_is_left_as_it_was(roots: Roots, tmp_path: Path, content: str) -> None:
+    manifest = tmp_path / "manifest.json"
+    manifest.write_text(content, encoding="utf-8")
+    done = roots.run("snapshot", "--manifest", str(manifest))
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert manifest.read_text(encoding="utf-8") == content
+
+
+def test_env_is_for_eval_and_for_a_container(roots: Roots) -> None:
+    roots.extra_env["HOME"] = str(roots.base)
+    odd = Roots(roots.base / "with space")
+    odd.base.mkdir()
+    text = odd.run("env").stdout
+    shown = subprocess.run(
+        ["sh", "-c", f"eval {shlex.quote(text)}; printenv TRITON_CACHE_DIR FLASHINFER_WORKSPACE_BASE"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert shown.stdout.splitlines() == [f"{odd.profiles}/triton", f"{odd.profiles}/flashinfer"]
+    file = dict(line.split("=", 1) for line in odd.run("env", "--env-file").stdout.splitlines())
+    assert file["SGLANG_DG_CACHE_DIR"] == f"{odd.profiles}/deep_gemm"
+    assert "SGLANG_MOE_CONFIG_DIR" not in file
+    (odd.profiles / "moe_configs" / "configs").mkdir(parents=True)
+    assert "SGLANG_MOE_CONFIG_DIR=" in odd.run("env", "--env-file").stdout
+
+
+@needs_torch()
+def test_the_dry_run_gives_a_reason_and_a_cost_and_does_nothing(roots: Roots) -> None:
+    done = roots.run("ensure", "--model", "tiny-dense", "--dry-run", "--skip", "flashinfer")
+    assert done.returncode == 0
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("deep_gemm: skip, no_gpu")
+    assert lines[2] == "flashinfer: skip, requested"
+    assert lines[3].startswith("inductor: build, no_completion: 2 to build, about ")
+    assert not roots.profiles.exists()
+    assert not roots.telemetry.exists()
+
+
+@needs_torch()
+def test_the_cost_is_reckoned_from_what_was_measured(built: Built) -> None:
+    done = built.roots.run("ensure", *ENSURE_TINY, "--rebuild", "inductor", "--dry-run")
+    assert f"about {built.build_s:.0f} s" in done.stdout
+    assert "1 earlier builds" in done.stdout
+
+
+def test_a_spec_file_with_an_unknown_key(built: Built, tmp_path: Path) -> None:
+    spec = {
+        "schema_version": "1",
+        "model_path": "tiny-dense",
+        "tp": 2,
+        "timout_s": 5,
+        "ops": {"deep_gemm": "ensure", "moe": {"mode": "tune", "policy": {"strategy": "triton", "blocks": [1]}}},
+    }
+    (tmp_path / "spec.json").write_text(json.dumps(spec), encoding="utf-8")
+    roots = Roots(built.roots.base)
+    done = roots.run("ensure", "--spec-file", str(tmp_path / "spec.json"), "--tp", "1", "--run-id", "from-spec")
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = roots.result("from-spec")
+    settings = result["run"]["settings"]
+    assert settings["ignored_spec_keys"] == ["timout_s"]
+    assert "did you mean timeout_s?" in result["warnings"][0]
+    assert (settings["source"], settings["tp"], settings["batch_sizes"]) == ("flags", 1, [1])
+    assert (settings["sources"]["tp"], settings["sources"]["batch_sizes"]) == ("flag", "spec")
+    assert settings["ops"]["moe_tune"] == "rebuild"
+    log = (roots.telemetry / "logs" / "from-spec.log").read_text(encoding="utf-8")
+    assert "unknown key timout_s ignored" in log
+
+
+def test_sgl_admin_is_the_same_code_under_the_contracts_name(built: Built) -> None:
+    admin = [sys.executable, "-c", "import sys; from rayprep.cli.sgl_admin import main; sys.exit(main())", "caches"]
+    roots = ["--profiles-root", str(built.roots.profiles)]
+    done = subprocess.run(
+        [*admin, "inspect", "--json", *roots], env=built.roots.env, capture_output=True, text=True, check=True
+    )
+    assert json.loads(done.stdout)["torchinductor"]["valid"] is True
+    roots += ["--telemetry-root", str(built.roots.telemetry)]
+    done = subprocess.run(
+        [*admin, "ensure", "--json", *ENSURE_TINY, *roots, "--run-id", "admin"],
+        env=built.roots.env,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines()[-2].startswith("RESULT_JSON ")
+    assert done.stdout.splitlines()[-1].startswith("RESULT_STATUS ok ")

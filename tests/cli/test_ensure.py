@@ -1,0 +1,202 @@
+"""The contract's quick acceptance tests, and what a run writes, end to end on the CPU stage."""
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ENSURE_TINY, Built, Roots, write_model
+from tests.needs import needs_torch
+from tests.processes import wait_for
+
+pytestmark = [pytest.mark.ray, pytest.mark.torch, needs_torch()]
+
+UTC = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
+STAGES = ["deep_gemm", "moe_tune", "flashinfer", "inductor"]
+
+
+def test_cold_start_to_ok_to_valid(roots: Roots, built: Built) -> None:
+    cold = roots.inspect()
+    assert all(
+        cold[cache]["exists"] is False and cold[cache]["valid"] is False for cache in ("torchinductor", "triton")
+    )
+    warm = built.roots.inspect()
+    assert warm["torchinductor"]["exists"] is True
+    assert warm["torchinductor"]["file_count"] > 0
+    assert warm["torchinductor"]["signature"]["model_slug"] == "tiny-dense"
+    caches = ("deep_gemm", "triton", "flashinfer", "torchinductor", "moe_configs")
+    assert all(warm[cache]["valid"] is True for cache in caches)
+    assert warm["deep_gemm"]["reason"] == "not_needed"
+    assert warm["partial"] is False
+
+
+def test_the_result_has_the_contracts_shape(built: Built) -> None:
+    result = built.roots.result(built.run_id)
+    assert result["schema_version"] == "1"
+    assert result["status"] == "ok"
+    run = result["run"]
+    assert (run["run_id"], run["model_slug"], run["tp"], run["device_name"]) == ("first", "tiny-dense", 1, "cpu")
+    assert UTC.fullmatch(run["started_at"])
+    assert UTC.fullmatch(run["finished_at"])
+    settings = run["settings"]
+    assert (settings["source"], settings["write_mode"]) == ("flags", "atomic")
+    assert (settings["warmup_port"], settings["mem_fraction"]) == (30999, 0.96)
+    assert settings["env"]["SGLANG_DG_CACHE_DIR"] == str(built.roots.profiles / "deep_gemm")
+    assert list(result["stages"]) == STAGES
+    for name in STAGES[:3]:
+        stage = result["stages"][name]
+        assert (stage["ran"], stage["status"], stage["status_code"], stage["reason"]) == (False, "skipped", 0, "no_gpu")
+    inductor = result["stages"]["inductor"]
+    assert (inductor["ran"], inductor["status"], inductor["status_code"]) == (True, "ok", 0)
+    artifacts = inductor["artifacts"]
+    assert artifacts["cache_dir"]["container_path"] == str(built.roots.profiles / "torchinductor")
+    assert artifacts["files"]["count"] == artifacts["files_delta"] > 0
+    assert artifacts["files"]["bytes"] == artifacts["disk_delta_bytes"] > 0
+    assert artifacts["built"] == artifacts["units"] == ["decode:cpu:bf16:l2:b1:s512"]
+    assert Path(artifacts["log_file"]["host_path"]).is_file()
+    assert inductor["cleanup"] == {"kill_sent": False, "killed": True, "timeout_s": 10.0}
+    assert result["telemetry_probe"]["ok"] is False
+    assert result["errors"] == []
+
+
+def test_the_log_has_each_line_once(built: Built) -> None:
+    lines = (built.roots.telemetry / "logs" / "first.log").read_text(encoding="utf-8").splitlines()
+    assert len(lines) == len(set(lines))
+    starting = [line for line in lines if line.startswith("[OPTIMIZE inductor] starting {model=tiny-dense, tp=1")]
+    assert len(starting) == 1
+    events = [event for event in built.roots.events("first") if event["name"] == "inductor"]
+    assert next(event["phase"] for event in events) == "start"
+    assert (events[-1]["phase"], events[-1]["status"]) == ("end", "ok")
+    assert {"progress"} == {event["phase"] for event in events[1:-1]}
+    assert events[-2]["done"] == events[-2]["total"] == 1
+
+
+def test_json_lines_and_the_result_pointers_come_last(built: Built) -> None:
+    lines = built.done.stdout.splitlines()
+    assert all(line.startswith("OPTIMIZE_JSON {") for line in lines[:-2])
+    assert lines[-2] == f"RESULT_JSON {built.roots.telemetry}/container_runs/first/prep_result.json"
+    assert lines[-1] == "RESULT_STATUS ok deep_gemm:skipped moe_tune:skipped flashinfer:skipped inductor:ok"
+
+
+def test_nothing_of_ours_is_left_running_or_lying_about(built: Built) -> None:
+    names = {path.name for path in built.roots.profiles.iterdir()}
+    assert names == {"torchinductor", ".rayprep", ".locks", ".in_progress"}
+    assert not list((built.roots.profiles / ".in_progress").iterdir())
+    assert not (built.roots.profiles / ".rayprep" / "scratch").exists()
+    assert not [path for path in (built.roots.base / "home").rglob("*") if path.is_file()]
+
+
+def test_a_second_run_does_nothing_and_starts_no_ray(built: Built) -> None:
+    roots = Roots(built.roots.base)
+    before = {path: path.stat().st_mtime_ns for path in roots.profiles.rglob("*") if path.is_file()}
+    roots.extra_env["PYTHONPROFILEIMPORTTIME"] = "1"
+    done = roots.run("ensure", *ENSURE_TINY, "--run-id", "again")
+    assert done.returncode == 0
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    assert {"rayprep.node", "pydantic"} <= imported
+    assert not {"ray", "torch"} & imported
+    stage = roots.result("again")["stages"]["inductor"]
+    assert (stage["ran"], stage["status"], stage["reason"]) == (False, "noop", "valid_signature")
+    assert stage["signature"]["torch_version"]
+    after = {path: path.stat().st_mtime_ns for path in roots.profiles.rglob("*") if path.is_file()}
+    assert after == before
+
+
+def test_one_run_id_twice_keeps_the_first_as_history(built: Built, roots: Roots) -> None:
+    built.copy_to(roots)
+    for _ in range(3):
+        assert roots.run("ensure", *ENSURE_TINY, "--run-id", "same").returncode == 0
+    folder = roots.telemetry / "container_runs" / "same"
+    kept = sorted(path.name for path in (folder / "history").iterdir())
+    assert kept == ["prep_result.1.json", "prep_result.2.json"]
+    assert json.loads((folder / "prep_result.json").read_text(encoding="utf-8"))["status"] == "ok"
+
+
+def test_another_batch_size_is_added_to_what_is_there(built: Built, roots: Roots) -> None:
+    built.copy_to(roots)
+    done = roots.run("ensure", "--model", "tiny-dense", "--batch-size", "1", "--batch-size", "2", "--run-id", "wider")
+    assert done.returncode == 0, done.stdout + done.stderr
+    artifacts = roots.result("wider")["stages"]["inductor"]["artifacts"]
+    assert artifacts["built"] == ["decode:cpu:bf16:l2:b2:s512"]
+    assert artifacts["units"] == ["decode:cpu:bf16:l2:b1:s512", "decode:cpu:bf16:l2:b2:s512"]
+    assert roots.run("ensure", *ENSURE_TINY, "--run-id", "narrow").stdout.endswith("inductor:noop\n")
+
+
+def test_a_flipped_byte_is_found_by_deep_and_rebuilt(built: Built, roots: Roots) -> None:
+    built.copy_to(roots)
+    library = next(roots.profiles.glob("torchinductor/*/*.main.so"))
+    content = bytearray(library.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    library.write_bytes(content)
+    assert roots.inspect()["torchinductor"]["valid"] is True
+    deep = roots.inspect("--deep")["torchinductor"]
+    assert (deep["valid"], deep["reason"]) == (False, "hash_mismatch")
+    assert library.name in deep["detail"]
+    done = roots.run("ensure", *ENSURE_TINY, "--deep", "--run-id", "mend")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert roots.result("mend")["stages"]["inductor"]["status"] == "ok"
+    assert roots.inspect("--deep")["torchinductor"]["valid"] is True
+
+
+def test_two_at_once_build_once(roots: Roots) -> None:
+    first = roots.start("ensure", *ENSURE_TINY, "--json", "--run-id", "one")
+    second = roots.start("ensure", *ENSURE_TINY, "--json", "--run-id", "two")
+    for process in (first, second):
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == 0, out + err
+    stages = {run_id: roots.result(run_id)["stages"]["inductor"]["status"] for run_id in ("one", "two")}
+    assert sorted(stages.values()) == ["noop", "ok"]
+    waiter = next(run_id for run_id, status in stages.items() if status == "noop")
+    waited = [event for event in roots.events(waiter) if event["phase"] == "wait_lock"]
+    assert waited
+    assert waited[0]["slug"] == "tiny-dense"
+    assert "run " in waited[0]["holder"]
+    assert waited[0]["held_for_s"] >= 0
+
+
+def test_a_lock_held_too_long_is_exit_4(built: Built, roots: Roots) -> None:
+    (roots.profiles / ".locks").mkdir(parents=True)
+    lock = roots.profiles / ".locks" / "tiny-dense.lock"
+    holder = subprocess.Popen(["flock", "--verbose", str(lock), "sleep", "60"], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout is not None
+        wait_for(lambda: "executing" in holder.stdout.readline(), "flock to hold the lock")  # type: ignore[union-attr]
+        done = roots.run("ensure", *ENSURE_TINY, "--timeout", "2", "--run-id", "locked")
+    finally:
+        holder.kill()
+        holder.wait()
+    assert done.returncode == 4, done.stdout + done.stderr
+    result = roots.result("locked")
+    assert (result["status"], result["errors"][0]["error_type"]) == ("error", "lock_timeout")
+    assert result["errors"][0]["stage"] is None
+    assert not roots.marker("tiny-dense", "inductor").exists()
+
+
+def test_two_models_of_one_name_stand_beside_each_other(built: Built, roots: Roots, tmp_path: Path) -> None:
+    built.copy_to(roots)
+    other = write_model(tmp_path / "elsewhere" / "tiny-dense", rms_norm_eps=1e-5)
+    args = ("--model", str(other), "--batch-size", "1")
+    done = roots.run("ensure", *args, "--run-id", "other")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert roots.result("other")["stages"]["inductor"]["status"] == "ok"
+    assert roots.run("ensure", *ENSURE_TINY).stdout.endswith("inductor:noop\n")
+    assert roots.run("ensure", *args).stdout.endswith("inductor:noop\n")
+    sources = {slug["model_source"] for slug in roots.inspect()["torchinductor"]["slugs"]}
+    assert len(sources) == 2
+
+
+def test_a_stage_that_runs_out_of_time_says_so(roots: Roots) -> None:
+    done = roots.run("ensure", *ENSURE_TINY, "--timeout", "1", "--run-id", "slow")
+    assert done.returncode == 13
+    stage = roots.result("slow")["stages"]["inductor"]
+    assert (stage["status"], stage["error_type"], stage["status_code"]) == ("error", "stage_timeout", 13)
+    assert roots.marker("tiny-dense", "inductor").exists()
+
+
+def test_heartbeats_come_while_a_stage_is_silent(roots: Roots) -> None:
+    done = roots.run("ensure", *ENSURE_TINY, "--heartbeat-sec", "1", "--run-id", "beat")
+    assert done.returncode == 0, done.stdout + done.stderr
+    beats = [event for event in roots.events("beat") if event["phase"] == "progress" and event.get("done") == 0]
+    assert len(beats) > 3

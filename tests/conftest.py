@@ -1,0 +1,123 @@
+"""Fixtures: two empty roots, a real `rayprep` as a subprocess, and one build that several tests start from."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+TIMEOUT_S = 300
+
+
+@dataclass
+class Roots:
+    """The roots of one test, and the command line against them."""
+
+    base: Path
+    extra_env: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def profiles(self) -> Path:
+        return self.base / "profiles"
+
+    @property
+    def telemetry(self) -> Path:
+        return self.base / "telemetry"
+
+    @property
+    def env(self) -> dict[str, str]:
+        """A home of the test's own, so that nothing of the user's is read or written."""
+        hidden = ("HOST_PROFILES_ROOT", "HOST_TELEMETRY_ROOT", "XDG_CACHE_HOME", "XDG_DATA_HOME", "HF_HOME")
+        inherited = {name: value for name, value in os.environ.items() if name not in hidden}
+        home = self.base / "home"
+        home.mkdir(exist_ok=True)
+        return {**inherited, "HOME": str(home), **self.extra_env}
+
+    def command(self, name: str, *args: str) -> list[str]:
+        roots = ["--profiles-root", str(self.profiles)]
+        if name in ("ensure", "explain", "reset", "doctor"):
+            roots += ["--telemetry-root", str(self.telemetry)]
+        return [sys.executable, "-m", "rayprep", name, *args, *roots]
+
+    def run(self, name: str, *args: str, timeout: float = TIMEOUT_S) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self.command(name, *args), env=self.env, capture_output=True, text=True, timeout=timeout, check=False
+        )
+
+    def start(self, name: str, *args: str) -> subprocess.Popen[str]:
+        """Not waited for; its own process group, so that a test can signal it as a terminal would."""
+        return subprocess.Popen(
+            self.command(name, *args),
+            env=self.env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def result(self, run_id: str) -> dict[str, Any]:
+        path = self.telemetry / "container_runs" / run_id / "prep_result.json"
+        loaded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return loaded
+
+    def events(self, run_id: str) -> list[dict[str, Any]]:
+        text = (self.telemetry / "logs" / f"{run_id}.log").read_text(encoding="utf-8")
+        lines = [line for line in text.splitlines() if line.startswith("OPTIMIZE_JSON ")]
+        return [json.loads(line.removeprefix("OPTIMIZE_JSON ")) for line in lines]
+
+    def inspect(self, *args: str) -> dict[str, Any]:
+        done = self.run("inspect", "--json", *args)
+        assert done.returncode == 0, done.stderr
+        loaded: dict[str, Any] = json.loads(done.stdout)
+        return loaded
+
+    def marker(self, slug: str, stage: str) -> Path:
+        return self.profiles / ".in_progress" / slug / stage
+
+
+@pytest.fixture
+def roots(tmp_path: Path) -> Roots:
+    return Roots(tmp_path)
+
+
+@dataclass(frozen=True)
+class Built:
+    """A finished `ensure` of tiny-dense at batch size 1, kept for the whole session and never changed."""
+
+    roots: Roots
+    done: subprocess.CompletedProcess[str]
+    run_id: str
+    build_s: float
+
+    def copy_to(self, roots: Roots) -> None:
+        """The same caches under another root: TorchInductor's do not bind to their path."""
+        shutil.copytree(self.roots.profiles, roots.profiles, symlinks=True)
+
+
+ENSURE_TINY = ("--model", "tiny-dense", "--batch-size", "1", "--device", "cpu")
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    roots = Roots(tmp_path_factory.mktemp("built"))
+    done = roots.run("ensure", *ENSURE_TINY, "--json", "--run-id", "first")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return Built(roots, done, "first", roots.result("first")["stages"]["inductor"]["duration_s"])
+
+
+def write_model(folder: Path, **changes: object) -> Path:
+    """A model folder: tiny-dense with some keys changed; a value of None leaves the key out."""
+    import rayprep
+
+    shipped = Path(rayprep.__file__).parent / "configs" / "tiny-dense" / "config.json"
+    config: Mapping[str, object] = {**json.loads(shipped.read_text(encoding="utf-8")), **changes}
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = {name: value for name, value in config.items() if value is not None}
+    (folder / "config.json").write_text(json.dumps(kept), encoding="utf-8")
+    return folder

@@ -1,0 +1,97 @@
+"""What a stage will do: the rules in their order, and what it is reckoned to cost."""
+
+import pytest
+
+from rayprep.model.completion import Check, CheckState
+from rayprep.model.errors import ErrorType
+from rayprep.model.plan import Action, Decision, NotNeeded, Plan, StagePlan, Unable, Work, calibrate, decide
+from rayprep.model.spec import StageOp
+from rayprep.model.stages import StageName
+from tests.model.samples import DIGEST, completion
+
+WORK = Work(units=("bs1", "bs8"), required_bytes=10 << 20, estimate="a guess", seconds=24)
+UNABLE = Unable(error_type=ErrorType.UNSUPPORTED, message="not here")
+NOT_NEEDED = NotNeeded(reason="not_moe", detail="no experts")
+VALID = Check(state=CheckState.VALID)
+STALE = Check(state=CheckState.SIGNATURE_MISMATCH, detail="python was 3.11, is 3.12")
+
+
+def decision(
+    op: StageOp = StageOp.ENSURE, selected: bool = True, plan: StagePlan = WORK, check: Check = STALE
+) -> Decision:
+    return decide(StageName.INDUCTOR, op, selected, plan, check, "key")
+
+
+@pytest.mark.parametrize(
+    ("got", "action", "reason"),
+    [
+        (decision(StageOp.REBUILD, False, UNABLE), Action.SKIP, "not_selected"),
+        (decision(StageOp.SKIP, True, UNABLE), Action.SKIP, "requested"),
+        (decision(StageOp.REBUILD, True, NOT_NEEDED), Action.SKIP, "not_moe"),
+        (decision(StageOp.REBUILD, True, UNABLE, VALID), Action.FAIL, "unsupported"),
+        (decision(StageOp.ENSURE, True, UNABLE, VALID), Action.FAIL, "unsupported"),
+        (decision(StageOp.REBUILD, True, WORK, VALID), Action.BUILD, "rebuild_requested"),
+        (decision(StageOp.ENSURE, True, WORK, VALID), Action.NOOP, "valid_signature"),
+        (decision(StageOp.ENSURE, True, WORK, STALE), Action.BUILD, "signature_mismatch"),
+    ],
+)
+def test_the_first_rule_that_fits_decides(got: Decision, action: Action, reason: str) -> None:
+    assert (got.action, got.reason) == (action, reason)
+
+
+@pytest.mark.parametrize("state", CheckState)
+def test_every_state_but_the_valid_ones_builds_and_is_the_reason(state: CheckState) -> None:
+    got = decision(check=Check(state=state, detail="why"))
+    expected = Action.NOOP if state in (CheckState.VALID, CheckState.NOT_NEEDED) else Action.BUILD
+    assert got.action is expected
+    if got.action is Action.BUILD:
+        assert (got.reason, got.detail) == (state.value, "why")
+
+
+def test_only_a_skip_of_the_host_or_the_model_is_kept() -> None:
+    assert decision(plan=NOT_NEEDED).record_skip
+    assert not decision(op=StageOp.SKIP, plan=NOT_NEEDED).record_skip
+    assert not decision(selected=False, plan=NOT_NEEDED).record_skip
+
+
+def test_a_failure_carries_its_type_and_words() -> None:
+    got = decision(plan=UNABLE)
+    assert (got.error_type, got.detail) == (ErrorType.UNSUPPORTED, "not here")
+
+
+def test_a_plan_needs_work_only_for_a_build() -> None:
+    idle = (decision(check=VALID), decision(plan=NOT_NEEDED), decision(plan=UNABLE))
+    assert not Plan(decisions=idle).needs_work
+    assert Plan(decisions=(*idle, decision())).needs_work
+
+
+def test_a_decision_for_people_says_what_it_costs() -> None:
+    assert str(decision()) == (
+        "inductor: build, signature_mismatch (python was 3.11, is 3.12): 2 to build, about 24 s and 10 MiB (a guess)"
+    )
+    assert str(decision(check=VALID)) == "inductor: noop, valid_signature"
+
+
+def test_cost_is_reckoned_from_what_earlier_builds_took() -> None:
+    small = completion(units=("a", "b"), artifacts={"triton/a": (100, DIGEST)}, duration_s=10.0)
+    large = completion(units=("c",), artifacts={"triton/b": (900, DIGEST)}, duration_s=20.0)
+    got = calibrate(WORK, [small, large])
+    assert got.seconds == pytest.approx(2 * 30.0 / 3), "the mean of a unit"
+    assert got.required_bytes == 2 * 900, "the largest unit"
+    assert "2 earlier builds" in got.estimate
+    assert got.units == WORK.units
+
+
+def test_earlier_builds_that_measured_nothing_change_nothing() -> None:
+    useless = [
+        completion(outcome="skipped", units=(), artifacts={}),
+        completion(duration_s=0.0),
+        completion(artifacts={}),
+    ]
+    assert calibrate(WORK, useless) == WORK
+    assert calibrate(WORK, []) == WORK
+
+
+def test_a_build_of_tiny_files_still_asks_for_some_disk() -> None:
+    tiny = completion(units=("a", "b", "c"), artifacts={"triton/a": (1, DIGEST)}, duration_s=1.0)
+    assert calibrate(WORK, [tiny]).required_bytes >= 1

@@ -1,0 +1,138 @@
+"""SGLang's own arguments: layouts refused by name, and what counts for a cache's identity."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rayprep.model.errors import BadRequest
+from rayprep.model.server_args import check_server_args, kernel_flags, pairs, refuse_layout
+
+SIZES = ["dp", "dp-size", "data-parallel-size", "moe-dp-size", "ep", "ep-size", "expert-parallel-size"]
+SIZES += ["pp", "pp-size", "pipeline-parallel-size", "nnodes", "attn-cp-size", "dcp-size"]
+SWITCHES = ["enable-dp-attention", "enable-dp-lm-head", "enable-eplb", "enable-prefill-cp"]
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_a_layout_other_than_tp_is_refused_by_name(name: str) -> None:
+    for args in ((f"--{name}", "2"), (f"--{name}=2",), (f"--{name.replace('-', '_')}", "2")):
+        with pytest.raises(BadRequest, match=name.replace("-", "_")):
+            check_server_args(args, 1)
+    for value in (2, "2", 2.0, [2], "many"):
+        with pytest.raises(BadRequest, match="tensor-parallel servers only"):
+            refuse_layout(name.replace("-", "_"), value)
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_one_is_no_other_layout(name: str) -> None:
+    check_server_args((f"--{name}", "1"), 1)
+    check_server_args((f"--{name}=1",), 1)
+    for value in (1, "1", 1.0, 0, "0", False, "false", None):
+        refuse_layout(name, value)
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+def test_a_switch_is_a_yes(name: str) -> None:
+    """Python's True equals 1, which is no other layout when it is a size."""
+    with pytest.raises(BadRequest, match=name.replace("-", "_")):
+        check_server_args((f"--{name}",), 4)
+    with pytest.raises(BadRequest, match=name):
+        refuse_layout(name, True)
+    refuse_layout(name, False)
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("--data-parallel", "2"),
+        ("--data-p=2",),
+        ("--pipeline", "2"),
+        ("--expert-p", "8"),
+        ("--enable-dp-att",),
+        ("--nn", "2"),
+        ("--node", "1:2"),
+        ("--dist-init", "10.0.0.1:2000"),
+        ("--nccl-init-addr", "10.0.0.1:2000"),
+    ],
+)
+def test_an_abbreviation_that_argparse_takes_hides_nothing(args: tuple[str, ...]) -> None:
+    with pytest.raises(BadRequest, match="tensor-parallel servers only"):
+        check_server_args(args, 1)
+
+
+@pytest.mark.parametrize("name", ["--tp", "--tp-size", "--tensor-parallel-size", "--tensor-parallel", "--tp_size"])
+def test_tp_may_be_repeated_but_not_contradicted(name: str) -> None:
+    check_server_args((name, "4"), 4)
+    check_server_args((f"{name}=4",), 4)
+    with pytest.raises(BadRequest, match="contradicts --tp 2"):
+        check_server_args((name, "4"), 2)
+    with pytest.raises(BadRequest, match="contradicts --tp 2"):
+        check_server_args((name,), 2)
+
+
+@pytest.mark.parametrize("name", ["--model", "--model-path", "--port", "--host", "--por"])
+def test_what_rayprep_sets_itself_is_refused(name: str) -> None:
+    with pytest.raises(BadRequest, match="rayprep's own"):
+        check_server_args((name, "x"), 1)
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        (),
+        ("--attention-backend", "flashinfer"),
+        ("--enable-torch-compile",),
+        ("--cuda-graph-bs", "1", "2", "8"),
+        ("--json-model-override-args", '{"num_hidden_layers": 4}'),
+        ("--schedule-conservativeness", "-1"),
+        ("--enable-metrics", "--log-level", "error"),
+    ],
+)
+def test_everything_else_passes(args: tuple[str, ...]) -> None:
+    check_server_args(args, 1)
+
+
+def test_flags_are_joined_with_their_values_as_argparse_does() -> None:
+    words = ("--a", "1", "--b=2", "--c", "--d", "x", "y", "--e=", "--f=a=b", "--g", "-1")
+    assert pairs(words) == [
+        ("--a", "1"),
+        ("--b", "2"),
+        ("--c", ""),
+        ("--d", "x y"),
+        ("--e", ""),
+        ("--f", "a=b"),
+        ("--g", "-1"),
+    ]
+
+
+def test_a_value_that_belongs_to_no_flag_is_refused() -> None:
+    with pytest.raises(BadRequest, match="belongs to no flag"):
+        check_server_args(("flashinfer", "--attention-backend"), 1)
+
+
+def test_the_identity_is_in_the_flags_not_in_how_they_are_written() -> None:
+    one = kernel_flags(("--b", "2", "--a-b=1", "--switch"))
+    assert one == ("a_b=1", "b=2", "switch=")
+    assert kernel_flags(("--switch", "--a_b", "1", "--b=2")) == one
+
+
+def test_flags_that_change_no_kernel_are_not_in_the_identity() -> None:
+    quiet = ("--log-level", "debug", "--enable-metrics", "--api-key", "x", "--tp", "8", "--load-format=dummy")
+    assert kernel_flags((*quiet, "--attention-backend", "fa3")) == ("attention_backend=fa3",)
+
+
+def test_a_flag_given_twice_is_another_identity_in_the_other_order() -> None:
+    """SGLang takes the last one, so these are two different servers."""
+    assert kernel_flags(("--a", "1", "--a", "2")) != kernel_flags(("--a", "2", "--a", "1"))
+
+
+WORDS = st.lists(st.one_of(st.sampled_from(["--dp", "--tp", "--a", "1", "x", "--model"]), st.text(max_size=8)))
+
+
+@given(WORDS, st.integers(1, 8))
+def test_any_words_are_taken_or_refused_in_one_line(words: list[str], tp: int) -> None:
+    try:
+        check_server_args(tuple(words), tp)
+    except BadRequest as error:
+        assert len(error.line.splitlines()) == 1
+    else:
+        kernel_flags(tuple(words))

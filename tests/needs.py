@@ -1,0 +1,52 @@
+"""What a test needs of the machine, said once: a missing thing skips the test with its reason.
+
+With RAYPREP_REQUIRE_ALL set, a missing thing is a failure instead: the machine was prepared to have them all.
+"""
+
+import functools
+import importlib.metadata
+import os
+import shutil
+import subprocess
+
+import pytest
+
+
+def _need(present: bool, reason: str) -> pytest.MarkDecorator:
+    return pytest.mark.skipif(not present and not os.environ.get("RAYPREP_REQUIRE_ALL"), reason=reason)
+
+
+def needs_tool(name: str) -> pytest.MarkDecorator:
+    """Needs a program on PATH."""
+    return _need(shutil.which(name) is not None, f"{name} is not installed")
+
+
+def needs_torch() -> pytest.MarkDecorator:
+    """Needs torch, and the C++ compiler that TorchInductor drives."""
+    try:
+        importlib.metadata.version("torch")
+    except importlib.metadata.PackageNotFoundError:
+        return _need(False, "torch is not installed")
+    return needs_tool("g++")
+
+
+@functools.cache
+def namespaces_work() -> bool:
+    done = subprocess.run(["unshare", "-rm", "true"], check=False, capture_output=True)
+    return done.returncode == 0
+
+
+def needs_namespaces() -> pytest.MarkDecorator:
+    """Needs user and mount namespaces, so that a test can mount without being root."""
+    return _need(shutil.which("unshare") is not None and namespaces_work(), "unshare -rm is not allowed here")
+
+
+def needs_fuse() -> pytest.MarkDecorator:
+    """Needs bindfs and a /dev/fuse that this user may open."""
+    present = shutil.which("bindfs") is not None and os.access("/dev/fuse", os.R_OK | os.W_OK)
+    return _need(present, "bindfs or /dev/fuse is missing")
+
+
+def needs_root() -> pytest.MarkDecorator:
+    """Needs to give files to another user."""
+    return pytest.mark.skipif(os.getuid() != 0, reason="only root can give files to another user")

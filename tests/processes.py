@@ -1,0 +1,56 @@
+"""Looking at real processes from a test."""
+
+import time
+from collections.abc import Callable
+
+import psutil
+
+
+def wait_for(condition: Callable[[], object], what: str, timeout_s: float = 60.0) -> None:
+    """Polls until `condition()` is true; fails with `what` at the deadline."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}"
+        time.sleep(0.05)
+
+
+def family(pid: int) -> list[psutil.Process]:
+    """Everything below a process, and itself."""
+    try:
+        parent = psutil.Process(pid)
+        return [parent, *parent.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def marked(run_id: str) -> list[psutil.Process]:
+    """Living processes that the run started for its stages, by the mark in their environment."""
+    from rayprep.host.environment import RUN_MARK
+    from rayprep.host.process import marked_processes
+
+    return marked_processes(RUN_MARK, run_id)
+
+
+def named(processes: list[psutil.Process], *words: str) -> list[psutil.Process]:
+    """Those with all `words` in their command line."""
+    found = []
+    for process in processes:
+        try:
+            line = " ".join(process.cmdline())
+        except psutil.Error:
+            continue
+        if all(word in line for word in words):
+            found.append(process)
+    return found
+
+
+def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
+    """Those that live; a zombie is dead."""
+
+    def lives(process: psutil.Process) -> bool:
+        try:
+            return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
+
+    return [process for process in processes if lives(process)]

@@ -1,0 +1,68 @@
+"""Imports go downwards only: model <- host <- stages <- node <- fleet <- cli, with report beside them."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import rayprep
+
+ROOT = Path(rayprep.__file__).parent
+MAY_IMPORT = {
+    "model": {"model"},
+    "host": {"host", "model"},
+    "report": {"report", "model"},
+    "stages": {"stages", "host", "model"},
+    "node": {"node", "stages", "host", "model"},
+    "fleet": {"fleet", "node", "stages", "host", "model", "report"},
+    "cli": {"cli", "fleet", "node", "stages", "host", "model", "report"},
+}
+HEAVY = {"torch", "ray", "triton", "sglang", "flashinfer", "deep_gemm", "transformers", "numpy"}
+IN_CHILDREN = {"stages/decode_step.py", "stages/inductor_child.py"}
+"""Modules that only ever run in a child process of their own."""
+
+MODULES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py"))
+
+
+def imports(path: Path, *, module_level: bool) -> set[str]:
+    tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
+    nodes = tree.body if module_level else ast.walk(tree)
+    found = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+    return found
+
+
+def test_every_folder_has_a_rule() -> None:
+    folders = {path.parts[0] for path in MODULES if len(path.parts) > 1}
+    assert folders - {"configs"} == set(MAY_IMPORT)
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES if len(path.parts) > 1], ids=str)
+def test_downwards_only(path: Path) -> None:
+    allowed = MAY_IMPORT[path.parts[0]]
+    ours = {name for name in imports(path, module_level=False) if name.startswith("rayprep.")}
+    assert {name for name in ours if name.split(".")[1] not in allowed} == set()
+
+
+@pytest.mark.parametrize("path", MODULES, ids=str)
+def test_nothing_heavy_at_module_level(path: Path) -> None:
+    if path.as_posix() not in IN_CHILDREN:
+        assert {name.split(".")[0] for name in imports(path, module_level=True)} & HEAVY == set()
+
+
+@pytest.mark.parametrize("path", MODULES, ids=str)
+def test_only_the_fleet_knows_ray(path: Path) -> None:
+    if path.parts[0] != "fleet":
+        assert "ray" not in {name.split(".")[0] for name in imports(path, module_level=False)}
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES if path.parts[0] == "model"], ids=str)
+def test_models_import_stdlib_and_pydantic_only(path: Path) -> None:
+    import sys
+
+    foreign = {name.split(".")[0] for name in imports(path, module_level=False)} - set(sys.stdlib_module_names)
+    assert foreign <= {"pydantic", "rayprep"}
