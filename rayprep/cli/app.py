@@ -253,3 +253,14 @@ def reset(
         run_id=run_id,
     )
     raise typer.Exit(command.run(wish, dry_run=dry_run, yes=yes, json_output=json))
+
+
+@app.command()
+def schema(
+    name: Annotated[str, typer.Argument(help="Such as prep_result; a wrong name lists them all.")],
+    debug: Debug = False,
+) -> None:
+    """Print the JSON Schema of a file that rayprep writes."""
+    from rayprep.cli import schema as command
+
+    command.run(name)

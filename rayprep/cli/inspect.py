@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,10 @@ from rayprep.model.manifest import merge_snapshot
 from rayprep.model.snapshot import CacheSnapshot, ProfileSnapshot
 from rayprep.model.spec import DeviceChoice
 from rayprep.model.stages import ANSWERS_FOR, StageName
+
+_NEWEST_SHOWN = 3
+_WIDTH_OF_A_FILE = 160
+_LONGEST_PART = 28
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,7 @@ def _print_table(snapshot: ProfileSnapshot, caches: list[CacheName]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else _WIDTH_OF_A_FILE)
     table = Table(box=None, pad_edge=False, title=snapshot.profiles_root, title_justify="left")
     for heading in ("cache", "valid", "files", "size", "newest", "models", "why"):
         table.add_column(heading, justify="right" if heading in ("files", "size", "newest") else "left")
@@ -73,10 +78,16 @@ def _print_table(snapshot: ProfileSnapshot, caches: list[CacheName]) -> None:
     console.print(table, markup=False)
     for name in caches:
         cache: CacheSnapshot = getattr(snapshot, name.value)
-        for file in cache.newest_files:
-            console.print(f"  {name.value}: {file.mtime_iso} {_size(file.size_bytes):>9} {file.path}", markup=False)
+        for file in cache.newest_files[:_NEWEST_SHOWN]:
+            line = f"{name.value}: {file.mtime_iso} {_size(file.size_bytes):>9} {_shortened(file.path)}"
+            console.print(line, markup=False, highlight=False, no_wrap=True, overflow="ellipsis")
         for warning in cache.warnings:
-            console.print(f"  {name.value}: warning: {warning}", style="yellow", markup=False)
+            console.print(f"{name.value}: warning: {warning}", style="yellow", markup=False, highlight=False)
+
+
+def _shortened(path: str) -> str:
+    """Long hashes say nothing to people; the JSON has the whole path."""
+    return "/".join(part if len(part) <= _LONGEST_PART else f"{part[:12]}...{part[-8:]}" for part in path.split("/"))
 
 
 def _cells(cache: CacheSnapshot) -> list[str]:

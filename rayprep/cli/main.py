@@ -34,24 +34,20 @@ def run(app: "typer.Typer", argv: list[str] | None = None) -> int:
     except Exception as error:
         if "--debug" in arguments:
             raise
-        return _fail(error, json_lines="--json" in arguments)
+        return _fail(error, as_event="--json" in arguments and "ensure" in arguments[:2])
     return 0
 
 
-def _fail(error: Exception, *, json_lines: bool) -> int:
+def _fail(error: Exception, *, as_event: bool) -> int:
     from rayprep.model.errors import RayprepError
 
-    if isinstance(error, BrokenPipeError):
-        # The reader of our output has gone; nothing is left to say to it, not even by the interpreter's own flush.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
     if not isinstance(error, RayprepError):
         what = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
         kind = type(error).__name__
         return _say(
             kind, f"{what or kind} (run again with --debug to see where)", 3 if isinstance(error, OSError) else 1
         )
-    if json_lines:
+    if as_event:
         _say_json(error)
     return _say(error.error_type.value if error.error_type else type(error).__name__, error.line, error.exit_code)
 

@@ -1,10 +1,7 @@
 """The GPUs of this host, as NVML tells them: no CUDA context, no torch."""
 
+import ctypes
 from dataclasses import dataclass
-from pathlib import Path
-
-_CONTROL_DEVICE = Path("/dev/nvidiactl")
-"""What the driver makes when it is loaded. Source: NVIDIA's driver README, "Device nodes"."""
 
 _CORES_PER_SM = {(6, 0): 64, (7, 0): 64, (7, 2): 64, (7, 5): 64, (8, 0): 64}
 """FP32 lanes of one multiprocessor where it is not 128. Source: CUDA C++ Programming Guide, "Compute Capabilities",
@@ -33,7 +30,9 @@ class GpuInventory:
 
 def read_gpus() -> GpuInventory:
     """Asks NVML. A host without the NVIDIA driver has none; a driver that fails is a problem, not an absence."""
-    if not _CONTROL_DEVICE.exists():  # NVML itself starts with it, and importing its binding takes longer than asking
+    try:
+        ctypes.CDLL("libnvidia-ml.so.1")  # the binding's own first step, without the time that importing it takes
+    except OSError:
         return GpuInventory()
     import pynvml
 

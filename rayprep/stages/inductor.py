@@ -75,6 +75,11 @@ class InductorStage:
                 error_type=ErrorType.UNSUPPORTED,
                 message="inductor on a GPU host is not built by this version of rayprep",
             )
+        folders = (request.signature.profiles_root, request.signature.install_prefix)
+        if spaced := next((folder for folder in folders if any(letter.isspace() for letter in folder)), None):
+            # It calls the compiler with unquoted paths.
+            message = f"TorchInductor cannot compile under a path with white space: {spaced!r}"
+            return Unable(error_type=ErrorType.UNSUPPORTED, message=message)
         missing = [
             *(() if request.signature.torch_version else ("torch (pip install 'rayprep[cpu]')",)),
             *(() if request.signature.cxx else ("a C++ compiler (apt-get install g++, or set CXX)",)),

@@ -16,6 +16,7 @@ import pytest
 
 from tests.conftest import Roots
 from tests.needs import needs_fuse, needs_namespaces, needs_tool
+from tests.processes import alive, family, wait_for
 
 TIMEOUT_S = 120
 
@@ -222,6 +223,22 @@ class TestCompilers:
         finding = doctor(roots, "--device", "cpu")["C++ compiler"]
         assert finding["state"] == "fail"
         assert words in finding["message"]
+
+    def test_an_interrupt_leaves_neither_a_compiler_nor_a_file(self, roots: Roots) -> None:
+        (roots.base / "tmp").mkdir()
+        mark = roots.base / "started"
+        cxx = executable(
+            roots.base / "cxx", f"#!/bin/sh\nsleep 600 & echo $! > {mark}.new; mv {mark}.new {mark}; wait\n"
+        )
+        roots.extra_env = {"CXX": str(cxx), "TMPDIR": str(roots.base / "tmp")}
+        process = roots.start("doctor", "--device", "cpu")
+        wait_for(mark.exists, "the compiler runs")
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=TIMEOUT_S)
+        assert process.returncode == 130
+        assert said.count("\n") <= 1
+        wait_for(lambda: not alive(family(int(mark.read_text()))), "the compiler's child ends")
+        assert list((roots.base / "tmp").iterdir()) == []
 
     def test_no_compiler(self, roots: Roots) -> None:
         roots.extra_env = {"CXX": "clang++-that-is-not-there"}

@@ -55,7 +55,13 @@ def run_until_the_middle(roots: Roots, built: Built) -> Aborted:
     delay = random.Random(seed).uniform(0.0, 0.6 * built.build_s)
     print(f"seed {seed}: hit {delay:.2f} s after the start")
     wait_for(lambda: named(marked("aborted"), "inductor_child"), "the compiling child")
-    time.sleep(delay)
+    moment = time.monotonic() + delay
+    # A machine that has become faster since the fixture's build must not reach the end before the hit.
+    wait_for(
+        lambda: time.monotonic() >= moment or any(event.get("done") for event in roots.events("aborted")),
+        "the moment",
+        delay + 60,
+    )
     return Aborted(roots, driver, [*family(driver.pid), *marked("aborted")], output)
 
 
@@ -66,6 +72,7 @@ def assert_it_was_the_middle(roots: Roots) -> None:
 
 
 def kill_the_child(run: Aborted) -> None:
+    wait_for(lambda: named(marked(run.run_id), "rayprep.stages.inductor_child"), "a child to hit")
     named(marked(run.run_id), "rayprep.stages.inductor_child")[-1].kill()
 
 

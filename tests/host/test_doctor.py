@@ -527,10 +527,14 @@ class TestInit:
 class TestBounded:
     def test_both_streams_and_the_status_come_back(self) -> None:
         ran = run_bounded(["/bin/sh", "-c", "echo out; echo err >&2; exit 3"], {}, 10)
-        assert (ran.status, ran.output, ran.tail) == (3, "out\nerr\n", "err")
+        assert (ran.status, ran.output, ran.gist) == (3, "out\nerr\n", "err")
+
+    def test_the_error_is_told_and_not_the_farewell(self) -> None:
+        said = "echo 'In file x:'; echo 'x.cpp:1: fatal error: vector: none'; echo 'compilation terminated.'"
+        assert run_bounded(["/bin/sh", "-c", said], {}, 10).gist == "x.cpp:1: fatal error: vector: none"
 
     def test_silence_is_told_by_its_status(self) -> None:
-        assert run_bounded(["/bin/sh", "-c", "exit 3"], {}, 10).tail == "exit status 3"
+        assert run_bounded(["/bin/sh", "-c", "exit 3"], {}, 10).gist == "exit status 3"
 
     def test_at_the_time_out_the_grandchildren_end_too(self, tmp_path: Path) -> None:
         started = time.monotonic()

@@ -1,5 +1,6 @@
 """Work that cannot hang the doctor: commands that end in time, and system calls that nobody has to wait for."""
 
+import atexit
 import contextlib
 import os
 import signal
@@ -8,6 +9,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -50,10 +52,11 @@ class Ran:
     """Standard output and standard error, as they came."""
 
     @property
-    def tail(self) -> str:
-        """The last line that says something."""
+    def gist(self) -> str:
+        """The first line that speaks of an error, else the last that says anything: compilers end with a farewell."""
         lines = [line for line in self.output.splitlines() if line.strip()]
-        return lines[-1] if lines else f"exit status {self.status}"
+        errors = [line for line in lines if "error" in line.lower()]
+        return next(iter(errors or lines[-1:]), f"exit status {self.status}")
 
 
 def run_bounded(
@@ -76,11 +79,19 @@ def run_bounded(
         errors="replace",
         process_group=0,
     ) as process:
+        kill = partial(_kill_group, process.pid)
+        atexit.register(kill)  # on Ctrl-C nobody waits for the thread that waits here
         try:
             output, _ = process.communicate(timeout=timeout_s)
         except subprocess.TimeoutExpired:
-            # The group: a compiler driver that is killed alone leaves its children, and they hold the pipe.
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            kill()
             raise TimeoutError(f"{command[0]} gives no answer within {timeout_s:.0f} s") from None
+        finally:
+            atexit.unregister(kill)
     return Ran(process.returncode, output)
+
+
+def _kill_group(leader: int) -> None:
+    """A compiler driver that is killed alone leaves its children, and they hold the pipe."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(leader, signal.SIGKILL)

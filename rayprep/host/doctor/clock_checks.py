@@ -70,7 +70,7 @@ def _ask_ntp(environ: Mapping[str, str]) -> Finding:
         ran = run_bounded([timedatectl, "show", "-p", "NTPSynchronized"], environ, _NTP_S)
     except OSError as error:
         return judge_ntp(None, str(error))
-    return judge_ntp(ran.output) if ran.status == 0 else judge_ntp(None, f"timedatectl: {ran.tail}")
+    return judge_ntp(ran.output) if ran.status == 0 else judge_ntp(None, f"timedatectl: {ran.gist}")
 
 
 def _clock(subject: Subject) -> list[Finding]:

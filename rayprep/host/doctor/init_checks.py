@@ -62,7 +62,7 @@ def make_orphan(environ: Mapping[str, str]) -> Orphan:
         raise ProcessLookupError(f"/proc is of another pid namespace: it calls this process {seen}")
     ran = run_bounded(["/bin/sh", "-c", f"sleep {_ORPHAN_S} >/dev/null 2>&1 & echo $!"], environ, _SHELL_S)
     if not ran.output.strip().isdigit():
-        raise ProcessLookupError(f"the shell started no child: {ran.tail}")
+        raise ProcessLookupError(f"the shell started no child: {ran.gist}")
     orphan = int(ran.output)
     reaper = _named(_read(orphan))
     deadline = time.monotonic() + _ORPHAN_S + _REAPED_S

@@ -42,7 +42,7 @@ def _ninja(subject: Subject) -> list[Finding]:
     answer = None
     if path:
         ran = run_bounded([path, "--version"], subject.environ, _RUN_S)
-        answer = ran.tail if ran.status == 0 else None
+        answer = ran.gist if ran.status == 0 else None
     return [judge_ninja(path, answer, beside, needed=subject.wants_gpu)]
 
 
@@ -67,20 +67,20 @@ def _compile_and_run(command: list[str], environ: Mapping[str, str]) -> None:
     Raises:
         OSError: says which of the two failed, and how.
     """
-    with tempfile.TemporaryDirectory(prefix="rayprep-doctor-", dir=environ.get("TMPDIR")) as folder:
+    with tempfile.TemporaryDirectory(prefix="rayprep-doctor-") as folder:
         source, program = Path(folder) / "main.cpp", Path(folder) / "main"
         source.write_text(_PROGRAM, encoding="ascii")
         # C++17 is what torch's and FlashInfer's headers need at the least.
         build = [*command, "-std=c++17", str(source), "-o", str(program)]
         built = run_bounded(build, environ, _COMPILE_S, Path(folder))
         if built.status != 0 or not program.is_file():
-            raise OSError(f"does not compile a program of three lines: {built.tail}")
+            raise OSError(f"does not compile a program of three lines: {built.gist}")
         try:
             ran = run_bounded([str(program)], environ, _RUN_S, Path(folder))
         except OSError as error:
             raise OSError(f"what it compiles in {folder} does not run: {error.strerror or error}") from None
         if ran.status != 0:
-            raise OSError(f"what it compiles ends with {ran.status}: {ran.tail}")
+            raise OSError(f"what it compiles ends with {ran.status}: {ran.gist}")
 
 
 def _python_headers(_: Subject) -> list[Finding]:

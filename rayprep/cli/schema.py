@@ -1,0 +1,36 @@
+"""`rayprep schema`: the JSON Schema of each file that rayprep writes, generated from its model."""
+
+import json
+
+from rayprep.host.locks import Holder
+from rayprep.host.markers import Marker
+from rayprep.model.base import Record
+from rayprep.model.completion import Completion
+from rayprep.model.doctor import DoctorReport
+from rayprep.model.errors import BadRequest
+from rayprep.model.events import Event
+from rayprep.model.reset import ResetReport
+from rayprep.model.result import PrepResult
+from rayprep.model.snapshot import ProfileSnapshot
+
+FILES: dict[str, type[Record]] = {
+    "prep_result": PrepResult,
+    "profile_snapshot": ProfileSnapshot,
+    "completion": Completion,
+    "marker": Marker,
+    "lock_holder": Holder,
+    "event": Event,
+    "reset_report": ResetReport,
+    "doctor_report": DoctorReport,
+}
+
+
+def schema(name: str) -> dict[str, object]:
+    """JSON Schema 2020-12. Raises BadRequest for a name that is not in FILES."""
+    if name not in FILES:
+        raise BadRequest(f"no schema {name!r}", hint="there are " + ", ".join(FILES))
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **FILES[name].model_json_schema()}
+
+
+def run(name: str) -> None:
+    print(json.dumps(schema(name), indent=2))

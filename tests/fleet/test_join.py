@@ -1,0 +1,54 @@
+"""`--address`: the work goes to an agent on a Ray cluster that is there, which stays when the run ends."""
+
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+from tests.conftest import ENSURE_TINY, Built, Roots
+from tests.needs import needs_torch
+from tests.processes import family, named, wait_for
+
+pytestmark = [pytest.mark.ray, pytest.mark.torch, needs_torch()]
+
+
+@pytest.fixture
+def cluster() -> Iterator[str]:
+    from ray.cluster_utils import Cluster
+
+    started = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 1, "object_store_memory": 80 << 20, "include_dashboard": False},
+    )
+    yield started.address
+    started.shutdown()
+
+
+def test_an_agent_on_a_running_cluster(cluster: str, built: Built, roots: Roots) -> None:
+    built.copy_to(roots)
+    # The files stay and only the completion is gone, so that the work is short: a look that finds all graphs.
+    completion = next((roots.profiles / ".rayprep" / "inductor").glob("*.json"))
+    completion.unlink()
+    done = roots.run("ensure", *ENSURE_TINY, "--address", cluster, "--run-id", "joined")
+    assert done.returncode == 0, done.stdout + done.stderr
+    stage = roots.result("joined")["stages"]["inductor"]
+    assert (stage["status"], stage["artifacts"]["built"]) == ("ok", [])
+    assert completion.exists()
+    raylets = named(family(psutil.Process().pid), "raylet")
+    assert raylets, "the cluster must outlive the run"
+    wait_for(lambda: not named(family(psutil.Process().pid), "ray::Agent"), "the agent to end with its driver")
+
+
+def test_the_cluster_is_gone_in_the_middle(cluster: str, roots: Roots) -> None:
+    run = roots.start("ensure", *ENSURE_TINY, "--address", cluster, "--json", "--run-id", "cut")
+    assert run.stdout is not None
+    for line in run.stdout:
+        if '"name":"inductor","phase":"progress"' in line:
+            break
+    for process in named(family(psutil.Process().pid), "raylet"):
+        process.kill()
+    out, err = run.communicate(timeout=120)
+    assert run.returncode == 13, out + err
+    stage = roots.result("cut")["stages"]["inductor"]
+    assert (stage["status"], stage["error_type"]) == ("error", "node_lost")
+    assert roots.marker("tiny-dense", "inductor").exists()

@@ -1,0 +1,342 @@
+"""A child and its whole tree: what it says, how it ends, and that nothing of it is ever left."""
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from rayprep.host.environment import STORE_MARK
+from rayprep.host.locks import acquire, is_held
+from rayprep.host.process import Child, end_processes, marked_processes
+from rayprep.model.errors import ErrorType, Interrupted, StageError
+from tests.processes import alive, wait_for
+
+TREE = [sys.executable, "-I", "-S", str(Path(__file__).with_name("tree.py"))]
+OWNER = """
+import os, pathlib, sys, time
+from rayprep.host.locks import acquire
+from rayprep.host.process import Child
+log, lock, grace, *command = sys.argv[1:]
+held = acquire([pathlib.Path(lock)], "run", 60, lambda *a: None, lambda: False)
+child = Child(command, os.environ, pathlib.Path(log), held.descriptors, float(grace))
+print(child.guard_pid, flush=True)
+for line in child.lines(time.monotonic() + 600, lambda: False, lambda: None):
+    print(line, flush=True)
+"""
+
+
+def never() -> bool:
+    return False
+
+
+def nothing() -> None:
+    return
+
+
+def soon(seconds: float = 60) -> float:
+    return time.monotonic() + seconds
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    return tmp_path / "stage.log"
+
+
+@pytest.fixture
+def start(log: Path) -> Callable[..., Child]:
+    def started(*command: str, grace_s: float = 0.5) -> Child:
+        return Child(command, os.environ, log, grace_s=grace_s)
+
+    return started
+
+
+def run(child: Child) -> tuple[list[str], int]:
+    """All that the child says, and its status."""
+    with child:
+        said = list(child.lines(soon(), never, nothing))
+        status, _ = child.end()
+    return said, status
+
+
+def pids(lines: Iterator[str], count: int) -> list[psutil.Process]:
+    """The tree's processes, from the first `count` lines; all of them live."""
+    found = [psutil.Process(int(line)) for line in itertools.islice(lines, count)]
+    assert len(alive(found)) == count
+    return found
+
+
+Start = Callable[..., Child]
+
+
+def test_lines_status_and_log(start: Start, log: Path) -> None:
+    log.write_text("earlier\n", encoding="utf-8")
+    said, status = run(start("sh", "-c", "echo one; echo two; echo loud >&2; printf three; exit 7"))
+    assert (said, status) == (["one", "two", "three"], 7)
+    assert log.read_text(encoding="utf-8") == "earlier\nloud\n"
+
+
+def test_a_good_end_sends_no_kill(start: Start) -> None:
+    with start("true") as child:
+        list(child.lines(soon(), never, nothing))
+        status, cleanup = child.end()
+    assert status == 0
+    assert (cleanup.kill_sent, cleanup.killed, cleanup.timeout_s) == (False, True, 0.5)
+    assert child.end() == (status, cleanup), "ending twice is ending once"
+
+
+def test_the_shortest_commands_status_is_never_lost(start: Start) -> None:
+    """One that is over before its starter has let go of the handle: who waits for it first must not be a destructor."""
+    assert [run(start("false"))[1] for _ in range(10)] == [1] * 10
+
+
+def test_a_command_that_ends_by_a_signal_has_the_shells_status(start: Start) -> None:
+    assert run(start("sh", "-c", "kill -9 $$"))[1] == 128 + 9
+
+
+@pytest.mark.parametrize("command", ["no-such-command-anywhere", "/etc/passwd", "/"])
+def test_a_command_that_cannot_be_started_is_127_with_the_reason_in_the_log(
+    start: Start, log: Path, command: str
+) -> None:
+    with start(command) as child:
+        assert list(child.lines(soon(), never, nothing)) == []
+        status, cleanup = child.end()
+    assert status == 127
+    assert (cleanup.kill_sent, cleanup.killed) == (False, True), "there is nothing that could have been left"
+    text = log.read_text(encoding="utf-8")
+    assert command in text
+    assert len(text.splitlines()) == 1
+
+
+def test_a_log_that_cannot_be_opened_leaks_no_descriptor(tmp_path: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        with pytest.raises(FileNotFoundError):
+            Child(["true"], os.environ, tmp_path / "missing" / "log")
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_no_descriptor_is_left_open_after_a_child(start: Start) -> None:
+    run(start("true"))
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        run(start("true"))
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_child_reads_nothing_from_the_owner(start: Start) -> None:
+    assert run(start("sh", "-c", "cat; echo over")) == (["over"], 0)
+
+
+def test_output_that_is_not_utf8_is_still_lines(start: Start) -> None:
+    said, status = run(start("printf", r"\377\376 ok\n\303\n\000x\r\nend"))
+    assert said == ["\ufffd\ufffd ok", "\ufffd", "\0x\r", "end"]
+    assert status == 0
+
+
+def test_a_character_that_is_cut_in_two_by_the_pipe_is_whole(start: Start) -> None:
+    program = "import os, time\nfor b in 'ü\\n'.encode(): os.write(1, bytes([b])); time.sleep(0.05)"
+    assert run(start(sys.executable, "-c", program))[0] == ["ü"]
+
+
+def test_ten_megabytes_of_lines_are_fast(start: Start) -> None:
+    ticks = 0
+
+    def tick() -> None:
+        nonlocal ticks
+        ticks += 1
+
+    started = time.monotonic()
+    with start("sh", "-c", "yes 0123456789012345678 | head -c 10000000") as child:
+        count = sum(len(line) + 1 for line in child.lines(soon(), never, tick))
+    assert count == 10_000_000
+    assert time.monotonic() - started < 15
+    assert ticks > 0
+
+
+def test_ten_megabytes_without_a_line_break_are_fast(start: Start) -> None:
+    started = time.monotonic()
+    said, _ = run(start("sh", "-c", "yes x | tr -d '\\n' | head -c 10000000"))
+    assert [len(line) for line in said] == [10_000_000]
+    assert time.monotonic() - started < 15
+
+
+def test_ticks_come_while_nothing_is_said(start: Start) -> None:
+    ticks: list[float] = []
+    with start("sleep", "1000") as child, pytest.raises(StageError):
+        list(child.lines(soon(1.5), never, lambda: ticks.append(time.monotonic())))
+    assert len(ticks) >= 3
+
+
+@pytest.mark.parametrize("command", [("sleep", "1000"), ("yes",)], ids=["silent", "chatty"])
+def test_the_deadline_ends_it(start: Start, command: tuple[str, ...]) -> None:
+    with start(*command) as child:
+        tree = psutil.Process(child.guard_pid)
+        with pytest.raises(StageError) as caught:
+            for _ in child.lines(soon(0.5), never, nothing):
+                pass
+        assert caught.value.error_type is ErrorType.STAGE_TIMEOUT
+    assert alive([tree]) == []
+
+
+@pytest.mark.parametrize("command", [("sleep", "1000"), ("yes",)], ids=["silent", "chatty"])
+def test_being_cancelled_ends_it(start: Start, command: tuple[str, ...]) -> None:
+    asked = itertools.count()
+    with start(*command) as child:
+        with pytest.raises(Interrupted):
+            for _ in child.lines(soon(), lambda: next(asked) > 2, nothing):
+                pass
+        _, cleanup = child.end()
+    assert cleanup.killed
+    assert alive([psutil.Process(os.getpid())]), "and only it"
+
+
+HABITS = [[], ["daemon"], ["silent"], ["deaf"], ["deaf", "daemon"]]
+
+
+@pytest.mark.parametrize("habits", HABITS, ids=lambda habits: "+".join(habits) or "plain")
+def test_leaving_ends_the_whole_tree(start: Start, habits: list[str]) -> None:
+    with start(*TREE, "3", *habits) as child:
+        tree = pids(child.lines(soon(), never, nothing), 3)
+        status, cleanup = child.end()
+        assert alive(tree) == [], "not a moment after end() returns"
+    assert cleanup.killed
+    assert cleanup.kill_sent == ("deaf" in habits)
+    assert status == 143
+
+
+def test_what_is_born_while_the_tree_is_ended_is_ended_too(start: Start) -> None:
+    with start(*TREE, "3", "respawn") as child:
+        lines = child.lines(soon(), never, nothing)
+        tree = pids(lines, 3)
+        assert child.end()[1].killed
+        born = [int(line) for line in lines]
+    assert alive(tree) == []
+    assert len(born) == 3, "each of them did start another one"
+    assert not any(psutil.pid_exists(pid) for pid in born)
+
+
+def test_what_a_finished_command_leaves_behind_is_ended(start: Start) -> None:
+    """Its status is the command's own, and its output is over although others still hold it open."""
+    with start("sh", "-c", "sleep 1000 & echo $!; setsid sleep 1000 & echo $!; exit 5") as child:
+        lines = child.lines(soon(), never, nothing)
+        left = [int(next(lines)), int(next(lines))]
+        assert list(lines) == []
+        status, cleanup = child.end()
+    assert (status, cleanup.killed) == (5, True)
+    assert not any(psutil.pid_exists(pid) for pid in left)
+
+
+def test_an_error_in_the_owner_ends_the_tree(start: Start) -> None:
+    tree: list[psutil.Process] = []
+    with pytest.raises(ZeroDivisionError), start(*TREE, "2") as child:
+        tree += pids(child.lines(soon(), never, nothing), 2)
+        _ = 1 / 0
+    assert alive(tree) == []
+
+
+def start_owner(tmp_path: Path, *command: str, grace_s: float = 0.5) -> subprocess.Popen[str]:
+    arguments = [str(tmp_path / "log"), str(tmp_path / "lock"), str(grace_s), *command]
+    env = {**os.environ, STORE_MARK: str(tmp_path)}
+    return subprocess.Popen([sys.executable, "-c", OWNER, *arguments], stdout=subprocess.PIPE, text=True, env=env)
+
+
+def family_of(owner: subprocess.Popen[str], count: int) -> list[psutil.Process]:
+    """The guard and the tree that an owner has named, all alive."""
+    assert owner.stdout is not None
+    found = [psutil.Process(int(owner.stdout.readline())) for _ in range(count + 1)]
+    assert len(alive(found)) == count + 1
+    return found
+
+
+@pytest.mark.parametrize("habits", HABITS, ids=lambda habits: "+".join(habits) or "plain")
+def test_an_owner_killed_hard_leaves_nothing_and_its_locks_hold_until_then(tmp_path: Path, habits: list[str]) -> None:
+    lock = tmp_path / "lock"
+    with start_owner(tmp_path, *TREE, "3", *habits) as owner:
+        family = family_of(owner, 3)
+        owner.kill()
+        owner.wait()
+        too_early: list[psutil.Process] = []
+
+        def freed() -> bool:
+            # In this order: what lives after the lock was seen free, lived when it was free.
+            free = not is_held(lock)
+            if free:
+                too_early.extend(alive(family[1:]))
+            return free
+
+        wait_for(freed, "the lock is free", 30)
+        assert too_early == []
+        wait_for(lambda: not alive(family), "nothing is left", 30)
+
+
+def test_an_owner_and_its_guard_killed_together_leave_what_their_mark_finds(tmp_path: Path) -> None:
+    with start_owner(tmp_path, *TREE, "3", "deaf", "daemon") as owner:
+        family = family_of(owner, 3)
+        owner.send_signal(signal.SIGSTOP)  # so that it cannot notice that its guard is dead
+        family[0].kill()
+        owner.kill()
+        owner.wait()
+        wait_for(lambda: not alive(family[:2]), "the command went with its guard")
+        left = marked_processes(STORE_MARK, str(tmp_path))
+        assert {each.pid for each in left} == {each.pid for each in alive(family)}
+        assert len(left) == 2
+        assert end_processes(left, 0.3) == []
+        assert alive(family) == []
+        with acquire([tmp_path / "lock"], "next", 5, lambda *_: None, never):
+            pass
+
+
+@pytest.mark.parametrize("habits", [[], ["deaf", "daemon"]], ids=["plain", "deaf+daemon"])
+def test_a_guard_killed_hard_is_noticed_and_its_tree_is_ended(start: Start, habits: list[str]) -> None:
+    with start(*TREE, "3", *habits) as child:
+        lines = child.lines(soon(), never, nothing)
+        tree = pids(lines, 3)
+        os.kill(child.guard_pid, signal.SIGKILL)
+        started = time.monotonic()
+        assert list(lines) == [], "although two of the tree hold the output open"
+        assert time.monotonic() - started < 10
+        _, cleanup = child.end()
+        assert (cleanup.kill_sent, cleanup.killed) == (True, True)
+        assert alive(tree) == []
+
+
+def test_all_that_was_said_before_the_guard_died_is_heard(start: Start) -> None:
+    with start("sh", "-c", "echo one; printf two; kill -9 $PPID; sleep 1000") as child:
+        assert list(child.lines(soon(), never, nothing)) == ["one", "two"]
+        assert child.end()[0] == -signal.SIGKILL
+
+
+def test_marks_find_only_the_processes_that_carry_exactly_them() -> None:
+    unique = f"{os.getpid()}-{time.monotonic_ns()}"
+    started = [
+        subprocess.Popen(["sleep", "1000"], env={"RAYPREP_TEST": value, "OTHER": unique})
+        for value in (unique, unique + "-more", "")
+    ]
+    try:
+        # A process that was just forked still has its parent's environment.
+        wait_for(lambda: marked_processes("RAYPREP_TEST", unique), "the process has started")
+        assert [each.pid for each in marked_processes("RAYPREP_TEST", unique)] == [started[0].pid]
+        assert marked_processes("RAYPREP", unique) == []
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+    assert marked_processes("RAYPREP_TEST", unique) == []
+
+
+def test_ending_tries_gently_first_and_then_hard() -> None:
+    commands = [["sleep", "1000"], [*TREE, "1", "deaf"]]
+    started = [subprocess.Popen(command, stdout=subprocess.PIPE) for command in commands]
+    assert started[1].stdout is not None
+    started[1].stdout.readline()
+    assert end_processes([psutil.Process(each.pid) for each in started], 0.3) == []
+    assert [each.wait() for each in started] == [-signal.SIGTERM, -signal.SIGKILL]
+    started[1].stdout.close()
+    assert end_processes([]) == []
