@@ -35,7 +35,7 @@ def drive(request: NodeRequest, survey: Survey, view: View, attached: AbstractCo
             with attached, view:
                 interrupts.install()  # Ray puts its own handler in place when it starts
                 return _Drive(request, survey, view, interrupts).go()
-        except KeyboardInterrupt:  # before the agent lived
+        except (KeyboardInterrupt, SystemExit):  # before the agent lived; the latter is how Ray takes SIGTERM
             return close_result(request, survey, Interrupted())
         except HostUnfit as error:
             close_result(request, survey, error)

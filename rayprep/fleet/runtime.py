@@ -3,8 +3,9 @@
 import contextlib
 import logging
 import secrets
-import shutil
 import socket
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,10 +18,17 @@ OBJECT_STORE_BYTES = 80 << 20
 MEMORY_BYTES = 1 << 30
 """What Ray may hand out; it would otherwise take its share of all that the host has."""
 CONNECT_TIMEOUT_S = 5.0
+_MARK = "RAY_AUTH_TOKEN_PATH"
+"""In the environment of each process of a local Ray, with a value of its own."""
+_SWEEP_DEADLINE_S = 30.0
 
 
 class RayFolder:
-    """A private folder for a local Ray: its sessions, and the token that keeps others on this host out of it."""
+    """A private folder for a local Ray: its sessions, and the token that keeps others on this host out of it.
+
+    As a context manager it has a sweeper, which ends all of this Ray's processes and removes the folder when we leave,
+    or die.
+    """
 
     def __init__(self) -> None:
         # Not TMPDIR: the path of a socket has to fit into 107 bytes.
@@ -28,12 +36,17 @@ class RayFolder:
         self.token = self.path / "token"
         self.token.touch(mode=0o600)
         self.token.write_text(secrets.token_hex(32), encoding="ascii")
+        self._sweeper = subprocess.Popen(
+            [sys.executable, "-m", "rayprep.host.sweeper", _MARK, str(self.token), str(self.path)],
+            stdin=subprocess.PIPE,
+            start_new_session=True,
+        )
 
     def environment(self) -> dict[str, str]:
         """What has to be in the environment before a local Ray starts."""
         return {
             "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN_PATH": str(self.token),
+            _MARK: str(self.token),
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_DEDUP_LOGS": "0",
             "RAY_worker_niceness": "0",
@@ -45,7 +58,13 @@ class RayFolder:
         return self
 
     def __exit__(self, *_: object) -> None:
-        shutil.rmtree(self.path, ignore_errors=True)
+        assert self._sweeper.stdin is not None
+        self._sweeper.stdin.close()
+        try:
+            self._sweeper.wait(_SWEEP_DEADLINE_S)
+        except subprocess.TimeoutExpired:
+            self._sweeper.kill()
+            self._sweeper.wait()
 
 
 @contextlib.contextmanager

@@ -41,7 +41,8 @@ def remove_entry(profiles: Path, entry: Entry) -> None:
     plain = {"", ".", ".."}.isdisjoint(below.split("/"))
     if not plain or any(part.is_symlink() for part in (top, *path.parents) if part.is_relative_to(top)):
         raise StageError(ErrorType.PERMISSIONS_UNEXPECTED, f"{path} does not lie in {top} by plain folders")
-    if path.is_dir() and not path.is_symlink():
+    # A folder nearer to the root than entries are holds others' entries, though it may have this one's name.
+    if entry_of(cache, f"{below}/.") == below and path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     for file in list(path.parent.glob("*")) if path.parent.is_dir() else []:
         if (file.name.split(".", 1)[0] or file.name) == path.name and not file.is_dir():

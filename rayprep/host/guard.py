@@ -137,4 +137,8 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    exit_status = main(sys.argv[1:])
+    sys.stderr.flush()
+    # Not sys.exit: an interpreter that shuts down has given its signal handlers back, and one more SIGTERM then
+    # would stand in place of the command's status.
+    os._exit(exit_status)

@@ -120,17 +120,17 @@ def _regular_files(top: str, facts: CacheFacts, found: CacheScan) -> Iterator[tu
         except FileNotFoundError:
             continue  # a builder beside us renamed it
         except OSError:
-            found.unreadable.append(f"{top}/{below}")
+            found.unreadable.append(f"{top}/{below}".rstrip("/"))
             continue
         try:
             with os.scandir(descriptor) as entries:
-                yield from _artifacts(entries, below, facts, found, pending)
+                yield from _artifacts(entries, top, below, facts, found, pending)
         finally:
             os.close(descriptor)
 
 
 def _artifacts(
-    entries: Iterator[os.DirEntry[str]], below: str, facts: CacheFacts, found: CacheScan, pending: list[str]
+    entries: Iterator[os.DirEntry[str]], top: str, below: str, facts: CacheFacts, found: CacheScan, pending: list[str]
 ) -> Iterator[tuple[str, os.stat_result]]:
     # One flat loop on purpose: a cache holds 100,000 files, and a call for each of them doubles the time.
     companions, volatile_names, volatile_dirs = facts.companion_names, facts.volatile_suffixes, facts.volatile_dirs
@@ -149,7 +149,7 @@ def _artifacts(
         except FileNotFoundError:
             continue  # a builder beside us renamed it
         except OSError:
-            found.unreadable.append(path)
+            found.unreadable.append(f"{top}/{path}")
             continue
         if is_regular(status.st_mode):
             if path.isascii() or _is_utf8(path):

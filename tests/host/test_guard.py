@@ -128,15 +128,16 @@ def test_the_command_holds_neither_the_report_nor_the_locks(tmp_path: Path) -> N
     """The guard holds them for it. A command with the report's end would keep its owner waiting for ever."""
     with (tmp_path / "lock").open("w") as lock:
         reading, writing = os.pipe()
-        guard = subprocess.Popen(
+        with subprocess.Popen(
             [sys.executable, "-m", "rayprep.host.guard", "1", str(writing), "ls", "-l", "/proc/self/fd"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             pass_fds=[writing, lock.fileno()],
-        )
-        os.close(writing)
-        listed, _ = guard.communicate(timeout=30)
+        ) as guard:
+            os.close(writing)
+            assert guard.stdout is not None
+            listed = guard.stdout.read()
         os.close(reading)
     assert "/dev/null" in listed, "its input"
     assert str(tmp_path / "lock") not in listed

@@ -40,7 +40,7 @@ def nothing() -> None:
     return
 
 
-def soon(seconds: float = 60) -> float:
+def soon(seconds: float = 30) -> float:
     return time.monotonic() + seconds
 
 
@@ -55,6 +55,10 @@ def start(log: Path) -> Callable[..., Child]:
         return Child(command, os.environ, log, grace_s=grace_s)
 
     return started
+
+
+def open_descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def run(child: Child) -> tuple[list[str], int]:
@@ -115,19 +119,19 @@ def test_a_command_that_cannot_be_started_is_127_with_the_reason_in_the_log(
 
 
 def test_a_log_that_cannot_be_opened_leaks_no_descriptor(tmp_path: Path) -> None:
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_descriptors()
     for _ in range(3):
         with pytest.raises(FileNotFoundError):
             Child(["true"], os.environ, tmp_path / "missing" / "log")
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert open_descriptors() == before
 
 
 def test_no_descriptor_is_left_open_after_a_child(start: Start) -> None:
     run(start("true"))
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_descriptors()
     for _ in range(3):
         run(start("true"))
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert open_descriptors() == before
 
 
 def test_a_child_reads_nothing_from_the_owner(start: Start) -> None:
@@ -332,11 +336,17 @@ def test_marks_find_only_the_processes_that_carry_exactly_them() -> None:
 
 
 def test_ending_tries_gently_first_and_then_hard() -> None:
-    commands = [["sleep", "1000"], [*TREE, "1", "deaf"]]
-    started = [subprocess.Popen(command, stdout=subprocess.PIPE) for command in commands]
-    assert started[1].stdout is not None
-    started[1].stdout.readline()
-    assert end_processes([psutil.Process(each.pid) for each in started], 0.3) == []
-    assert [each.wait() for each in started] == [-signal.SIGTERM, -signal.SIGKILL]
-    started[1].stdout.close()
+    polite = ["sh", "-c", "trap 'echo goodbye; exit' TERM; echo up; while :; do sleep 0.05; done"]
+    started = [subprocess.Popen(command, stdout=subprocess.PIPE) for command in (polite, [*TREE, "1", "deaf"])]
+    outputs = [each.stdout for each in started if each.stdout]
+    for output in outputs:
+        output.readline()
+    began = time.monotonic()
+    assert end_processes([psutil.Process(each.pid) for each in started], 0.5) == []
+    assert 0.5 <= time.monotonic() - began < 5, "the deaf one was given its time"
+    assert [output.read() for output in outputs] == [b"goodbye\n", b""]
     assert end_processes([]) == []
+    for each in started:
+        each.wait()
+    for output in outputs:
+        output.close()

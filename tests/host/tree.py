@@ -35,9 +35,8 @@ if "deaf" in HABITS:
 if "respawn" in HABITS:
     signal.signal(signal.SIGTERM, respawn)
 print(os.getpid(), flush=True)
-if "silent" in HABITS:
-    sys.stdout.close()
-    os.close(1)
 if DEPTH > 1:
     start_below()
+if "silent" in HABITS:
+    os.dup2(os.open("/dev/null", os.O_WRONLY), 1)
 time.sleep(1000)

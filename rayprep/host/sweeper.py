@@ -1,0 +1,32 @@
+"""Clears up after an owner that may die hard: `python -m rayprep.host.sweeper NAME VALUE FOLDER`
+
+Reads the owner's pipe on standard input. When that ends it ends every process whose environment has NAME=VALUE, and
+removes FOLDER. A guard owns one tree that it started; this is for processes that others start for us, such as Ray's:
+two of Ray's agents outlive a driver that was killed, for as long as they wait for a head that is gone.
+"""
+
+import os
+import shutil
+import sys
+
+from rayprep.host.process import end_processes, marked_processes
+
+GRACE_S = 2.0
+_ROUNDS = 3
+"""What is ended may have been starting something."""
+
+
+def main(argv: list[str]) -> int:
+    name, value, folder = argv
+    while os.read(0, 4096):
+        pass
+    for _ in range(_ROUNDS):
+        if not (left := marked_processes(name, value)):
+            break
+        end_processes(left, GRACE_S)
+    shutil.rmtree(folder, ignore_errors=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
