@@ -215,7 +215,7 @@ def reset(
     ] = None,
     match_slug: Annotated[
         str | None,
-        typer.Option("--match-slug", metavar="PREFIX", help="Only entries that none but models of this name use."),
+        typer.Option("--match-slug", metavar="PREFIX", help="Only what models whose slug begins so use, and no others."),
     ] = None,
     deep_gemm: DeepGemm = False,
     triton: Triton = False,

@@ -7,9 +7,10 @@ from contextlib import ExitStack
 from rayprep.cli.main import set_ray_environment
 from rayprep.cli.request import Flags, node_request
 from rayprep.host.layout import prepare_root, root_unfit
+from rayprep.model.errors import RayprepError
 from rayprep.model.events import Event
 from rayprep.model.result import PrepResult
-from rayprep.node import NodeRequest, Survey, ensure, take_survey
+from rayprep.node import NodeRequest, Survey, close_result, ensure, take_survey
 from rayprep.report.live import View, choose_view
 from rayprep.report.session_log import SessionLog
 
@@ -28,11 +29,18 @@ def run(flags: Flags, *, json_lines: bool, dry_run: bool, address: str | None) -
     prepare_root(request.layout.telemetry, "telemetry")
     survey = take_survey(request, environ)
     view = choose_view(json_lines=json_lines)
-    if survey.plan.needs_work:
-        result = _with_ray(request, survey, view, address)
-    else:
-        result = _without_ray(request, survey, environ, view)
-    print(f"RESULT_JSON {survey.layout.result(request.run_id)}")
+    if not survey.plan.needs_work:
+        return _point_at(request, _without_ray(request, survey, environ, view))
+    try:
+        return _point_at(request, _with_ray(request, survey, view, address))
+    except RayprepError as error:
+        _point_at(request, close_result(request, survey, error))
+        raise
+
+
+def _point_at(request: NodeRequest, result: PrepResult) -> int:
+    """The two lines that tools look for, last of all. Returns the exit status."""
+    print(f"RESULT_JSON {request.layout.result(request.run_id)}")
     print(f"RESULT_STATUS {result.status_line}", flush=True)
     return result.exit_code
 

@@ -37,12 +37,12 @@ class Question:
 
 
 def run(question: Question, stages: tuple[StageName, ...], *, json_output: bool) -> None:
-    """Prints the snapshot; with `stages`, only the caches that they answer for are shown to people."""
+    """Prints the snapshot; with `stages`, only of the caches that they answer for."""
     snapshot = look(question)
-    if json_output:
-        print(to_json(snapshot), end="")
-        return
     shown = [cache for cache, stage in ANSWERS_FOR.items() if not stages or stage in stages]
+    if json_output:
+        print(snapshot.model_dump_json(indent=2, exclude={cache.value for cache in ANSWERS_FOR if cache not in shown}))
+        return
     _print_table(snapshot, shown)
 
 

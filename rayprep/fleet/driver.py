@@ -11,7 +11,7 @@ from rayprep.fleet.agent import CONCURRENCY_GROUPS, Agent
 from rayprep.fleet.coordinator import Coordinator
 from rayprep.host.environment import RUN_MARK
 from rayprep.host.process import GRACE_S, end_processes, marked_processes
-from rayprep.model.errors import HostUnfit, Interrupted, RayprepError
+from rayprep.model.errors import ErrorType, Interrupted, RayprepError
 from rayprep.model.events import Event, Phase, event
 from rayprep.model.result import PrepResult
 from rayprep.node import NodeRequest, Survey
@@ -28,7 +28,7 @@ def drive(request: NodeRequest, survey: Survey, view: View, attached: AbstractCo
     """Carries out a request through an agent and a coordinator, while `attached` to a local or a joined Ray.
 
     Raises:
-        HostUnfit: Ray cannot be started or joined.
+        RayprepError: Ray cannot be started or joined, or the agent could not begin; the result is still to be closed.
     """
     with Interrupts() as interrupts:
         try:
@@ -37,9 +37,6 @@ def drive(request: NodeRequest, survey: Survey, view: View, attached: AbstractCo
                 return _Drive(request, survey, view, interrupts).go()
         except (KeyboardInterrupt, SystemExit):  # before the agent lived; the latter is how Ray takes SIGTERM
             return close_result(request, survey, Interrupted())
-        except HostUnfit as error:
-            close_result(request, survey, error)
-            raise
 
 
 class Interrupts:
@@ -155,9 +152,11 @@ class _Drive:
         return result
 
 
-def _cause(error: Exception) -> Exception:
+def _cause(error: Exception) -> RayprepError:
     cause = getattr(error, "cause", None)
-    return cause if isinstance(cause, Exception) else RayprepError(f"the agent failed: {error}")
+    if isinstance(cause, RayprepError):
+        return cause
+    return RayprepError(f"the agent failed: {cause or error}", error_type=ErrorType.NODE_LOST)
 
 
 def _leave_nothing(run_id: str) -> None:

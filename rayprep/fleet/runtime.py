@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from rayprep.model.errors import HostUnfit
+from rayprep.model.errors import ErrorType, HostUnfit
 
 NAMESPACE = "rayprep"
 OBJECT_STORE_BYTES = 80 << 20
@@ -92,7 +92,7 @@ def local_ray(folder: RayFolder) -> Iterator[None]:
     except (RuntimeError, ValueError, OSError) as error:
         if ray.is_initialized():
             raise
-        raise HostUnfit(f"Ray does not start: {_first_line(error)}", hint="run `rayprep doctor`") from error
+        raise _unavailable(f"Ray does not start: {_first_line(error)}", "run `rayprep doctor`") from error
     finally:
         ray.shutdown()  # also what a start that was interrupted has left
 
@@ -113,9 +113,9 @@ def joined_ray(address: str) -> Iterator[None]:
     except (RuntimeError, ValueError, OSError) as error:
         if ray.is_initialized():
             raise
-        raise HostUnfit(
+        raise _unavailable(
             f"Ray at {address} cannot be joined: {_first_line(error)}",
-            hint="check Ray's version and RAY_AUTH_TOKEN_PATH on this host",
+            "check Ray's version and RAY_AUTH_TOKEN_PATH on this host",
         ) from error
     finally:
         ray.shutdown()
@@ -124,13 +124,17 @@ def joined_ray(address: str) -> Iterator[None]:
 def _knock(address: str) -> None:
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
-        raise HostUnfit(f"--address {address} is not HOST:PORT", hint="give the head's address, such as 10.0.0.1:6379")
+        raise _unavailable(f"--address {address} is not HOST:PORT", "give the head's address, such as 10.0.0.1:6379")
     try:
         socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S).close()
     except OSError as error:
-        raise HostUnfit(
-            f"nothing answers at {address}: {error.strerror or error}", hint="check --address, and that the head runs"
+        raise _unavailable(
+            f"nothing answers at {address}: {error.strerror or error}", "check --address, and that the head runs"
         ) from None
+
+
+def _unavailable(message: str, hint: str) -> HostUnfit:
+    return HostUnfit(message, hint=hint, error_type=ErrorType.RAY_UNAVAILABLE)
 
 
 def _first_line(error: Exception) -> str:

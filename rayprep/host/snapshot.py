@@ -102,12 +102,11 @@ class _Judge:
         partial = self._marker(stage)
         verdict = self._verdict(stage, [check for _, check in checked])
         about = next((completion for completion, check in checked if check == verdict), None)
-        valid = verdict.valid and partial is None and scan.obstacle is None
         return CacheSnapshot(
             exists=scan.exists,
             partial=partial is not None,
             partial_info=partial,
-            valid=valid,
+            valid=self._valid(verdict, partial, scan),
             reason=self._reason(verdict, partial, scan),
             detail=verdict.detail or None,
             differences=verdict.differences,
@@ -118,7 +117,7 @@ class _Judge:
             newest_age_s=_age(scan.latest_mtime),
             newest_files=scan.newest_files,
             warnings=scan.warnings,
-            slugs=tuple(_slug_state(completion, check) for completion, check in checked),
+            slugs=tuple(self._slug_state(completion, check, scan) for completion, check in checked),
             signature=self._signature(about),
         )
 
@@ -142,6 +141,9 @@ class _Judge:
             return Check(state=CheckState.UNREADABLE, detail=f"{bad[0].path}: {bad[0].why}")
         return best(checks)
 
+    def _valid(self, verdict: Check, partial: PartialInfo | None, scan: CacheScan) -> bool:
+        return verdict.valid and partial is None and scan.obstacle is None
+
     def _reason(self, verdict: Check, partial: PartialInfo | None, scan: CacheScan) -> str | None:
         if partial is not None:
             return CheckState.IN_PROGRESS
@@ -149,22 +151,23 @@ class _Judge:
             return "not_a_plain_folder"
         return None if verdict.state is CheckState.VALID else verdict.state
 
+    def _slug_state(self, completion: Completion, check: Check, scan: CacheScan) -> SlugState:
+        identity = completion.identity
+        partial = self.inventory.markers.get((identity.model_slug, completion.stage))
+        return SlugState(
+            model_slug=identity.model_slug,
+            tp_size=identity.tp,
+            valid=self._valid(check, partial, scan),
+            reason=self._reason(check, partial, scan),
+            model_source=completion.model_source,
+        )
+
     def _signature(self, about: Completion | None) -> Signature:
         if about is None:
             slug = {"model_slug": self.wanted.slug, "tp_size": self.wanted.tp} if self.wanted else {}
             return self.signature.model_copy(update=slug)
         identity = about.identity
         return about.signature.model_copy(update={"model_slug": identity.model_slug, "tp_size": identity.tp})
-
-
-def _slug_state(completion: Completion, check: Check) -> SlugState:
-    return SlugState(
-        model_slug=completion.identity.model_slug,
-        tp_size=completion.identity.tp,
-        valid=check.valid,
-        reason=None if check.state is CheckState.VALID else check.state,
-        model_source=completion.model_source,
-    )
 
 
 def _age(mtime: float | None) -> float | None:

@@ -36,6 +36,7 @@ class ErrorType(StrEnum):
     LEASE_LOST = "lease_lost"
     TOOLCHAIN_MISMATCH = "toolchain_mismatch"
     COMPILE_FAILED = "compile_failed"
+    RAY_UNAVAILABLE = "ray_unavailable"
     UNSUPPORTED = "unsupported"
     INTERRUPTED = "interrupted"
 
@@ -85,6 +86,7 @@ MEANING: dict[ErrorType, tuple[str, str]] = {
         "run `rayprep doctor`; it names the remedy",
     ),
     ErrorType.COMPILE_FAILED: ("a kernel did not compile, or computed something else", "read the stage's log"),
+    ErrorType.RAY_UNAVAILABLE: ("Ray cannot be started or joined", "check --address, or run `rayprep doctor`"),
     ErrorType.UNSUPPORTED: ("this version of rayprep cannot do that here", "leave the stage out with --skip"),
     ErrorType.INTERRUPTED: ("stopped by Ctrl-C or SIGTERM", "run ensure again; it goes on where it stopped"),
 }

@@ -5,7 +5,7 @@ from pydantic import ValidationError
 from rayprep.host.atomic import write_text
 from rayprep.host.markers import Marker
 from rayprep.model.base import parse_utc, read_tolerant, to_json, utc_now
-from rayprep.model.errors import ErrorType, Interrupted, RayprepError, StageError
+from rayprep.model.errors import ErrorType, RayprepError, StageError
 from rayprep.model.result import PrepResult, RunError, StageResult, overall_status
 from rayprep.model.stages import StageName, StageStatus
 from rayprep.node.record import Recorder, failed_result
@@ -71,6 +71,3 @@ def _running_stage(request: NodeRequest, survey: Survey) -> StageName | None:
 
 def lost() -> StageError:
     return StageError(ErrorType.NODE_LOST, "the agent that ran the stages died")
-
-
-__all__ = ["Interrupted", "close_result", "closed", "lost"]

@@ -15,7 +15,6 @@ from rayprep.model.result import (
     PrepResult,
     RunBlock,
     RunError,
-    RunStatus,
     Settings,
     StageErrorRecord,
     StageResult,
@@ -197,6 +196,3 @@ def failed_result(stage: StageName, error: RayprepError, *, ran: bool, duration_
         error_type=kind,
         errors=(record,),
     )
-
-
-__all__ = ["Recorder", "RunStatus", "failed_result", "settled_result"]

@@ -1,0 +1,91 @@
+"""What a child gets to see."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from rayprep.host.environment import RUN_MARK, STORE_MARK, child_env, hub_folders, is_passed_on
+from rayprep.host.layout import Layout
+
+LAYOUT = Layout(Path("/profiles"), Path("/telemetry"))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            "HF_TOKEN",
+            "HUGGING_FACE_HUB_TOKEN",
+            "GITHUB_TOKEN_2",
+            "hf_token",
+            "AWS_SESSION_TOKEN",
+            "TOKEN",
+            "NPM_TOKENX",
+        ),
+        *("AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID", "CLIENT_SECRET", "MY_SECRETS", "DB_PASSWORD", "DB_PASSWD"),
+        *("OPENAI_API_KEY", "WANDB_APIKEY", "SSH_PRIVATE_KEY", "GPG_PASSPHRASE", "GOOGLE_APPLICATION_CREDENTIALS"),
+        *("RAY_AUTH_TOKEN", "RAY_ADDRESS", "RAY_worker_niceness", "RAY_AUTH_MODE"),
+        *("OMP_NUM_THREADS", "PYTHONSTARTUP", "XDG_CACHE_HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME", "XDG_STATE_HOME"),
+    ],
+)
+def test_secrets_and_what_misleads_are_kept_back(name: str) -> None:
+    assert not is_passed_on(name)
+    assert name not in child_env({name: "x", "PATH": "/bin"}, LAYOUT, Path("/scratch"), "run-1")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("PATH", "LD_LIBRARY_PATH", "CUDA_HOME", "CUDA_VISIBLE_DEVICES", "CXX", "LANG", "TMPDIR", "PYTHONPATH"),
+        *("NCCL_NVLS_ENABLE", "TORCH_SYMM_MEM_DISABLE_MULTICAST", "NVSHMEM_DISABLE_NVLS", "HF_ENDPOINT"),
+        # Neither holds a secret, and a server without the second or third is another server.
+        *("TOKENIZERS_PARALLELISM", "SGLANG_CLIP_MAX_NEW_TOKENS_ESTIMATION"),
+        *("SGLANG_DEEPEP_NUM_MAX_DISPATCH_TOKENS_PER_RANK", "MAX_TOKENS", "ARRAY_SIZE", "SPRAY_X"),
+    ],
+)
+def test_everything_else_is_inherited(name: str) -> None:
+    assert is_passed_on(name)
+    assert child_env({name: "as it was"}, LAYOUT, Path("/scratch"), "run-1")[name] == "as it was"
+
+
+def test_a_child_has_a_home_and_caches_of_its_own_and_carries_both_marks() -> None:
+    theirs = {"HOME": "/home/me", "TRITON_CACHE_DIR": "/elsewhere", STORE_MARK: "other", RUN_MARK: "other"}
+    env = child_env(theirs, LAYOUT, Path("/scratch"), "run-1")
+    assert env["HOME"] == "/scratch"
+    assert env.items() >= LAYOUT.cache_env().items()
+    assert (env[STORE_MARK], env[RUN_MARK]) == ("/profiles", "run-1")
+    assert env["SPT_NOENV"] == "1", "or setproctitle, which sglang calls, wipes the marks out"
+
+
+def test_making_an_environment_changes_none() -> None:
+    before = dict(os.environ)
+    given = {"HOME": "/home/me", "HF_TOKEN": "x"}
+    child_env(given, LAYOUT, Path("/scratch"), "run-1")
+    assert given == {"HOME": "/home/me", "HF_TOKEN": "x"}
+    assert dict(os.environ) == before
+
+
+@pytest.mark.parametrize(
+    ("environ", "home", "hub"),
+    [
+        ({}, "/home/me/.cache/huggingface", "/home/me/.cache/huggingface/hub"),
+        ({"XDG_CACHE_HOME": "/xdg"}, "/xdg/huggingface", "/xdg/huggingface/hub"),
+        ({"HF_HOME": "/hf", "XDG_CACHE_HOME": "/xdg"}, "/hf", "/hf/hub"),
+        ({"HF_HUB_CACHE": "/hub"}, "/home/me/.cache/huggingface", "/hub"),
+        ({"HF_HOME": "/hf", "HF_HUB_CACHE": "/hub"}, "/hf", "/hub"),
+        ({"HUGGINGFACE_HUB_CACHE": "/old"}, "/home/me/.cache/huggingface", "/old"),
+        ({"HF_HUB_CACHE": "/hub", "HUGGINGFACE_HUB_CACHE": "/old"}, "/home/me/.cache/huggingface", "/hub"),
+        ({"HF_HOME": "~/models"}, "/home/me/models", "/home/me/models/hub"),
+        ({"HF_HOME": "$DATA/hf", "HF_HUB_CACHE": "${DATA}/hub"}, "/data/hf", "/data/hub"),
+        ({"HF_HOME": "", "HF_HUB_CACHE": ""}, "/home/me/.cache/huggingface", "/home/me/.cache/huggingface/hub"),
+    ],
+)
+def test_the_hugging_face_folders_are_those_of_the_user_not_of_the_childs_home(
+    monkeypatch: pytest.MonkeyPatch, environ: dict[str, str], home: str, hub: str
+) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("DATA", "/data")
+    assert hub_folders(environ) == {"HF_HOME": home, "HF_HUB_CACHE": hub}
+    env = child_env(environ, LAYOUT, Path("/scratch"), "run-1")
+    assert (env["HF_HOME"], env["HF_HUB_CACHE"]) == (home, hub)
