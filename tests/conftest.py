@@ -37,7 +37,8 @@ class Roots:
         inherited = {name: value for name, value in os.environ.items() if name not in hidden}
         home = self.base / "home"
         home.mkdir(exist_ok=True)
-        return {**inherited, "HOME": str(home), **self.extra_env}
+        # Spares each build the compiling of four probes of the CPU, about a third of its time.
+        return {**inherited, "HOME": str(home), "TORCHINDUCTOR_VEC_ISA_OK": "1", **self.extra_env}
 
     def command(self, name: str, *args: str) -> list[str]:
         roots = ["--profiles-root", str(self.profiles)]

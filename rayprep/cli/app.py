@@ -215,7 +215,9 @@ def reset(
     ] = None,
     match_slug: Annotated[
         str | None,
-        typer.Option("--match-slug", metavar="PREFIX", help="Only what models whose slug begins so use, and no others."),
+        typer.Option(
+            "--match-slug", metavar="PREFIX", help="Only what models whose slug begins so use, and no others."
+        ),
     ] = None,
     deep_gemm: DeepGemm = False,
     triton: Triton = False,

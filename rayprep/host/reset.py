@@ -223,18 +223,19 @@ class _Reset:
         self.scratch = layout.profiles / ".rayprep" / "scratch"
         self.numbers = itertools.count()
         self.done = Outcome()
+        self.aside: dict[Claim, Path] = {}
         self.standing: set[Entry] = set()
         """Named by a completion that could not be dropped, so they stay with it."""
 
     def go(self) -> Outcome:
         self._clear_dead_runs()
-        aside = self._set_aside(planned(self.store).completions)
         try:
+            self._set_aside(planned(self.store).completions)
             for victim in self.store.victims:
                 if victim.key not in self.standing:
                     self._remove(victim)
         finally:
-            self._settle(aside)
+            self._settle()
             shutil.rmtree(self.scratch, ignore_errors=True)
         for slug, stage in self.store.finished_markers(self.done.keys):
             self._drop_marker(slug, stage)
@@ -248,21 +249,19 @@ class _Reset:
                 with contextlib.suppress(OSError):  # no reader looks at it
                     path.unlink()
 
-    def _set_aside(self, claims: Iterable[Claim]) -> dict[Claim, Path]:
+    def _set_aside(self, claims: Iterable[Claim]) -> None:
         """Gives completions a name that no reader looks at; they come back if their files stay."""
-        aside = {}
         for claim in claims:
             path = self.layout.completion(claim.stage, claim.key)
             try:
-                aside[claim] = path.rename(path.with_name(f"{claim.key}.gone"))
+                self.aside[claim] = path.rename(path.with_name(f"{claim.key}.gone"))
             except OSError as error:
                 self._fail(claim.stage, f"{path} could not be dropped: {error.strerror}")
                 self.standing |= claim.entries
-        return aside
 
-    def _settle(self, aside: Mapping[Claim, Path]) -> None:
+    def _settle(self) -> None:
         stale = set(self.store.stale_claims(self.done.keys))
-        for claim, path in aside.items():
+        for claim, path in self.aside.items():
             original = self.layout.completion(claim.stage, claim.key)
             if claim not in stale and _all_there(self.layout, claim.files):
                 path.rename(original)

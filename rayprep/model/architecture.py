@@ -59,6 +59,9 @@ class Architecture(Record):
         inner = data.get("text_config")
         keys = {**data, **inner} if isinstance(inner, dict) else dict(data)
         keys = {name: value for name, value in keys.items() if value is not None}
+        rope = keys.get("rope_parameters")  # where transformers 5 puts it
+        if isinstance(rope, dict) and "rope_theta" in rope:
+            keys.setdefault("rope_theta", rope["rope_theta"])
         heads, hidden = keys.get("num_attention_heads"), keys.get("hidden_size")
         if isinstance(heads, int) and heads > 0:
             keys.setdefault("num_key_value_heads", heads)

@@ -107,6 +107,7 @@ BINDING: dict[StageName, dict[Field, str]] = {
         **_ALWAYS,
         **_HOST_CODE,
         "device_name": "Inductor's cache key holds the device's properties",
+        "install_prefix": "torch's include path is in the key of every compiled library",
         "cpu_isa": "vectorised C++ is compiled for one instruction set",
         "cuda": "part of Inductor's cache key",
         "triton_version": "part of Inductor's cache key",

@@ -5,6 +5,7 @@ second is as cold as a server will be: it must find every graph in the cache and
 files that it reads are those that the completion lists.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import Literal
@@ -38,8 +39,11 @@ BYTES_ONCE = 64 << 20
 """Room for the compiler's temporary files."""
 _CPU_ONLY = {"CUDA_VISIBLE_DEVICES": ""}
 """On a host with GPUs, Inductor would ask Triton for one even for a graph that stays on the CPU."""
-_INTERPRETER_BYTES = 1 << 30
-"""What torch, Inductor and one g++ take beside the tensors."""
+_INTERPRETER_BYTES = 512 << 20
+"""What Python, torch and Inductor take beside the tensors."""
+_COMPILER_BYTES = 350 << 20
+"""What one C++ compiler takes; Inductor runs one on each CPU, for the 5 to 8 kernels of a graph."""
+_COMPILERS = 8
 _LOG_TAIL = 12
 
 _ERROR_OF = {
@@ -66,7 +70,9 @@ class InductorStage:
             required_bytes=BYTES_ONCE + BYTES_PER_GRAPH * len(sizes),
             seconds=SECONDS_PER_GRAPH * len(sizes),
             estimate=f"{len(sizes)} graphs at the shipped guess for each",
-            memory_bytes=memory_bytes(architecture, spec.tp, sizes, spec.seq_len) + _INTERPRETER_BYTES,
+            memory_bytes=memory_bytes(architecture, spec.tp, sizes, spec.seq_len)
+            + _INTERPRETER_BYTES
+            + _COMPILER_BYTES * min(os.cpu_count() or 1, _COMPILERS),
         )
 
     def _unable(self, request: StageRequest) -> Unable | None:
