@@ -98,9 +98,7 @@ def make_tree(root: Path, files: int) -> None:
 
 def survey(profiles: Path, telemetry: Path) -> Survey:
     resolved = resolve({"model": "tiny-dense", "device": "cpu"})
-    request = NodeRequest(
-        resolved=resolved, run_id="bench", profiles_root=str(profiles), telemetry_root=str(telemetry)
-    )
+    request = NodeRequest(resolved=resolved, run_id="bench", profiles_root=str(profiles), telemetry_root=str(telemetry))
     return take_survey(request, dict(os.environ))
 
 

@@ -13,8 +13,10 @@ pytestmark = [pytest.mark.ray, pytest.mark.torch, needs_torch()]
 
 
 @pytest.fixture
-def cluster() -> Iterator[str]:
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     from ray.cluster_utils import Cluster
+
+    monkeypatch.setenv("TORCHINDUCTOR_VEC_ISA_OK", "1")  # as `built` was made; the agent inherits the cluster's
 
     started = Cluster(
         initialize_head=True,
