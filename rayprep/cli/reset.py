@@ -12,7 +12,8 @@ from rayprep.host.layout import Layout, choose_roots, root_unfit
 from rayprep.host.reset import preview, reset
 from rayprep.model.base import to_json
 from rayprep.model.errors import BadRequest
-from rayprep.model.reset import Filters, ResetReport, make_filters
+from rayprep.model.reset import ResetReport
+from rayprep.model.reset_filters import Filters, make_filters
 from rayprep.model.stages import StageName
 from rayprep.report.session_log import SessionLog
 
@@ -68,8 +69,7 @@ def _logged(layout: Layout, filters: Filters, run_id: str, *, ask: bool) -> Rese
     try:
         log.close()
     except OSError as error:
-        lost = f"{layout.session_log(run_id)} could not be written: {error.strerror}"
-        return report.model_copy(update={"warnings": (*report.warnings, lost)})
+        return report.warned(f"{layout.session_log(run_id)} could not be written: {error.strerror}")
     return report
 
 

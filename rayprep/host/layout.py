@@ -2,6 +2,7 @@
 
 <profiles>/<cache>/                       the caches, one folder each
 <profiles>/.rayprep/<stage>/<key>.json    completions
+<profiles>/.rayprep/scratch/              what lasts no longer than the store's lock is held
 <profiles>/.in_progress/<slug>/<stage>    markers
 <profiles>/.locks/<slug>.lock             locks
 <telemetry>/logs/<run_id>.log             session log
@@ -44,6 +45,14 @@ class Layout:
 
     def completion(self, stage: StageName, key: str) -> Path:
         return self.completions(stage) / f"{key}.json"
+
+    @property
+    def scratch(self) -> Path:
+        """Of whoever holds the store's lock, who clears it before and after.
+
+        In it are children's homes, each under its stage's name, and entries on their way out, as `entry.*`.
+        """
+        return self.profiles / ".rayprep" / "scratch"
 
     @property
     def markers(self) -> Path:

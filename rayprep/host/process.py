@@ -47,7 +47,8 @@ class Child:
         try:
             with log.open("ab") as log_file:
                 self._guard = subprocess.Popen(
-                    [sys.executable, "-m", "rayprep.host.guard", str(grace_s), str(report_write), *command],
+                    # -P: a json.py in the user's folder is not the guard's.
+                    [sys.executable, "-P", "-m", "rayprep.host.guard", str(grace_s), str(report_write), *command],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=log_file,

@@ -12,7 +12,7 @@ _LAYOUTS = {
             *("dp", "dp_size", "data_parallel_size", "moe_dp_size", "moe_data_parallel_size"),
             *("enable_dp_attention", "enable_dp_lm_head"),
         ),
-        "expert parallel": ("ep", "ep_size", "expert_parallel_size", "enable_eplb"),
+        "expert parallel": ("ep", "ep_size", "expert_parallel_size", "enable_eplb", "moe_a2a_backend"),
         "pipeline parallel": ("pp", "pp_size", "pipeline_parallel_size"),
         "context parallel": (
             *("attn_cp_size", "attention_context_parallel_size", "dcp_size", "decode_context_parallel_size"),

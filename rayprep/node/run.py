@@ -78,7 +78,7 @@ class _NodeRun:
             self._end_leftovers()
             # Whoever held the lock before us may have built what we came for.
             self.survey = take_survey(self.request, self.environ)
-            scratch = layout.profiles / ".rayprep" / "scratch"
+            scratch = layout.scratch
             shutil.rmtree(scratch, ignore_errors=True)  # a dead run's; nobody else works here while we hold the lock
             try:
                 self._run_stages(locks, scratch)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rayprep import __version__
 from rayprep.host.completions import read_completions, write_completion
-from rayprep.host.entries import Entry, group_entries, remove_entry
+from rayprep.host.entries import Entry, find_places, group_entries, remove_entry
 from rayprep.host.layout import os_error_type
 from rayprep.host.locks import HeldLocks
 from rayprep.host.markers import Marker, remove_marker, write_marker
@@ -143,8 +143,8 @@ class StageRun:
         if marker := self.survey.inventory.markers.get((self.slug, self.decision.stage)):
             kept = held_by_others | set(group_entries(own.artifacts if own else ()))
             doomed |= self._written_since(marker.started_at) - kept
-        for entry in doomed:
-            remove_entry(self.layout.profiles, entry)
+        for entry, places in find_places(self.layout.profiles, doomed).items():
+            remove_entry(self.layout, entry, places)
         if doomed:
             self._emit(Phase.PROGRESS, hint=f"removed {len(doomed)} entries that could not be trusted", elapsed_s=0.0)
         return bool(doomed)

@@ -163,7 +163,8 @@ class _Run:
         context = self.context
         file = context.scratch / f"{self.mode}.json"
         file.write_text(self.request.model_dump_json(), encoding="utf-8")
-        command = [sys.executable, "-m", "rayprep.stages.inductor_child", str(file)]
+        # -P: a file of the user's that is called like one of Python's own must not be imported in its place.
+        command = [sys.executable, "-P", "-m", "rayprep.stages.inductor_child", str(file)]
         count = len(self.request.batch_sizes)
         context.report("compiling" if self.mode == "build" else "checking in a second process", 0, count)
         with Child(command, {**context.env, **_CPU_ONLY}, context.log, context.lock_descriptors) as child:
@@ -172,6 +173,8 @@ class _Run:
             status, self.cleanup = child.end()
         if self.failed or status != 0 or self.done is None:
             raise self._error(status)
+        if not self.cleanup.killed:
+            raise StageError(ErrorType.CLEANUP_FAILED, f"a process of the {self.mode} is still alive after its end")
         return self
 
     def _hear(self, line: str) -> None:

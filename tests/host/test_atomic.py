@@ -1,5 +1,6 @@
 """Files that others read are whole at every moment, whoever is killed."""
 
+import contextlib
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from rayprep.host.atomic import current_umask, write_text
+from tests.host.programs import ended
 from tests.processes import wait_for
 
 WRITER = """
@@ -40,7 +42,7 @@ def test_a_writer_killed_at_any_moment_leaves_a_whole_file(tmp_path: Path) -> No
     path = tmp_path / "result.json"
     write_text(path, json.dumps({"who": "nobody", "number": 0, "end": True}))
     for generation in range(8):
-        with start_writer(path, str(generation)) as writer:
+        with ended(start_writer(path, str(generation))) as writer:
             wait_for(lambda who=str(generation): whole(path)["who"] == who, "the writer has written")
             first = whole(path)["number"]
             wait_for(lambda seen=first: whole(path)["number"] != seen, "the writer goes on")
@@ -51,20 +53,17 @@ def test_a_writer_killed_at_any_moment_leaves_a_whole_file(tmp_path: Path) -> No
 
 def test_writers_side_by_side_never_mix(tmp_path: Path) -> None:
     path = tmp_path / "result.json"
-    writers = [start_writer(path, str(number)) for number in range(3)]
     seen = set()
 
     def all_seen() -> bool:
         if path.exists():
             seen.add(whole(path)["who"])
-        return len(seen) == len(writers)
+        return len(seen) == 3
 
-    try:
+    with contextlib.ExitStack() as writers:
+        for number in range(3):
+            writers.enter_context(ended(start_writer(path, str(number))))
         wait_for(all_seen, "each writer's file was there once")
-    finally:
-        for writer in writers:
-            writer.kill()
-            writer.wait()
     whole(path)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -14,9 +15,8 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.host.programs import TREE, ended, next_line
 from tests.processes import alive, wait_for
-
-TREE = [sys.executable, "-I", "-S", str(Path(__file__).with_name("tree.py"))]
 
 
 @dataclass
@@ -27,8 +27,7 @@ class Guarded:
     report_fd: int
 
     def tree(self, count: int) -> list[psutil.Process]:
-        assert self.process.stdout is not None
-        return [psutil.Process(int(self.process.stdout.readline())) for _ in range(count)]
+        return [psutil.Process(int(next_line(self.process))) for _ in range(count)]
 
     def close_pipe(self) -> None:
         assert self.process.stdin is not None
@@ -60,7 +59,7 @@ def start(*command: str, grace_s: float = 0.5) -> Guarded:
 def three() -> Iterator[tuple[Guarded, list[psutil.Process]]]:
     """A guard over three living generations."""
     guarded = start(*TREE, "3", "daemon")
-    with guarded.process:
+    with ended(guarded.process):
         tree = guarded.tree(3)
         assert len(alive(tree)) == 3
         yield guarded, tree
@@ -91,7 +90,6 @@ def test_more_signals_do_not_cut_the_end_short(three: Three) -> None:
     guarded, _ = three
     while guarded.process.poll() is None:
         guarded.process.send_signal(signal.SIGTERM)
-        time.sleep(0.01)
     assert guarded.process.returncode == 143
     assert guarded.report()["killed"] is True
 
@@ -117,7 +115,7 @@ def test_a_report_that_nobody_reads_is_no_error(three: Three) -> None:
 
 def test_the_command_goes_with_a_guard_killed_hard() -> None:
     guarded = start(*TREE, "1", "deaf")
-    with guarded.process:
+    with ended(guarded.process):
         tree = guarded.tree(1)
         guarded.process.kill()
         wait_for(lambda: not alive(tree), "the command is dead")
@@ -128,14 +126,15 @@ def test_the_command_holds_neither_the_report_nor_the_locks(tmp_path: Path) -> N
     """The guard holds them for it. A command with the report's end would keep its owner waiting for ever."""
     with (tmp_path / "lock").open("w") as lock:
         reading, writing = os.pipe()
-        with subprocess.Popen(
+        guard = subprocess.Popen(
             [sys.executable, "-m", "rayprep.host.guard", "1", str(writing), "ls", "-l", "/proc/self/fd"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             pass_fds=[writing, lock.fileno()],
-        ) as guard:
-            os.close(writing)
+        )
+        os.close(writing)
+        with ended(guard):
             assert guard.stdout is not None
             listed = guard.stdout.read()
         os.close(reading)
@@ -146,7 +145,7 @@ def test_the_command_holds_neither_the_report_nor_the_locks(tmp_path: Path) -> N
 
 def test_what_refuses_to_end_is_killed_after_the_grace_and_not_before() -> None:
     guarded = start(*TREE, "2", "deaf", grace_s=1.0)
-    with guarded.process:
+    with ended(guarded.process):
         tree = guarded.tree(2)
         started = time.monotonic()
         guarded.close_pipe()
@@ -159,17 +158,42 @@ def test_what_refuses_to_end_is_killed_after_the_grace_and_not_before() -> None:
 CHAINS = """
 import os, signal, subprocess, sys, time
 for _ in range(25):
-    subprocess.Popen(["sh", "-c", "sh -c 'trap \\"\\" TERM; echo $$; exec sleep 1000' & wait"], start_new_session=True)
-time.sleep(1000)
+    subprocess.Popen(["sh", "-c", "sh -c 'trap \\"\\" TERM; echo $$; exec sleep 120' & wait"], start_new_session=True)
+time.sleep(120)
 """
 
 
 def test_those_whose_parents_die_first_are_not_lost_sight_of() -> None:
     """The parents die at SIGTERM while the list of processes is being read; the deaf ones below them live on."""
     guarded = start(sys.executable, "-c", CHAINS, grace_s=0.5)
-    with guarded.process:
+    with ended(guarded.process):
         deaf = guarded.tree(25)
         guarded.close_pipe()
         guarded.process.wait(60)
         assert alive(deaf) == []
     assert guarded.report()["killed"] is True
+
+
+RELAY = """
+import os, signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print(os.getpid(), flush=True)
+while True:
+    time.sleep(0.02)
+    if os.fork():
+        os._exit(0)
+"""
+
+
+def test_one_that_hands_itself_on_is_not_taken_for_dead() -> None:
+    """Each of it lives for a moment and leaves a child: no list of processes is ever true of it."""
+    guarded = start(sys.executable, "-c", f"import os\nif os.fork(): os.wait()\n{RELAY}", grace_s=0.2)
+    with ended(guarded.process):
+        guarded.tree(1)
+        guarded.close_pipe()
+        guarded.process.wait(30)
+        assert guarded.process.stdout is not None
+        over, _, _ = select.select([guarded.process.stdout], [], [], 5)
+        assert over, "its output is still held open by one of them"
+        assert guarded.process.stdout.read() == ""
+    assert guarded.report() == {"kill_sent": True, "killed": True, "timeout_s": 0.2}

@@ -17,6 +17,7 @@ from rayprep.host.locks import GPU_LOCKS, HeldLocks, Holder, acquire, gpu_lock_p
 from rayprep.model.base import utc_now
 from rayprep.model.errors import ErrorType, HostUnfit, Interrupted, LockTimeout
 from tests.host.other_user import NOBODY, as_user
+from tests.host.programs import ended, next_line
 from tests.needs import needs_root, needs_tool
 from tests.processes import wait_for
 
@@ -25,7 +26,7 @@ import pathlib, subprocess, sys
 from rayprep.host.locks import acquire
 held = acquire([pathlib.Path(p) for p in sys.argv[2:]], "run-other", 60, lambda *a: None, lambda: False)
 if sys.argv[1] == "inherit":
-    child = subprocess.Popen(["sleep", "1000"], pass_fds=held.descriptors)
+    child = subprocess.Popen(["sleep", "120"], pass_fds=held.descriptors)
     print(child.pid, flush=True)
 else:
     print("held", flush=True)
@@ -37,21 +38,9 @@ held.release()
 @contextlib.contextmanager
 def held_elsewhere(*paths: Path, how: str = "plain") -> Iterator[subprocess.Popen[str]]:
     """Another process that holds the locks until its input ends."""
-    with subprocess.Popen(
-        [sys.executable, "-c", HOLDER, how, *map(str, paths)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-def said(process: subprocess.Popen[str]) -> str:
-    assert process.stdout is not None
-    return process.stdout.readline().strip()
+    command = [sys.executable, "-c", HOLDER, how, *map(str, paths)]
+    with ended(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)) as process:
+        yield process
 
 
 def let_go(process: subprocess.Popen[str]) -> None:
@@ -86,7 +75,7 @@ def test_releasing_twice_is_releasing_once(tmp_path: Path) -> None:
 def test_a_time_out_names_the_holder_and_lets_go_of_what_was_taken(tmp_path: Path) -> None:
     free, busy = tmp_path / "free", tmp_path / "busy"
     with held_elsewhere(busy) as other:
-        assert said(other) == "held"
+        assert next_line(other) == "held"
         waits: list[tuple[Path, Holder | None]] = []
         with pytest.raises(LockTimeout, match=rf"{busy} .* by pid {other.pid} on .*run-other") as caught:
             acquire([free, busy], "run-mine", 0.3, lambda path, holder, _: waits.append((path, holder)), lambda: False)
@@ -99,7 +88,7 @@ def test_a_time_out_names_the_holder_and_lets_go_of_what_was_taken(tmp_path: Pat
 def test_a_lock_is_waited_for_and_got(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     with held_elsewhere(path) as other:
-        assert said(other) == "held"
+        assert next_line(other) == "held"
         waiting = threading.Event()
         got: list[HeldLocks] = []
         waiter = threading.Thread(
@@ -124,7 +113,7 @@ def test_a_time_out_of_nothing_still_takes_what_is_free(tmp_path: Path) -> None:
 def test_a_cancelled_wait_ends_and_lets_go(tmp_path: Path) -> None:
     free, busy = tmp_path / "free", tmp_path / "busy"
     with held_elsewhere(busy) as other:
-        assert said(other) == "held"
+        assert next_line(other) == "held"
         cancelled = threading.Event()
         with pytest.raises(Interrupted):
             acquire([free, busy], "me", 60, lambda *_: cancelled.set(), cancelled.is_set)
@@ -134,10 +123,10 @@ def test_a_cancelled_wait_ends_and_lets_go(tmp_path: Path) -> None:
 @needs_tool("flock")
 def test_another_programs_flock_counts_and_its_holder_is_unknown(tmp_path: Path) -> None:
     path = tmp_path / "lock"
-    command = ["flock", str(path), "sh", "-c", "echo held; exec sleep 1000"]
+    command = ["flock", str(path), "sh", "-c", "echo held; exec sleep 120"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as other:
         try:
-            assert said(other) == "held"
+            assert next_line(other) == "held"
             assert is_held(path)
             with pytest.raises(LockTimeout, match="somebody unknown"):
                 take(path, timeout_s=0)
@@ -148,7 +137,7 @@ def test_another_programs_flock_counts_and_its_holder_is_unknown(tmp_path: Path)
 def test_a_holder_killed_hard_frees_its_lock_at_once(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     with held_elsewhere(path) as other:
-        assert said(other) == "held"
+        assert next_line(other) == "held"
         other.kill()
         other.wait()
         assert not is_held(path)
@@ -164,7 +153,7 @@ def test_a_holder_killed_hard_frees_its_lock_at_once(tmp_path: Path) -> None:
 def test_a_lock_is_free_only_when_the_child_that_inherited_it_is_dead_too(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     with held_elsewhere(path, how="inherit") as owner:
-        heir = int(said(owner))
+        heir = int(next_line(owner))
         try:
             owner.kill()
             owner.wait()
@@ -199,7 +188,7 @@ def test_processes_that_take_several_locks_exclude_each_other_and_never_wait_for
 def test_locks_are_taken_in_the_order_given(tmp_path: Path) -> None:
     first, second, third = (tmp_path / name for name in ("z", "a", "m"))
     with held_elsewhere(second) as other:
-        assert said(other) == "held"
+        assert next_line(other) == "held"
         seen: list[tuple[bool, bool]] = []
         with pytest.raises(LockTimeout, match=str(second)):
             acquire(
@@ -216,7 +205,7 @@ def test_a_lock_file_removed_while_one_waits_does_not_let_two_in(tmp_path: Path)
     """The waiter's file is then nobody's: whoever comes next makes another one, and both would hold `the` lock."""
     path = tmp_path / "lock"
     with held_elsewhere(path) as first:
-        assert said(first) == "held"
+        assert next_line(first) == "held"
         waiting = threading.Event()
         got: list[HeldLocks] = []
         waiter = threading.Thread(
@@ -226,7 +215,7 @@ def test_a_lock_file_removed_while_one_waits_does_not_let_two_in(tmp_path: Path)
         assert waiting.wait(30)
         path.unlink()
         with held_elsewhere(path) as second:
-            assert said(second) == "held"
+            assert next_line(second) == "held"
             waiting.clear()
             let_go(first)
             assert waiting.wait(30), "it waits for the second holder now"

@@ -16,9 +16,9 @@ from rayprep.host.environment import STORE_MARK
 from rayprep.host.locks import acquire, is_held
 from rayprep.host.process import Child, end_processes, marked_processes
 from rayprep.model.errors import ErrorType, Interrupted, StageError
+from tests.host.programs import TREE, ended, next_line
 from tests.processes import alive, wait_for
 
-TREE = [sys.executable, "-I", "-S", str(Path(__file__).with_name("tree.py"))]
 OWNER = """
 import os, pathlib, sys, time
 from rayprep.host.locks import acquire
@@ -134,6 +134,15 @@ def test_no_descriptor_is_left_open_after_a_child(start: Start) -> None:
     assert open_descriptors() == before
 
 
+def test_the_users_own_modules_are_not_the_guards(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("json", "signal", "psutil", "rayprep"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit(99)", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    assert run(start("echo", "fine")) == (["fine"], 0)
+
+
 def test_a_child_reads_nothing_from_the_owner(start: Start) -> None:
     assert run(start("sh", "-c", "cat; echo over")) == (["over"], 0)
 
@@ -173,12 +182,12 @@ def test_ten_megabytes_without_a_line_break_are_fast(start: Start) -> None:
 
 def test_ticks_come_while_nothing_is_said(start: Start) -> None:
     ticks: list[float] = []
-    with start("sleep", "1000") as child, pytest.raises(StageError):
+    with start("sleep", "120") as child, pytest.raises(StageError):
         list(child.lines(soon(1.5), never, lambda: ticks.append(time.monotonic())))
     assert len(ticks) >= 3
 
 
-@pytest.mark.parametrize("command", [("sleep", "1000"), ("yes",)], ids=["silent", "chatty"])
+@pytest.mark.parametrize("command", [("sleep", "120"), ("yes",)], ids=["silent", "chatty"])
 def test_the_deadline_ends_it(start: Start, command: tuple[str, ...]) -> None:
     with start(*command) as child:
         tree = psutil.Process(child.guard_pid)
@@ -189,7 +198,7 @@ def test_the_deadline_ends_it(start: Start, command: tuple[str, ...]) -> None:
     assert alive([tree]) == []
 
 
-@pytest.mark.parametrize("command", [("sleep", "1000"), ("yes",)], ids=["silent", "chatty"])
+@pytest.mark.parametrize("command", [("sleep", "120"), ("yes",)], ids=["silent", "chatty"])
 def test_being_cancelled_ends_it(start: Start, command: tuple[str, ...]) -> None:
     asked = itertools.count()
     with start(*command) as child:
@@ -228,7 +237,7 @@ def test_what_is_born_while_the_tree_is_ended_is_ended_too(start: Start) -> None
 
 def test_what_a_finished_command_leaves_behind_is_ended(start: Start) -> None:
     """Its status is the command's own, and its output is over although others still hold it open."""
-    with start("sh", "-c", "sleep 1000 & echo $!; setsid sleep 1000 & echo $!; exit 5") as child:
+    with start("sh", "-c", "sleep 120 & echo $!; setsid sleep 120 & echo $!; exit 5") as child:
         lines = child.lines(soon(), never, nothing)
         left = [int(next(lines)), int(next(lines))]
         assert list(lines) == []
@@ -253,8 +262,7 @@ def start_owner(tmp_path: Path, *command: str, grace_s: float = 0.5) -> subproce
 
 def family_of(owner: subprocess.Popen[str], count: int) -> list[psutil.Process]:
     """The guard and the tree that an owner has named, all alive."""
-    assert owner.stdout is not None
-    found = [psutil.Process(int(owner.stdout.readline())) for _ in range(count + 1)]
+    found = [psutil.Process(int(next_line(owner))) for _ in range(count + 1)]
     assert len(alive(found)) == count + 1
     return found
 
@@ -262,7 +270,7 @@ def family_of(owner: subprocess.Popen[str], count: int) -> list[psutil.Process]:
 @pytest.mark.parametrize("habits", HABITS, ids=lambda habits: "+".join(habits) or "plain")
 def test_an_owner_killed_hard_leaves_nothing_and_its_locks_hold_until_then(tmp_path: Path, habits: list[str]) -> None:
     lock = tmp_path / "lock"
-    with start_owner(tmp_path, *TREE, "3", *habits) as owner:
+    with ended(start_owner(tmp_path, *TREE, "3", *habits)) as owner:
         family = family_of(owner, 3)
         owner.kill()
         owner.wait()
@@ -281,7 +289,7 @@ def test_an_owner_killed_hard_leaves_nothing_and_its_locks_hold_until_then(tmp_p
 
 
 def test_an_owner_and_its_guard_killed_together_leave_what_their_mark_finds(tmp_path: Path) -> None:
-    with start_owner(tmp_path, *TREE, "3", "deaf", "daemon") as owner:
+    with ended(start_owner(tmp_path, *TREE, "3", "deaf", "daemon")) as owner:
         family = family_of(owner, 3)
         owner.send_signal(signal.SIGSTOP)  # so that it cannot notice that its guard is dead
         family[0].kill()
@@ -312,7 +320,7 @@ def test_a_guard_killed_hard_is_noticed_and_its_tree_is_ended(start: Start, habi
 
 
 def test_all_that_was_said_before_the_guard_died_is_heard(start: Start) -> None:
-    with start("sh", "-c", "echo one; printf two; kill -9 $PPID; sleep 1000") as child:
+    with start("sh", "-c", "echo one; printf two; kill -9 $PPID; sleep 120") as child:
         assert list(child.lines(soon(), never, nothing)) == ["one", "two"]
         assert child.end()[0] == -signal.SIGKILL
 
@@ -320,7 +328,7 @@ def test_all_that_was_said_before_the_guard_died_is_heard(start: Start) -> None:
 def test_marks_find_only_the_processes_that_carry_exactly_them() -> None:
     unique = f"{os.getpid()}-{time.monotonic_ns()}"
     started = [
-        subprocess.Popen(["sleep", "1000"], env={"RAYPREP_TEST": value, "OTHER": unique})
+        subprocess.Popen(["sleep", "120"], env={"RAYPREP_TEST": value, "OTHER": unique})
         for value in (unique, unique + "-more", "")
     ]
     try:

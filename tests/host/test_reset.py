@@ -21,7 +21,8 @@ from rayprep.host.reset import preview, reset
 from rayprep.model.base import utc_from_timestamp
 from rayprep.model.caches import CacheName
 from rayprep.model.errors import HostUnfit, LockTimeout
-from rayprep.model.reset import Filters, ResetReport
+from rayprep.model.reset import ResetReport
+from rayprep.model.reset_filters import Filters
 from rayprep.model.stages import StageName
 from tests.model.samples import DIGEST, completion, identity
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from rayprep.host.scan import NEWEST, hash_files, printable, scan_cache
 from rayprep.model.caches import CACHES, CacheName, FileKind, classify
 from tests.host.other_user import NOBODY, as_user
+from tests.host.programs import ended, next_line
 from tests.needs import needs_root
 
 TRITON = CacheName.TRITON
@@ -221,9 +222,9 @@ while True:
 def test_a_builder_beside_a_scan_is_no_problem(tmp_path: Path) -> None:
     """Files and folders that vanish or are renamed between being listed and being looked at."""
     write(tmp_path / "triton" / "stays")
-    with subprocess.Popen([sys.executable, "-c", BUILDER, str(tmp_path / "triton")], stdout=subprocess.PIPE) as builder:
-        assert builder.stdout is not None
-        builder.stdout.readline()
+    command = [sys.executable, "-c", BUILDER, str(tmp_path / "triton")]
+    with ended(subprocess.Popen(command, stdout=subprocess.PIPE, text=True)) as builder:
+        assert next_line(builder) == "up"
         seen, until = set(), time.monotonic() + 1.5
         while time.monotonic() < until:
             scan = scan_cache(tmp_path, TRITON)
@@ -231,7 +232,6 @@ def test_a_builder_beside_a_scan_is_no_problem(tmp_path: Path) -> None:
             assert scan.warnings == ()
             seen.add(len(scan.files))
         assert builder.poll() is None
-        builder.kill()
     assert len(seen) > 2, "it really was building"
 
 

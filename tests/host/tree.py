@@ -39,4 +39,4 @@ if DEPTH > 1:
     start_below()
 if "silent" in HABITS:
     os.dup2(os.open("/dev/null", os.O_WRONLY), 1)
-time.sleep(1000)
+time.sleep(120)

@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 
 from rayprep.model.caches import CacheName
 from rayprep.model.errors import BadRequest
-from rayprep.model.reset import Claim, Filters, Found, Kept, Outcome, Store, make_filters, planned, report_of
+from rayprep.model.reset import Outcome, planned, report_of
+from rayprep.model.reset_filters import Filters, make_filters
+from rayprep.model.reset_store import Claim, Found, Kept, Store
 from rayprep.model.stages import ANSWERS_FOR, STAGES, StageName
 
 NOW = 1_800_000_000.0
