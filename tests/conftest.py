@@ -67,8 +67,11 @@ class Roots:
         loaded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return loaded
 
+    def log(self, run_id: str) -> Path:
+        return self.telemetry / "logs" / f"{run_id}.log"
+
     def events(self, run_id: str) -> list[dict[str, Any]]:
-        text = (self.telemetry / "logs" / f"{run_id}.log").read_text(encoding="utf-8")
+        text = self.log(run_id).read_text(encoding="utf-8")
         lines = [line for line in text.splitlines() if line.startswith("OPTIMIZE_JSON ")]
         return [json.loads(line.removeprefix("OPTIMIZE_JSON ")) for line in lines]
 
@@ -89,11 +92,15 @@ def roots(tmp_path: Path) -> Roots:
 
 @dataclass(frozen=True)
 class Built:
-    """A finished `ensure` of tiny-dense at batch size 1, kept for the whole session and never changed."""
+    """What two runs of one request, started at once, left of tiny-dense at batch size 1: one has built, one waited.
+
+    Kept for the whole session and never changed.
+    """
 
     roots: Roots
     done: subprocess.CompletedProcess[str]
     run_id: str
+    waiter: str
     build_s: float
 
     def copy_to(self, roots: Roots) -> None:
@@ -107,9 +114,24 @@ ENSURE_TINY = ("--model", "tiny-dense", "--batch-size", "1", "--device", "cpu")
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     roots = Roots(tmp_path_factory.mktemp("built"))
-    done = roots.run("ensure", *ENSURE_TINY, "--json", "--run-id", "first")
-    assert done.returncode == 0, done.stdout + done.stderr
-    return Built(roots, done, "first", roots.result("first")["stages"]["inductor"]["duration_s"])
+    args = (*ENSURE_TINY, "--json", "--heartbeat-sec", "1")
+    runs = {run_id: roots.start("ensure", *args, "--run-id", run_id) for run_id in ("one", "two")}
+    done = {}
+    for run_id, process in runs.items():
+        out, err = process.communicate(timeout=TIMEOUT_S)
+        assert process.returncode == 0, out + err
+        done[run_id] = subprocess.CompletedProcess(process.args, 0, out, err)
+    stages = {run_id: roots.result(run_id)["stages"]["inductor"] for run_id in runs}
+    builder, waiter = sorted(runs, key=lambda run_id: stages[run_id]["status"], reverse=True)
+    return Built(roots, done[builder], builder, waiter, stages[builder]["duration_s"])
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Says at which moments processes were hit, so that a run can be repeated."""
+    for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed"):
+        for name, value in report.user_properties:
+            if name == "hit" and report.when == "call":
+                terminalreporter.write_line(f"{report.nodeid}: {value}")
 
 
 def write_model(folder: Path, **changes: object) -> Path:

@@ -1,7 +1,9 @@
 """Looking at real processes from a test."""
 
+import json
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import psutil
 
@@ -23,12 +25,13 @@ def family(pid: int) -> list[psutil.Process]:
         return []
 
 
-def marked(run_id: str) -> list[psutil.Process]:
-    """Living processes that the run started for its stages, by the mark in their environment."""
+def marked(result: Path) -> list[psutil.Process]:
+    """Living processes that a run started for its stages, by its `prep_result.json` and their environment."""
     from rayprep.host.environment import RUN_MARK
     from rayprep.host.process import marked_processes
 
-    return marked_processes(RUN_MARK, run_id)
+    invocation = json.loads(result.read_text(encoding="utf-8"))["run"]["invocation"]
+    return marked_processes(RUN_MARK, invocation)
 
 
 def named(processes: list[psutil.Process], *words: str) -> list[psutil.Process]:

@@ -105,7 +105,7 @@ def ensure(
         run_id=run_id,
         deep=deep,
     )
-    raise typer.Exit(command.run(flags, json_lines=json, dry_run=dry_run, address=address))
+    raise typer.Exit(command.run(flags, json_lines=json, dry_run=dry_run, address=address, debug=debug))
 
 
 @app.command()

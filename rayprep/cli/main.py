@@ -4,14 +4,15 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
+import rayprep
+
 if TYPE_CHECKING:
     import typer
 
+    from rayprep.model.errors import RayprepError
+
 _LONGEST = 1000
 """Characters of an error's line."""
-
-UMASK = 0o002
-"""Group members may write what we make, as the contract has it."""
 
 
 def main() -> int:
@@ -24,7 +25,7 @@ def main() -> int:
 def run(app: "typer.Typer", argv: list[str] | None = None) -> int:
     """Runs one command line and returns its exit status. `--debug` lets traces through."""
     arguments = sys.argv[1:] if argv is None else argv
-    os.umask(UMASK)
+    os.umask(rayprep.UMASK)
     try:
         app(args=arguments, standalone_mode=True)
     except SystemExit as end:
@@ -59,6 +60,11 @@ def _say_json(error: Exception) -> None:
     assert isinstance(error, RayprepError)
     end = event("ensure", Phase.END, status="error", error_type=error.error_type, message=error.line)
     print(end.json_line, flush=True)
+
+
+def say_error(error: "RayprepError") -> None:
+    """The error's one line, on standard error."""
+    _say(error.error_type.value if error.error_type else type(error).__name__, error.line, error.exit_code)
 
 
 def _say(kind: str, text: str, code: int) -> int:

@@ -9,13 +9,14 @@ import os
 import socket
 import threading
 
+import rayprep
 from rayprep.host.snapshot import Wanted, take_inventory, take_snapshot
 from rayprep.model.events import Event
 from rayprep.model.result import PrepResult
 from rayprep.node import NodeRequest, ensure, take_survey
 
 CONCURRENCY_GROUPS = {"ctl": 2, "stage": 1}
-UMASK = 0o002
+LOG_DEADLINE_S = 10.0
 
 
 class Agent:
@@ -25,8 +26,9 @@ class Agent:
         self._request = request
         self._coordinator = coordinator
         self._cancelled = threading.Event()
+        self._last_said: object = None
         self._node = socket.gethostname()
-        os.umask(UMASK)
+        os.umask(rayprep.UMASK)
         # Ray runs its workers at nice 15 unless told otherwise; only root may go back, and others lose little.
         with contextlib.suppress(PermissionError):
             os.setpriority(os.PRIO_PROCESS, 0, 0)
@@ -39,7 +41,16 @@ class Agent:
         layout = self._request.layout
         snapshot = take_snapshot(layout, take_inventory(layout), survey.signature, wanted)
         self._coordinator.snapshot.remote(self._node, snapshot)  # type: ignore[attr-defined]
-        return ensure(self._request, environ, self._emit, self._cancelled.is_set, survey)
+        result = ensure(self._request, environ, self._emit, self._cancelled.is_set, survey)
+        self._await_the_log()
+        return result
+
+    def _await_the_log(self) -> None:
+        """The driver ends the coordinator as soon as it has our answer."""
+        import ray
+
+        if self._last_said is not None:
+            ray.wait([self._last_said], timeout=LOG_DEADLINE_S)
 
     def cancel(self) -> None:
         """The `ctl` group: the running stage ends its children and returns."""
@@ -51,4 +62,4 @@ class Agent:
 
     def _emit(self, event: Event) -> None:
         # Nothing waits for the answer: a dead coordinator costs the log, not the work.
-        self._coordinator.record.remote(self._node, event)  # type: ignore[attr-defined]
+        self._last_said = self._coordinator.record.remote(self._node, event)  # type: ignore[attr-defined]

@@ -1,11 +1,9 @@
 """The coordinator actor: gathers heartbeats, events and snapshots, and writes the session log."""
 
-import time
-
 from rayprep.host.atomic import write_text
 from rayprep.host.layout import Layout
 from rayprep.model.base import to_json
-from rayprep.model.events import Event, Phase
+from rayprep.model.events import Event
 from rayprep.model.snapshot import ProfileSnapshot
 from rayprep.report.session_log import SessionLog
 
@@ -17,25 +15,16 @@ class Coordinator:
         self._log = SessionLog(layout.session_log(run_id))
         self._snapshot_path = layout.run(run_id) / "cache_snapshot.json"
         self._events: list[Event] = []
-        self._last_beat: dict[str, float] = {}
-        self._beats: dict[str, int] = {}
 
     def record(self, node: str, event: Event) -> None:
-        """One event of one node; progress and lock waits count as its heartbeats."""
-        self._last_beat[node] = time.monotonic()
-        if event.phase in (Phase.PROGRESS, Phase.WAIT_LOCK):
-            self._beats[node] = self._beats.get(node, 0) + 1
+        """One event of one node, a heartbeat among them."""
         self._events.append(event)
         self._log.record(event)
 
     def snapshot(self, node: str, snapshot: ProfileSnapshot) -> None:
         """What lay in a node's caches before the work, kept as `cache_snapshot.json` in the run's folder."""
-        self._last_beat[node] = time.monotonic()
         write_text(self._snapshot_path, to_json(snapshot))
 
     def events_since(self, count: int) -> list[Event]:
         """All events after the first `count`."""
         return self._events[count:]
-
-    def heartbeats(self) -> dict[str, int]:
-        return dict(self._beats)

@@ -1,69 +1,43 @@
-"""The driver of one run: creates the agent and the coordinator, shows progress, and always leaves a result."""
+"""The driver of one run: creates the agent and the coordinator, shows progress, brings back the result."""
 
-import contextlib
-import signal
 import time
 from contextlib import AbstractContextManager
-from types import FrameType
 from typing import Any
 
 from rayprep.fleet.agent import CONCURRENCY_GROUPS, Agent
 from rayprep.fleet.coordinator import Coordinator
 from rayprep.host.environment import RUN_MARK
+from rayprep.host.interrupts import Interrupts
 from rayprep.host.process import GRACE_S, end_processes, marked_processes
-from rayprep.model.errors import ErrorType, Interrupted, RayprepError
+from rayprep.model.errors import ErrorType, HostUnfit, Interrupted, RayprepError
 from rayprep.model.events import Event, Phase, event
 from rayprep.model.result import PrepResult
 from rayprep.node import NodeRequest, Survey
-from rayprep.node.closing import close_result, lost
+from rayprep.node.closing import lost
 from rayprep.report.live import View
-from rayprep.report.session_log import SessionLog
 
 POLL_S = 0.25
-CANCEL_DEADLINE_S = 2 * GRACE_S + 10.0
+PLACEMENT_DEADLINE_S = 60.0
+CANCEL_DEADLINE_S = 4 * GRACE_S + 10.0
 """From the cancel to the agent's return: the children's grace, with time to write the result."""
 
 
-def drive(request: NodeRequest, survey: Survey, view: View, attached: AbstractContextManager[None]) -> PrepResult:
+def drive(
+    request: NodeRequest,
+    survey: Survey,
+    view: View,
+    interrupts: Interrupts,
+    attached: AbstractContextManager[None],
+) -> PrepResult:
     """Carries out a request through an agent and a coordinator, while `attached` to a local or a joined Ray.
 
     Raises:
-        RayprepError: Ray cannot be started or joined, or the agent could not begin; the result is still to be closed.
+        RayprepError: Ray cannot be had, or the agent died or could not go on; its result is still to be closed.
+        KeyboardInterrupt: while Ray was starting.
     """
-    with Interrupts() as interrupts:
-        try:
-            with attached, view:
-                interrupts.install()  # Ray puts its own handler in place when it starts
-                return _Drive(request, survey, view, interrupts).go()
-        except (KeyboardInterrupt, SystemExit):  # before the agent lived; the latter is how Ray takes SIGTERM
-            return close_result(request, survey, Interrupted())
-
-
-class Interrupts:
-    """Ctrl-C and SIGTERM as a flag once installed; before that they raise KeyboardInterrupt."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        self._before: dict[int, Any] = {}
-
-    def install(self) -> None:
-        for signum in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(signum, self._ask)
-
-    def _ask(self, signum: int, frame: FrameType | None) -> None:
-        self.asked = True
-
-    def _raise(self, signum: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    def __enter__(self) -> "Interrupts":
-        for signum in (signal.SIGINT, signal.SIGTERM):
-            self._before[signum] = signal.signal(signum, self._raise)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for signum, handler in self._before.items():
-            signal.signal(signum, handler)
+    with attached:
+        interrupts.as_flag()  # Ray puts handlers of its own in place when it starts
+        return _Drive(request, survey, view, interrupts).go()
 
 
 class _Drive:
@@ -84,6 +58,7 @@ class _Drive:
         pinned = NodeAffinitySchedulingStrategy(node_id=here, soft=False)
         nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
         gpus = next((node["Resources"].get("GPU", 0) for node in nodes if node["NodeID"] == here), 0)
+        gpus = gpus if self.survey.signature.gpu_count else 0
         options: dict[str, Any] = {"num_cpus": 0, "max_restarts": 0, "scheduling_strategy": pinned}
         make: Any = ray.remote
         coordinator = make(**options)(Coordinator).remote(self.request.layout, self.request.run_id)
@@ -93,6 +68,7 @@ class _Drive:
     def go(self) -> PrepResult:
         import ray
 
+        self._await_agent()
         answer = self.agent.ensure.options(concurrency_group="stage").remote()
         while not ray.wait([answer], timeout=POLL_S)[0]:
             self._drain()
@@ -100,16 +76,33 @@ class _Drive:
             self._maybe_cancel()
             if self.cancel_until and time.monotonic() > self.cancel_until:
                 ray.kill(self.agent)
-                return self._close(Interrupted())
+                raise self._lost(Interrupted())
         try:
             result: PrepResult = ray.get(answer)
         except ray.exceptions.RayTaskError as error:
             self._drain()
             raise _cause(error) from None
         except ray.exceptions.RayError:
-            return self._close(Interrupted() if self.interrupts.asked else lost())
+            raise self._lost(Interrupted() if self.interrupts.asked else lost()) from None
         self._drain()
         return result
+
+    def _await_agent(self) -> None:
+        """Raises HostUnfit when Ray does not place the agent, most likely since its GPUs are somebody else's."""
+        import ray
+
+        try:
+            ray.get(self.agent.ping.options(concurrency_group="ctl").remote(), timeout=PLACEMENT_DEADLINE_S)
+        except ray.exceptions.GetTimeoutError:
+            raise HostUnfit(
+                f"Ray has not placed the agent on this host within {PLACEMENT_DEADLINE_S:.0f} s",
+                hint="another job holds this host's GPUs: see `ray status`",
+                error_type=ErrorType.RAY_UNAVAILABLE,
+            ) from None
+        except ray.exceptions.RayTaskError as error:
+            raise _cause(error) from None
+        except ray.exceptions.RayError as error:
+            raise RayprepError(f"the agent did not start: {error}", error_type=ErrorType.NODE_LOST) from None
 
     def _maybe_cancel(self) -> None:
         if self.interrupts.asked and self.cancel_until is None:
@@ -136,20 +129,11 @@ class _Drive:
             self.view.show(each)
         self.seen += len(events)
 
-    def _close(self, error: RayprepError) -> PrepResult:
-        """Writes the result in the dead agent's place, and says so in the log that the coordinator still keeps."""
+    def _lost(self, error: RayprepError) -> RayprepError:
+        """Shows what was still said, and sees the dead agent's processes off."""
         self._drain()
-        _leave_nothing(self.request.run_id)
-        result = close_result(self.request, self.survey, error)
-        said = event(
-            "ensure", Phase.END, status=result.status.value, error_type=error.error_type, message=error.message
-        )
-        with contextlib.suppress(OSError):
-            log = SessionLog(self.request.layout.session_log(self.request.run_id))
-            log.record(said)
-            log.close()
-        self.view.show(said)
-        return result
+        _leave_nothing(self.request.invocation)
+        return error
 
 
 def _cause(error: Exception) -> RayprepError:
@@ -159,9 +143,9 @@ def _cause(error: Exception) -> RayprepError:
     return RayprepError(f"the agent failed: {cause or error}", error_type=ErrorType.NODE_LOST)
 
 
-def _leave_nothing(run_id: str) -> None:
+def _leave_nothing(invocation: str) -> None:
     """Waits for the guards of a dead agent to end their trees; ends by hand what outlived them."""
     deadline = time.monotonic() + GRACE_S + 5.0
-    while (left := marked_processes(RUN_MARK, run_id)) and time.monotonic() < deadline:
+    while (left := marked_processes(RUN_MARK, invocation)) and time.monotonic() < deadline:
         time.sleep(POLL_S)
     end_processes(left)

@@ -37,7 +37,8 @@ class RayFolder:
         self.token.touch(mode=0o600)
         self.token.write_text(secrets.token_hex(32), encoding="ascii")
         self._sweeper = subprocess.Popen(
-            [sys.executable, "-m", "rayprep.host.sweeper", _MARK, str(self.token), str(self.path)],
+            # -P: a file of the user's that is called like one of Python's own must not be imported in its place.
+            [sys.executable, "-P", "-m", "rayprep.host.sweeper", _MARK, str(self.token), str(self.path)],
             stdin=subprocess.PIPE,
             start_new_session=True,
         )
@@ -47,6 +48,8 @@ class RayFolder:
         return {
             "RAY_AUTH_MODE": "token",
             _MARK: str(self.token),
+            # Ray renames its processes, which would overwrite the mark in their environment.
+            "SPT_NOENV": "1",
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_DEDUP_LOGS": "0",
             "RAY_worker_niceness": "0",

@@ -11,7 +11,7 @@ STORE_MARK = "RAYPREP_STORE"
 """Carried by every process that works in a store, so that what a dead owner left can be found and ended."""
 
 RUN_MARK = "RAYPREP_RUN"
-"""Beside it, the id of the run that started the process."""
+"""Beside it, the invocation that started the process."""
 
 CHILD_MARK = "RAYPREP_CHILD"
 """Beside both, the one guarded child that the process belongs to."""
@@ -19,9 +19,11 @@ CHILD_MARK = "RAYPREP_CHILD"
 _SECRET = re.compile(
     # Not TOKENIZERS_PARALLELISM, and not SGLANG_CLIP_MAX_NEW_TOKENS_ESTIMATION: they keep no secret, and a server
     # without them is another server.
-    r"TOKEN(?!IZ|S_|S$)|SECRET|PASSWORD|PASSWD|PASSPHRASE|(API|ACCESS|PRIVATE)_?KEY|CREDENTIAL",
+    r"TOKEN(?!IZ|S_|S$)|(API|AUTH|ACCESS)_?TOKENS|SECRET|PASSWORD|PASSWD|PASSPHRASE|(API|ACCESS|PRIVATE)_?KEY|CREDENTIAL"
+    r"|_(PASS|PAT|KEY)$|SSH_AUTH_SOCK",
     re.IGNORECASE,
 )
+_COMPILERS = ("TORCHINDUCTOR_", "TORCH_COMPILE_", "TORCHDYNAMO_", "TRITON_")
 _DROPPED = frozenset(
     {
         # Ray sets it to 1 in its workers, which would make every compile and every warm-up crawl.
@@ -34,7 +36,7 @@ _DROPPED = frozenset(
 )
 
 
-def child_env(environ: Mapping[str, str], layout: Layout, home: Path, run_id: str) -> dict[str, str]:
+def child_env(environ: Mapping[str, str], layout: Layout, home: Path, invocation: str) -> dict[str, str]:
     """Every cache variable points under the profiles root; HOME is `home`, so that nothing lands in the user's.
 
     The Hugging Face folders are resolved before HOME changes, since their defaults lie below it.
@@ -45,11 +47,27 @@ def child_env(environ: Mapping[str, str], layout: Layout, home: Path, run_id: st
         **hub_folders(environ),
         **layout.cache_env(),
         "HOME": str(home),
-        STORE_MARK: str(layout.profiles),
-        RUN_MARK: run_id,
+        STORE_MARK: store_mark(layout),
+        RUN_MARK: invocation,
         # sglang and Ray rename their processes with setproctitle, which overwrites the marks unless told not to.
         "SPT_NOENV": "1",
     }
+
+
+def compiler_settings(environ: Mapping[str, str]) -> tuple[str, ...]:
+    """What of the environment changes which kernels are compiled: the compilers' switches, less their folders."""
+    return tuple(
+        sorted(
+            f"{name}={value}"
+            for name, value in environ.items()
+            if name.startswith(_COMPILERS) and not name.endswith(("_DIR", "_THREADS"))
+        )
+    )
+
+
+def store_mark(layout: Layout) -> str:
+    """One value for one store, however its path is spelled."""
+    return os.path.realpath(layout.profiles)
 
 
 def is_passed_on(name: str) -> bool:

@@ -75,6 +75,10 @@ class Layout:
     def result(self, run_id: str) -> Path:
         return self.run(run_id) / "prep_result.json"
 
+    def run_lock(self, run_id: str) -> Path:
+        """Held for as long as a run of this id goes on: two would write into each other's result."""
+        return self.run(run_id) / ".lock"
+
     def session_log(self, run_id: str) -> Path:
         return self.telemetry / "logs" / f"{run_id}.log"
 

@@ -1,8 +1,9 @@
 """Locks of one host, that are free only when their holder's whole process tree is dead.
 
 A lock is flock(2) on a file, so it belongs to the open file and not to a process: the guard of a process tree
-inherits the descriptors, and the lock lives until the last of them is closed. The file's content names the holder,
-for people; only the kernel says whether it is held.
+inherits the descriptors, and the lock lives until the last of them is closed. Where owner and guard are both killed
+hard, the next holder finds what is left of the tree by its mark (environment.STORE_MARK) and ends it first. The
+file's content names the holder, for people; only the kernel says whether it is held.
 """
 
 import contextlib

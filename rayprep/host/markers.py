@@ -1,6 +1,7 @@
 """Markers: `.in_progress/<slug>/<stage>` stands from before a stage's first write until it has succeeded."""
 
 import contextlib
+import os
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -20,13 +21,33 @@ class Marker(Record):
     owner_pid: int
     started_at: Utc
     run_id: str
+    invocation: str = ""
     host: str
 
 
-def write_marker(layout: Layout, slug: str, stage: StageName, marker: Marker) -> None:
+def write_marker(layout: Layout, slug: str, stage: StageName, marker: Marker, since: float | None = None) -> None:
+    """Writes a marker whose time of change is `since` (seconds since the epoch), by default now.
+
+    The time says from when on files in the stage's caches may be half written. An aborted run's is kept by the run
+    that repairs it, which may be aborted too.
+    """
     path = layout.marker(slug, stage)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, to_json(marker))
+    if since is not None:
+        os.utime(path, (since, since))
+
+
+def standing_since(layout: Layout, stage: StageName) -> float | None:
+    """The time of the oldest marker of a stage, whatever model it is for: they share the stage's caches."""
+    times = [path.lstat().st_mtime for path in layout.markers.glob(f"*/{stage.value}")]
+    return min(times, default=None)
+
+
+def refresh_markers(layout: Layout, stage: StageName) -> None:
+    """Nothing half written from before this moment is left in the stage's caches."""
+    for path in layout.markers.glob(f"*/{stage.value}"):
+        os.utime(path, follow_symlinks=False)
 
 
 def remove_marker(layout: Layout, slug: str, stage: StageName) -> None:

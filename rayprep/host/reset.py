@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from rayprep.host.entries import remove_entry, still_there
-from rayprep.host.environment import STORE_MARK
+from rayprep.host.environment import STORE_MARK, store_mark
 from rayprep.host.layout import Layout
 from rayprep.host.locks import HeldLocks, acquire, is_held, read_holder
 from rayprep.host.markers import read_markers, remove_marker
@@ -79,7 +79,7 @@ def _lock_paths(layout: Layout, filters: Filters) -> list[Path]:
 def _refuse_leftovers(layout: Layout) -> None:
     """Compilers that outlived their owner and its guard could write into what is being removed."""
     ours = {os.getpid(), os.getppid()}
-    for process in marked_processes(STORE_MARK, str(layout.profiles)):
+    for process in marked_processes(STORE_MARK, store_mark(layout)):
         if process.pid not in ours:
             raise HostUnfit(
                 f"process {process.pid} of a dead run still works in {layout.profiles}",

@@ -37,6 +37,7 @@ def read_signature(
 ) -> Signature:
     """This host as a builder of kernels for `device`, without slug and TP."""
     gpu = inventory.gpus[0] if inventory.gpus and device is DeviceChoice.CUDA else None
+    torch_version = toolchain.package_version("torch")
     return Signature(
         device_name=gpu.name if gpu else "cpu",
         compute_capability=gpu.compute_capability if gpu else None,
@@ -48,9 +49,9 @@ def read_signature(
         libc=toolchain.libc_version(),
         python=toolchain.python_minor(),
         cxx=toolchain.cxx_version(environ),
-        cuda=toolchain.torch_cuda_version() or inventory.cuda_version,
+        cuda=toolchain.torch_cuda_version() if torch_version else inventory.cuda_version,
         nvcc=toolchain.nvcc_version(environ),
-        torch_version=toolchain.package_version("torch"),
+        torch_version=torch_version,
         triton_version=toolchain.package_version("triton"),
         transformers_version=toolchain.package_version("transformers"),
         flashinfer_version=toolchain.package_version("flashinfer-python"),

@@ -25,6 +25,8 @@ class Identity(Record):
     tp: int
     server_flags: tuple[str, ...] = ()
     """Those that change which kernels a server compiles, sorted."""
+    compiler_settings: tuple[str, ...] = ()
+    """Variables of the environment that change what TorchInductor and Triton compile, `NAME=value`, sorted."""
 
 
 def cache_key(stage: StageName, identity: Identity, signature: Signature) -> str:
@@ -67,7 +69,7 @@ class Completion(Record):
 
 
 class CheckState(StrEnum):
-    """How a completion stands against this host and this request, worst known reason first."""
+    """How a completion stands against this host and this request."""
 
     VALID = "valid_signature"
     NOT_NEEDED = "not_needed"

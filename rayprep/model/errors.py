@@ -39,6 +39,7 @@ class ErrorType(StrEnum):
     RAY_UNAVAILABLE = "ray_unavailable"
     UNSUPPORTED = "unsupported"
     INTERRUPTED = "interrupted"
+    INTERNAL_ERROR = "internal_error"
 
 
 MEANING: dict[ErrorType, tuple[str, str]] = {
@@ -88,6 +89,7 @@ MEANING: dict[ErrorType, tuple[str, str]] = {
     ErrorType.COMPILE_FAILED: ("a kernel did not compile, or computed something else", "read the stage's log"),
     ErrorType.RAY_UNAVAILABLE: ("Ray cannot be started or joined", "check --address, or run `rayprep doctor`"),
     ErrorType.UNSUPPORTED: ("this version of rayprep cannot do that here", "leave the stage out with --skip"),
+    ErrorType.INTERNAL_ERROR: ("rayprep itself failed", "run again with --debug, and report what it shows"),
     ErrorType.INTERRUPTED: ("stopped by Ctrl-C or SIGTERM", "run ensure again; it goes on where it stopped"),
 }
 """What each error type means, and what to do about it."""
@@ -158,7 +160,6 @@ class StageError(RayprepError):
         log_tail: tuple[str, ...] = (),
     ) -> None:
         super().__init__(message, hint=hint, error_type=error_type)
-        self.kind = error_type
         self.payload = payload or {}
         self.log_tail = log_tail
 

@@ -56,6 +56,14 @@ class Cleanup(Record):
     timeout_s: float
 
 
+class Headroom(Record):
+    """Disk asked for before the stage wrote, how that was reckoned, and what was free."""
+
+    required_bytes: int
+    free_bytes: int
+    estimate: str
+
+
 class StageErrorRecord(Record):
     """One failure, for people and for tools."""
 
@@ -81,6 +89,7 @@ class StageResult(Record):
     artifacts: Artifacts | None = None
     env: dict[str, str] | None = None
     """The variables that this stage set differently from `run.settings.env`."""
+    headroom: Headroom | None = None
     cleanup: Cleanup | None = None
     error_type: ErrorType | None = None
     warnings: tuple[str, ...] = ()
@@ -122,6 +131,8 @@ class RunBlock(Record):
     """Which run this was, on what."""
 
     run_id: str
+    invocation: str = ""
+    """Tells two runs of one id apart."""
     model_slug: str
     tp: int
     device_name: str

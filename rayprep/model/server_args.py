@@ -98,5 +98,11 @@ def kernel_flags(server_args: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(f"{name}={value}" for name, value in named if name not in _WITHOUT_KERNELS)
 
 
+def redacted(server_args: tuple[str, ...]) -> tuple[str, ...]:
+    """The arguments as they may be written down: `--flag=value` each, keys blotted out."""
+    shown = ((name, "***" if "key" in _plain(name).split("_") else value) for name, value in pairs(server_args))
+    return tuple(f"{name}={value}" if value else name for name, value in shown)
+
+
 def _plain(name: str) -> str:
     return name.lstrip("-").replace("-", "_")

@@ -20,21 +20,21 @@ def close_result(request: NodeRequest, survey: Survey, error: RayprepError) -> P
     """
     path = survey.layout.result(request.run_id)
     try:
-        open_result = read_tolerant(PrepResult, path.read_bytes())
+        found = read_tolerant(PrepResult, path.read_bytes())
     except (OSError, ValidationError):
-        open_result = None
-    # A finished result under this id is an earlier run's; the recorder keeps it as history.
-    if open_result is None or open_result.run.finished_at is not None:
-        open_result = Recorder(request, survey).result
-    running = _running_stage(request, survey)
-    result = closed(open_result, error, running)
+        found = None
+    if found is None or found.run.invocation != request.invocation:
+        found = Recorder(request, survey).result  # which keeps an earlier run's as history
+    if found.run.finished_at is not None:
+        return found  # the agent had written its last before it died
+    result = closed(found, error, _running_stage(request, survey))
     write_text(path, to_json(result))
     return result
 
 
 def closed(result: PrepResult, error: RayprepError, running: StageName | None) -> PrepResult:
     """`result` with the running stage failed, those never reached skipped, and the run ended now."""
-    kind = error.error_type or ErrorType.NODE_LOST
+    kind = error.error_type or ErrorType.INTERNAL_ERROR
     stages = dict(result.stages)
     if running is not None and running not in stages:
         stages[running] = failed_result(running, error, ran=True)
@@ -64,7 +64,7 @@ def _running_stage(request: NodeRequest, survey: Survey) -> StageName | None:
             marker = read_tolerant(Marker, path.read_bytes())
         except (OSError, ValidationError):
             continue
-        if marker.run_id == request.run_id:
+        if marker.invocation == request.invocation:
             return stage
     return None
 

@@ -1,5 +1,6 @@
 """Keeps the result of a run on disk while it goes on: whole, parseable, and true after every stage."""
 
+import shutil
 import socket
 import time
 from pathlib import Path
@@ -21,6 +22,7 @@ from rayprep.model.result import (
     TelemetryProbe,
     overall_status,
 )
+from rayprep.model.server_args import redacted
 from rayprep.model.spec import SPEC_VERSION
 from rayprep.model.stages import STAGES, StageName, StageStatus
 from rayprep.node.request import NodeRequest
@@ -59,7 +61,7 @@ class Recorder:
 
     def failed(self, error: RayprepError) -> None:
         """A failure before any stage, or of the run as a whole."""
-        kind = error.error_type or ErrorType.PERMISSIONS_UNEXPECTED
+        kind = error.error_type or ErrorType.INTERNAL_ERROR
         self._errors.append(RunError(stage=None, error_type=kind, message=error.line))
         self.write()
 
@@ -102,14 +104,17 @@ def _keep_as_history(path: Path) -> None:
         return
     history = path.parent / "history"
     history.mkdir(exist_ok=True)
-    number = 1 + max((int(each.suffixes[0][1:]) for each in history.glob("prep_result.*.json")), default=0)
-    path.rename(history / f"prep_result.{number}.json")
+    numbers = [each.name.split(".")[1] for each in history.glob("prep_result.*.json")]
+    number = 1 + max((int(each) for each in numbers if each.isdecimal()), default=0)
+    # Copied, not moved: whoever reads meanwhile finds the old result, and never none.
+    shutil.copy2(path, history / f"prep_result.{number}.json")
 
 
 def _run_block(request: NodeRequest, survey: Survey) -> RunBlock:
     signature = survey.signature
     return RunBlock(
         run_id=request.run_id,
+        invocation=request.invocation,
         model_slug=survey.model.slug,
         tp=request.resolved.spec.tp,
         device_name=signature.device_name,
@@ -142,7 +147,7 @@ def _settings(request: NodeRequest, survey: Survey) -> Settings:
         max_seq_len=spec.max_seq_len,
         moe=MoeSettings(strategy=spec.moe_strategy.value, dtype=spec.moe_dtype),
         device=survey.request.device.value,
-        server_args=spec.server_args,
+        server_args=redacted(spec.server_args),
         timeout_s=spec.timeout_s,
         heartbeat_s=spec.heartbeat_s,
         warmup_port=spec.warmup_port,
@@ -178,7 +183,7 @@ def settled_result(decision: Decision, survey: Survey) -> StageResult:
 
 def failed_result(stage: StageName, error: RayprepError, *, ran: bool, duration_s: float = 0.0) -> StageResult:
     """The result of a stage that failed with `error`."""
-    kind = error.error_type or ErrorType.PERMISSIONS_UNEXPECTED
+    kind = error.error_type or ErrorType.INTERNAL_ERROR
     payload = error.payload if isinstance(error, StageError) else {}
     record = StageErrorRecord(
         error_type=kind,

@@ -1,6 +1,9 @@
 """What one host is told to do."""
 
+import secrets
 from pathlib import Path
+
+from pydantic import Field
 
 from rayprep.host.layout import Layout
 from rayprep.model.base import Record
@@ -12,6 +15,8 @@ class NodeRequest(Record):
 
     resolved: Resolved
     run_id: str
+    invocation: str = Field(default_factory=lambda: secrets.token_hex(8))
+    """Tells two runs of one id apart; every process of the run carries it."""
     profiles_root: str
     telemetry_root: str
     deep: bool = False

@@ -2,11 +2,11 @@
 
 import os
 import shutil
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from rayprep.host.environment import STORE_MARK, child_env
+from rayprep.host.environment import STORE_MARK, child_env, store_mark
+from rayprep.host.layout import os_error_type
 from rayprep.host.locks import HeldLocks, Holder, acquire, gpu_lock_paths
 from rayprep.host.process import end_processes, marked_processes
 from rayprep.model.errors import ErrorType, HostUnfit, Interrupted, RayprepError
@@ -14,9 +14,10 @@ from rayprep.model.events import Event, Phase, event
 from rayprep.model.plan import Action, Decision
 from rayprep.model.result import PrepResult, StageResult
 from rayprep.model.stages import StageName, StageStatus
-from rayprep.node.record import Recorder, failed_result, settled_result
+from rayprep.node.collect import record_skip
+from rayprep.node.record import Recorder, settled_result
 from rayprep.node.request import NodeRequest
-from rayprep.node.stage_run import StageRun, record_skip
+from rayprep.node.stage_run import StageRun
 from rayprep.node.survey import Survey, take_survey
 
 Emit = Callable[[Event], None]
@@ -64,7 +65,8 @@ class _NodeRun:
             else:
                 self._settle_all()
         except RayprepError as error:
-            self.recorder.failed(error)
+            if not isinstance(error, Interrupted) or not self.recorder.result.errors:
+                self.recorder.failed(error)
             self._skip_the_rest(error)
         result = self.recorder.finish()
         self.emit(event("ensure", Phase.END, status=result.status.value, duration_s=result.run.duration_s))
@@ -93,16 +95,16 @@ class _NodeRun:
                 Phase.WAIT_LOCK,
                 slug=self.survey.model.slug,
                 held_for_s=round(held, 1),
-                holder=str(holder or f"somebody who has not signed {path}"),
+                holder=str(holder or "somebody who has not signed it"),
+                message=str(path),
             )
         )
 
     def _end_leftovers(self) -> None:
         """Ends what an owner left that died together with its guard. Holding the store's lock proves it is stale."""
         ours = {os.getpid(), os.getppid()}
-        stale = [
-            each for each in marked_processes(STORE_MARK, str(self.survey.layout.profiles)) if each.pid not in ours
-        ]
+        marked = marked_processes(STORE_MARK, store_mark(self.survey.layout))
+        stale = [each for each in marked if each.pid not in ours]
         if not stale:
             return
         self._warn(f"ended {len(stale)} processes that a dead run had left: {', '.join(str(p.pid) for p in stale)}")
@@ -122,18 +124,13 @@ class _NodeRun:
             if decision.action is not Action.BUILD:
                 self._settle(decision)
                 continue
-            home = scratch / decision.stage.value
-            home.mkdir(parents=True)
-            env = child_env(self.environ, self.survey.layout, home, self.request.run_id)
+            home = _made(scratch / decision.stage.value)
+            env = child_env(self.environ, self.survey.layout, home, self.request.invocation)
             run = StageRun(self.request, self.survey, decision, env, home, locks, self.emit, self.cancelled)
-            started = time.monotonic()
-            try:
-                result = run.go()
-            except Interrupted as error:
-                taken = round(time.monotonic() - started, 3)
-                self.recorder.stage(decision.stage, failed_result(decision.stage, error, ran=True, duration_s=taken))
-                raise
+            result = run.go()
             self.recorder.stage(decision.stage, result)
+            if result.error_type is ErrorType.INTERRUPTED:
+                raise Interrupted
 
     def _settle_all(self) -> None:
         for decision in self.survey.plan.decisions:
@@ -143,7 +140,11 @@ class _NodeRun:
         """Records a stage that has nothing to run."""
         result = settled_result(decision, self.survey)
         if decision.record_skip:
-            record_skip(self.survey, decision, self.request.run_id)
+            try:
+                record_skip(self.survey, decision, self.request.run_id)
+            except OSError as error:
+                # Without it the cache reads as invalid, which is no reason to fail what has nothing to do.
+                self._warn(f"{decision.stage}: its skip cannot be kept: {error.strerror or error}: {error.filename}")
         self._say_settled(decision, result)
         self.recorder.stage(decision.stage, result)
 
@@ -167,3 +168,14 @@ class _NodeRun:
                 reason = error.error_type.value if error.error_type else "not_reached"
                 result = StageResult(ran=False, status=StageStatus.SKIPPED, status_code=0, reason=reason)
                 self.recorder.stage(stage, result)
+
+
+def _made(folder: Path) -> Path:
+    """Makes an empty folder. Raises HostUnfit where it cannot be made, or a dead run's could not be removed."""
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise HostUnfit(
+            f"scratch folder {folder}: {error.strerror}", hint="remove it", error_type=os_error_type(error)
+        ) from None
+    return folder

@@ -1,5 +1,6 @@
-"""One stage from headroom to completion. Whatever fails, the marker stays and the error says what to do."""
+"""One stage from its marker to its completion. Whatever fails, the marker stays and the error says what to do."""
 
+import contextlib
 import os
 import shutil
 import socket
@@ -7,22 +8,21 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from rayprep import __version__
-from rayprep.host.completions import read_completions, write_completion
-from rayprep.host.entries import Entry, find_places, group_entries, remove_entry
 from rayprep.host.layout import os_error_type
 from rayprep.host.locks import HeldLocks
-from rayprep.host.markers import Marker, remove_marker, write_marker
-from rayprep.host.scan import CacheScan, hash_files, scan_cache
-from rayprep.model.base import parse_utc, utc_now
-from rayprep.model.completion import CheckState, Completion
-from rayprep.model.errors import ErrorType, Interrupted, StageError
+from rayprep.host.markers import Marker, remove_marker, standing_since, write_marker
+from rayprep.host.scan import CacheScan, scan_cache
+from rayprep.model.base import utc_now
+from rayprep.model.completion import Completion
+from rayprep.model.errors import ErrorType, RayprepError, StageError
 from rayprep.model.events import Event, Phase, event
 from rayprep.model.plan import Decision
-from rayprep.model.result import Artifacts, StageResult
+from rayprep.model.result import Artifacts, Cleanup, Headroom, StageResult
 from rayprep.model.spec import StageOp
-from rayprep.model.stages import STAGES, StageName, StageStatus
+from rayprep.model.stages import STAGES, StageStatus
+from rayprep.node.collect import complete, deltas, new_completion
 from rayprep.node.record import failed_result
+from rayprep.node.repair import repair
 from rayprep.node.request import NodeRequest
 from rayprep.node.survey import Survey
 from rayprep.stages import BY_NAME, BuildContext, Built
@@ -47,126 +47,111 @@ class StageRun:
     ) -> None:
         assert decision.work is not None
         self.request, self.survey, self.decision, self.work = request, survey, decision, decision.work
-        self.env, self.scratch, self.locks, self.emit, self.cancelled = env, scratch, locks, emit, cancelled
-        self.stage = BY_NAME[decision.stage]
+        self.env, self.scratch, self.locks, self.cancelled = env, scratch, locks, cancelled
+        self.name, self.stage = decision.stage, BY_NAME[decision.stage]
         self.layout, self.slug = survey.layout, survey.model.slug
+        self.rebuild = request.resolved.spec.op(decision.stage) is StageOp.REBUILD
         self.log = self.layout.stage_log(request.run_id, decision.stage)
-        self.started_at, self.started = utc_now(), time.monotonic()
-        self.last_beat = self.started
-        self.hint: tuple[str, int | None, int | None] = ("starting", None, None)
-
-    @property
-    def elapsed(self) -> float:
-        return round(time.monotonic() - self.started, 3)
+        self.pulse = _Pulse(decision, request.resolved.spec.heartbeat_s, emit)
+        self.started_at = utc_now()
+        self.headroom: Headroom | None = None
+        self.cleanup: Cleanup | None = None
+        self.warnings: list[str] = []
 
     def go(self) -> StageResult:
-        """The stage's result, `ok` or `error`. Raises Interrupted when the run was cancelled, after saying so."""
+        """The stage's result, `ok` or `error`; an interrupt is an error, too."""
+        before: list[CacheScan] = []
         try:
-            result = self._build()
-        except Interrupted as error:
-            self._emit(Phase.END, status="error", error_type=error.error_type, duration_s=self.elapsed)
-            raise
-        except (StageError, OSError) as error:
-            failure = error if isinstance(error, StageError) else _from_os(error)
-            result = failed_result(self.decision.stage, failure, ran=True, duration_s=self.elapsed)
-        self._emit(
+            since = self._mark()
+            self.pulse.emit(Phase.START, settings=self._settings())
+            before = self._scan()
+            self._preflight(before)
+            result = self._build(before, since)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the following stages still run
+            failed = failed_result(self.name, _as_rayprep_error(error), ran=True, duration_s=self.pulse.elapsed)
+            result = failed.model_copy(update={"artifacts": self._remains(before)})
+        result = result.model_copy(
+            update={
+                "cleanup": self.cleanup,
+                "headroom": self.headroom,
+                "warnings": (*result.warnings, *self.warnings),
+            }
+        )
+        self._say_end(result)
+        return result
+
+    def _say_end(self, result: StageResult) -> None:
+        self.pulse.emit(
             Phase.END,
             status=result.status.value,
             error_type=result.error_type,
             duration_s=result.duration_s,
             message=result.errors[0].message if result.errors else None,
         )
-        return result
 
     def _settings(self) -> dict[str, object]:
         spec = self.request.resolved.spec
         return {"model": self.slug, "tp": spec.tp, "batch_sizes": spec.batch_sizes, "reason": self.decision.reason}
 
-    def _build(self) -> StageResult:
-        before = self._preflight()
-        # Before our own marker: until this is done, the aborted run's must go on saying since when it wrote.
-        if self._discard():
-            before = self._scan()
-        self._mark()
-        self._emit(Phase.START, settings=self._settings())
-        built = self.stage.build(self.survey.request, self.work, self._context())
-        after = self._scan()
-        completion = self._complete(built, before, after)
-        remove_marker(self.layout, self.slug, self.decision.stage)
-        return self._ok(built, before, after, completion)
-
-    def _mark(self) -> None:
+    def _mark(self) -> float | None:
+        """Writes the marker. Returns since when an aborted run may have written, which the new marker keeps."""
+        since = standing_since(self.layout, self.name)
         marker = Marker(
             owner_pid=os.getpid(),
             started_at=self.started_at,
             run_id=self.request.run_id,
+            invocation=self.request.invocation,
             host=socket.gethostname(),
         )
-        write_marker(self.layout, self.slug, self.decision.stage, marker)
+        write_marker(self.layout, self.slug, self.name, marker, since)
+        return since
 
-    def _scan(self) -> list[CacheScan]:
-        return [scan_cache(self.layout.profiles, cache) for cache in STAGES[self.decision.stage].caches]
-
-    def _preflight(self) -> list[CacheScan]:
-        """Folders there and ours to write, disk enough."""
-        scans = self._scan()
+    def _preflight(self, scans: list[CacheScan]) -> None:
+        """Folders plain and ours to write, disk enough."""
         for scan in scans:
-            if scan.obstacle:
-                raise StageError(ErrorType.PERMISSIONS_UNEXPECTED, scan.obstacle, hint="move it out of the way")
+            if scan.obstacle or scan.links:
+                problem = scan.obstacle or f"{self.layout.cache(scan.cache)} holds {scan.links} links"
+                raise StageError(
+                    ErrorType.PERMISSIONS_UNEXPECTED, problem, hint="move them away: nothing is built through a link"
+                )
             folder = self.layout.cache(scan.cache)
             folder.mkdir(exist_ok=True)
             _refuse_unwritable(folder)
-            self._headroom(folder)
-        return scans
+        self._check_headroom(self.layout.cache(scans[0].cache))
 
-    def _headroom(self, folder: Path) -> None:
+    def _check_headroom(self, folder: Path) -> None:
         required, free = int(self.work.required_bytes * HEADROOM_FACTOR), shutil.disk_usage(folder).free
+        estimate = f"{self.work.estimate}, times {HEADROOM_FACTOR}"
+        self.headroom = Headroom(required_bytes=required, free_bytes=free, estimate=estimate)
         if free < required:
             raise StageError(
                 ErrorType.INSUFFICIENT_DISK,
-                f"{folder} has {free >> 20} MiB free, {required >> 20} MiB are needed "
-                f"({self.work.estimate}, times {HEADROOM_FACTOR})",
+                f"{folder} has {free >> 20} MiB free, {required >> 20} MiB are needed ({estimate})",
                 payload={"required_bytes": required, "free_bytes": free},
             )
 
-    def _discard(self) -> bool:
-        """Removes what must not be built upon. True where something was removed.
+    def _build(self, before: list[CacheScan], since: float | None) -> StageResult:
+        own = self._repair(before, since)
+        built = self.stage.build(self.survey.request, self.work, self._context())
+        after = self._scan()
+        empty = new_completion(self.survey, self.decision, self.request.run_id, self.started_at)
+        empty = empty.model_copy(update={"duration_s": self.pulse.elapsed})
+        completion = complete(self.survey, empty, built, after, own)
+        remove_marker(self.layout, self.slug, self.name)
+        return self._ok(built, before, after, completion)
 
-        That is: what a rebuild is to replace, entries with damaged files, and whatever an aborted run wrote. The
-        latter two could be half written, and a library would load them as they are.
-        """
-        doomed = set(group_entries(self.decision.check.damaged))
-        own = self.survey.completions.get(self.decision.stage)
-        held_by_others = set(group_entries(self._others_files(own)))
-        if self.request.resolved.spec.op(self.decision.stage) is StageOp.REBUILD and own:
-            doomed |= set(group_entries(own.artifacts)) - held_by_others
-        if marker := self.survey.inventory.markers.get((self.slug, self.decision.stage)):
-            kept = held_by_others | set(group_entries(own.artifacts if own else ()))
-            doomed |= self._written_since(marker.started_at) - kept
-        for entry, places in find_places(self.layout.profiles, doomed).items():
-            remove_entry(self.layout, entry, places)
-        if doomed:
-            self._emit(Phase.PROGRESS, hint=f"removed {len(doomed)} entries that could not be trusted", elapsed_s=0.0)
-        return bool(doomed)
-
-    def _others_files(self, own: Completion | None) -> set[str]:
-        listed: set[str] = set()
-        for stage in StageName:
-            for each in read_completions(self.layout, stage)[0]:
-                if own is None or (each.stage, each.key) != (own.stage, own.key):
-                    listed |= each.artifacts.keys()
-        return listed
-
-    def _written_since(self, moment: str | None) -> set[Entry]:
-        """Entries with a file as new as the aborted run; all entries where its time is not known."""
-        since = parse_utc(moment).timestamp() if moment else float("-inf")
-        recent = [
-            path
-            for scan in self._scan()
-            for path in scan.files
-            if (self.layout.profiles / path).lstat().st_mtime >= since
-        ]
-        return set(group_entries(recent))
+    def _repair(self, scans: list[CacheScan], since: float | None) -> Completion | None:
+        """Takes away what cannot be built upon. Returns the stage's own completion if all of it is still good."""
+        own = self.survey.completions.get(self.name)
+        own = own if own and own.outcome == "built" else None
+        done = repair(self.layout, self.name, own, scans, since, rebuild=self.rebuild)
+        if done.removed:
+            hint = f"removed {len(done.removed)} entries that are not to be built upon"
+            self.pulse.emit(Phase.PROGRESS, hint=hint, elapsed_s=self.pulse.elapsed)
+        if done.shared:
+            self.warnings.append(f"{len(done.shared)} entries are not built anew, since other completions list them")
+        there = {path for scan in self._scan() for path in scan.files}
+        return own if own and not self.rebuild and own.artifacts.keys() <= there else None
 
     def _context(self) -> BuildContext:
         return BuildContext(
@@ -175,102 +160,80 @@ class StageRun:
             scratch=self.scratch,
             env=self.env,
             lock_descriptors=self.locks.descriptors,
-            deadline=self.started + self.request.resolved.spec.timeout_s,
+            deadline=self.pulse.started + self.request.resolved.spec.timeout_s,
             cancelled=self.cancelled,
-            report=self._report,
-            tick=self._tick,
+            report=self.pulse.report,
+            tick=self.pulse.tick,
+            ended=self._ended,
         )
 
-    def _report(self, hint: str, done: int | None, total: int | None) -> None:
-        self.hint = (hint, done, total)
-        self._beat()
+    def _ended(self, cleanup: Cleanup) -> None:
+        """Keeps the worst end of the stage's processes."""
+        if self.cleanup is None or self.cleanup.killed:
+            self.cleanup = cleanup
 
-    def _tick(self) -> None:
-        if time.monotonic() - self.last_beat >= self.request.resolved.spec.heartbeat_s:
-            self._beat()
+    def _scan(self) -> list[CacheScan]:
+        return [scan_cache(self.layout.profiles, cache) for cache in STAGES[self.name].caches]
 
-    def _beat(self) -> None:
-        self.last_beat = time.monotonic()
-        hint, done, total = self.hint
-        self._emit(Phase.PROGRESS, elapsed_s=self.elapsed, hint=hint, done=done, total=total)
-
-    def _emit(self, phase: Phase, **fields: object) -> None:
-        self.emit(event(self.decision.stage.value, phase, **fields))
-
-    def _complete(self, built: Built, before: list[CacheScan], after: list[CacheScan]) -> Completion:
-        """Hashes what the stage made and writes its completion, the last thing before the marker goes."""
-        old, now = _merged(before), _merged(after)
-        own = self.survey.completions.get(self.decision.stage)
-        rebuilt = self.request.resolved.spec.op(self.decision.stage) is StageOp.REBUILD
-        widened = own if own and not rebuilt and self.decision.check.state is CheckState.NOT_COVERED else None
-        files = {path for path, size in now.items() if old.get(path) != size} | (built.used & now.keys())
-        files |= widened.artifacts.keys() & now.keys() if widened else set()
-        hashes = hash_files(self.layout.profiles, sorted(files))
-        if not hashes:
-            raise StageError(ErrorType.VERIFY_FAILED, "the build left no file behind")
-        completion = new_completion(self.survey, self.decision, self.request.run_id, self.started_at).model_copy(
-            update={
-                "units": tuple(sorted({*built.units, *(widened.units if widened else ())})),
-                "artifacts": {path: (now[path], digest) for path, digest in hashes.items()},
-                "duration_s": self.elapsed,
-                "finished_at": utc_now(),
-            }
-        )
-        write_completion(self.layout, completion)
-        return completion
+    def _remains(self, before: list[CacheScan]) -> Artifacts:
+        """What a failed stage still has to show: its log, and what it left in the caches."""
+        after = before
+        with contextlib.suppress(OSError):
+            after = self._scan()
+        log = self.layout.located(self.log) if self.log.exists() else None
+        return deltas(before, after).model_copy(update={"log_file": log})
 
     def _ok(self, built: Built, before: list[CacheScan], after: list[CacheScan], completion: Completion) -> StageResult:
-        path = self.layout.completion(self.decision.stage, completion.key)
-        artifacts: Artifacts = self.stage.describe(self.layout, after).model_copy(
+        path = self.layout.completion(self.name, completion.key)
+        change = deltas(before, after)
+        artifacts = self.stage.describe(self.layout, after).model_copy(
             update={
                 "log_file": self.layout.located(self.log),
                 "units": completion.units,
                 "built": built.compiled,
-                "disk_delta_bytes": sum(s.size_bytes for s in after) - sum(s.size_bytes for s in before),
-                "files_delta": len(_merged(after)) - len(_merged(before)),
+                "disk_delta_bytes": change.disk_delta_bytes,
+                "files_delta": change.files_delta,
                 "completion": self.layout.located(path),
             }
         )
-        warnings = (*built.warnings, *(warning for scan in after for warning in scan.warnings))
         return StageResult(
             ran=True,
             status=StageStatus.OK,
             status_code=0,
-            duration_s=self.elapsed,
+            duration_s=self.pulse.elapsed,
             artifacts=artifacts,
             env=built.env,
-            cleanup=built.cleanup,
-            warnings=warnings,
+            warnings=(*built.warnings, *(warning for scan in after for warning in scan.warnings)),
         )
 
 
-def new_completion(survey: Survey, decision: Decision, run_id: str, started_at: str) -> Completion:
-    """A completion with no files and no coverage yet."""
-    return Completion(
-        stage=decision.stage,
-        key=decision.key,
-        identity=survey.identity,
-        model_source=str(survey.model.source),
-        signature=survey.signature,
-        started_at=started_at,
-        finished_at=utc_now(),
-        duration_s=0.0,
-        run_id=run_id,
-        rayprep_version=__version__,
-    )
+class _Pulse:
+    """The stage's events: hints as they come, and the last of them again at the heartbeat."""
 
+    def __init__(self, decision: Decision, heartbeat_s: float, emit: Callable[[Event], None]) -> None:
+        self.started = self._last = time.monotonic()
+        self._name, self._heartbeat_s, self._emit = decision.stage.value, heartbeat_s, emit
+        self._hint: tuple[str, int | None, int | None] = ("starting", None, None)
 
-def record_skip(survey: Survey, decision: Decision, run_id: str) -> None:
-    """Keeps that there is rightly nothing to build here, so that the cache does not read as invalid for ever."""
-    known = survey.completions.get(decision.stage)
-    if known is not None and known.outcome == "skipped":
-        return
-    completion = new_completion(survey, decision, run_id, utc_now())
-    write_completion(survey.layout, completion.model_copy(update={"outcome": "skipped", "reason": decision.reason}))
+    @property
+    def elapsed(self) -> float:
+        return round(time.monotonic() - self.started, 3)
 
+    def report(self, hint: str, done: int | None, total: int | None) -> None:
+        self._hint = (hint, done, total)
+        self._beat()
 
-def _merged(scans: list[CacheScan]) -> dict[str, int]:
-    return {path: size for scan in scans for path, size in scan.files.items()}
+    def tick(self) -> None:
+        if time.monotonic() - self._last >= self._heartbeat_s:
+            self._beat()
+
+    def _beat(self) -> None:
+        self._last = time.monotonic()
+        hint, done, total = self._hint
+        self.emit(Phase.PROGRESS, elapsed_s=self.elapsed, hint=hint, done=done, total=total)
+
+    def emit(self, phase: Phase, **fields: object) -> None:
+        self._emit(event(self._name, phase, **fields))
 
 
 def _refuse_unwritable(folder: Path) -> None:
@@ -281,5 +244,9 @@ def _refuse_unwritable(folder: Path) -> None:
             )
 
 
-def _from_os(error: OSError) -> StageError:
-    return StageError(os_error_type(error), f"{error.filename or 'the file system'}: {error.strerror or error}")
+def _as_rayprep_error(error: Exception) -> RayprepError:
+    if isinstance(error, RayprepError):
+        return error
+    if isinstance(error, OSError):
+        return StageError(os_error_type(error), f"{error.filename or 'the file system'}: {error.strerror or error}")
+    return StageError(ErrorType.INTERNAL_ERROR, f"{type(error).__name__}: {error}")

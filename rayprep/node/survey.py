@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rayprep.host.completions import of_identity
+from rayprep.host.environment import compiler_settings
 from rayprep.host.gpu import GpuInventory, read_gpus
 from rayprep.host.layout import Layout
 from rayprep.host.model_files import ModelFiles, find_model
@@ -35,9 +36,6 @@ class Survey:
     completions: Mapping[StageName, Completion]
     """Of exactly this key, where there is one that can be read."""
 
-    def decision(self, stage: StageName) -> Decision:
-        return next(each for each in self.plan.decisions if each.stage is stage)
-
 
 def take_survey(request: NodeRequest, environ: Mapping[str, str], gpus: GpuInventory | None = None) -> Survey:
     """Reads the model, the host and the caches, and decides.
@@ -56,7 +54,11 @@ def take_survey(request: NodeRequest, environ: Mapping[str, str], gpus: GpuInven
     )
     stage_request = StageRequest(spec=spec, model=model, device=device, signature=signature)
     identity = Identity(
-        model_slug=model.slug, config_digest=model.digest, tp=spec.tp, server_flags=kernel_flags(spec.server_args)
+        model_slug=model.slug,
+        config_digest=model.digest,
+        tp=spec.tp,
+        server_flags=kernel_flags(spec.server_args),
+        compiler_settings=compiler_settings(environ),
     )
     inventory = take_inventory(layout, model.slug, spec.tp)
     decider = _Decider(spec, layout, identity, stage_request, inventory, request.deep)

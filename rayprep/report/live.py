@@ -1,5 +1,6 @@
 """Progress on the screen: a live table on a terminal, plain lines elsewhere, JSON lines for tools."""
 
+import contextlib
 import sys
 import time
 from types import TracebackType
@@ -43,7 +44,8 @@ class LineView:
         self._stream, self._json = stream, json_lines
 
     def show(self, event: Event) -> None:
-        print(event.json_line if self._json else event.human_line, file=self._stream, flush=True)
+        with contextlib.suppress(OSError):  # whoever read it has gone, which is no reason to stop the work
+            print(event.json_line if self._json else event.human_line, file=self._stream, flush=True)
 
     def refresh(self) -> None:
         """Lines stay as they are."""

@@ -18,7 +18,7 @@ from rayprep.host.scan import CacheScan, scan_cache
 from rayprep.model.caches import CacheName
 from rayprep.model.errors import ErrorType, StageError
 from rayprep.model.plan import StagePlan, Unable, Work
-from rayprep.model.result import Artifacts, Cleanup, Tally
+from rayprep.model.result import Artifacts, Tally
 from rayprep.model.spec import DeviceChoice
 from rayprep.model.stages import StageName
 from rayprep.stages.inductor_protocol import (
@@ -115,7 +115,6 @@ class InductorStage:
             used=frozenset(f"{folder}/{path}" for path in checked.used),
             compiled=tuple(graph.unit for graph in compiled.graphs if not graph.cache_hit),
             env=_CPU_ONLY,
-            cleanup=checked.cleanup,
         )
 
     def describe(self, layout: Layout, scans: Sequence[CacheScan]) -> Artifacts:
@@ -142,7 +141,6 @@ class _Run:
         self.graphs: list[GraphLine] = []
         self.done: DoneLine | None = None
         self.failed: FailLine | None = None
-        self.cleanup: Cleanup | None = None
         spec = request.spec
         self.request = ChildRequest(
             mode=mode,
@@ -167,14 +165,19 @@ class _Run:
         command = [sys.executable, "-P", "-m", "rayprep.stages.inductor_child", str(file)]
         count = len(self.request.batch_sizes)
         context.report("compiling" if self.mode == "build" else "checking in a second process", 0, count)
-        with Child(command, {**context.env, **_CPU_ONLY}, context.log, context.lock_descriptors) as child:
-            for line in child.lines(context.deadline, context.cancelled, context.tick):
-                self._hear(line)
-            status, self.cleanup = child.end()
-        if self.failed or status != 0 or self.done is None:
-            raise self._error(status)
-        if not self.cleanup.killed:
+        child = Child(command, {**context.env, **_CPU_ONLY}, context.log, context.lock_descriptors)
+        try:
+            with child:
+                for line in child.lines(context.deadline, context.cancelled, context.tick):
+                    self._hear(line)
+                status, cleanup = child.end()
+        finally:
+            if child.cleanup:
+                context.ended(child.cleanup)
+        if not cleanup.killed:
             raise StageError(ErrorType.CLEANUP_FAILED, f"a process of the {self.mode} is still alive after its end")
+        if self.failed or status != 0 or self.done is None or len(self.graphs) != count:
+            raise self._error(status)
         return self
 
     def _hear(self, line: str) -> None:

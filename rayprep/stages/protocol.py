@@ -1,7 +1,7 @@
 """What a stage is to the node that runs it: it plans, it builds, it says which files are its own."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -44,19 +44,22 @@ class BuildContext:
     report: Report
     tick: Callable[[], None]
     """To be called several times a second: it sends the heartbeats."""
+    ended: Callable[[Cleanup], None]
+    """To be called with how each process of the stage was ended, also where it failed."""
 
 
 @dataclass
 class Built:
-    """What came of a build. `used` are the files, below the profiles root, that a start from this cache reads."""
+    """What came of a build. `used` are the files, below the profiles root, that a start from this cache reads.
+
+    They are all that the completion will list: what else is new in a cache may be somebody else's, and half written.
+    """
 
     units: tuple[str, ...]
     used: frozenset[str] = frozenset()
     compiled: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     env: dict[str, str] | None = None
-    cleanup: Cleanup | None = None
-    notes: dict[str, str] = field(default_factory=dict)
 
 
 class Stage(Protocol):

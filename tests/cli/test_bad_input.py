@@ -220,6 +220,21 @@ def test_a_cache_folder_that_is_a_link_outside(roots: Roots, tmp_path: Path) -> 
     assert [path.name for path in outside.iterdir()] == ["precious"]
 
 
+@needs_torch()
+@pytest.mark.ray
+def test_nothing_is_built_through_a_link_in_a_cache(roots: Roots, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (roots.profiles / "torchinductor").mkdir(parents=True)
+    (roots.profiles / "torchinductor" / "fxgraph").symlink_to(outside)
+    done = roots.run("ensure", *ENSURE_TINY, "--run-id", "through")
+    assert done.returncode == 13, done.stdout + done.stderr
+    stage = roots.result("through")["stages"]["inductor"]
+    assert stage["error_type"] == "permissions_unexpected"
+    assert "holds 1 links" in stage["errors"][0]["message"]
+    assert not list(outside.iterdir())
+
+
 def test_links_and_odd_names_inside_a_cache_are_named_and_left_alone(roots: Roots, tmp_path: Path) -> None:
     cache = roots.profiles / "torchinductor"
     cache.mkdir(parents=True)

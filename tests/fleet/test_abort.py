@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 import pytest
@@ -31,16 +32,23 @@ class Aborted:
     output: list[str]
     run_id: str = "aborted"
 
+    @property
+    def result(self) -> Path:
+        return self.roots.telemetry / "container_runs" / self.run_id / "prep_result.json"
+
     def finish(self) -> int:
         """Waits for the driver, and for every process that the run had to be gone."""
         out, err = self.driver.communicate(timeout=60)
         self.output += [*out.splitlines(), *err.splitlines()]
         wait_for(lambda: not alive(self.processes), f"all of {self.processes} to end")
-        wait_for(lambda: not marked(self.run_id), "the stage's processes to end")
+        wait_for(lambda: not marked(self.result), "the stage's processes to end")
         return self.driver.returncode
 
 
-def run_until_the_middle(roots: Roots, built: Built) -> Aborted:
+Record = Callable[[str, object], None]
+
+
+def run_until_the_middle(roots: Roots, built: Built, record_property: Record) -> Aborted:
     """Starts `ensure` and returns at a random moment between the stage's `start` and its `end`."""
     driver = roots.start("ensure", *ENSURE_TINY, "--json", "--run-id", "aborted")
     assert driver.stdout is not None
@@ -53,8 +61,9 @@ def run_until_the_middle(roots: Roots, built: Built) -> Aborted:
         pytest.fail(f"the stage never started: {output} {driver.stderr and driver.stderr.read()}")
     seed = random.SystemRandom().randrange(2**32)
     delay = random.Random(seed).uniform(0.0, 0.6 * built.build_s)
-    print(f"seed {seed}: hit {delay:.2f} s after the start")
-    wait_for(lambda: named(marked("aborted"), "inductor_child"), "the compiling child")
+    record_property("hit", f"seed {seed}, {delay:.2f} s after the start")
+    result = roots.telemetry / "container_runs" / "aborted" / "prep_result.json"
+    wait_for(lambda: named(marked(result), "inductor_child"), "the compiling child")
     moment = time.monotonic() + delay
     # A machine that has become faster since the fixture's build must not reach the end before the hit.
     wait_for(
@@ -62,7 +71,7 @@ def run_until_the_middle(roots: Roots, built: Built) -> Aborted:
         "the moment",
         delay + 60,
     )
-    return Aborted(roots, driver, [*family(driver.pid), *marked("aborted")], output)
+    return Aborted(roots, driver, [*family(driver.pid), *marked(result)], output)
 
 
 def assert_it_was_the_middle(roots: Roots) -> None:
@@ -72,8 +81,8 @@ def assert_it_was_the_middle(roots: Roots) -> None:
 
 
 def kill_the_child(run: Aborted) -> None:
-    wait_for(lambda: named(marked(run.run_id), "rayprep.stages.inductor_child"), "a child to hit")
-    named(marked(run.run_id), "rayprep.stages.inductor_child")[-1].kill()
+    wait_for(lambda: named(marked(run.result), "rayprep.stages.inductor_child"), "a child to hit")
+    named(marked(run.result), "rayprep.stages.inductor_child")[-1].kill()
 
 
 def kill_the_agent(run: Aborted) -> None:
@@ -93,9 +102,14 @@ def kill_the_driver(run: Aborted) -> None:
     ],
 )
 def test_kill_9_is_repaired_by_the_next_ensure(
-    roots: Roots, built: Built, hit: Callable[[Aborted], None], status: int, error_type: str | None
+    roots: Roots,
+    built: Built,
+    record_property: Record,
+    hit: Callable[[Aborted], None],
+    status: int,
+    error_type: str | None,
 ) -> None:
-    run = run_until_the_middle(roots, built)
+    run = run_until_the_middle(roots, built, record_property)
     assert_it_was_the_middle(roots)
     hit(run)
     assert run.finish() == status, run.output
@@ -126,9 +140,9 @@ def test_kill_9_is_repaired_by_the_next_ensure(
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM], ids=lambda signum: signum.name)
 def test_an_interrupt_leaves_a_partial_result_and_nothing_else(
-    roots: Roots, built: Built, signum: signal.Signals
+    roots: Roots, built: Built, record_property: Record, signum: signal.Signals
 ) -> None:
-    run = run_until_the_middle(roots, built)
+    run = run_until_the_middle(roots, built, record_property)
     # As Ctrl-C does, to the whole foreground group; SIGTERM as a supervisor does, to the driver alone.
     (os.killpg if signum is signal.SIGINT else os.kill)(run.driver.pid, signum)
     assert run.finish() == 130, run.output

@@ -18,7 +18,7 @@ from tests.model.samples import MOMENT
 from tests.needs import needs_root
 
 INDUCTOR, FLASHINFER = StageName.INDUCTOR, StageName.FLASHINFER
-MARKER = Marker(owner_pid=7, started_at=MOMENT, run_id="run-1", host="host-1")
+MARKER = Marker(owner_pid=7, started_at=MOMENT, run_id="run-1", invocation="0123", host="host-1")
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def test_a_marker_lies_where_the_contract_says_and_says_who_and_since_when(layou
     write_marker(layout, "tiny-dense", INDUCTOR, MARKER)
     path = layout.profiles / ".in_progress" / "tiny-dense" / "inductor"
     content = json.loads(path.read_text(encoding="utf-8"))
-    assert content == {"owner_pid": 7, "started_at": MOMENT, "run_id": "run-1", "host": "host-1"}
+    assert content == {"owner_pid": 7, "started_at": MOMENT, "run_id": "run-1", "invocation": "0123", "host": "host-1"}
     info = PartialInfo(owner_pid=7, started_at=MOMENT, model_slug="tiny-dense", stage="inductor")
     assert read_markers(layout) == {("tiny-dense", INDUCTOR): info}
 
