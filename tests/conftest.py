@@ -126,6 +126,11 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     return Built(roots, done[builder], builder, waiter, stages[builder]["duration_s"])
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The long tests first, so that no worker has the last of them left when all others have ended."""
+    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Says at which moments processes were hit, so that a run can be repeated."""
     for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed"):
