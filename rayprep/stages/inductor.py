@@ -198,6 +198,9 @@ class _Run:
 
     def _error(self, status: int) -> StageError:
         tail = log_tail(self.context)
+        if status < 0:  # Ray kills a worker's children before the worker itself when its host is lost
+            message = f"the guard of the compiling process was killed by signal {-status}"
+            return StageError(ErrorType.NODE_LOST, message, log_tail=tail)
         if self.failed is None:
             ended = f"signal {status - 128}" if status > 128 else f"status {status}"
             message = f"the compiling process ended by {ended}"

@@ -55,7 +55,8 @@ class Terminal:
         self.tmux = tmux
 
     def type(self, roots: Roots, *args: str) -> None:
-        line = shlex.join(["env", f"HOME={roots.env['HOME']}", *roots.command("ensure", *args)])
+        ours = [f"{name}={roots.env[name]}" for name in ("HOME", "TORCHINDUCTOR_VEC_ISA_OK")]
+        line = shlex.join(["env", *ours, *roots.command("ensure", *args)])
         subprocess.run([*self.tmux, "send-keys", line, "Enter"], check=True)
 
     def shows(self, pattern: str) -> bool:
