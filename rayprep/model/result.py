@@ -182,7 +182,7 @@ class PrepResult(Record):
 
     @property
     def exit_code(self) -> int:
-        """0, a stage's code, 4 for a lock before any stage, 130 for an interrupt, 3 for any other early end."""
+        """0, a stage's code, 4 for a lock before any stage, 130 for an interrupt, 1 for our own fault, else 3."""
         kinds = [error.error_type for error in self.errors]
         if ErrorType.INTERRUPTED in kinds:
             return 130
@@ -191,6 +191,8 @@ class PrepResult(Record):
             return exit_code(failed)
         if ErrorType.LOCK_TIMEOUT in kinds:
             return 4
+        if ErrorType.INTERNAL_ERROR in kinds:
+            return 1
         return 3 if self.errors else 0
 
     @property
@@ -205,7 +207,8 @@ def overall_status(stages: Mapping[StageName, StageResult], errors: Iterable[Run
     if not finished or any(error.error_type is ErrorType.INTERRUPTED for error in errors):
         return RunStatus.PARTIAL
     failed = [stage for stage in stages.values() if stage.status is StageStatus.ERROR]
-    good = [stage for stage in stages.values() if stage.status in (StageStatus.OK, StageStatus.NOOP)]
+    # A noop has not run, so it does not make a run of failures a partial one.
+    good = [stage for stage in stages.values() if stage.status is StageStatus.OK]
     if not failed and not errors:
         return RunStatus.OK
     return RunStatus.PARTIAL if good else RunStatus.ERROR
