@@ -78,7 +78,8 @@ class _Run:
 
     def _fail(self, error: RayprepError) -> PrepResult:
         result = self._close(error)
-        say_error(error)
+        if result.errors:  # none where the agent had written its last before it died
+            say_error(error)
         return result
 
     def _without_ray(self) -> PrepResult:
@@ -107,8 +108,8 @@ class _Run:
     def _close(self, error: RayprepError) -> PrepResult:
         """Writes the end that the agent could not write, and says it."""
         result = close_result(self.request, self.survey, error)
-        end = {"status": result.status.value, "error_type": error.error_type, "message": error.message}
-        said = event("ensure", Phase.END, **end)
+        what = {"error_type": error.error_type, "message": error.message} if result.errors else {}
+        said = event("ensure", Phase.END, status=result.status.value, **what)
         with contextlib.suppress(RayprepError, OSError):
             self._log().record(said)
         self.view.show(said)

@@ -4,6 +4,8 @@ import time
 from contextlib import AbstractContextManager
 from typing import Any
 
+import psutil
+
 from rayprep.fleet.agent import CONCURRENCY_GROUPS, Agent
 from rayprep.fleet.coordinator import Coordinator
 from rayprep.host.environment import RUN_MARK
@@ -18,6 +20,7 @@ from rayprep.report.live import View
 
 POLL_S = 0.25
 PLACEMENT_DEADLINE_S = 60.0
+AGENT_GRACE_S = 2.0
 CANCEL_DEADLINE_S = 4 * GRACE_S + 10.0
 """From the cancel to the agent's return: the children's grace, with time to write the result."""
 
@@ -48,6 +51,7 @@ class _Drive:
         self.seen = 0
         self.coordinator_lives = True
         self.cancel_until: float | None = None
+        self.agent_process: psutil.Process | None = None
         self.coordinator, self.agent = self._create()
 
     def _create(self) -> tuple[Any, Any]:
@@ -92,7 +96,8 @@ class _Drive:
         import ray
 
         try:
-            ray.get(self.agent.ping.options(concurrency_group="ctl").remote(), timeout=PLACEMENT_DEADLINE_S)
+            pid = ray.get(self.agent.ping.options(concurrency_group="ctl").remote(), timeout=PLACEMENT_DEADLINE_S)
+            self.agent_process = psutil.Process(pid)
         except ray.exceptions.GetTimeoutError:
             raise HostUnfit(
                 f"Ray has not placed the agent on this host within {PLACEMENT_DEADLINE_S:.0f} s",
@@ -101,7 +106,7 @@ class _Drive:
             ) from None
         except ray.exceptions.RayTaskError as error:
             raise _cause(error) from None
-        except ray.exceptions.RayError as error:
+        except (ray.exceptions.RayError, psutil.NoSuchProcess) as error:
             raise RayprepError(f"the agent did not start: {error}", error_type=ErrorType.NODE_LOST) from None
 
     def _maybe_cancel(self) -> None:
@@ -130,8 +135,13 @@ class _Drive:
         self.seen += len(events)
 
     def _lost(self, error: RayprepError) -> RayprepError:
-        """Shows what was still said, and sees the dead agent's processes off."""
+        """Shows what was still said, and sees the agent and its processes off.
+
+        Ray calls an agent dead whose raylet is gone. Its process may go on for a while and write what we write now.
+        """
         self._drain()
+        if self.agent_process is not None and self.agent_process.is_running():
+            end_processes([self.agent_process], AGENT_GRACE_S)
         _leave_nothing(self.request.invocation)
         return error
 
