@@ -1,6 +1,7 @@
 """`rayprep ensure`: looks, and either writes a result at once or has the work done under Ray."""
 
 import contextlib
+import gc
 import os
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -98,6 +99,7 @@ class _Run:
         from rayprep.fleet.driver import drive
         from rayprep.fleet.runtime import RayFolder, joined_ray, local_ray
 
+        gc.enable()  # a driver may live for hours
         with ExitStack() as stack:
             if self.address:
                 return drive(self.request, self.survey, self.view, self.interrupts, joined_ray(self.address))

@@ -9,13 +9,11 @@ from pathlib import Path
 from rayprep.host.atomic import write_text
 from rayprep.host.gpu import read_gpus
 from rayprep.host.layout import Layout, choose_roots
-from rayprep.host.model_files import find_model
 from rayprep.host.snapshot import Wanted, take_inventory, take_snapshot
 from rayprep.host.survey import choose_device, read_signature
 from rayprep.model.base import to_json
 from rayprep.model.caches import CacheName
 from rayprep.model.errors import BadRequest
-from rayprep.model.manifest import merge_snapshot
 from rayprep.model.snapshot import CacheSnapshot, ProfileSnapshot
 from rayprep.model.spec import DeviceChoice
 from rayprep.model.stages import ANSWERS_FOR, StageName
@@ -59,6 +57,8 @@ def look(question: Question) -> ProfileSnapshot:
     signature = read_signature(layout, environ, choose_device(choice, gpus, tp), gpus)
     wanted = None
     if question.model is not None:
+        from rayprep.host.model_files import find_model
+
         model = find_model(question.model, environ)
         wanted = Wanted(model.slug, model.digest, tp)
     inventory = take_inventory(layout, wanted.slug if wanted else None, tp if wanted else None)
@@ -128,6 +128,8 @@ def snapshot(question: Question, manifest: Path | None) -> None:
         text = manifest.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise BadRequest(f"manifest {manifest} cannot be read: {error}") from None
+    from rayprep.model.manifest import merge_snapshot
+
     write_text(manifest, merge_snapshot(text, str(manifest), taken))
     print(f"profile_cache.start written to {manifest}")
 

@@ -1,11 +1,9 @@
 """Looks through a cache folder: what artifacts are there, how large, how new. Never follows a link."""
 
-import hashlib
 import heapq
 import os
 import stat
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -177,6 +175,9 @@ def printable(path: str) -> str:
 
 def hash_files(root: Path, paths: Iterable[str]) -> dict[str, str]:
     """Path below `root` -> `sha256:...`. A file that cannot be read is left out."""
+    import hashlib
+    from concurrent.futures import ThreadPoolExecutor
+
     listed = list(paths)
 
     def digest(path: str) -> str | None:
