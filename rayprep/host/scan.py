@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rayprep.model.base import utc_from_timestamp
-from rayprep.model.caches import CACHES, CacheFacts, CacheName
+from rayprep.model.caches import CACHES, CacheName
 from rayprep.model.snapshot import NewestFile
 
 NEWEST = 5
@@ -87,28 +87,6 @@ def scan_cache(root: Path, cache: CacheName, *, list_files: bool = True) -> Cach
 
 def _walk(top: str, cache: CacheName, list_files: bool) -> CacheScan:
     found = CacheScan(cache, exists=True)
-    files, newest, mine, oldest_kept = found.files, found.newest, os.getuid(), float("-inf")
-    prefix, size_bytes, file_count = f"{cache.value}/", 0, 0
-    for path, status in _regular_files(top, CACHES[cache], found):
-        size = status.st_size
-        if list_files:
-            files[prefix + path] = size
-        size_bytes += size
-        file_count += 1
-        if status.st_uid != mine:
-            found.foreign += 1
-        if status.st_mtime > oldest_kept:
-            heapq.heappush(newest, (status.st_mtime, path, size))
-            if len(newest) > NEWEST:
-                heapq.heappop(newest)
-                oldest_kept = newest[0][0]
-    newest.sort(reverse=True)
-    found.size_bytes, found.file_count = size_bytes, file_count
-    return found
-
-
-def _regular_files(top: str, facts: CacheFacts, found: CacheScan) -> Iterator[tuple[str, os.stat_result]]:
-    """Every artifact below `top`, by its path there. Whatever else lies there is counted in `found`."""
     pending = [""]
     while pending:
         below = pending.pop()
@@ -122,42 +100,63 @@ def _regular_files(top: str, facts: CacheFacts, found: CacheScan) -> Iterator[tu
             continue
         try:
             with os.scandir(descriptor) as entries:
-                yield from _artifacts(entries, top, below, facts, found, pending)
+                pending += _count(entries, top, below, found, list_files)
         finally:
             os.close(descriptor)
+    found.newest.sort(reverse=True)
+    return found
 
 
-def _artifacts(
-    entries: Iterator[os.DirEntry[str]], top: str, below: str, facts: CacheFacts, found: CacheScan, pending: list[str]
-) -> Iterator[tuple[str, os.stat_result]]:
-    # One flat loop on purpose: a cache holds 100,000 files, and a call for each of them doubles the time.
+def _count(  # noqa: PLR0912 - one flat loop on purpose: a call for each of 100,000 files would double the time
+    entries: Iterator[os.DirEntry[str]], top: str, below: str, found: CacheScan, list_files: bool
+) -> list[str]:
+    """Adds one folder's artifacts to `found`; returns the folders in it, by their path below the cache's."""
+    facts = CACHES[found.cache]
     companions, volatile_names, volatile_dirs = facts.companion_names, facts.volatile_suffixes, facts.volatile_dirs
-    is_regular = stat.S_ISREG
+    files, newest, mine, is_regular = found.files, found.newest, os.getuid(), stat.S_ISREG
+    prefix, plain = f"{found.cache.value}/{below}", below.isascii()
+    oldest_kept = newest[0][0] if len(newest) == NEWEST else float("-inf")
+    size_bytes = file_count = 0
+    folders = []
     for entry in entries:
         name = entry.name
         if entry.is_dir(follow_symlinks=False):
             if name not in volatile_dirs:
-                pending.append(f"{below}{name}/")
+                folders.append(f"{below}{name}/")
             continue
         if name.endswith(volatile_names) or name in companions:
             continue
-        path = below + name
         try:
             status = entry.stat(follow_symlinks=False)
         except FileNotFoundError:
             continue  # a builder beside us renamed it
         except OSError:
-            found.unreadable.append(f"{top}/{path}")
+            found.unreadable.append(f"{top}/{below}{name}")
             continue
-        if is_regular(status.st_mode):
-            if path.isascii() or _is_utf8(path):
-                yield path, status
+        if not is_regular(status.st_mode):
+            if stat.S_ISLNK(status.st_mode):
+                found.links += 1
             else:
-                found.unnameable += 1
-        elif stat.S_ISLNK(status.st_mode):
-            found.links += 1
-        else:
-            found.special += 1
+                found.special += 1
+            continue
+        if not ((plain and name.isascii()) or _is_utf8(below + name)):
+            found.unnameable += 1
+            continue
+        size = status.st_size
+        size_bytes += size
+        file_count += 1
+        if list_files:
+            files[prefix + name] = size
+        if status.st_uid != mine:
+            found.foreign += 1
+        if status.st_mtime > oldest_kept:
+            heapq.heappush(newest, (status.st_mtime, below + name, size))
+            if len(newest) > NEWEST:
+                heapq.heappop(newest)
+                oldest_kept = newest[0][0]
+    found.size_bytes += size_bytes
+    found.file_count += file_count
+    return folders
 
 
 def _is_utf8(text: str) -> bool:
