@@ -10,10 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rayprep.host.layout import Layout
-from rayprep.model.caches import CacheName, entry_of
-
-Entry = tuple[CacheName, str]
-"""A cache and the entry's path below its folder."""
+from rayprep.model.caches import CacheName, Entry, entry_of
 
 _IN_PLACE = (errno.EXDEV, errno.ENOSPC, errno.EDQUOT)
 """A folder cannot be moved aside but can be removed: its cache is a mount of its own, or the disk is full."""

@@ -19,10 +19,11 @@ from rayprep.host.markers import read_markers, remove_marker
 from rayprep.host.process import marked_processes
 from rayprep.host.reset_survey import all_there, look
 from rayprep.host.scan import printable
+from rayprep.model.caches import Entry
 from rayprep.model.errors import ErrorType, HostUnfit, LockTimeout
 from rayprep.model.reset import Outcome, ResetReport, planned, report_of
 from rayprep.model.reset_filters import Filters
-from rayprep.model.reset_store import Claim, Entry, Found, Store
+from rayprep.model.reset_store import Claim, Found, Store
 from rayprep.model.stages import StageName
 
 Say = Callable[[str], None]

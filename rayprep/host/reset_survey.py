@@ -14,11 +14,11 @@ from rayprep.host.layout import Layout
 from rayprep.host.markers import read_markers
 from rayprep.host.scan import printable, scan_cache
 from rayprep.model.base import parse_utc
-from rayprep.model.caches import CacheName, entry_of
+from rayprep.model.caches import CacheName, Entry, entry_of
 from rayprep.model.completion import Completion
 from rayprep.model.errors import ErrorType, HostUnfit
 from rayprep.model.reset_filters import Filters
-from rayprep.model.reset_store import Claim, Entry, Found, Mark, Store
+from rayprep.model.reset_store import Claim, Found, Mark, Store
 from rayprep.model.signature import FORMAT_VERSION
 from rayprep.model.stages import StageName
 

@@ -20,6 +20,10 @@ class CacheName(StrEnum):
     OTHERS = "others"
 
 
+Entry = tuple[CacheName, str]
+"""A cache and the entry's path below its folder."""
+
+
 class FileKind(StrEnum):
     """What a file in a cache is to us."""
 

@@ -5,12 +5,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
 
-from rayprep.model.caches import CacheName
+from rayprep.model.caches import CacheName, Entry
 from rayprep.model.reset_filters import Filters
 from rayprep.model.stages import ANSWERS_FOR, STAGES, StageName
-
-Entry = tuple[CacheName, str]
-"""A cache and the entry's path below its folder."""
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from rayprep.host.completions import read_completions
-from rayprep.host.entries import Entry, find_places, group_entries, remove_entry
+from rayprep.host.entries import find_places, group_entries, remove_entry
 from rayprep.host.layout import Layout
 from rayprep.host.markers import refresh_markers
 from rayprep.host.scan import CacheScan
 from rayprep.host.snapshot import wrong_hashes
+from rayprep.model.caches import Entry
 from rayprep.model.completion import Completion
 from rayprep.model.stages import STAGES, StageName
 
