@@ -21,6 +21,10 @@ class Quantization(Record):
     quant_method: str | None = None
     weight_block_size: tuple[int, ...] | None = None
     """Rows and columns of one scaling block, usually (128, 128)."""
+    ignored_layers: tuple[str, ...] = Field(
+        default=(), validation_alias=AliasChoices("ignored_layers", "modules_to_not_convert", "ignore")
+    )
+    """Parts of module names that are left unquantised."""
 
 
 class Architecture(Record):
@@ -46,6 +50,21 @@ class Architecture(Record):
     )
     num_experts_per_tok: int = Field(default=0, ge=0)
     moe_intermediate_size: int | None = Field(default=None, gt=0)
+    n_shared_experts: int = Field(default=0, ge=0)
+    shared_expert_intermediate_size: int = Field(default=0, ge=0)
+    """Qwen2-MoE's way to say how wide its one shared expert is; DeepSeek counts experts instead."""
+    first_k_dense_replace: int = Field(default=0, ge=0)
+    """How many of the first layers of a DeepSeek MoE model are dense."""
+    decoder_sparse_step: int = Field(default=1, ge=1)
+    """Every how many layers of a Qwen MoE model are sparse."""
+    mlp_only_layers: tuple[int, ...] = ()
+    """Layers of a Qwen MoE model that are dense all the same."""
+    q_lora_rank: int | None = Field(default=None, gt=0)
+    kv_lora_rank: int | None = Field(default=None, gt=0)
+    """Set for multi-head latent attention (MLA), and only there."""
+    qk_nope_head_dim: int = Field(default=0, ge=0)
+    qk_rope_head_dim: int = Field(default=0, ge=0)
+    v_head_dim: int | None = Field(default=None, gt=0)
     quantization: Quantization | None = Field(
         default=None, validation_alias=AliasChoices("quantization_config", "quantization")
     )
@@ -72,6 +91,10 @@ class Architecture(Record):
     @property
     def is_moe(self) -> bool:
         return self.num_experts > 0
+
+    @property
+    def is_mla(self) -> bool:
+        return self.kv_lora_rank is not None
 
     @property
     def weight_block_size(self) -> tuple[int, ...] | None:
