@@ -1,0 +1,215 @@
+"""The `flashinfer` stage on Hopper: FlashInfer's modules, each compiled by itself, all side by side.
+
+Two child processes do the work. The first imports flashinfer, writes the modules' sources and runs their ninjas. The
+second is as cold as a server will be and has ninja say that no work is left. What a start reads of a module, and the
+completion lists, is all that lies in its `cached_ops` and `generated` folders: the library is loaded, the sources are
+compared with what flashinfer would write, and ninja looks at the times of objects and sources. Its log and its list
+of headers (`.ninja_log`, `.ninja_deps`) are companions: a lost one makes the server compile again.
+"""
+
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from rayprep.host.layout import Layout
+from rayprep.host.process import Child
+from rayprep.host.scan import CacheScan, scan_cache
+from rayprep.model.attention import FlashInferModule, flashinfer_modules, module_of
+from rayprep.model.caches import CacheName
+from rayprep.model.errors import ErrorType, StageError
+from rayprep.model.plan import NotNeeded, StagePlan, Unable, Work
+from rayprep.model.result import Artifacts, Tally
+from rayprep.model.spec import DeviceChoice
+from rayprep.model.stages import StageName
+from rayprep.stages.flashinfer_protocol import CHILD_LINE, ChildRequest, DoneLine, FailLine, ModuleLine
+from rayprep.stages.inductor import log_tail
+from rayprep.stages.protocol import BuildContext, Built, StageRequest
+
+__all__ = ["FlashInferStage", "module_of"]
+
+HOPPER = "sm_90"
+_ARCH_LIST = "FLASHINFER_CUDA_ARCH_LIST"
+_HOPPER_ARCH = "9.0a"
+"""What flashinfer makes of a visible sm_90 GPU by itself (compilation_context.py, 0.6.14), and what a server of SGLang
+sets (`set_cuda_arch`, 0.5.16): the folder (`90a`) and the flags are the same, and the build needs no GPU."""
+
+# Measured on 16 cores with four modules side by side, and guessed from it; later runs reckon from their own history.
+_SECONDS = {"gen_batch_prefill_module": 70.0, "gen_batch_mla_module": 60.0, "gen_trtllm_comm_module": 60.0}
+_SECONDS_OF_OTHERS = 30.0
+_BYTES_PER_MODULE = 48 << 20
+_BYTES_ONCE = 512 << 20
+"""Room for the compilers' temporary files."""
+
+_ERROR_OF = {
+    "compile_failed": ErrorType.COMPILE_FAILED,
+    "out_of_memory": ErrorType.OOM_DURING_WARMUP,
+    "no_space": ErrorType.INSUFFICIENT_DISK,
+    "toolchain": ErrorType.TOOLCHAIN_MISMATCH,
+    "unsupported": ErrorType.UNSUPPORTED,
+}
+
+
+class FlashInferStage:
+    """Builds the modules that model, TP and server arguments lead to; one unit is one module."""
+
+    name = StageName.FLASHINFER
+
+    def plan(self, request: StageRequest) -> StagePlan:
+        if request.device is DeviceChoice.CPU:
+            return NotNeeded(reason="no_gpu", detail="its kernels are compiled for a GPU, and none is used here")
+        if request.signature.compute_capability != HOPPER:
+            message = f"flashinfer's modules are known for {HOPPER} only, not for {request.signature.device_name}"
+            return Unable(error_type=ErrorType.UNSUPPORTED, message=message)
+        modules = _modules(request)
+        if not modules:
+            return NotNeeded(reason="no_modules", detail="a server with these arguments uses no FlashInfer kernel")
+        if unable := _unable(request):
+            return unable
+        return Work(
+            units=tuple(str(module) for module in modules),
+            required_bytes=_BYTES_ONCE + _BYTES_PER_MODULE * len(modules),
+            seconds=max(_SECONDS.get(module.generator, _SECONDS_OF_OTHERS) for module in modules),
+            estimate=f"{len(modules)} modules side by side at the shipped guess for the longest",
+        )
+
+    def build(self, request: StageRequest, work: Work, context: BuildContext) -> Built:
+        env = {_ARCH_LIST: context.env.get(_ARCH_LIST, _HOPPER_ARCH)}
+        workspace = str(context.layout.cache(CacheName.FLASHINFER))
+        modules = _modules(request)
+        wanted = ChildRequest(mode="build", workspace=workspace, modules=modules)
+        built = _Run(wanted, context, env, f"compiling {len(modules)} FlashInfer modules").go(len(modules))
+        again = ChildRequest(mode="check", workspace=workspace, built=built)
+        checked = _Run(again, context, env, "checking in a second process").go(len(modules))
+        if left := [module.name for module in checked if module.compiled]:
+            raise StageError(ErrorType.VERIFY_FAILED, f"a second process would compile again: {', '.join(left)}")
+        return Built(
+            units=work.units,
+            used=_used(context.layout, built),
+            compiled=tuple(module.unit for module in built if module.compiled),
+            env=env,
+        )
+
+    def unsound(self, layout: Layout, suspects: Sequence[str]) -> Sequence[str]:
+        """What a killed ninja left half-written is not in its log, so it is made again before it is loaded.
+
+        Only a host that lost its power keeps the log's entry of a file whose content never reached the disk.
+        """
+        return [path for path in suspects if _is_empty(layout.profiles / path)]
+
+    def describe(self, layout: Layout, scans: Sequence[CacheScan]) -> Artifacts:
+        scan = scans[0]
+        return Artifacts(
+            workspace_dir=layout.located(layout.cache(CacheName.FLASHINFER)),
+            files=Tally(count=scan.file_count, bytes=scan.size_bytes),
+        )
+
+
+def _modules(request: StageRequest) -> tuple[FlashInferModule, ...]:
+    return flashinfer_modules(request.model.architecture, request.spec.tp, request.spec.server_args)
+
+
+def _unable(request: StageRequest) -> Unable | None:
+    signature = request.signature
+    folders = (signature.profiles_root, signature.install_prefix)
+    if spaced := next((folder for folder in folders if any(letter.isspace() for letter in folder)), None):
+        # It writes paths into build.ninja as they are.
+        message = f"FlashInfer cannot compile under a path with white space: {spaced!r}"
+        return Unable(error_type=ErrorType.UNSUPPORTED, message=message)
+    missing = [
+        *(() if signature.flashinfer_version else ("flashinfer (pip install 'rayprep[sglang]')",)),
+        *(() if signature.nvcc else ("nvcc (install a CUDA toolkit, or set CUDA_HOME)",)),
+        *(() if signature.cxx else ("a C++ compiler (apt-get install g++, or set CXX)",)),
+        *(() if shutil.which("ninja") else ("ninja on PATH (pip install ninja)",)),
+    ]
+    if missing:
+        return Unable(error_type=ErrorType.TOOLCHAIN_MISMATCH, message="missing: " + " and ".join(missing))
+    return None
+
+
+def _used(layout: Layout, built: Sequence[ModuleLine]) -> frozenset[str]:
+    """The artifacts of the modules, below the profiles root; of this flashinfer and GPU architecture alone."""
+    starts = tuple(start for module in built if module.folder for start in _starts(module.folder, module.name))
+    return frozenset(
+        file for file in scan_cache(layout.profiles, CacheName.FLASHINFER).files if file.startswith(starts)
+    )
+
+
+def _starts(folder: str, name: str) -> tuple[str, ...]:
+    """How the paths of a module's files begin. Some modules' only source lies beside the folders."""
+    home = f"{CacheName.FLASHINFER.value}/{folder.rsplit('/', 2)[0]}"
+    return f"{home}/cached_ops/{name}/", f"{home}/generated/{name}/", f"{home}/generated/{name}."
+
+
+def _is_empty(path: Path) -> bool:
+    try:
+        return path.stat().st_size == 0
+    except OSError:
+        return False  # gone, which ninja sees
+
+
+class _Run:
+    """One child from start to end, and what it said."""
+
+    def __init__(self, request: ChildRequest, context: BuildContext, env: Mapping[str, str], hint: str) -> None:
+        self.request, self.context, self.env, self.hint = request, context, env, hint
+        self.modules: list[ModuleLine] = []
+        self.done = False
+        self.failed: FailLine | None = None
+
+    def go(self, count: int) -> tuple[ModuleLine, ...]:
+        """Raises StageError when the child failed, and Interrupted when the run was cancelled."""
+        context, mode = self.context, self.request.mode
+        file = context.scratch / f"{mode}.json"
+        file.write_text(self.request.model_dump_json(), encoding="utf-8")
+        # -P: a file of the user's that is called like one of Python's own must not be imported in its place.
+        command = [sys.executable, "-P", "-m", "rayprep.stages.flashinfer_child", str(file)]
+        context.report(self.hint, 0, count)
+        child = Child(command, {**context.env, **self.env}, context.log, context.lock_descriptors)
+        try:
+            with child:
+                for line in child.lines(context.deadline, context.cancelled, context.tick):
+                    self._hear(line)
+                status, cleanup = child.end()
+        finally:
+            if child.cleanup:
+                context.ended(child.cleanup)
+        if not cleanup.killed:
+            raise StageError(ErrorType.CLEANUP_FAILED, f"a process of the {mode} is still alive after its end")
+        if self.failed or status != 0 or not self.done or len(self.modules) != count:
+            raise self._error(status)
+        return tuple(self.modules)
+
+    def _hear(self, line: str) -> None:
+        try:
+            said: ModuleLine | DoneLine | FailLine = CHILD_LINE.validate_json(line)
+        except ValidationError:
+            with self.context.log.open("a", encoding="utf-8") as log:
+                log.write(line + "\n")
+            return
+        if isinstance(said, ModuleLine):
+            self.modules.append(said)
+            self.context.report(self._said_of(said), said.n, said.m)
+        elif isinstance(said, DoneLine):
+            self.done = True
+        else:
+            self.failed = said
+
+    def _said_of(self, module: ModuleLine) -> str:
+        if self.request.mode == "check":
+            return f"checked {module.name}"
+        return f"{'compiled' if module.compiled else 'found'} {module.name} in {module.seconds:.1f} s"
+
+    def _error(self, status: int) -> StageError:
+        tail = log_tail(self.context)
+        if status < 0:  # Ray kills a worker's children before the worker itself when its host is lost
+            message = f"the guard of the compiling process was killed by signal {-status}"
+            return StageError(ErrorType.NODE_LOST, message, log_tail=tail)
+        if self.failed is None:
+            ended = f"signal {status - 128}" if status > 128 else f"status {status}"
+            message = f"the compiling process ended by {ended}"
+            return StageError(ErrorType.COMPILE_FAILED, message, log_tail=tail)
+        where = f"{self.failed.module}: " if self.failed.module else ""
+        return StageError(_ERROR_OF[self.failed.kind], where + self.failed.message, log_tail=tail)

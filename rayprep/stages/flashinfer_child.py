@@ -1,0 +1,164 @@
+"""The child process of the `flashinfer` stage: builds FlashInfer's modules side by side, or looks for work left.
+
+    python -P -m rayprep.stages.flashinfer_child REQUEST.json
+
+Each module is built by itself, as a server will load it: with its own ninja in its own folder. One ninja for all
+would log elsewhere, and the server would compile again. Mode `check` imports neither torch nor flashinfer: it asks
+ninja what it would do. Answers in lines of JSON on standard output (`flashinfer_protocol`); everything else goes to
+standard error.
+
+A build that was killed needs no cleaning up: what its log has not got, ninja makes again, and every load of a module
+asks ninja first. Half-written objects and libraries are therefore overwritten, never loaded.
+"""
+
+import importlib
+import os
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Protocol, TextIO
+
+from rayprep.model.attention import FlashInferModule
+from rayprep.model.base import Record, read_tolerant
+from rayprep.stages.flashinfer_protocol import ChildRequest, DoneLine, ModuleLine, failure
+
+NOTHING_TO_DO = "ninja: no work to do."
+
+
+class JitSpec(Protocol):
+    """What we use of a module's recipe. Source: flashinfer/jit/core.py (0.6.14)."""
+
+    name: str
+
+    @property
+    def is_aot(self) -> bool: ...
+    @property
+    def build_dir(self) -> Path: ...
+    @property
+    def jit_library_path(self) -> Path: ...
+    def build(self, verbose: bool) -> None: ...
+
+
+class ModuleFailed(Exception):
+    """One module could not be built or looked at; `__cause__` says why."""
+
+
+def main(argv: list[str]) -> int:
+    lines = _claim_stdout()
+
+    def emit(line: Record) -> None:
+        print(line.model_dump_json(), file=lines, flush=True)
+
+    try:
+        request = read_tolerant(ChildRequest, Path(argv[0]).read_bytes())
+        if os.environ.get("FLASHINFER_WORKSPACE_BASE") != request.workspace:
+            raise ValueError("FLASHINFER_WORKSPACE_BASE is not the request's workspace")
+        (_build if request.mode == "build" else _check)(request, emit)
+        emit(DoneLine())
+    except Exception as error:  # noqa: BLE001 - whatever stopped it is the parent's to report
+        traceback.print_exc()
+        cause, module = (error.__cause__, str(error)) if isinstance(error, ModuleFailed) else (error, None)
+        emit(failure(cause or error, module))
+        return 1
+    return 0
+
+
+def _claim_stdout() -> TextIO:
+    """The real standard output, for our lines alone: what others print to it goes to standard error from now on."""
+    lines = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    return lines
+
+
+def _build(request: ChildRequest, emit: Callable[[Record], None]) -> None:
+    """Builds all modules at once; the first that fails ends it, and the parent ends the compilers of the others."""
+    jobs = [(str(module), _spec(module)) for module in request.modules]
+    ended: SimpleQueue[ModuleLine | tuple[str, BaseException]] = SimpleQueue()
+
+    def work(unit: str, spec: JitSpec) -> None:
+        try:
+            ended.put(_build_one(unit, spec, Path(request.workspace)))
+        except BaseException as error:  # noqa: BLE001 - raised again in the main thread
+            ended.put((spec.name, error))
+
+    for job in jobs:
+        # Daemons: an interpreter that gives up does not wait for them.
+        threading.Thread(target=work, args=job, daemon=True).start()
+    for number in range(1, len(jobs) + 1):
+        line = ended.get()
+        if isinstance(line, tuple):
+            raise ModuleFailed(line[0]) from line[1]
+        emit(line.model_copy(update={"n": number, "m": len(jobs)}))
+
+
+def _spec(module: FlashInferModule) -> JitSpec:
+    """Calls the generator, which writes the module's sources into the workspace.
+
+    Raises:
+        ModuleFailed: this flashinfer has no such generator, or it refuses.
+    """
+    import torch
+
+    def resolve(arg: bool | int | str) -> object:
+        named = getattr(torch, arg, None) if isinstance(arg, str) else None
+        return named if isinstance(named, torch.dtype) else arg
+
+    try:
+        generate: Callable[..., JitSpec] = getattr(importlib.import_module("flashinfer.jit"), module.generator)
+        return generate(*map(resolve, module.args))
+    except Exception as error:
+        raise ModuleFailed(str(module)) from error
+
+
+def _build_one(unit: str, spec: JitSpec, workspace: Path) -> ModuleLine:
+    done = ModuleLine(unit=unit, name=spec.name, n=0, m=0, seconds=0.0, compiled=False, folder=None)
+    if spec.is_aot:  # flashinfer-jit-cache is installed, and its library is what a server loads
+        return done
+    started, before = time.monotonic(), _written_at(spec.jit_library_path)
+    spec.build(verbose=False)
+    return done.model_copy(
+        update={
+            "seconds": round(time.monotonic() - started, 3),
+            "compiled": _written_at(spec.jit_library_path) != before,
+            "folder": spec.build_dir.relative_to(workspace).as_posix(),
+        }
+    )
+
+
+def _written_at(library: Path) -> int | None:
+    try:
+        return library.stat().st_mtime_ns
+    except FileNotFoundError:
+        return None
+
+
+def _check(request: ChildRequest, emit: Callable[[Record], None]) -> None:
+    for number, built in enumerate(request.built, 1):
+        started, left = time.monotonic(), False
+        if built.folder is not None:
+            try:
+                left = _has_work(Path(request.workspace, built.folder))
+            except Exception as error:
+                raise ModuleFailed(built.name) from error
+        seconds = round(time.monotonic() - started, 3)
+        emit(built.model_copy(update={"n": number, "compiled": left, "seconds": seconds}))
+
+
+def _has_work(folder: Path) -> bool:
+    """Whether loading the module would compile. The command is `run_ninja`'s (flashinfer/jit/cpp_ext.py), with -n."""
+    folder = folder.resolve()
+    command = ["ninja", "-v", "-C", str(folder), "-f", str(folder / "build.ninja"), "-n"]
+    done = subprocess.run(
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", check=False
+    )
+    print(done.stdout, file=sys.stderr)
+    return done.returncode != 0 or NOTHING_TO_DO not in done.stdout.splitlines()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,112 @@
+"""What the `flashinfer` stage and its child say to each other, and what a failed compile means.
+
+The parent writes one `ChildRequest` to a file; the child answers with one `ModuleLine` a module and then one
+`DoneLine`, or with one `FailLine`, each a line of JSON on its standard output. No torch and no flashinfer here.
+"""
+
+import errno
+import re
+from pathlib import PurePath
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, TypeAdapter
+
+from rayprep.model.attention import FlashInferModule
+from rayprep.model.base import Record, encodable
+
+FailKind = Literal["compile_failed", "out_of_memory", "no_space", "toolchain", "unsupported"]
+
+
+def _checked_absolute(path: str) -> str:
+    if not PurePath(path).is_absolute():
+        raise ValueError("must be an absolute path")
+    return path
+
+
+class ModuleLine(Record):
+    """Module `n` of `m` is done."""
+
+    event: Literal["module"] = "module"
+    unit: str
+    name: str
+    """FlashInfer's own name of the module, which is its folder's too."""
+    n: int
+    m: int
+    seconds: float
+    compiled: bool
+    """There was work to do; in a check, there would be."""
+    folder: str | None
+    """Where it was built, below the workspace, POSIX. Null for a module that was installed compiled."""
+
+
+class DoneLine(Record):
+    """All modules are done."""
+
+    event: Literal["done"] = "done"
+
+
+class FailLine(Record):
+    """The child gave up; its exit code is 1."""
+
+    event: Literal["failed"] = "failed"
+    kind: FailKind
+    message: str
+    module: str | None = None
+
+
+class ChildRequest(Record):
+    """What the child is to build, or to check: `modules` in mode `build`, `built` in mode `check`."""
+
+    mode: Literal["build", "check"]
+    workspace: Annotated[str, AfterValidator(_checked_absolute)]
+    """The same as the child's FLASHINFER_WORKSPACE_BASE."""
+    modules: tuple[FlashInferModule, ...] = ()
+    built: tuple[ModuleLine, ...] = ()
+
+
+ChildLine = Annotated[ModuleLine | DoneLine | FailLine, Field(discriminator="event")]
+CHILD_LINE: TypeAdapter[ModuleLine | DoneLine | FailLine] = TypeAdapter(ChildLine)
+"""Parses one line of the child's standard output."""
+
+_SIGNS: tuple[tuple[FailKind, str], ...] = (
+    ("no_space", r"No space left on device|Disk quota exceeded"),
+    (
+        "toolchain",
+        r"CUDA compiler and CUDA toolkit headers are incompatible|Could not find nvcc|unsupported GNU version"
+        r"|Unsupported gpu architecture|cannot find -l|fatal error: \S+: No such file"
+        r"|(nvcc|\+\+|gcc|clang)(-\d+)?: (command )?(not found|No such file|Permission denied)",
+    ),
+    ("out_of_memory", r"\bKilled\b|died due to signal 9|Cannot allocate memory|virtual memory exhausted"),
+)
+"""The kinds in the order in which they are looked for: a full disk also makes compilers fail."""
+
+
+def failure(error: BaseException, module: str | None) -> FailLine:
+    """Says what stopped the child. `run_ninja` raises RuntimeError with all that ninja printed (flashinfer 0.6.14)."""
+    return FailLine(kind=_kind(error), message=encodable(_one_line(error)), module=module)
+
+
+def _kind(error: BaseException) -> FailKind:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "no_space"
+    if isinstance(error, MemoryError):
+        return "out_of_memory"
+    # No ninja, no nvcc, or no flashinfer.
+    if isinstance(error, ModuleNotFoundError | FileNotFoundError):
+        return "toolchain"
+    # Another flashinfer: a generator is called otherwise, or with other arguments.
+    if isinstance(error, AttributeError | TypeError):
+        return "unsupported"
+    text = str(error)
+    return next((kind for kind, sign in _SIGNS if re.search(sign, text)), "compile_failed")
+
+
+def _one_line(error: BaseException) -> str:
+    """Of the compilers' output the first line that names an error, else the first that says anything."""
+    lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
+    # ninja -v repeats each command, with a number before it when it starts and below FAILED when it has failed.
+    said = [line for line in lines if not line.startswith(("[", "FAILED:", "ninja: build stopped"))]
+    signs = r"\berror\b|\bfatal\b|undefined reference|" + "|".join(sign for _, sign in _SIGNS)
+    named = [line for line in said if re.search(signs, line, re.IGNORECASE)]
+    line = (named or said or [""])[0]
+    return (line if named else f"{type(error).__name__}: {line}")[:300]
