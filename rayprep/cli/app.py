@@ -5,6 +5,34 @@ from typing import Annotated
 
 import typer
 
+from rayprep.cli.options import (
+    Address,
+    All,
+    BatchSizes,
+    Debug,
+    Deep,
+    DeepGemm,
+    Device,
+    FlashInfer,
+    Heartbeat,
+    Inductor,
+    Json,
+    LoadFormat,
+    MaxSeqLen,
+    MemFraction,
+    Model,
+    ProfilesRoot,
+    RunId,
+    Serve,
+    ServerArgs,
+    SpecFile,
+    TelemetryRoot,
+    Timeout,
+    Tp,
+    Triton,
+    WarmupPort,
+)
+
 app = typer.Typer(
     name="rayprep",
     help="Builds and proves SGLang's kernel caches before a benchmark campaign starts.",
@@ -13,24 +41,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-
-Model = Annotated[str | None, typer.Option("--model", help="Folder with a config.json, that file, or a model's name.")]
-Tp = Annotated[int | None, typer.Option("--tp", help="Tensor-parallel size (default 1).")]
-ProfilesRoot = Annotated[str | None, typer.Option("--profiles-root", help="Where the caches are.")]
-TelemetryRoot = Annotated[str | None, typer.Option("--telemetry-root", help="Where logs and results go.")]
-Device = Annotated[str | None, typer.Option("--device", help="auto, cuda or cpu (default auto).")]
-Json = Annotated[bool, typer.Option("--json", help="JSON for tools in place of text for people.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show traces.")]
-Deep = Annotated[bool, typer.Option("--deep", help="Hash every file that a completion lists.")]
-SpecFile = Annotated[Path | None, typer.Option("--spec-file", help="JSON spec; flags win over it.")]
-ServerArgs = Annotated[list[str] | None, typer.Option("--server-arg", help="Handed to SGLang; repeatable.")]
-BatchSizes = Annotated[list[int] | None, typer.Option("--batch-size", help="Repeatable (default 1 and 8).")]
-MaxSeqLen = Annotated[int | None, typer.Option("--max-seq-len", help="Context length (default: the stage's own).")]
-DeepGemm = Annotated[bool, typer.Option("--deep-gemm", help="DeepGEMM cubins.")]
-Triton = Annotated[bool, typer.Option("--moe", "--triton", help="MoE configs and Triton kernels.")]
-FlashInfer = Annotated[bool, typer.Option("--flashinfer", help="FlashInfer modules.")]
-Inductor = Annotated[bool, typer.Option("--inductor", help="TorchInductor graphs.")]
-All = Annotated[bool, typer.Option("--all", help="All of them, which is the default.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -51,6 +61,7 @@ def ensure(
     moe: Triton = False,
     flashinfer: FlashInfer = False,
     inductor: Inductor = False,
+    serve: Serve = False,
     all_stages: All = False,
     rebuild: Annotated[list[str] | None, typer.Option("--rebuild", help="Build this stage anew; repeatable.")] = None,
     skip: Annotated[list[str] | None, typer.Option("--skip", help="Leave this stage out; repeatable.")] = None,
@@ -61,17 +72,24 @@ def ensure(
     moe_strategy: Annotated[str | None, typer.Option("--moe-strategy", help="auto, fixed or sweep.")] = None,
     moe_dtype: Annotated[str | None, typer.Option("--moe-dtype", help="Such as fp8_w8a8.")] = None,
     max_seq_len: MaxSeqLen = None,
-    timeout: Annotated[float | None, typer.Option("--timeout", help="Seconds for each stage (default 3600).")] = None,
-    heartbeat_sec: Annotated[float | None, typer.Option("--heartbeat-sec", help="(default 60)")] = None,
-    warmup_port: Annotated[int | None, typer.Option("--warmup-port", help="(default 30999)")] = None,
-    mem_fraction: Annotated[float | None, typer.Option("--mem-fraction", help="(default 0.96)")] = None,
+    timeout: Timeout = None,
+    heartbeat_sec: Heartbeat = None,
+    warmup_port: WarmupPort = None,
+    mem_fraction: MemFraction = None,
+    load_format: LoadFormat = None,
+    deep_gemm_via: Annotated[
+        str | None, typer.Option("--deep-gemm-via", help="kernels (default), or server: SGLang compiles as it starts.")
+    ] = None,
+    verify: Annotated[
+        bool | None, typer.Option("--verify/--no-verify", help="Prove it on a server at the end (default), or not.")
+    ] = None,
     device: Device = None,
     profiles_root: ProfilesRoot = None,
     telemetry_root: TelemetryRoot = None,
-    run_id: Annotated[str | None, typer.Option("--run-id", help="Name of the run (default: from the time).")] = None,
+    run_id: RunId = None,
     spec_file: SpecFile = None,
     server_arg: ServerArgs = None,
-    address: Annotated[str | None, typer.Option("--address", help="Join this Ray cluster, HOST:PORT.")] = None,
+    address: Address = None,
     deep: Deep = False,
     json: Json = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and its cost, and do nothing.")] = False,
@@ -85,7 +103,7 @@ def ensure(
     flags = Flags(
         model=model,
         tp=tp,
-        selected=selection(deep_gemm, moe, flashinfer, inductor, all_stages),
+        selected=selection(deep_gemm, moe, flashinfer, inductor, serve, all_stages),
         rebuild=rebuild or [],
         skip=skip or [],
         block_sizes=block_size,
@@ -97,6 +115,9 @@ def ensure(
         heartbeat_s=heartbeat_sec,
         warmup_port=warmup_port,
         mem_fraction=mem_fraction,
+        load_format=load_format,
+        deep_gemm_via=deep_gemm_via,
+        verify=verify,
         device=device,
         server_args=server_arg,
         spec_file=spec_file,
@@ -106,6 +127,57 @@ def ensure(
         deep=deep,
     )
     raise typer.Exit(command.run(flags, json_lines=json, dry_run=dry_run, address=address, debug=debug))
+
+
+@app.command()
+def verify(
+    server_command: Annotated[
+        list[str] | None, typer.Argument(help="After --: the campaign's own server command.", show_default=False)
+    ] = None,
+    model: Model = None,
+    tp: Tp = None,
+    max_seq_len: MaxSeqLen = None,
+    timeout: Timeout = None,
+    heartbeat_sec: Heartbeat = None,
+    warmup_port: WarmupPort = None,
+    mem_fraction: MemFraction = None,
+    load_format: LoadFormat = None,
+    device: Device = None,
+    profiles_root: ProfilesRoot = None,
+    telemetry_root: TelemetryRoot = None,
+    run_id: RunId = None,
+    spec_file: SpecFile = None,
+    server_arg: ServerArgs = None,
+    address: Address = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Start a server against the prepared caches, and prove that it compiles nothing. Exit 14 where it does.
+
+    Without a command of your own, the server is the one that `ensure` was given, or that the flags imply.
+    """
+    from rayprep.cli import ensure as command
+    from rayprep.cli.request import Flags
+
+    flags = Flags(
+        model=model,
+        tp=tp,
+        max_seq_len=max_seq_len,
+        timeout_s=timeout,
+        heartbeat_s=heartbeat_sec,
+        warmup_port=warmup_port,
+        mem_fraction=mem_fraction,
+        load_format=load_format,
+        verify_only=True,
+        server_command=server_command,
+        device=device,
+        server_args=server_arg,
+        spec_file=spec_file,
+        profiles_root=profiles_root,
+        telemetry_root=telemetry_root,
+        run_id=run_id,
+    )
+    raise typer.Exit(command.run(flags, json_lines=json, dry_run=False, address=address, debug=debug))
 
 
 @app.command()
@@ -150,6 +222,7 @@ def inspect(
     triton: Triton = False,
     flashinfer: FlashInfer = False,
     inductor: Inductor = False,
+    serve: Serve = False,
     all_caches: All = False,
     device: Device = None,
     profiles_root: ProfilesRoot = None,
@@ -161,7 +234,7 @@ def inspect(
     from rayprep.cli import inspect as command
     from rayprep.cli.stage_names import selection
 
-    stages = selection(deep_gemm, triton, flashinfer, inductor, all_caches)
+    stages = selection(deep_gemm, triton, flashinfer, inductor, serve, all_caches)
     command.run(command.Question(model, tp, device, profiles_root, deep), stages, json_output=json)
 
 
@@ -223,6 +296,7 @@ def reset(
     triton: Triton = False,
     flashinfer: FlashInfer = False,
     inductor: Inductor = False,
+    serve: Serve = False,
     unreferenced: Annotated[
         bool, typer.Option("--unreferenced", help="Only entries that no completion names.")
     ] = False,
@@ -246,7 +320,7 @@ def reset(
     from rayprep.cli.stage_names import selection
 
     wish = command.Wish(
-        stages=selection(deep_gemm, triton, flashinfer, inductor, False),
+        stages=selection(deep_gemm, triton, flashinfer, inductor, serve, False),
         older_than_days=older_than,
         match_slug=match_slug,
         unreferenced=unreferenced,

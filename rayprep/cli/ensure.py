@@ -49,6 +49,7 @@ def _show_plan(survey: Survey, *, json_lines: bool) -> int:
     else:
         for decision in survey.plan.decisions:
             print(decision)
+        print(survey.plan.verify)
     return 0
 
 

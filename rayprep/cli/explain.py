@@ -16,6 +16,7 @@ def run(flags: Flags, *, json_output: bool) -> None:
     print(f"{survey.model.slug} at TP {survey.identity.tp}, from {survey.model.source}")
     for decision in survey.plan.decisions:
         print("\n".join(_lines(decision)))
+    print(survey.plan.verify)
 
 
 def _lines(decision: Decision) -> list[str]:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rayprep.host.atomic import write_text
-from rayprep.host.gpu import read_gpus
-from rayprep.host.layout import Layout, choose_roots
+from rayprep.host.environment import server_cache_env
+from rayprep.host.gpu import read_gpus, visible_gpus
+from rayprep.host.layout import choose_roots
 from rayprep.host.snapshot import Wanted, take_inventory, take_snapshot
 from rayprep.host.survey import choose_device, read_signature
 from rayprep.model.base import to_json
@@ -16,7 +17,7 @@ from rayprep.model.caches import CacheName
 from rayprep.model.errors import BadRequest
 from rayprep.model.snapshot import CacheSnapshot, ProfileSnapshot
 from rayprep.model.spec import DeviceChoice
-from rayprep.model.stages import ANSWERS_FOR, StageName
+from rayprep.model.stages import ANSWERS_FOR, STAGES, StageName
 
 _NEWEST_SHOWN = 3
 _WIDTH_OF_A_FILE = 160
@@ -37,7 +38,7 @@ class Question:
 def run(question: Question, stages: tuple[StageName, ...], *, json_output: bool) -> None:
     """Prints the snapshot; with `stages`, only of the caches that they answer for."""
     snapshot = look(question)
-    shown = [cache for cache, stage in ANSWERS_FOR.items() if not stages or stage in stages]
+    shown = [cache for cache in ANSWERS_FOR if not stages or any(cache in STAGES[stage].caches for stage in stages)]
     if json_output:
         print(snapshot.model_dump_json(indent=2, exclude={cache.value for cache in ANSWERS_FOR if cache not in shown}))
         return
@@ -52,7 +53,7 @@ def look(question: Question) -> ProfileSnapshot:
         choice = DeviceChoice(question.device or "auto")
     except ValueError:
         raise BadRequest(f"--device {question.device!r}", hint="use auto, cuda or cpu") from None
-    gpus = read_gpus()
+    gpus = visible_gpus(read_gpus(), environ)
     tp = question.tp or 1
     signature = read_signature(layout, environ, choose_device(choice, gpus, tp), gpus)
     wanted = None
@@ -137,13 +138,5 @@ def snapshot(question: Question, manifest: Path | None) -> None:
 def env(profiles_root: str | None, *, env_file: bool) -> None:
     """Prints `export NAME=value` lines for eval, or `NAME=value` lines for a container's env file."""
     layout = choose_roots(dict(os.environ), profiles_root)
-    for name, value in _server_env(layout).items():
+    for name, value in server_cache_env(layout).items():
         print(f"{name}={value}" if env_file else f"export {name}={shlex.quote(value)}")
-
-
-def _server_env(layout: Layout) -> dict[str, str]:
-    values = layout.cache_env()
-    # A server that is sent to a folder without configs/ dies while it starts; without the variable it uses its own.
-    if not (layout.cache(CacheName.MOE_CONFIGS) / "configs").is_dir():
-        del values["SGLANG_MOE_CONFIG_DIR"]
-    return values

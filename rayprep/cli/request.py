@@ -12,6 +12,7 @@ from pathlib import Path
 from rayprep.cli.stage_names import stage_named
 from rayprep.host.layout import choose_roots
 from rayprep.model.errors import BadRequest
+from rayprep.model.server_command import option_of
 from rayprep.model.spec import PrepSpec, Resolved, StageOp, resolve
 from rayprep.model.spec_file import SpecFile, parse_spec_file
 from rayprep.model.stages import StageName
@@ -40,6 +41,11 @@ class Flags:
     mem_fraction: float | None = None
     device: str | None = None
     server_args: list[str] | None = None
+    load_format: str | None = None
+    deep_gemm_via: str | None = None
+    verify: bool | None = None
+    verify_only: bool = False
+    server_command: list[str] | None = None
     spec_file: Path | None = None
     profiles_root: str | None = None
     telemetry_root: str | None = None
@@ -49,6 +55,7 @@ class Flags:
     _PLAIN = (
         *("model", "tp", "block_sizes", "batch_sizes", "moe_strategy", "moe_dtype", "max_seq_len"),
         *("timeout_s", "heartbeat_s", "warmup_port", "mem_fraction", "device"),
+        *("load_format", "deep_gemm_via", "verify"),
     )
 
     def values(self) -> dict[str, object]:
@@ -56,11 +63,21 @@ class Flags:
         given = {name: getattr(self, name) for name in self._PLAIN if getattr(self, name) is not None}
         if self.selected:
             given["selected"] = self.selected
+        if self.server_command:
+            given = {**_from_command(self.server_command), **given, "server_command": tuple(self.server_command)}
         if self.server_args:
             given["server_args"] = [word for each in self.server_args for word in shlex.split(each)]
         ops = {stage_named(name): StageOp.REBUILD for name in self.rebuild}
         ops |= {stage_named(name): StageOp.SKIP for name in self.skip}
         return {**given, "ops": ops} if ops else given
+
+
+def _from_command(command: list[str]) -> dict[str, object]:
+    """The model and the TP that a server command names, so that they need not be said twice."""
+    model = option_of(command, "--model-path", "--model")
+    tp = option_of(command, "--tp-size", "--tp", "--tensor-parallel-size")
+    named: dict[str, object] = {"model": model, "tp": tp}
+    return {name: value for name, value in named.items() if value is not None}
 
 
 def resolve_flags(flags: Flags) -> Resolved:
@@ -93,6 +110,7 @@ def node_request(flags: Flags, environ: Mapping[str, str]) -> NodeRequest:
         profiles_root=str(roots.profiles),
         telemetry_root=str(roots.telemetry),
         deep=flags.deep,
+        verify_only=flags.verify_only,
     )
 
 

@@ -8,9 +8,11 @@ from rayprep.model.stages import StageName
 _ALIASES = {"moe": StageName.MOE_TUNE, "triton": StageName.MOE_TUNE, "deep-gemm": StageName.DEEP_GEMM}
 
 
-def selection(deep_gemm: bool, moe: bool, flashinfer: bool, inductor: bool, everything: bool) -> tuple[StageName, ...]:
+def selection(
+    deep_gemm: bool, moe: bool, flashinfer: bool, inductor: bool, serve: bool, everything: bool
+) -> tuple[StageName, ...]:
     """The stages that flags name; empty means that none was named, which is all of them."""
-    chosen = zip(StageName, (deep_gemm, moe, flashinfer, inductor), strict=True)
+    chosen = zip(StageName, (deep_gemm, moe, flashinfer, inductor, serve), strict=True)
     return tuple(StageName) if everything else tuple(stage for stage, given in chosen if given)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from rayprep.host.layout import Layout
+from rayprep.model.caches import CacheName
 
 STORE_MARK = "RAYPREP_STORE"
 """Carried by every process that works in a store, so that what a dead owner left can be found and ended."""
@@ -45,13 +46,24 @@ def child_env(environ: Mapping[str, str], layout: Layout, home: Path, invocation
     return {
         **inherited,
         **hub_folders(environ),
-        **layout.cache_env(),
+        **server_cache_env(layout),
         "HOME": str(home),
         STORE_MARK: store_mark(layout),
         RUN_MARK: invocation,
         # sglang and Ray rename their processes with setproctitle, which overwrites the marks unless told not to.
         "SPT_NOENV": "1",
     }
+
+
+def server_cache_env(layout: Layout) -> dict[str, str]:
+    """Every variable that leads a server to its caches.
+
+    One that is sent to a folder without configs/ dies while it starts; without the variable it uses its own configs.
+    """
+    values = layout.cache_env()
+    if not (layout.cache(CacheName.MOE_CONFIGS) / "configs").is_dir():
+        del values["SGLANG_MOE_CONFIG_DIR"]
+    return values
 
 
 def compiler_settings(environ: Mapping[str, str]) -> tuple[str, ...]:

@@ -1,7 +1,8 @@
 """The GPUs of this host, as NVML tells them: no CUDA context, no torch."""
 
 import ctypes
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 _CORES_PER_SM = {(6, 0): 64, (7, 0): 64, (7, 2): 64, (7, 5): 64, (8, 0): 64}
 """FP32 lanes of one multiprocessor where it is not 128. Source: CUDA C++ Programming Guide, "Compute Capabilities",
@@ -15,6 +16,8 @@ class Gpu:
     compute_capability: str
     sm_count: int
     memory_bytes: int
+    index: int = 0
+    """As NVML and, with CUDA_DEVICE_ORDER=PCI_BUS_ID, CUDA number it."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ def read_gpus() -> GpuInventory:
     try:
         version = pynvml.nvmlSystemGetCudaDriverVersion()
         return GpuInventory(
-            gpus=tuple(_read(pynvml.nvmlDeviceGetHandleByIndex(i)) for i in range(pynvml.nvmlDeviceGetCount())),
+            gpus=tuple(_read(i) for i in range(pynvml.nvmlDeviceGetCount())),
             driver_version=pynvml.nvmlSystemGetDriverVersion(),
             cuda_version=f"{version // 1000}.{version % 1000 // 10}",
         )
@@ -56,9 +59,10 @@ def read_gpus() -> GpuInventory:
         pynvml.nvmlShutdown()
 
 
-def _read(handle: object) -> Gpu:
+def _read(index: int) -> Gpu:
     import pynvml
 
+    handle = pynvml.nvmlDeviceGetHandleByIndex(index)
     major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
     cores = pynvml.nvmlDeviceGetNumGpuCores(handle)
     return Gpu(
@@ -67,4 +71,66 @@ def _read(handle: object) -> Gpu:
         compute_capability=f"sm_{major}{minor}",
         sm_count=cores // _CORES_PER_SM.get((major, minor), 128),
         memory_bytes=pynvml.nvmlDeviceGetMemoryInfo(handle).total,
+        index=index,
     )
+
+
+def visible_gpus(inventory: GpuInventory, environ: Mapping[str, str]) -> GpuInventory:
+    """Those that CUDA_VISIBLE_DEVICES leaves, in its order; all where it is not set. Names that are none are none."""
+    setting = environ.get("CUDA_VISIBLE_DEVICES")
+    if setting is None or not inventory.gpus:
+        return inventory
+    named = {key: gpu for gpu in inventory.gpus for key in (str(gpu.index), gpu.uuid)}
+    chosen = []
+    for name in setting.split(","):
+        if name.strip() not in named:
+            break  # CUDA, too, takes nothing that comes after a name it does not know
+        chosen.append(named[name.strip()])
+    return replace(inventory, gpus=tuple(chosen))
+
+
+@dataclass(frozen=True)
+class GpuMemory:
+    """How much of one GPU's memory is free, and which processes hold the rest. All in bytes."""
+
+    uuid: str
+    free_bytes: int
+    used_bytes: int
+    processes: tuple[tuple[int, int | None], ...] = ()
+    """(pid, bytes) of each that has a CUDA context, as the host numbers them. A container may see none of them, or
+    no sizes."""
+
+
+def read_gpu_memory(uuids: Sequence[str]) -> tuple[GpuMemory, ...] | None:
+    """The memory of the GPUs with these UUIDs, in their order. None where NVML is absent or cannot tell."""
+    if not uuids:
+        return None
+    try:
+        ctypes.CDLL("libnvidia-ml.so.1")
+    except OSError:
+        return None
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return None
+    try:
+        return tuple(_read_memory(uuid) for uuid in uuids)
+    except pynvml.NVMLError:
+        return None
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _read_memory(uuid: str) -> GpuMemory:
+    import pynvml
+
+    handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
+    memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
+    try:
+        holders = pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
+    except pynvml.NVMLError:
+        holders = []  # not told to every container
+    processes = tuple((holder.pid, holder.usedGpuMemory) for holder in holders)
+    return GpuMemory(uuid, memory.free, memory.used, processes)

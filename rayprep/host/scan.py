@@ -112,7 +112,8 @@ def _count(  # noqa: PLR0912 - one flat loop on purpose: a call for each of 100,
 ) -> list[str]:
     """Adds one folder's artifacts to `found`; returns the folders in it, by their path below the cache's."""
     facts = CACHES[found.cache]
-    companions, volatile_names, volatile_dirs = facts.companion_names, facts.volatile_suffixes, facts.volatile_dirs
+    passed_over, volatile_suffixes = facts.companion_names | facts.volatile_names, facts.volatile_suffixes
+    volatile_dirs = facts.volatile_dirs
     files, newest, mine, is_regular = found.files, found.newest, os.getuid(), stat.S_ISREG
     prefix, plain = f"{found.cache.value}/{below}", below.isascii()
     oldest_kept = newest[0][0] if len(newest) == NEWEST else float("-inf")
@@ -124,7 +125,7 @@ def _count(  # noqa: PLR0912 - one flat loop on purpose: a call for each of 100,
             if name not in volatile_dirs:
                 folders.append(f"{below}{name}/")
             continue
-        if name.endswith(volatile_names) or name in companions:
+        if name.endswith(volatile_suffixes) or name in passed_over:
             continue
         try:
             status = entry.stat(follow_symlinks=False)

@@ -50,12 +50,10 @@ class Inventory:
 def take_inventory(layout: Layout, slug: str | None = None, tp: int | None = None) -> Inventory:
     """Reads caches, markers and completions; the latter only of `slug` and `tp` where they are given."""
     stages = {stage: read_completions(layout, stage, slug, tp) for stage in StageName}
+    named = {cache for stage, (found, _) in stages.items() if found for cache in STAGES[stage].caches}
     return Inventory(
         # Only a completion's check needs the files by name.
-        scans={
-            cache: scan_cache(layout.profiles, cache, list_files=bool(stages[stage][0]))
-            for cache, stage in ANSWERS_FOR.items()
-        },
+        scans={cache: scan_cache(layout.profiles, cache, list_files=cache in named) for cache in ANSWERS_FOR},
         markers=read_markers(layout),
         completions={stage: good for stage, (good, _) in stages.items()},
         unreadable={stage: bad for stage, (_, bad) in stages.items()},

@@ -49,8 +49,11 @@ class CacheFacts:
     default_depth: int = 1
     companion_names: frozenset[str] = frozenset()
     volatile_suffixes: tuple[str, ...] = (".lock", ".log", ".tmp")
+    volatile_names: frozenset[str] = frozenset()
     volatile_dirs: frozenset[str] = frozenset({"tmp", "locks", "lock"})
 
+
+_NINJA = frozenset({".ninja_log", ".ninja_deps", "build.ninja"})
 
 _OTHER_LIBRARIES = {
     "SGLANG_CACHE_DIR": "sglang",
@@ -76,7 +79,7 @@ CACHES: dict[CacheName, CacheFacts] = {
         env={"FLASHINFER_WORKSPACE_BASE": "", "FLASHINFER_WORKSPACE_DIR": ""},
         # .cache/flashinfer/<version>/<arch>/{cached_ops,generated}/<module>/
         default_depth=6,
-        companion_names=frozenset({".ninja_log", ".ninja_deps", "build.ninja"}),
+        companion_names=_NINJA,
     ),
     CacheName.DEEP_GEMM: CacheFacts(
         # sglang overwrites DG_JIT_CACHE_DIR with SGLANG_DG_CACHE_DIR; a process without sglang reads only the former.
@@ -87,7 +90,12 @@ CACHES: dict[CacheName, CacheFacts] = {
         env={"SGLANG_MOE_CONFIG_DIR": ""},
         default_depth=3,  # configs/triton_<version>/<file>.json
     ),
-    CacheName.SGLANG_JIT: CacheFacts(env={"TVM_FFI_CACHE_DIR": "", "SGLANG_JIT_CACHE_DIR": ""}),
+    CacheName.SGLANG_JIT: CacheFacts(
+        env={"TVM_FFI_CACHE_DIR": "", "SGLANG_JIT_CACHE_DIR": ""},
+        # <module>__arch_<arch>__tvmffi_<version>/, built by ninja in place.
+        companion_names=_NINJA,
+        volatile_names=frozenset({"lock"}),
+    ),
     CacheName.OTHERS: CacheFacts(env=_OTHER_LIBRARIES, default_depth=2),
 }
 
@@ -96,7 +104,11 @@ def classify(cache: CacheName, parts: tuple[str, ...]) -> FileKind:
     """What the file at `parts` (path parts below the cache's folder) is."""
     facts = CACHES[cache]
     name = parts[-1]
-    if name.endswith(facts.volatile_suffixes) or not facts.volatile_dirs.isdisjoint(parts[:-1]):
+    if (
+        name.endswith(facts.volatile_suffixes)
+        or name in facts.volatile_names
+        or not facts.volatile_dirs.isdisjoint(parts[:-1])
+    ):
         return FileKind.VOLATILE
     return FileKind.COMPANION if name in facts.companion_names else FileKind.ARTIFACT
 

@@ -15,6 +15,7 @@ from pydantic import Field, field_validator
 from rayprep.model.base import Record, Utc
 from rayprep.model.signature import FORMAT_VERSION, Difference, Signature, binding_digest, differences
 from rayprep.model.stages import StageName
+from rayprep.model.verification import Verification
 
 
 class Identity(Record):
@@ -58,6 +59,12 @@ class Completion(Record):
     duration_s: float
     run_id: str
     rayprep_version: str
+    missed: tuple[str, ...] = ()
+    """Of `units`, those that no plan had named before a server asked for them."""
+    server_command: tuple[str, ...] = ()
+    """The campaign's own server command, where one was given; of `serve` only."""
+    verification: Verification | None = None
+    """The last proof on a server; of `serve` only."""
 
     @field_validator("artifacts")
     @classmethod

@@ -8,6 +8,7 @@ from rayprep.model.completion import Check, Completion
 from rayprep.model.errors import ErrorType
 from rayprep.model.spec import StageOp
 from rayprep.model.stages import StageName
+from rayprep.model.verification import Verification
 
 
 class Work(Record):
@@ -37,6 +38,12 @@ class Unable(Record):
 
 
 StagePlan = Work | NotNeeded | Unable
+
+
+def with_missed(work: Work, earlier: Sequence[Completion]) -> Work:
+    """`work` with what a server once asked for beyond the plan, for the same model and flags on whatever host."""
+    missed = {unit for each in earlier for unit in each.missed} - set(work.units)
+    return work.model_copy(update={"units": (*work.units, *sorted(missed))})
 
 
 def calibrate(work: Work, earlier: Sequence[Completion]) -> Work:
@@ -116,11 +123,46 @@ def decide(  # noqa: PLR0911 - one return for each rule, in order of precedence
     return verdict(Action.BUILD, check.state.value, check.detail)
 
 
+class VerifyDecision(Record):
+    """Whether a server is started to prove that nothing is left to compile, and why or why not."""
+
+    run: bool
+    reason: str
+
+    def __str__(self) -> str:
+        return f"verify: {'run' if self.run else 'skip'}, {self.reason}"
+
+
+def decide_verify(
+    decisions: Sequence[Decision],
+    *,
+    asked: bool,
+    verify_only: bool,
+    on_gpu: bool,
+    command: tuple[str, ...],
+    proof: Verification | None,
+) -> VerifyDecision:
+    """The rules, first that fits. A proof stands until something is built, or until it is asked of another command."""
+    serve = next(each for each in decisions if each.stage is StageName.SERVE)
+    rules = (
+        (not on_gpu, False, "no_gpu"),
+        (not asked, False, "requested"),
+        (verify_only, True, "requested"),
+        (serve.action not in (Action.BUILD, Action.NOOP), False, f"serve_{serve.reason}"),
+        (any(each.action is Action.BUILD for each in decisions), True, "something_is_built"),
+        (proof is None, True, "not_verified_yet"),
+        (proof is not None and command not in ((), proof.command), True, "another_server_command"),
+    )
+    run, reason = next(((run, reason) for fits, run, reason in rules if fits), (False, "verified"))
+    return VerifyDecision(run=run, reason=reason)
+
+
 class Plan(Record):
     """The decisions for one host, in the order of the stages."""
 
     decisions: tuple[Decision, ...]
+    verify: VerifyDecision
 
     @property
     def needs_work(self) -> bool:
-        return any(each.action is Action.BUILD for each in self.decisions)
+        return self.verify.run or any(each.action is Action.BUILD for each in self.decisions)

@@ -6,10 +6,12 @@ from enum import StrEnum
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from rayprep.model.base import Record, Utc
+from rayprep.model.cleanup import Cleanup
 from rayprep.model.errors import ErrorType
 from rayprep.model.located import Located
 from rayprep.model.signature import Signature
 from rayprep.model.stages import StageName, StageStatus, exit_code
+from rayprep.model.verification import VerifyResult
 
 
 class RunStatus(StrEnum):
@@ -38,6 +40,8 @@ class Artifacts(Record):
     """What the stage's completion covers now."""
     built: tuple[str, ...] = ()
     """What of it this run compiled anew."""
+    missed: tuple[str, ...] | None = None
+    """What a server asked for and the plan did not have; the completion has it now."""
     disk_delta_bytes: int = 0
     files_delta: int = 0
     completion: Located | None = None
@@ -48,12 +52,16 @@ class Artifacts(Record):
         return {name: value for name, value in written.items() if value is not None}
 
 
-class Cleanup(Record):
-    """How the stage's processes were ended. `killed`: all of them are gone."""
+class ServerRecord(Record):
+    """The warm-up server of a stage, as it was started."""
 
-    kill_sent: bool
-    killed: bool
-    timeout_s: float
+    warmup_pid: int
+    port: int
+    mem_fraction: float
+    attempts: int
+    load_format: str
+    ready_s: float
+    command: tuple[str, ...]
 
 
 class Headroom(Record):
@@ -91,6 +99,8 @@ class StageResult(Record):
     """The variables that this stage set differently from `run.settings.env`."""
     headroom: Headroom | None = None
     cleanup: Cleanup | None = None
+    warmup_pid: int | None = None
+    server: ServerRecord | None = None
     error_type: ErrorType | None = None
     warnings: tuple[str, ...] = ()
     errors: tuple[StageErrorRecord, ...] = ()
@@ -121,6 +131,10 @@ class Settings(Record):
     heartbeat_s: float
     warmup_port: int
     mem_fraction: float
+    load_format: str = "dummy"
+    deep_gemm_via: str = "kernels"
+    verify: bool = True
+    server_command: tuple[str, ...] = ()
     write_mode: str = "atomic"
     env: dict[str, str]
     ignored_spec_keys: tuple[str, ...] = ()
@@ -176,6 +190,8 @@ class PrepResult(Record):
     status: RunStatus
     run: RunBlock
     stages: dict[StageName, StageResult] = Field(default_factory=dict)
+    verify: VerifyResult | None = None
+    """The proof on a server of its own; null while it has not been reached."""
     telemetry_probe: TelemetryProbe
     errors: tuple[RunError, ...] = ()
     warnings: tuple[str, ...] = ()
@@ -187,6 +203,8 @@ class PrepResult(Record):
         if ErrorType.INTERRUPTED in kinds:
             return 130
         failed = [name for name, stage in self.stages.items() if stage.status is StageStatus.ERROR]
+        if self.verify and self.verify.status == "error":
+            failed.append(StageName.SERVE)
         if failed:
             return exit_code(failed)
         if ErrorType.LOCK_TIMEOUT in kinds:
@@ -198,7 +216,8 @@ class PrepResult(Record):
     @property
     def status_line(self) -> str:
         """`ok deep_gemm:noop moe_tune:ok ...`, what RESULT_STATUS says."""
-        return " ".join([self.status, *(f"{name}:{stage.status}" for name, stage in self.stages.items())])
+        stages = [f"{name}:{stage.status}" for name, stage in self.stages.items()]
+        return " ".join([self.status, *stages, *([f"verify:{self.verify.status}"] if self.verify else [])])
 
 
 def overall_status(stages: Mapping[StageName, StageResult], errors: Iterable[RunError], finished: bool) -> RunStatus:

@@ -3,6 +3,8 @@
 Source of the names: `python -m sglang.launch_server --help`, sglang 0.5.16.
 """
 
+from collections.abc import Sequence
+
 from rayprep.model.errors import BadRequest
 
 _LAYOUTS = {
@@ -102,6 +104,22 @@ def redacted(server_args: tuple[str, ...]) -> tuple[str, ...]:
     """The arguments as they may be written down: `--flag=value` each, keys blotted out."""
     shown = ((name, "***" if "key" in _plain(name).split("_") else value) for name, value in pairs(server_args))
     return tuple(f"{name}={value}" if value else name for name, value in shown)
+
+
+def redacted_command(command: Sequence[str]) -> tuple[str, ...]:
+    """A whole command line as it may be written down."""
+    shown: list[str] = []
+    for word in command:
+        name, equals, _ = word.partition("=")
+        if shown and "=" not in shown[-1] and _is_key(shown[-1]):
+            shown.append("***")
+        else:
+            shown.append(f"{name}=***" if equals and _is_key(name) else word)
+    return tuple(shown)
+
+
+def _is_key(name: str) -> bool:
+    return name.startswith("--") and "key" in _plain(name).split("_")
 
 
 def _plain(name: str) -> str:

@@ -112,6 +112,17 @@ BINDING: dict[StageName, dict[Field, str]] = {
         "cuda": "part of Inductor's cache key",
         "triton_version": "part of Inductor's cache key",
     },
+    StageName.SERVE: {
+        **_ALWAYS,
+        **_HOST_CODE,
+        "device_name": "Inductor's cache key holds the device's properties",
+        "cuda": "SGLang's modules link against the CUDA runtime",
+        "nvcc": "ninja rebuilds SGLang's modules on another compiler",
+        "triton_version": "part of every Triton key",
+        "sglang_version": "its kernels are what was compiled",
+        "install_prefix": "ninja's files and Inductor's keys hold absolute include paths",
+        "profiles_root": "Triton's group files and ninja's hold absolute paths",
+    },
 }
 """Per stage the fields that must be equal, each with the reason. The driver's patch level binds nothing: a cubin
 runs on any driver of its CUDA major. Names of hosts, slugs and TP are in the key, not here."""

@@ -66,3 +66,5 @@ class ProfileSnapshot(Record):
     flashinfer: CacheSnapshot
     deep_gemm: CacheSnapshot
     moe_configs: CacheSnapshot
+    sglang_jit: CacheSnapshot
+    others: CacheSnapshot

@@ -34,6 +34,13 @@ class MoeStrategy(StrEnum):
     SWEEP = "sweep"
 
 
+class DeepGemmVia(StrEnum):
+    """`kernels` lists the kernels and compiles them side by side; `server` has SGLang compile them as it starts."""
+
+    KERNELS = "kernels"
+    SERVER = "server"
+
+
 class DeviceChoice(StrEnum):
     """`auto` is `cuda` where NVML shows a GPU, else `cpu`."""
 
@@ -66,6 +73,13 @@ class PrepSpec(Record):
     device: DeviceChoice = DeviceChoice.AUTO
     server_args: tuple[Utf8, ...] = ()
     """Handed to SGLang as they are."""
+    load_format: Utf8 = "dummy"
+    """`dummy` makes weights up, which compiles the same kernels; `auto` loads the model's own."""
+    deep_gemm_via: DeepGemmVia = DeepGemmVia.KERNELS
+    verify: bool = True
+    """Prove on a server of its own, after all stages, that nothing is left to compile."""
+    server_command: tuple[Utf8, ...] = ()
+    """The campaign's own server command, for that proof; empty means the one that this request implies."""
 
     @field_validator("batch_sizes", "block_sizes")
     @classmethod

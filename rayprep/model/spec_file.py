@@ -26,6 +26,10 @@ _PLAIN = {
     "mem_fraction": "mem_fraction",
     "device": "device",
     "server_args": "server_args",
+    "load_format": "load_format",
+    "deep_gemm_via": "deep_gemm_via",
+    "verify": "verify",
+    "server_command": "server_command",
 }
 _STAGE_NAMES = {
     "deep_gemm": "deep_gemm",
@@ -34,6 +38,7 @@ _STAGE_NAMES = {
     "triton": "moe_tune",
     "flashinfer": "flashinfer",
     "inductor": "inductor",
+    "serve": "serve",
 }
 _POLICY = {
     "strategy": "moe_strategy",

@@ -13,6 +13,7 @@ class StageName(StrEnum):
     MOE_TUNE = "moe_tune"
     FLASHINFER = "flashinfer"
     INDUCTOR = "inductor"
+    SERVE = "serve"
 
 
 class StageStatus(StrEnum):
@@ -26,7 +27,7 @@ class StageStatus(StrEnum):
 
 @dataclass(frozen=True)
 class StageFacts:
-    """`code` is the stage's exit status when it fails first; `caches` are those it fills, the first its own."""
+    """`code` is the stage's exit status when it fails first; `caches` are those it writes to, the first its own."""
 
     code: int
     caches: tuple[CacheName, ...]
@@ -34,14 +35,26 @@ class StageFacts:
 
 STAGES: dict[StageName, StageFacts] = {
     StageName.DEEP_GEMM: StageFacts(10, (CacheName.DEEP_GEMM,)),
-    # The tuner's kernels are what fills the Triton cache, which is why `--triton` selects this stage.
+    # The tuner compiles Triton kernels, too, which is why `--triton` selects this stage.
     StageName.MOE_TUNE: StageFacts(11, (CacheName.MOE_CONFIGS, CacheName.TRITON)),
     StageName.FLASHINFER: StageFacts(12, (CacheName.FLASHINFER,)),
     StageName.INDUCTOR: StageFacts(13, (CacheName.TORCHINDUCTOR,)),
+    # A server compiles small graphs of its own even where nobody asks it to compile the model.
+    StageName.SERVE: StageFacts(
+        14, (CacheName.TRITON, CacheName.SGLANG_JIT, CacheName.OTHERS, CacheName.TORCHINDUCTOR)
+    ),
 }
 
-ANSWERS_FOR: dict[CacheName, StageName] = {cache: stage for stage, facts in STAGES.items() for cache in facts.caches}
-"""Which stage's completion says whether a cache is valid."""
+ANSWERS_FOR: dict[CacheName, StageName] = {
+    CacheName.DEEP_GEMM: StageName.DEEP_GEMM,
+    CacheName.MOE_CONFIGS: StageName.MOE_TUNE,
+    CacheName.TRITON: StageName.SERVE,
+    CacheName.FLASHINFER: StageName.FLASHINFER,
+    CacheName.TORCHINDUCTOR: StageName.INDUCTOR,
+    CacheName.SGLANG_JIT: StageName.SERVE,
+    CacheName.OTHERS: StageName.SERVE,
+}
+"""Which stage's completion says whether a cache is valid: where two write to it, the one that finishes it."""
 
 
 def exit_code(failed: list[StageName]) -> int:

@@ -1,5 +1,7 @@
 """Closes the result of a run whose agent cannot do it any more."""
 
+from collections.abc import Sequence
+
 from pydantic import ValidationError
 
 from rayprep.host.atomic import write_text
@@ -27,21 +29,22 @@ def close_result(request: NodeRequest, survey: Survey, error: RayprepError) -> P
         found = Recorder(request, survey).result  # which keeps an earlier run's as history
     if found.run.finished_at is not None:
         return found  # the agent had written its last before it died
-    result = closed(found, error, _running_stage(request, survey))
+    result = closed(found, error, _running_stages(request, survey))
     write_text(path, to_json(result))
     return result
 
 
-def closed(result: PrepResult, error: RayprepError, running: StageName | None) -> PrepResult:
-    """`result` with the running stage failed, those never reached skipped, and the run ended now."""
+def closed(result: PrepResult, error: RayprepError, running: Sequence[StageName]) -> PrepResult:
+    """`result` with the running stages failed, those never reached skipped, and the run ended now."""
     kind = error.error_type or ErrorType.INTERNAL_ERROR
     stages = dict(result.stages)
-    if running is not None and running not in stages:
-        stages[running] = failed_result(running, error, ran=True)
+    for stage in running:
+        stages.setdefault(stage, failed_result(stage, error, ran=True))
     for stage in StageName:
         stages.setdefault(stage, StageResult(ran=False, status=StageStatus.SKIPPED, status_code=0, reason=kind.value))
-    run_error = RunError(stage=running, error_type=kind, message=error.line)
-    errors = (*result.errors, run_error)
+    concerned: Sequence[StageName | None] = running or [None]
+    new = (RunError(stage=stage, error_type=kind, message=error.line) for stage in concerned)
+    errors = (*result.errors, *new)
     finished_at = utc_now()
     taken = parse_utc(finished_at) - parse_utc(result.run.started_at)
     return result.model_copy(
@@ -56,8 +59,9 @@ def closed(result: PrepResult, error: RayprepError, running: StageName | None) -
     )
 
 
-def _running_stage(request: NodeRequest, survey: Survey) -> StageName | None:
-    """The stage whose marker this very run wrote."""
+def _running_stages(request: NodeRequest, survey: Survey) -> list[StageName]:
+    """The stages whose markers this very run wrote."""
+    running = []
     for stage in StageName:
         path = survey.layout.marker(survey.model.slug, stage)
         try:
@@ -65,8 +69,8 @@ def _running_stage(request: NodeRequest, survey: Survey) -> StageName | None:
         except (OSError, ValidationError):
             continue
         if marker.invocation == request.invocation:
-            return stage
-    return None
+            running.append(stage)
+    return running
 
 
 def lost() -> StageError:

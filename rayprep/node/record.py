@@ -12,6 +12,7 @@ from rayprep.model.base import to_json, utc_now
 from rayprep.model.errors import ErrorType, RayprepError, StageError
 from rayprep.model.plan import Action, Decision
 from rayprep.model.result import (
+    Artifacts,
     MoeSettings,
     PrepResult,
     RunBlock,
@@ -22,9 +23,10 @@ from rayprep.model.result import (
     TelemetryProbe,
     overall_status,
 )
-from rayprep.model.server_args import redacted
+from rayprep.model.server_args import redacted, redacted_command
 from rayprep.model.spec import SPEC_VERSION
 from rayprep.model.stages import STAGES, StageName, StageStatus
+from rayprep.model.verification import VerifyResult
 from rayprep.node.request import NodeRequest
 from rayprep.node.survey import Survey
 
@@ -40,6 +42,7 @@ class Recorder:
         self._stages: dict[StageName, StageResult] = {}
         self._errors: list[RunError] = []
         self._warnings: list[str] = list(request.resolved.warnings)
+        self._verify: VerifyResult | None = None
         self._run = _run_block(request, survey)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -57,6 +60,22 @@ class Recorder:
         self._errors += [
             RunError(stage=name, error_type=error.error_type, message=error.message) for error in result.errors
         ]
+        self.write()
+
+    def missed(self, name: StageName, units: tuple[str, ...]) -> None:
+        """A server asked for more than the stage had planned."""
+        result = self._stages.get(name)
+        if result is None:
+            return
+        artifacts = (result.artifacts or Artifacts()).model_copy(update={"missed": units})
+        self._stages[name] = result.model_copy(update={"artifacts": artifacts})
+        self.write()
+
+    def verify(self, result: VerifyResult) -> None:
+        self._verify = result
+        if result.status == "error":
+            kind = result.error_type or ErrorType.VERIFY_FAILED
+            self._errors.append(RunError(stage=StageName.SERVE, error_type=kind, message=result.message or ""))
         self.write()
 
     def failed(self, error: RayprepError) -> None:
@@ -90,6 +109,7 @@ class Recorder:
             run=self._run if finished else self._run.model_copy(update={"duration_s": self._elapsed()}),
             # In the order of the stages, whatever order they were recorded in.
             stages={name: self._stages[name] for name in StageName if name in self._stages},
+            verify=self._verify,
             telemetry_probe=TelemetryProbe(
                 with_run_filter=f'increase(sglang:prompt_tokens_total{{container_run="{self._run.run_id}"}}[30s])'
             ),
@@ -152,6 +172,10 @@ def _settings(request: NodeRequest, survey: Survey) -> Settings:
         heartbeat_s=spec.heartbeat_s,
         warmup_port=spec.warmup_port,
         mem_fraction=spec.mem_fraction,
+        load_format=spec.load_format,
+        deep_gemm_via=spec.deep_gemm_via.value,
+        verify=spec.verify,
+        server_command=redacted_command(spec.server_command),
         env=survey.layout.contract_env(),
         ignored_spec_keys=resolved.ignored_spec_keys,
         sources=resolved.sources,

@@ -5,7 +5,7 @@ differs goes, and so does what an aborted run has written and nobody lists: it m
 """
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rayprep.host.completions import read_completions
@@ -39,7 +39,7 @@ def choose(
         own: what this stage's own completion lists.
         others: what all other completions list.
         wrong: listed files whose content is not what was listed.
-        suspect: files that are as new as an aborted run.
+        suspect: files of an aborted run that may be half written.
     """
     mine, theirs = set(group_entries(own)), set(group_entries(others))
     doomed = set(group_entries(wrong)) | (set(group_entries(suspect)) - mine - theirs)
@@ -53,6 +53,7 @@ def repair(
     own: Completion | None,
     scans: Iterable[CacheScan],
     since: float | None,
+    unsound: Callable[[Sequence[str]], Sequence[str]],
     *,
     rebuild: bool,
 ) -> Repair:
@@ -60,6 +61,7 @@ def repair(
 
     Args:
         since: the oldest moment at which an aborted run may have written, in seconds since the epoch; None for never.
+        unsound: of files that are as new as that, those that cannot be built upon.
 
     Raises:
         OSError: something that has to go cannot be removed.
@@ -71,7 +73,7 @@ def repair(
         own.artifacts if own else (),
         [path for each in others for path in each.artifacts],
         [path for path in wrong if path.partition("/")[0] in caches],
-        _written_since(layout, scans, since) if since is not None else (),
+        _suspects(layout, scans, since, unsound) if since is not None else (),
         rebuild=rebuild,
     )
     for entry, places in find_places(layout.profiles, chosen.removed).items():
@@ -83,6 +85,15 @@ def repair(
 def _others(layout: Layout, own: Completion | None) -> list[Completion]:
     found = [each for stage in StageName for each in read_completions(layout, stage)[0]]
     return [each for each in found if own is None or (each.stage, each.key) != (own.stage, own.key)]
+
+
+def _suspects(
+    layout: Layout, scans: Iterable[CacheScan], since: float, unsound: Callable[[Sequence[str]], Sequence[str]]
+) -> list[str]:
+    recent = _written_since(layout, scans, since)
+    # A host that lost its power can leave files without content, whatever their library takes care of.
+    empty = [path for path in recent if os.lstat(layout.profiles / path).st_size == 0]
+    return [*unsound(recent), *empty]
 
 
 def _written_since(layout: Layout, scans: Iterable[CacheScan], since: float) -> list[str]:

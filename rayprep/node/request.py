@@ -21,6 +21,8 @@ class NodeRequest(Record):
     telemetry_root: str
     deep: bool = False
     """Hash every listed file before believing a completion."""
+    verify_only: bool = False
+    """Run no stage, only the proof that nothing is left to compile."""
 
     @property
     def layout(self) -> Layout:

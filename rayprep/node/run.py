@@ -2,7 +2,9 @@
 
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import replace
 from pathlib import Path
 
 from rayprep.host.environment import STORE_MARK, child_env, store_mark
@@ -14,12 +16,15 @@ from rayprep.model.events import Event, Phase, event
 from rayprep.model.plan import Action, Decision
 from rayprep.model.result import PrepResult, StageResult
 from rayprep.model.stages import StageName, StageStatus
+from rayprep.node.adopt import Adoption
 from rayprep.node.collect import record_skip
 from rayprep.node.record import Recorder, settled_result
 from rayprep.node.request import NodeRequest
 from rayprep.node.stage_run import StageRun
-from rayprep.node.survey import Survey, take_survey
+from rayprep.node.survey import Survey, exact_completions, take_survey
+from rayprep.node.verify import Verify, skipped
 
+COMPILING = (StageName.DEEP_GEMM, StageName.FLASHINFER)
 Emit = Callable[[Event], None]
 Cancelled = Callable[[], bool]
 
@@ -74,7 +79,11 @@ class _NodeRun:
 
     def _work_under_locks(self) -> None:
         layout = self.survey.layout
-        paths = [layout.slug_lock(self.survey.model.slug), layout.store_lock, *gpu_lock_paths(self.survey.gpu_uuids)]
+        paths = [
+            layout.slug_lock(self.survey.model.slug),
+            layout.store_lock,
+            *gpu_lock_paths([gpu.uuid for gpu in self.survey.gpus]),
+        ]
         timeout = self.request.resolved.spec.timeout_s
         with acquire(paths, self.request.run_id, timeout, self._waiting, self.cancelled) as locks:
             self._end_leftovers()
@@ -118,23 +127,56 @@ class _NodeRun:
         self.emit(event("ensure", Phase.WARNING, message=message))
 
     def _run_stages(self, locks: HeldLocks, scratch: Path) -> None:
-        for decision in self.survey.plan.decisions:
+        """Stages that only use the CPU to compile go side by side, the others one after another, and then the proof."""
+        for decisions in _waves(self.survey.plan.decisions):
             if self.cancelled():
                 raise Interrupted
-            if decision.action is not Action.BUILD:
-                self._settle(decision)
-                continue
-            home = _made(scratch / decision.stage.value)
-            env = child_env(self.environ, self.survey.layout, home, self.request.invocation)
-            run = StageRun(self.request, self.survey, decision, env, home, locks, self.emit, self.cancelled)
-            result = run.go()
-            self.recorder.stage(decision.stage, result)
-            if result.error_type is ErrorType.INTERRUPTED:
-                raise Interrupted
+            building = [each for each in decisions if each.action is Action.BUILD]
+            for decision in decisions:
+                if decision.action is not Action.BUILD:
+                    self._settle(decision)
+            runs = [self._stage_run(decision, locks, scratch) for decision in building]
+            self._side_by_side(runs)
+        self._prove(locks, scratch)
+
+    def _stage_run(self, decision: Decision, locks: HeldLocks, scratch: Path) -> StageRun:
+        home = _made(scratch / decision.stage.value)
+        env = child_env(self.environ, self.survey.layout, home, self.request.invocation)
+        return StageRun(self.request, self.survey, decision, env, home, locks, self.emit, self.cancelled)
+
+    def _side_by_side(self, runs: Sequence[StageRun]) -> None:
+        with ThreadPoolExecutor(max_workers=max(1, len(runs))) as pool:
+            futures = {pool.submit(self._watched, run): run for run in runs}
+            for future in as_completed(futures):
+                self.recorder.stage(futures[future].name, future.result())
+        if any(self.recorder.result.stages[run.name].error_type is ErrorType.INTERRUPTED for run in runs):
+            raise Interrupted
+
+    def _watched(self, run: StageRun) -> StageResult:
+        """Runs a stage; what its server makes in other stages' caches becomes theirs."""
+        adoption = Adoption(self.survey, self.request.run_id) if run.name is StageName.SERVE else None
+        result = run.go()
+        if adoption and run.built:
+            for stage, units in adoption.after(exact_completions(self.survey), run.built.gemm_shapes).items():
+                self.recorder.missed(stage, units)
+                self._warn(f"{stage}: the server needed more than was planned: {', '.join(units) or 'new files'}")
+        return result
+
+    def _prove(self, locks: HeldLocks, scratch: Path) -> None:
+        decision = self.survey.plan.verify
+        failed = [name for name, each in self.recorder.result.stages.items() if each.status is StageStatus.ERROR]
+        if not decision.run or failed:
+            self.recorder.verify(skipped(f"{failed[0]}_failed" if failed else decision.reason))
+            return
+        home = _made(scratch / "verify")
+        env = child_env(self.environ, self.survey.layout, home, self.request.invocation)
+        survey = replace(self.survey, completions=exact_completions(self.survey))
+        self.recorder.verify(Verify(self.request, survey, env, home, locks, self.emit, self.cancelled).go())
 
     def _settle_all(self) -> None:
         for decision in self.survey.plan.decisions:
             self._settle(decision)
+        self.recorder.verify(skipped(self.survey.plan.verify.reason))
 
     def _settle(self, decision: Decision) -> None:
         """Records a stage that has nothing to run."""
@@ -168,6 +210,12 @@ class _NodeRun:
                 reason = error.error_type.value if error.error_type else "not_reached"
                 result = StageResult(ran=False, status=StageStatus.SKIPPED, status_code=0, reason=reason)
                 self.recorder.stage(stage, result)
+
+
+def _waves(decisions: Sequence[Decision]) -> list[list[Decision]]:
+    """What runs at once: the two stages that leave the GPU alone, or nearly so, and each other one by itself."""
+    together = [each for each in decisions if each.stage in COMPILING]
+    return [together, *([each] for each in decisions if each.stage not in COMPILING)]
 
 
 def _made(folder: Path) -> Path:

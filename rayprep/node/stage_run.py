@@ -6,6 +6,7 @@ import shutil
 import socket
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 from rayprep.host.layout import os_error_type
@@ -13,11 +14,12 @@ from rayprep.host.locks import HeldLocks
 from rayprep.host.markers import Marker, remove_marker, standing_since, write_marker
 from rayprep.host.scan import CacheScan, scan_cache
 from rayprep.model.base import utc_now
+from rayprep.model.cleanup import Cleanup
 from rayprep.model.completion import Completion
 from rayprep.model.errors import ErrorType, RayprepError, StageError
 from rayprep.model.events import Event, Phase, event
 from rayprep.model.plan import Decision
-from rayprep.model.result import Artifacts, Cleanup, Headroom, StageResult
+from rayprep.model.result import Artifacts, Headroom, StageResult
 from rayprep.model.spec import StageOp
 from rayprep.model.stages import STAGES, StageStatus
 from rayprep.node.collect import complete, deltas, new_completion
@@ -57,6 +59,8 @@ class StageRun:
         self.headroom: Headroom | None = None
         self.cleanup: Cleanup | None = None
         self.warnings: list[str] = []
+        self.built: Built | None = None
+        """What came of the build, where it succeeded."""
 
     def go(self) -> StageResult:
         """The stage's result, `ok` or `error`; an interrupt is an error, too."""
@@ -132,7 +136,7 @@ class StageRun:
 
     def _build(self, before: list[CacheScan], since: float | None) -> StageResult:
         own = self._repair(before, since)
-        built = self.stage.build(self.survey.request, self.work, self._context())
+        built = self.built = self.stage.build(self.survey.request, self.work, self._context())
         after = self._scan()
         empty = new_completion(self.survey, self.decision, self.request.run_id, self.started_at)
         empty = empty.model_copy(update={"duration_s": self.pulse.elapsed})
@@ -144,7 +148,8 @@ class StageRun:
         """Takes away what cannot be built upon. Returns the stage's own completion if all of it is still good."""
         own = self.survey.completions.get(self.name)
         own = own if own and own.outcome == "built" else None
-        done = repair(self.layout, self.name, own, scans, since, rebuild=self.rebuild)
+        unsound = partial(self.stage.unsound, self.layout)
+        done = repair(self.layout, self.name, own, scans, since, unsound, rebuild=self.rebuild)
         if done.removed:
             hint = f"removed {len(done.removed)} entries that are not to be built upon"
             self.pulse.emit(Phase.PROGRESS, hint=hint, elapsed_s=self.pulse.elapsed)
@@ -159,6 +164,7 @@ class StageRun:
             log=self.log,
             scratch=self.scratch,
             env=self.env,
+            gpus=self.survey.gpus[: self.request.resolved.spec.tp],
             lock_descriptors=self.locks.descriptors,
             deadline=self.pulse.started + self.request.resolved.spec.timeout_s,
             cancelled=self.cancelled,
@@ -203,6 +209,8 @@ class StageRun:
             duration_s=self.pulse.elapsed,
             artifacts=artifacts,
             env=built.env,
+            warmup_pid=built.server.warmup_pid if built.server else None,
+            server=built.server,
             warnings=(*built.warnings, *(warning for scan in after for warning in scan.warnings)),
         )
 

@@ -3,18 +3,18 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from rayprep.host.completions import of_identity
+from rayprep.host.completions import of_identity, read_completions
 from rayprep.host.environment import compiler_settings
-from rayprep.host.gpu import GpuInventory, read_gpus
+from rayprep.host.gpu import Gpu, GpuInventory, read_gpus, visible_gpus
 from rayprep.host.layout import Layout
 from rayprep.host.model_files import ModelFiles, find_model
 from rayprep.host.snapshot import Inventory, take_inventory, wrong_hashes
 from rayprep.host.survey import choose_device, read_signature
 from rayprep.model.completion import Check, CheckState, Completion, Identity, best, cache_key, check_completion
-from rayprep.model.plan import Decision, Plan, StagePlan, Work, calibrate, decide
+from rayprep.model.plan import Decision, Plan, StagePlan, Work, calibrate, decide, decide_verify, with_missed
 from rayprep.model.server_args import kernel_flags
 from rayprep.model.signature import Signature
-from rayprep.model.spec import PrepSpec, check_against_model
+from rayprep.model.spec import DeviceChoice, PrepSpec, check_against_model
 from rayprep.model.stages import StageName
 from rayprep.node.request import NodeRequest
 from rayprep.stages import BY_NAME, StageRequest
@@ -29,7 +29,8 @@ class Survey:
     identity: Identity
     signature: Signature
     """With slug and TP filled in."""
-    gpu_uuids: tuple[str, ...]
+    gpus: tuple[Gpu, ...]
+    """Those that this run may use; none where it runs on the CPU."""
     request: StageRequest
     inventory: Inventory
     plan: Plan
@@ -47,7 +48,7 @@ def take_survey(request: NodeRequest, environ: Mapping[str, str], gpus: GpuInven
     spec, layout = request.resolved.spec, request.layout
     model = find_model(spec.model, environ)
     check_against_model(spec, model.architecture)
-    inventory_of_gpus = gpus or read_gpus()
+    inventory_of_gpus = visible_gpus(gpus or read_gpus(), environ)
     device = choose_device(spec.device, inventory_of_gpus, spec.tp)
     signature = read_signature(layout, environ, device, inventory_of_gpus).model_copy(
         update={"model_slug": model.slug, "tp_size": spec.tp}
@@ -67,12 +68,20 @@ def take_survey(request: NodeRequest, environ: Mapping[str, str], gpus: GpuInven
         model=model,
         identity=identity,
         signature=signature,
-        gpu_uuids=tuple(gpu.uuid for gpu in inventory_of_gpus.gpus) if signature.gpu_count else (),
+        gpus=inventory_of_gpus.gpus if signature.gpu_count else (),
         request=stage_request,
         inventory=inventory,
-        plan=Plan(decisions=tuple(decider.decide(stage) for stage in StageName)),
+        plan=decider.plan(verify_only=request.verify_only),
         completions={stage: found for stage in StageName if (found := decider.exact(stage))},
     )
+
+
+def exact_completions(survey: Survey) -> dict[StageName, Completion]:
+    """The completions of this request's keys as they are on disk now."""
+    keys = {each.stage: each.key for each in survey.plan.decisions}
+    slug, tp = survey.model.slug, survey.identity.tp
+    found = {stage: read_completions(survey.layout, stage, slug, tp)[0] for stage in StageName}
+    return {stage: each for stage, several in found.items() for each in several if each.key == keys[stage]}
 
 
 @dataclass(frozen=True)
@@ -84,11 +93,25 @@ class _Decider:
     inventory: Inventory
     deep: bool
 
-    def decide(self, stage: StageName) -> Decision:
+    def plan(self, *, verify_only: bool) -> Plan:
+        decisions = tuple(self.decide(stage, selected=not verify_only) for stage in StageName)
+        served = self.exact(StageName.SERVE)
+        verify = decide_verify(
+            decisions,
+            asked=verify_only or self.spec.verify,
+            verify_only=verify_only,
+            on_gpu=self.request.device is DeviceChoice.CUDA,
+            command=self.spec.server_command,
+            proof=served.verification if served else None,
+        )
+        return Plan(decisions=decisions, verify=verify)
+
+    def decide(self, stage: StageName, *, selected: bool = True) -> Decision:
         plan: StagePlan = BY_NAME[stage].plan(self.request)
         if isinstance(plan, Work):
-            plan = calibrate(plan, self.inventory.completions[stage])
-        selected = stage in self.spec.selected
+            known = of_identity(self.inventory.completions[stage], self.identity)
+            plan = calibrate(with_missed(plan, known), self.inventory.completions[stage])
+        selected = selected and stage in self.spec.selected
         return decide(stage, self.spec.op(stage), selected, plan, self._check(stage, plan), self.key(stage))
 
     def key(self, stage: StageName) -> str:

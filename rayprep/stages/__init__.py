@@ -1,15 +1,19 @@
 """The stages, behind one small protocol. Heavy libraries are imported only in the child processes that need them."""
 
 from rayprep.model.stages import StageName
+from rayprep.stages.deep_gemm import DeepGemmStage
+from rayprep.stages.flashinfer import FlashInferStage
 from rayprep.stages.gpu_only import GpuOnlyStage
 from rayprep.stages.inductor import InductorStage
 from rayprep.stages.protocol import BuildContext, Built, Stage, StageRequest
+from rayprep.stages.serve import ServeStage
 
 BY_NAME: dict[StageName, Stage] = {
-    StageName.DEEP_GEMM: GpuOnlyStage(StageName.DEEP_GEMM),
+    StageName.DEEP_GEMM: DeepGemmStage(),
     StageName.MOE_TUNE: GpuOnlyStage(StageName.MOE_TUNE),
-    StageName.FLASHINFER: GpuOnlyStage(StageName.FLASHINFER),
+    StageName.FLASHINFER: FlashInferStage(),
     StageName.INDUCTOR: InductorStage(),
+    StageName.SERVE: ServeStage(),
 }
 
 __all__ = ["BY_NAME", "BuildContext", "Built", "Stage", "StageRequest"]

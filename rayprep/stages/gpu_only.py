@@ -27,6 +27,9 @@ class GpuOnlyStage:
     def build(self, request: StageRequest, work: Work, context: BuildContext) -> Built:
         raise StageError(ErrorType.UNSUPPORTED, _no_builder(self.name))
 
+    def unsound(self, layout: Layout, suspects: Sequence[str]) -> Sequence[str]:
+        return suspects
+
     def describe(self, layout: Layout, scans: Sequence[CacheScan]) -> Artifacts:
         own = scans[0]
         folder = layout.located(layout.cache(own.cache))

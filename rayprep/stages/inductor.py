@@ -17,8 +17,9 @@ from rayprep.host.process import Child
 from rayprep.host.scan import CacheScan, scan_cache
 from rayprep.model.caches import CacheName
 from rayprep.model.errors import ErrorType, StageError
-from rayprep.model.plan import StagePlan, Unable, Work
+from rayprep.model.plan import NotNeeded, StagePlan, Unable, Work
 from rayprep.model.result import Artifacts, Tally
+from rayprep.model.server_args import pairs
 from rayprep.model.spec import DeviceChoice
 from rayprep.model.stages import StageName
 from rayprep.stages.inductor_protocol import (
@@ -75,12 +76,9 @@ class InductorStage:
             + _COMPILER_BYTES * min(os.cpu_count() or 1, _COMPILERS),
         )
 
-    def _unable(self, request: StageRequest) -> Unable | None:
+    def _unable(self, request: StageRequest) -> Unable | NotNeeded | None:
         if request.device is DeviceChoice.CUDA:
-            return Unable(
-                error_type=ErrorType.UNSUPPORTED,
-                message="inductor on a GPU host is not built by this version of rayprep",
-            )
+            return _on_a_gpu(request.spec.server_args)
         folders = (request.signature.profiles_root, request.signature.install_prefix)
         if spaced := next((folder for folder in folders if any(letter.isspace() for letter in folder)), None):
             # It calls the compiler with unquoted paths.
@@ -117,12 +115,25 @@ class InductorStage:
             env=_CPU_ONLY,
         )
 
+    def unsound(self, layout: Layout, suspects: Sequence[str]) -> Sequence[str]:
+        return suspects  # a linker that was killed leaves half a library, which is loaded without a word
+
     def describe(self, layout: Layout, scans: Sequence[CacheScan]) -> Artifacts:
         scan = scans[0]
         return Artifacts(
             cache_dir=layout.located(layout.cache(CacheName.TORCHINDUCTOR)),
             files=Tally(count=scan.file_count, bytes=scan.size_bytes),
         )
+
+
+def _on_a_gpu(server_args: Sequence[str]) -> Unable | NotNeeded:
+    if any(name.replace("_", "-") == "--enable-torch-compile" for name, _ in pairs(tuple(server_args))):
+        message = "--enable-torch-compile on a GPU host is not prepared by this version of rayprep"
+        return Unable(error_type=ErrorType.UNSUPPORTED, message=message)
+    return NotNeeded(
+        reason="no_torch_compile",
+        detail="no --enable-torch-compile is asked for; what a server compiles all the same is the serve stage's",
+    )
 
 
 def _prove_warm(checked: "_Run", new: Sequence[str]) -> None:

@@ -5,11 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from rayprep.host.gpu import Gpu
 from rayprep.host.layout import Layout
 from rayprep.host.model_files import ModelFiles
 from rayprep.host.scan import CacheScan
+from rayprep.model.cleanup import Cleanup
+from rayprep.model.gemm import GemmShape
 from rayprep.model.plan import StagePlan, Work
-from rayprep.model.result import Artifacts, Cleanup
+from rayprep.model.result import Artifacts, ServerRecord
 from rayprep.model.signature import Signature
 from rayprep.model.spec import DeviceChoice, PrepSpec
 from rayprep.model.stages import StageName
@@ -38,6 +41,8 @@ class BuildContext:
     scratch: Path
     """An empty folder of this stage's own, removed afterwards."""
     env: Mapping[str, str]
+    gpus: Sequence[Gpu]
+    """As many as the request's TP; none on the CPU."""
     lock_descriptors: Sequence[int]
     deadline: float
     cancelled: Callable[[], bool]
@@ -60,6 +65,9 @@ class Built:
     compiled: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     env: dict[str, str] | None = None
+    server: ServerRecord | None = None
+    gemm_shapes: tuple[GemmShape, ...] = ()
+    """What a server's log named, planned or not."""
 
 
 class Stage(Protocol):
@@ -78,6 +86,10 @@ class Stage(Protocol):
             StageError: it could not be built, with the reason.
             Interrupted: the run was cancelled.
         """
+        ...
+
+    def unsound(self, layout: Layout, suspects: Sequence[str]) -> Sequence[str]:
+        """Of files as new as an aborted run, those that cannot be built upon. Paths are below the profiles root."""
         ...
 
     def describe(self, layout: Layout, scans: Sequence[CacheScan]) -> Artifacts:

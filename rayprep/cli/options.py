@@ -1,0 +1,32 @@
+"""The options that several commands share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Model = Annotated[str | None, typer.Option("--model", help="Folder with a config.json, that file, or a model's name.")]
+Tp = Annotated[int | None, typer.Option("--tp", help="Tensor-parallel size (default 1).")]
+ProfilesRoot = Annotated[str | None, typer.Option("--profiles-root", help="Where the caches are.")]
+TelemetryRoot = Annotated[str | None, typer.Option("--telemetry-root", help="Where logs and results go.")]
+Device = Annotated[str | None, typer.Option("--device", help="auto, cuda or cpu (default auto).")]
+Json = Annotated[bool, typer.Option("--json", help="JSON for tools in place of text for people.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show traces.")]
+Deep = Annotated[bool, typer.Option("--deep", help="Hash every file that a completion lists.")]
+SpecFile = Annotated[Path | None, typer.Option("--spec-file", help="JSON spec; flags win over it.")]
+ServerArgs = Annotated[list[str] | None, typer.Option("--server-arg", help="Handed to SGLang; repeatable.")]
+BatchSizes = Annotated[list[int] | None, typer.Option("--batch-size", help="Repeatable (default 1 and 8).")]
+MaxSeqLen = Annotated[int | None, typer.Option("--max-seq-len", help="Context length (default: the stage's own).")]
+Timeout = Annotated[float | None, typer.Option("--timeout", help="Seconds for each stage (default 3600).")]
+Heartbeat = Annotated[float | None, typer.Option("--heartbeat-sec", help="(default 60)")]
+WarmupPort = Annotated[int | None, typer.Option("--warmup-port", help="(default 30999)")]
+MemFraction = Annotated[float | None, typer.Option("--mem-fraction", help="(default 0.96)")]
+LoadFormat = Annotated[str | None, typer.Option("--load-format", help="dummy (default), or auto for real weights.")]
+RunId = Annotated[str | None, typer.Option("--run-id", help="Name of the run (default: from the time).")]
+Address = Annotated[str | None, typer.Option("--address", help="Join this Ray cluster, HOST:PORT.")]
+DeepGemm = Annotated[bool, typer.Option("--deep-gemm", help="DeepGEMM cubins.")]
+Triton = Annotated[bool, typer.Option("--moe", "--triton", help="MoE configs and Triton kernels.")]
+FlashInfer = Annotated[bool, typer.Option("--flashinfer", help="FlashInfer modules.")]
+Inductor = Annotated[bool, typer.Option("--inductor", help="TorchInductor graphs.")]
+Serve = Annotated[bool, typer.Option("--serve", help="What only a running server compiles.")]
+All = Annotated[bool, typer.Option("--all", help="All of them, which is the default.")]

@@ -1,0 +1,200 @@
+"""The proof on a real server that nothing is left to compile: it is started, asked for everything, and looked after."""
+
+import os
+import socket
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from rayprep.host.completions import write_completion
+from rayprep.host.locks import HeldLocks
+from rayprep.host.markers import Marker, remove_marker, write_marker
+from rayprep.host.scan import scan_cache
+from rayprep.host.server import Server, Watch
+from rayprep.model.base import utc_now
+from rayprep.model.caches import CacheName
+from rayprep.model.errors import ErrorType, Interrupted, RayprepError
+from rayprep.model.events import Event, Phase, event
+from rayprep.model.server_args import redacted_command
+from rayprep.model.stages import StageName
+from rayprep.model.verification import NAMED, NewFile, Verification, VerifyResult, in_words, new_file, new_files
+from rayprep.node.request import NodeRequest
+from rayprep.node.survey import Survey
+from rayprep.stages.warmup_server import implied_command, open_own_server, open_server, rounds_for
+
+NAME = "verify"
+
+
+@dataclass
+class Verify:
+    """One proof, for the holder of the store's lock."""
+
+    request: NodeRequest
+    survey: Survey
+    env: Mapping[str, str]
+    """With a HOME that nothing has used yet."""
+    scratch: Path
+    locks: HeldLocks
+    emit: Callable[[Event], None]
+    cancelled: Callable[[], bool]
+
+    def __post_init__(self) -> None:
+        self._started = self._last_beat = time.monotonic()
+        self._log = self.survey.layout.run(self.request.run_id) / "verify.log"
+        served = self.survey.completions.get(StageName.SERVE)
+        self._own_command = self.survey.request.spec.server_command or (served.server_command if served else ())
+        self._command: tuple[str, ...] = self._own_command
+
+    def go(self) -> VerifyResult:
+        """Runs it, keeps a proof in the completion of `serve`, and takes that completion away where it failed.
+
+        Raises:
+            Interrupted: the run was cancelled.
+        """
+        self.emit(event(NAME, Phase.START, settings={"command": " ".join(self._own_command) or "as requested"}))
+        self._mark()
+        missing = _missing(self.survey)
+        before = _artifacts(self.survey)
+        server = self._server()
+        failure: RayprepError | None = None
+        try:
+            with server:
+                server.start()
+                server.send(rounds_for(self.survey.request, server.reader.args))
+        except Interrupted:
+            raise
+        except RayprepError as error:
+            failure = error
+        new = new_files(before, _artifacts(self.survey), _files_below(self.scratch))
+        result = self._judge(server, new, missing, failure)
+        self._keep(result)
+        if failure is None:
+            remove_marker(self.survey.layout, self.survey.model.slug, StageName.SERVE)
+        self._say(result)
+        return result
+
+    def _mark(self) -> None:
+        """What a server compiles that is killed may be half written, as with the stage itself."""
+        marker = Marker(
+            owner_pid=os.getpid(),
+            started_at=utc_now(),
+            run_id=self.request.run_id,
+            invocation=self.request.invocation,
+            host=socket.gethostname(),
+        )
+        write_marker(self.survey.layout, self.survey.model.slug, StageName.SERVE, marker)
+
+    def _server(self) -> Server:
+        spec, gpus = self.survey.request.spec, self.survey.gpus
+        deadline = self._started + spec.timeout_s
+        watch = Watch(deadline, self.cancelled, self._tick, self._report)
+        env = {**self.env, "SGLANG_CRASH_ON_JIT_COMPILE": "1"}
+        locks = self.locks.descriptors
+        if self._own_command:
+            return open_own_server(self._own_command, env, self._log, watch, locks, gpus)
+        model_folder = self.scratch.with_name("verify-model")
+        model_folder.mkdir()
+        implied = implied_command(self.survey.request, model_folder)
+        self._command = tuple(implied(spec.warmup_port, spec.mem_fraction))
+        return open_server(spec, implied, env, self._log, watch, locks, gpus[: spec.tp])
+
+    def _judge(
+        self, server: Server, new: tuple[NewFile, ...], missing: tuple[NewFile, ...], failure: RayprepError | None
+    ) -> VerifyResult:
+        events = tuple(server.reader.jit_events)
+        kind = None
+        message = None
+        if new or missing or events:
+            kind = ErrorType.VERIFY_FAILED
+            message = _what_was_left(new, missing, events)
+        if failure is not None:
+            kind = kind or failure.error_type or ErrorType.VERIFY_FAILED
+            message = "; ".join(part for part in (failure.line, message) if part)
+        return VerifyResult(
+            ran=True,
+            status="error" if kind else "ok",
+            new_files=len(new),
+            jit_events=len(events),
+            ready_s=round(server.ready_s, 3) if server.ready_s is not None else None,
+            duration_s=round(time.monotonic() - self._started, 3),
+            command=redacted_command(self._command),
+            port=server.port,
+            warmup_pid=server.pid,
+            new=new[:NAMED],
+            missing=missing[:NAMED],
+            events=events[:NAMED],
+            log_file=self.survey.layout.located(self._log),
+            error_type=kind,
+            message=message,
+            cleanup=server.cleanup,
+        )
+
+    def _keep(self, result: VerifyResult) -> None:
+        """A proof that failed takes the completion of `serve` away: the next run warms up again, and looks again."""
+        served = self.survey.completions.get(StageName.SERVE)
+        if served is None or served.outcome != "built":
+            return
+        if result.status == "ok":
+            proof = Verification(verified_at=utc_now(), command=result.command, ready_s=result.ready_s or 0.0)
+            kept = {"verification": proof, "server_command": redacted_command(self._own_command)}
+            write_completion(self.survey.layout, served.model_copy(update=kept))
+        elif result.error_type is ErrorType.VERIFY_FAILED:
+            self.survey.layout.completion(StageName.SERVE, served.key).unlink(missing_ok=True)
+
+    def _say(self, result: VerifyResult) -> None:
+        self.emit(
+            event(
+                NAME,
+                Phase.END,
+                status=result.status,
+                error_type=result.error_type,
+                duration_s=result.duration_s,
+                message=result.message or f"{result.new_files} new files, {result.jit_events} compile events",
+            )
+        )
+
+    def _report(self, hint: str, done: int | None, total: int | None) -> None:
+        self._last_beat = time.monotonic()
+        elapsed = round(self._last_beat - self._started, 3)
+        self.emit(event(NAME, Phase.PROGRESS, elapsed_s=elapsed, hint=hint, done=done, total=total))
+
+    def _tick(self) -> None:
+        if time.monotonic() - self._last_beat >= self.survey.request.spec.heartbeat_s:
+            self._report("running", None, None)
+
+
+def _what_was_left(new: tuple[NewFile, ...], missing: tuple[NewFile, ...], events: tuple[str, ...]) -> str:
+    parts = []
+    if new:
+        parts.append(f"the server made {len(new)} new files ({in_words(new)})")
+    if missing:
+        parts.append(f"{len(missing)} files had gone before it started ({in_words(missing)})")
+    if events:
+        parts.append(f"its log speaks of {len(events)} compilations, first: {events[0]}")
+    return "; ".join(parts)
+
+
+def _artifacts(survey: Survey) -> dict[str, int]:
+    scans = (scan_cache(survey.layout.profiles, cache) for cache in CacheName)
+    return {path: size for scan in scans for path, size in scan.files.items()}
+
+
+def _missing(survey: Survey) -> tuple[NewFile, ...]:
+    """What this request's completions list and is not there."""
+    there = _artifacts(survey)
+    listed = {path for each in survey.completions.values() for path in each.artifacts}
+    return tuple(new_file(path) for path in sorted(listed - there.keys()))
+
+
+def _files_below(folder: Path) -> list[str]:
+    return [
+        os.path.relpath(os.path.join(place, name), folder)  # noqa: PTH118 - one path of many, and Path is slow
+        for place, _, names in os.walk(folder)
+        for name in names
+    ]
+
+
+def skipped(reason: str) -> VerifyResult:
+    """No proof, and why."""
+    return VerifyResult(ran=False, status="skipped", reason=reason)

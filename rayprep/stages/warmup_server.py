@@ -1,0 +1,112 @@
+"""The server that a request implies: which model, which flags, which ports, which GPUs, which requests."""
+
+import shutil
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from rayprep.host.gpu import Gpu
+from rayprep.host.server import Server, Watch
+from rayprep.model.result import ServerRecord
+from rayprep.model.server_args import redacted_command
+from rayprep.model.server_command import ServerSettings, address_of, server_command, warmup_ports
+from rayprep.model.server_log import ResolvedArgs
+from rayprep.model.spec import PrepSpec
+from rayprep.model.warmup import Round, warmup_requests
+from rayprep.stages.protocol import StageRequest
+
+LARGEST_BATCH = 256
+"""Sent where the server captures no decode graphs, so that nothing says how large a batch the campaign has."""
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "tiktoken.model")
+CommandFor = Callable[[int, float], Sequence[str]]
+
+
+def settings_of(request: StageRequest, scratch: Path) -> ServerSettings:
+    """What a server is started with. `scratch` takes a config.json that goes by another name, as SGLang wants it."""
+    spec, source = request.spec, request.model.source
+    folder = source.parent
+    if source.name != "config.json":
+        folder = scratch / "model"
+        folder.mkdir(exist_ok=True)
+        shutil.copyfile(source, folder / "config.json")
+    return ServerSettings(
+        model_path=str(folder),
+        tp=spec.tp,
+        mem_fraction=spec.mem_fraction,
+        load_format=spec.load_format,
+        skip_tokenizer=not any((folder / name).exists() for name in _TOKENIZERS),
+        context_length=spec.max_seq_len,
+        server_args=spec.server_args,
+    )
+
+
+def implied_command(request: StageRequest, scratch: Path) -> CommandFor:
+    """The command of the server that this request implies, for a port and a memory fraction."""
+    settings = settings_of(request, scratch)
+    return lambda port, fraction: server_command(settings, port, fraction, sys.executable)
+
+
+def open_server(
+    spec: PrepSpec,
+    command_for: CommandFor,
+    env: Mapping[str, str],
+    log: Path,
+    watch: Watch,
+    lock_descriptors: Sequence[int],
+    gpus: Sequence[Gpu],
+) -> Server:
+    """A server of rayprep's own, on the warm-up ports, that sees `gpus` alone. Not started yet."""
+    visible = {"CUDA_VISIBLE_DEVICES": ",".join(str(gpu.index) for gpu in gpus)} if gpus else {}
+    return Server(
+        command_for,
+        warmup_ports(spec.warmup_port),
+        spec.mem_fraction,
+        {**env, **visible},
+        log,
+        watch,
+        lock_descriptors,
+        [gpu.uuid for gpu in gpus],
+    )
+
+
+def open_own_server(
+    command: Sequence[str],
+    env: Mapping[str, str],
+    log: Path,
+    watch: Watch,
+    lock_descriptors: Sequence[int],
+    gpus: Sequence[Gpu],
+) -> Server:
+    """The user's own server command, at its own port, with every GPU that the user let it see. Not started yet."""
+    return Server(
+        lambda *_: tuple(command),
+        (address_of(command)[1],),
+        0.5,
+        env,
+        log,
+        watch,
+        lock_descriptors,
+        [g.uuid for g in gpus],
+    )
+
+
+def rounds_for(request: StageRequest, args: ResolvedArgs) -> tuple[Round, ...]:
+    """The requests that reach every kernel of this model, as far as the server said what it allows."""
+    model, spec = request.model.architecture, request.spec
+    batch = min(args.decode_max_batch or LARGEST_BATCH, args.max_running_requests or LARGEST_BATCH)
+    context = args.context_length or spec.max_seq_len or model.max_position_embeddings
+    return warmup_requests(model.vocab_size, context, batch, args.chunked_prefill_size, spec.max_seq_len)
+
+
+def record_of(server: Server, command: Sequence[str], load_format: str) -> ServerRecord:
+    """How a server that was ready had been started."""
+    assert server.pid is not None and server.port is not None and server.ready_s is not None
+    return ServerRecord(
+        warmup_pid=server.pid,
+        port=server.port,
+        mem_fraction=server.mem_fraction,
+        attempts=server.attempts,
+        load_format=load_format,
+        ready_s=round(server.ready_s, 3),
+        command=redacted_command(command),
+    )
