@@ -15,8 +15,8 @@ import psutil
 from pydantic import ValidationError
 
 from rayprep.host.environment import CHILD_MARK
+from rayprep.model.cleanup import Cleanup
 from rayprep.model.errors import ErrorType, Interrupted, StageError
-from rayprep.model.result import Cleanup
 
 GRACE_S = 10.0
 """From SIGTERM to SIGKILL, as the contract has it."""
@@ -27,6 +27,7 @@ _CHUNK = 1 << 16
 class Child:
     """A command under a guard. Its standard output comes back line by line, its standard error goes to a log file.
 
+    With `all_to_log` its standard output goes to the log too: a flood of it then never waits for us to read.
     A context manager: leaving it ends the whole tree.
     """
 
@@ -37,6 +38,7 @@ class Child:
         log: Path,
         lock_descriptors: Sequence[int] = (),
         grace_s: float = GRACE_S,
+        all_to_log: bool = False,
     ) -> None:
         self._grace_s = grace_s
         self._mark = secrets.token_hex(8)
@@ -50,7 +52,7 @@ class Child:
                     # -P: a json.py in the user's folder is not the guard's.
                     [sys.executable, "-P", "-m", "rayprep.host.guard", str(grace_s), str(report_write), *command],
                     stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
+                    stdout=log_file if all_to_log else subprocess.PIPE,
                     stderr=log_file,
                     env={**env, CHILD_MARK: self._mark},
                     pass_fds=(report_write, *lock_descriptors),
@@ -65,6 +67,26 @@ class Child:
     @property
     def guard_pid(self) -> int:
         return self._guard.pid
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the guard has ended, and the tree with it."""
+        return self._guard.poll() is not None
+
+    def command(self) -> psutil.Process | None:
+        """The command's own process, or None before it has started: the first that its guard has below it."""
+        try:
+            below = psutil.Process(self.guard_pid).children()
+        except psutil.NoSuchProcess:
+            return None
+        return min(below, key=lambda process: process.pid, default=None)
+
+    def tree(self) -> list[psutil.Process]:
+        """All living processes of the command, whatever sessions they made."""
+        try:
+            return psutil.Process(self.guard_pid).children(recursive=True)
+        except psutil.NoSuchProcess:
+            return []
 
     def lines(self, deadline: float, cancelled: Callable[[], bool], tick: Callable[[], None]) -> Iterator[str]:
         """Yields what the command prints until it closes its output. `tick` runs four times a second.

@@ -1,0 +1,119 @@
+"""One start of a server: its process tree, its log, and what became of it."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from rayprep.host.process import Child
+from rayprep.host.server_follow import LogFollower
+from rayprep.model.cleanup import Cleanup
+from rayprep.model.errors import ErrorType, Interrupted, StageError
+from rayprep.model.server_failure import classify_failure, telling_line
+from rayprep.model.server_log import Hint, LogReader
+
+_TAIL = 12
+
+
+@dataclass(frozen=True)
+class Watch:
+    """How the run looks on. `deadline` is on the monotonic clock; `tick` is called several times a second."""
+
+    deadline: float
+    cancelled: Callable[[], bool]
+    tick: Callable[[], None]
+    report: Callable[[str, int | None, int | None], None]
+
+
+class ServerProcess:
+    """A server under a guard. Its log is written by the tree itself and read here, a part in every turn of a wait."""
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        env: Mapping[str, str],
+        log: Path,
+        watch: Watch,
+        lock_descriptors: Sequence[int],
+        grace_s: float,
+    ) -> None:
+        self._watch = watch
+        self.reader = LogReader()
+        self._follower = LogFollower(log, self.reader.hear)
+        self._process: psutil.Process | None = None
+        self._reported: Hint | None = None
+        self._child = Child(command, env, log, lock_descriptors, grace_s, all_to_log=True)
+
+    @property
+    def pid(self) -> int | None:
+        """Of the server itself, not of its guard."""
+        return self._process.pid if self._process else None
+
+    def log_tail(self) -> tuple[str, ...]:
+        return tuple(self.reader.tail)[-_TAIL:]
+
+    def look(self) -> bool:
+        """Belongs in every turn of every wait. Returns whether the log is ahead of us.
+
+        Raises:
+            Interrupted: the run was cancelled.
+            StageError: `stage_timeout`.
+        """
+        self._watch.tick()
+        if self._watch.cancelled():
+            raise Interrupted
+        if time.monotonic() >= self._watch.deadline:
+            where = self.reader.hint.text if self.reader.hint else "no progress in its log"
+            message = f"the warm-up server ran longer than the stage's time-out, last seen: {where}"
+            raise StageError(ErrorType.STAGE_TIMEOUT, message, log_tail=self.log_tail())
+        if self._process is None:
+            self._process = self._child.command()
+        behind = self._follower.follow()
+        hint = self.reader.hint
+        if hint and hint != self._reported:
+            self._reported = hint
+            self._watch.report(hint.text, hint.done, hint.total)
+        return behind
+
+    def is_dead(self) -> bool:
+        """Of the server itself, whatever of its tree is left; the guard is over only after that."""
+        if self._child.is_over:
+            return True
+        try:
+            return self._process is not None and self._process.status() == psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return True
+
+    def listens_at(self, port: int) -> bool:
+        """Whether the one that listens there belongs to this server."""
+        for process in self._child.tree():
+            try:
+                found = process.net_connections("tcp")
+            except (psutil.NoSuchProcess, psutil.AccessDenied):
+                continue
+            if any(each.status == psutil.CONN_LISTEN and each.laddr.port == port for each in found):
+                return True
+        return False
+
+    def failure(self) -> StageError:
+        """Why a server that is dead has died."""
+        status, _ = self._child.end()
+        self._follower.finish()
+        if status < 0:  # Ray kills a worker's children before the worker itself when its host is lost
+            message = f"the guard of the warm-up server was killed by signal {-status}"
+            return StageError(ErrorType.NODE_LOST, message, log_tail=self.log_tail())
+        error_type = classify_failure(self.reader.signs, status)
+        ended = f"signal {status - 128}" if status > 128 else f"status {status}"
+        when = "after" if self.reader.ready else "before"
+        said = telling_line(self.reader.signs, error_type)
+        message = f"the warm-up server ended by {ended} {when} it was ready" + (f": {said}" if said else "")
+        return StageError(error_type, message, log_tail=self.log_tail())
+
+    def end(self) -> Cleanup:
+        """Ends the whole tree, and reads the log to its end."""
+        with self._child as child:
+            _, cleanup = child.end()
+        self._follower.finish()
+        return cleanup

@@ -1,0 +1,118 @@
+"""The command line of a warm-up server, and what can be read off a user's own.
+
+Source of the names: `python -m sglang.launch_server --help`, sglang 0.5.16. It parses with argparse, which takes the
+beginning of a flag's name for the flag, and the last of a flag that is given twice.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from pydantic import Field
+
+from rayprep.model.base import Record
+from rayprep.model.errors import BadRequest
+from rayprep.model.server_args import pairs
+
+PORTS_TRIED = 5
+"""Ports that one slice of a host tries: the contract's 30999 to 30995."""
+RETRY_MEM_FRACTION = 0.93
+"""The contract's second and last try."""
+WATCHDOG_S = 3600
+"""A forward batch that compiles outlives SGLang's own 300 s."""
+_LOOPBACK = "127.0.0.1"
+_ANY_ADDRESS = frozenset({"0.0.0.0", "::", ""})
+
+
+class ServerSettings(Record):
+    """What rayprep asks of a server. `server_args` go to it as they are, and win over the rest."""
+
+    model_path: str
+    tp: int = Field(default=1, ge=1)
+    mem_fraction: float = Field(default=0.96, gt=0, lt=1)
+    load_format: str = "dummy"
+    skip_tokenizer: bool = True
+    context_length: int | None = Field(default=None, gt=0)
+    server_args: tuple[str, ...] = ()
+
+
+def server_command(settings: ServerSettings, port: int, mem_fraction: float, python: str) -> tuple[str, ...]:
+    """The command of a server on the loopback address. What `server_args` says itself is not said twice.
+
+    Raises:
+        BadRequest: a word of `server_args` belongs to no flag.
+    """
+    ours: tuple[tuple[tuple[str, ...], str | None, bool], ...] = (
+        (("--tp-size", "--tp", "--tensor-parallel-size"), str(settings.tp), True),
+        (("--mem-fraction-static",), str(mem_fraction), True),
+        (("--load-format",), settings.load_format, True),
+        (("--skip-tokenizer-init",), None, settings.skip_tokenizer),
+        (("--context-length",), str(settings.context_length), settings.context_length is not None),
+        (("--watchdog-timeout",), str(WATCHDOG_S), True),
+        (("--enable-metrics",), None, True),
+    )
+    said = [name for name, _ in pairs(settings.server_args)]
+    words = ["--model-path", settings.model_path, "--host", _LOOPBACK, "--port", str(port)]
+    for names, value, wanted in ours:
+        if wanted and not any(_means(name, names) for name in said):
+            words += [names[0]] if value is None else [names[0], value]
+    return (python, "-m", "sglang.launch_server", *words, *settings.server_args)
+
+
+def _means(name: str, flags: Sequence[str]) -> bool:
+    """Whether argparse would take `name` for one of `flags`."""
+    plain = name.replace("_", "-")
+    return len(plain) > 3 and any(flag.startswith(plain) for flag in flags)
+
+
+def option_of(command: Sequence[str], *flags: str) -> str | None:
+    """The value that a command gives one of `flags`, in either form; the last one, as argparse takes it."""
+    found = None
+    for word, following in zip(command, [*command[1:], ""], strict=True):
+        name, equals, value = word.partition("=")
+        if name.startswith("--") and _means(name, flags):
+            found = value if equals else following
+    return found
+
+
+def address_of(command: Sequence[str]) -> tuple[str, int]:
+    """Where a server that was started with this command is reached from its own host.
+
+    Raises:
+        BadRequest: its port is no port.
+    """
+    host = option_of(command, "--host") or _LOOPBACK
+    port = option_of(command, "--port") or "30000"
+    if not port.isdecimal() or not 0 < int(port) < 65536:
+        raise BadRequest(f"--port {port} is no port", hint="give the server command a port from 1 to 65535")
+    return (_LOOPBACK if host in _ANY_ADDRESS else host), int(port)
+
+
+def warmup_ports(base: int, slice_index: int = 0) -> tuple[int, ...]:
+    """The ports that one slice of a host tries, in order: `base` downwards. No two slices share one."""
+    first = base - PORTS_TRIED * slice_index
+    return tuple(range(first, first - PORTS_TRIED, -1))
+
+
+def next_mem_fraction(tried: tuple[float, ...]) -> float | None:
+    """The fraction to try after those that were too large, or None: there is one more try, and only one."""
+    if len(tried) != 1:
+        return None
+    first = tried[0]
+    lower = RETRY_MEM_FRACTION if first > RETRY_MEM_FRACTION else round(first - 0.05, 2)
+    return lower if lower > 0 else None
+
+
+def server_env(environ: Mapping[str, str]) -> dict[str, str]:
+    """What a warm-up server needs beside the environment that it is given.
+
+    The two compilers' switches only make them name what they compile; neither changes what is compiled.
+    FLASHINFER_JIT_VERBOSE alone would (flashinfer/jit/core.py takes it for a debug build), so DEBUG is always set.
+    """
+    debug = environ.get("FLASHINFER_JIT_DEBUG", environ.get("FLASHINFER_JIT_VERBOSE", "0"))
+    return {
+        "SGLANG_WARMUP_TIMEOUT": environ.get("SGLANG_WARMUP_TIMEOUT", str(WATCHDOG_S)),
+        "PYTHONUNBUFFERED": "1",
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+        "FLASHINFER_JIT_DEBUG": debug,
+        "FLASHINFER_JIT_VERBOSE": "1",
+        "DG_JIT_PRINT_COMPILER_COMMAND": "1",
+    }

@@ -1,0 +1,86 @@
+"""Why a server failed, decided from the lines of its log."""
+
+import re
+from collections.abc import Iterable, Sequence
+
+from rayprep.model.errors import ErrorType
+
+READY = "The server is fired up and ready to roll!"
+_MORE_MEMORY = "Please try to increase --mem-fraction-static"
+
+_SIGNS: tuple[tuple[ErrorType, re.Pattern[str]], ...] = (
+    (ErrorType.INSUFFICIENT_DISK, re.compile(r"No space left on device|Disk quota exceeded")),
+    (
+        ErrorType.TOOLCHAIN_MISMATCH,
+        re.compile(
+            r"CUDA compiler and CUDA toolkit headers are incompatible"
+            r"|nvcc: (?:not found|No such file|command not found|Permission denied)"
+            r"|ninja: (?:not found|No such file)|No such file or directory: '[^']*(?:nvcc|ninja|ptxas|g\+\+|gcc)'"
+            r"|Could not find (?:nvcc|CUDA installation)|nvcc not found|Cannot find ptxas|Failed to find C compiler"
+            r"|std::filesystem::exists\(nvcc_path\)|(?:NVCC|NVRTC) version should be"
+            r"|fatal error: \S+: No such file or directory|cannot find -l|Unsupported gpu architecture"
+            r"|Unsupported \.version|ImportError: .*cannot open shared object file|CUDA driver version is insufficient"
+        ),
+    ),
+    (ErrorType.NVRTC_COMPILE_FAILED, re.compile(r"NVRTC_ERROR|NVRTC (?:log:|error|compilation failed)", re.IGNORECASE)),
+    (
+        ErrorType.OOM_DURING_WARMUP,
+        re.compile(
+            rf"OutOfMemoryError|CUDA out of memory|CUDA_ERROR_OUT_OF_MEMORY|{re.escape(_MORE_MEMORY)}"
+            # The kernel killed a scheduler: the host's own memory is full.
+            r"|scheduler died during initialization \(exit code: -9"
+        ),
+    ),
+    (ErrorType.PERMISSIONS_UNEXPECTED, re.compile(r"PermissionError: |Read-only file system")),
+    (
+        ErrorType.COMPILE_FAILED,
+        re.compile(
+            r"NVCC compilation failed|Ninja build failed|ninja exited with status|PTXAS error|Corrupted JIT cache"
+        ),
+    ),
+)
+"""What a log says when a server fails, in the order in which it decides: a full disk also makes compilers fail."""
+
+_GENERAL = re.compile(
+    r"hit an exception|^\w*(?:Error|Exception)\b.*|^[\w.]+(?:Error|Exception): |watchdog timeout", re.I
+)
+_SUMMARY = re.compile(r"^(?:[\w.]*\.)?\w*(?:Error|Exception)\b: ?.+|watchdog timeout", re.IGNORECASE)
+
+
+def is_sign(line: str) -> bool:
+    """Whether `classify_failure` or `telling_line` would look at this line."""
+    if READY in line:
+        return True
+    return any(pattern.search(line) for _, pattern in _SIGNS) or _GENERAL.search(line) is not None
+
+
+def wants_more_memory(line: str) -> bool:
+    """Whether the server asks for a larger --mem-fraction-static, not a smaller one."""
+    return _MORE_MEMORY in line
+
+
+def classify_failure(lines: Iterable[str], exit_status: int | None) -> ErrorType:
+    """The error type of a server that ended, or was given up.
+
+    Args:
+        lines: its log, or what `is_sign` leaves of it.
+        exit_status: as a shell gives it, 128 + N for signal N; None where it lives.
+    """
+    lines = tuple(lines)
+    for error_type, pattern in _SIGNS:
+        if any(pattern.search(line) for line in lines):
+            return error_type
+    if exit_status == 127 and not lines:
+        return ErrorType.TOOLCHAIN_MISMATCH  # the guard's word for a command that cannot be started
+    if any(READY in line for line in lines):
+        return ErrorType.SERVER_CRASHED
+    return ErrorType.SERVER_START_FAILED
+
+
+def telling_line(lines: Sequence[str], error_type: ErrorType) -> str | None:
+    """The line that says most about a failure of this type: its own first sign, else the last exception."""
+    for kind, pattern in _SIGNS:
+        if kind is error_type and (own := [line for line in lines if pattern.search(line)]):
+            return own[0].strip()
+    raised = [line for line in lines if _SUMMARY.search(line)]
+    return raised[-1].strip() if raised else None

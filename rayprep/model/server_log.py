@@ -1,0 +1,187 @@
+"""What the lines of SGLang's log say: how far a server is, what it uses, what it compiles, and why it failed.
+
+The log is what the processes of one server wrote to one file, so a line can be a piece of a progress bar (tqdm ends
+those with a carriage return) with a message of another process right behind it: nothing here is anchored to the
+start of a line unless its writer ends the line before, too.
+
+Sources: logs of sglang 0.5.16 recorded on an H200; the texts in sglang/srt (entrypoints, model_executor,
+layers/deep_gemm_wrapper, layers/moe, jit_kernel/utils/compile.py), flashinfer/jit/cpp_ext.py, tvm_ffi/cpp/extension.py
+and DeepGEMM's csrc/jit/compiler.hpp.
+"""
+
+import re
+from collections import deque
+
+from rayprep.model.base import Record
+from rayprep.model.server_failure import READY, classify_failure, is_sign, wants_more_memory
+
+__all__ = ["GemmShape", "Hint", "LogReader", "ResolvedArgs", "classify_failure", "hint_of", "jit_events"]
+
+MAX_PIECE = 32_768
+"""Characters of a line that are looked at; the longest that SGLang writes, its arguments, has about 14,000."""
+TAIL_LINES = 40
+_MAX_SIGNS = 200
+_SHOWN = 500
+
+GemmShape = tuple[str, int, int, int]
+"""Kernel type, N, K and number of groups of one DeepGEMM kernel family, e.g. ("GEMM_NT_F8F8BF16", 5120, 2048, 1)."""
+
+
+class Hint(Record):
+    """How far a server is. `done` of `total` where the log says so."""
+
+    text: str
+    done: int | None = None
+    total: int | None = None
+
+
+class ResolvedArgs(Record):
+    """What the server made of its arguments. None where its log does not say."""
+
+    attention_backend: str | None = None
+    prefill_attention_backend: str | None = None
+    decode_attention_backend: str | None = None
+    sampling_backend: str | None = None
+    moe_runner_backend: str | None = None
+    chunked_prefill_size: int | None = None
+    decode_max_batch: int | None = None
+    """The largest batch that decode CUDA graphs are captured for."""
+    context_length: int | None = None
+    max_running_requests: int | None = None
+    max_total_tokens: int | None = None
+    """Tokens that the KV cache holds."""
+
+
+_GEMM = re.compile(r"Try DeepGEMM JIT Compiling for <(\w+)> N=(\d+), K=(\d+), num_groups=(\d+)")
+_MOE = re.compile(r"(?:Using (?:default )?MoE kernel config|(?:(?:Down )?MoE c|C)onfig file not found at).*")
+_POOL_END = "Memory pool end"
+_OUT_OF_MEMORY = re.compile(
+    r"OutOfMemoryError|CUDA out of memory|CUDA_ERROR_OUT_OF_MEMORY|Not enough memory\. Please try"
+)
+_ADDRESS_IN_USE = re.compile(r"address already in use|\[Errno 98\]", re.IGNORECASE)
+
+_WORD_ARGS = "attention_backend prefill_attention_backend decode_attention_backend sampling_backend moe_runner_backend"
+_ARGS = "server_args=ServerArgs("
+_DECODE_GRAPH = re.compile(r"cuda_graph_config=CudaGraphConfig\(decode=PhaseConfig\(backend='(\w+)', max_bs=(\d+)")
+_LIMITS = {
+    "max_total_tokens": re.compile(r"\bmax_total_num_tokens=(\d+)"),
+    "chunked_prefill_size": re.compile(r"\bchunked_prefill_size=(-?\d+)"),
+    "max_running_requests": re.compile(r"\bmax_running_requests=(\d+)"),
+    "context_length": re.compile(r"\bcontext_len=(\d+)"),
+}
+
+_GRAPH = re.compile(r"Capturing (?:num tokens|batches) \(.*\| (\d+)/(\d+) \[")
+_GEMM_BAR = re.compile(r"DeepGEMM warmup:.*\| (\d+)/(\d+) \[")
+_SHARDS = re.compile(r"Loading .*checkpoint shards:.*\| (\d+)/(\d+) \[|Loading .*shards:.*Completed \| (\d+)/(\d+)")
+_NINJA_FOLDER = re.compile(r"ninja: Entering directory [`'].*/([^/']+)'")
+_NINJA_STEP = re.compile(r"^\[(\d+)/(\d+)\] .* -o (\S+)")
+
+_COMPILED = (
+    (re.compile(r"Running NVCC command: .*"), "DeepGEMM compiled a kernel with nvcc"),
+    (re.compile(r"Compiling JIT runtime with NVRTC options"), "DeepGEMM compiled a kernel with NVRTC"),
+    (re.compile(r"Cached JIT module (\S+) failed to load"), "sglang rebuilt {}"),
+    (re.compile(r"SGLANG_CRASH_ON_JIT_COMPILE.*"), "sglang missed a kernel: {}"),
+    (_NINJA_STEP, "ninja built {}"),
+)
+
+
+def jit_events(line: str) -> str | None:
+    """What a line says was compiled at run time, or None.
+
+    DeepGEMM and FlashInfer say so only under the switches of `server_env`; sglang's own modules, Triton and Inductor
+    never do, so that the proof of a warm start is that no file is new, and these lines name what was.
+    """
+    for pattern, text in _COMPILED:
+        if found := pattern.search(line):
+            named = [group for group in found.groups() if group] or [found[0]]
+            return text.format("/".join(named[-1].split("/")[-2:])[:_SHOWN])
+    return None
+
+
+def hint_of(line: str) -> Hint | None:
+    """The progress that a line tells."""
+    for pattern, text in ((_GRAPH, "capturing CUDA graph"), (_GEMM_BAR, "compiling GEMM variants")):
+        if found := pattern.search(line):
+            return Hint(text=text, done=int(found[1]), total=int(found[2]))
+    if found := _SHARDS.search(line):
+        done, total = (int(group) for group in found.groups() if group)
+        return Hint(text="loading weights", done=done, total=total)
+    if found := _NINJA_FOLDER.search(line):
+        return Hint(text=f"compiling {found[1]}")
+    if found := _NINJA_STEP.search(line):
+        return Hint(text=f"compiling {_module(found[3])}", done=int(found[1]), total=int(found[2]))
+    if "Load weight begin" in line:
+        return Hint(text="loading weights")
+    return None
+
+
+def _module(path: str) -> str:
+    """`norm` of `norm/norm.cuda.o`, and of `/long/way/norm/norm.so`."""
+    parts = path.split("/")
+    return parts[-2] if len(parts) > 1 else parts[-1].split(".")[0]
+
+
+def resolved_args(line: str, before: ResolvedArgs) -> ResolvedArgs:
+    """`before` with what this line says of the server's arguments."""
+    found: dict[str, str | int] = {}
+    if _ARGS in line:
+        for name in _WORD_ARGS.split():
+            if match := re.search(rf"\b{name}='([^']*)'", line):
+                found[name] = match[1]
+        if match := _DECODE_GRAPH.search(line):
+            found["decode_max_batch"] = int(match[2])
+        limits: tuple[str, ...] = ("chunked_prefill_size",)
+    else:
+        limits = tuple(_LIMITS) if "max_total_num_tokens=" in line else ()
+    for name in limits:
+        if match := _LIMITS[name].search(line):
+            found[name] = int(match[1])
+    return before.model_copy(update=found) if found else before
+
+
+class LogReader:
+    """Hears a server's log, a line or a progress bar's piece at a time, and keeps what matters of it."""
+
+    def __init__(self) -> None:
+        self.gemm_shapes: list[GemmShape] = []
+        self.moe_lines: list[str] = []
+        self.jit_events: list[str] = []
+        self.args = ResolvedArgs()
+        self.hint: Hint | None = None
+        self.memory_pool_ended = False
+        self.ready = False
+        self.out_of_memory = False
+        self.wants_more_memory = False
+        """The static fraction does not even hold the weights: a smaller one would not help."""
+        self.address_in_use = False
+        self.signs: list[str] = []
+        """The lines that `classify_failure` decides on."""
+        self.tail: deque[str] = deque(maxlen=TAIL_LINES)
+        """The last lines, without progress bars."""
+
+    def hear(self, line: str) -> None:
+        line = line[:MAX_PIECE].replace("\x1b[A", "").rstrip()
+        if not line:
+            return
+        self.hint = hint_of(line) or self.hint
+        if "it/s]" not in line[-12:] and "s/it]" not in line[-12:]:
+            self.tail.append(line[:_SHOWN])
+        if is_sign(line) and len(self.signs) < _MAX_SIGNS:
+            self.signs.append(line[:_SHOWN])
+        if event := jit_events(line):
+            self.jit_events.append(event)
+        self._note(line)
+
+    def _note(self, line: str) -> None:
+        if found := _GEMM.search(line):
+            shape = (found[1], int(found[2]), int(found[3]), int(found[4]))
+            if shape not in self.gemm_shapes:  # every rank says it
+                self.gemm_shapes.append(shape)
+        if found := _MOE.search(line):
+            self.moe_lines.append(found[0])
+        self.args = resolved_args(line, self.args)
+        self.memory_pool_ended |= _POOL_END in line
+        self.ready |= READY in line
+        self.out_of_memory |= _OUT_OF_MEMORY.search(line) is not None
+        self.wants_more_memory |= wants_more_memory(line)
+        self.address_in_use |= _ADDRESS_IN_USE.search(line) is not None

@@ -1,0 +1,242 @@
+"""A stand-in for `python -m sglang.launch_server`: its endpoints, its log, its way to end, and its ways to fail.
+
+    python tests/fakes/sglang_server.py --port N [--fault NAME]... [--compile] [any of SGLang's own flags]
+
+It prints the log that sglang 0.5.16 wrote on an H200 (tests/data/server-*.log). With --compile it leaves in each
+cache what it does not find there, as a cold server does, and then prints the cold log. The texts of its faults are
+those of the libraries' own sources, which stand beside them. Only the standard library: it has to start fast.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+DATA = Path(__file__).resolve().parent.parent / "data"
+TRACE = 'Scheduler hit an exception: Traceback (most recent call last):\n  File "scheduler.py", line 4643, in run\n'
+DIED = "Received sigquit from a child process. It usually means the child failed.\n"
+OOM = (
+    "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 94.50 GiB "
+    "of which 1.25 GiB is free.\n"
+)
+FATAL = {
+    # transformers/utils/hub.py
+    "model-gone": "OSError: Incorrect path_or_model_id: '/models/gone'. Please provide either the path to a local "
+    "directory or the repo_id of a model on the Hub.\n",
+    # sh, run by ninja, run by flashinfer/jit/cpp_ext.py
+    "no-nvcc": "RuntimeError: Ninja build failed. Ninja output:\n[1/4] /usr/local/cuda/bin/nvcc -c norm.cu -o "
+    "norm/norm.cuda.o\nFAILED: norm/norm.cuda.o\n/bin/sh: 1: /usr/local/cuda/bin/nvcc: not found\n",
+    # cuda/std/__cccl/cuda_toolkit.h
+    "old-headers": "RuntimeError: Ninja build failed. Ninja output:\ncuda_toolkit.h:41:8: error: #error "
+    '"CUDA compiler and CUDA toolkit headers are incompatible, please check your include paths"\n',
+    "disk-full": "RuntimeError: Ninja build failed. Ninja output:\nnvcc error   : '/tmp/x.ptx': No space left on "
+    "device\nOSError: [Errno 28] No space left on device\n",
+    # DeepGEMM csrc/jit/compiler.hpp and csrc/utils/exception.hpp
+    "nvrtc": "NVRTC log: kernel.cu(3): error: identifier x is undefined\n"
+    "RuntimeError: NVRTC error (csrc/jit/compiler.hpp:273): 6 (NVRTC_ERROR_COMPILATION)\n",
+    "bad-kernel": 'RuntimeError: Assertion error (csrc/jit/compiler.hpp:237): false and "NVCC compilation failed"\n',
+    # sglang/srt/entrypoints/engine.py
+    "host-oom": "RuntimeError: Rank 0 scheduler died during initialization (exit code: -9).\n",
+    # sglang/srt/model_executor/pool_configurator.py
+    "too-little": "RuntimeError: Not enough memory. Please try to increase --mem-fraction-static. Current value: "
+    "mem_fraction_static=0.96\n",
+    "oom-always": OOM,
+}
+CACHES = {
+    # variable: (default below HOME, artifacts)
+    "TRITON_CACHE_DIR": (".triton/cache", ["ABC/__grp__moe.json", "ABC/moe.cubin", "ABC/moe.json"]),
+    "FLASHINFER_WORKSPACE_BASE": (
+        "",
+        [f".cache/flashinfer/0.6.14/90a/cached_ops/norm/{name}" for name in ("norm.cuda.o", "norm.so")],
+    ),
+    "SGLANG_DG_CACHE_DIR": (
+        ".cache/deep_gemm",
+        [f"cache/kernel.sm90_fp8_gemm_1d2d.0123/{name}" for name in ("kernel.cu", "kernel.cubin")],
+    ),
+    "TVM_FFI_CACHE_DIR": (".cache/tvm-ffi", ["sgl_kernel_jit_norm_9f/sgl_kernel_jit_norm.so"]),
+}
+SAYS_SO = {
+    "FLASHINFER_WORKSPACE_BASE": ("FLASHINFER_JIT_VERBOSE", "[1/2] nvcc -c norm.cu -o norm/norm.cuda.o\n"),
+    "SGLANG_DG_CACHE_DIR": ("DG_JIT_PRINT_COMPILER_COMMAND", "Running NVCC command: cd tmp && nvcc kernel.cu -cubin\n"),
+}
+
+
+def say(text: str | bytes) -> None:
+    os.write(1, text.encode() if isinstance(text, str) else text)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--port", type=int, default=30000)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--mem-fraction-static", type=float, default=0.9)
+    parser.add_argument("--fault", action="append", default=[])
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--api-key")
+    return parser.parse_known_args()[0]
+
+
+def fill_caches() -> bool:
+    """Writes what is missing, as a compiler would. Returns whether anything was."""
+    missing = False
+    for variable, (default, names) in CACHES.items():
+        root = Path(os.environ.get(variable) or Path(os.environ["HOME"], default))
+        compiled = False
+        for name in names:
+            path = root / name
+            if path.is_file():
+                path.read_bytes()
+                continue
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(f"made for {name}\n".encode() * 64)
+            compiled = True
+        switch, line = SAYS_SO.get(variable, ("", ""))
+        if compiled and os.environ.get(switch) == "1":
+            say(line)
+        missing |= compiled
+    return missing
+
+
+def daemon() -> None:
+    """A process that neither its parent nor a session ties to us."""
+    program = "import os, time\nif os.fork() == 0:\n os.setsid()\n time.sleep(600)\n"
+    subprocess.run([sys.executable, "-I", "-S", "-c", program], check=True)
+
+
+class Handler(BaseHTTPRequestHandler):
+    """SGLang's endpoints, as far as rayprep asks them."""
+
+    up = threading.Event()
+    faults: frozenset[str] = frozenset()
+    api_key: str | None = None
+    counts = dict.fromkeys(("prompt", "generation", "requests", "batches"), 0)
+    lock = threading.Lock()
+
+    def answer(self, status: int, body: object = None) -> None:
+        data = b"" if body is None else body.encode() if isinstance(body, str) else json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_: object) -> None:
+        """Nothing: the recorded log has its own."""
+
+    def do_GET(self) -> None:
+        model = {"model_path": "/models/qwen3-moe-fp8-4l"}
+        if self.path == "/health":
+            self.answer(200 if self.up.is_set() else 503)
+        elif self.path == "/metrics":
+            names = {"prompt": "prompt_tokens", "generation": "generation_tokens", "requests": "num_requests"}
+            self.answer(200, "".join(f"sglang:{name}_total {self.counts[key]}.0\n" for key, name in names.items()))
+        elif self.path in ("/model_info", "/v1/models"):
+            self.answer(200, model if self.path == "/model_info" else {"object": "list", "data": [{"id": model}]})
+        else:
+            self.answer(404)
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.api_key and self.headers["Authorization"] != f"Bearer {self.api_key}":
+            self.answer(401, {"error": "Unauthorized"})
+        elif "hangs" in self.faults:
+            time.sleep(600)
+        elif "dies-on-request" in self.faults:
+            say(TRACE + "RuntimeError: CUDA error: an illegal memory access was encountered\n" + DIED)
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif "errors" in self.faults:
+            self.answer(400, {"error": {"message": "The input is longer than the model's context length"}})
+        else:
+            self.generate(body)
+
+    def generate(self, body: dict) -> None:
+        new = body["sampling_params"]["max_new_tokens"]
+        results = [
+            {
+                "output_ids": [1] * new,
+                "meta_info": {"prompt_tokens": len(ids), "completion_tokens": new, "cached_tokens": 0},
+            }
+            for ids in body["input_ids"]
+        ]
+        with self.lock:
+            self.counts["requests"] += len(results)
+            self.counts["generation"] += new * len(results)
+            self.counts["prompt"] += sum(map(len, body["input_ids"]))
+        self.answer(200, results)
+
+
+class Listener(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 512
+
+
+def fail(text: str, code: int) -> None:
+    say(TRACE + text + DIED)
+    sys.exit(code)
+
+
+def before_ready(args: argparse.Namespace, faults: frozenset[str], log: bytes) -> None:
+    pool = log.index(b"Memory pool end")
+    if "dies-at-start" in faults:
+        sys.exit(3)
+    if "daemons" in faults:
+        daemon()
+        daemon()
+    say(log[:pool])
+    if "not-utf8" in faults:
+        say(b"\xff\xfe\xc3(\n" * 100)
+    if "floods" in faults:
+        for _ in range(40):
+            say((b"x" * 99 + b"\n") * 10_000 + b"y" * 100_000)  # 44 MB, with lines that do not end
+        say("\n")
+    if "oom" in faults and args.mem_fraction_static > 0.93:
+        fail(OOM, 1)
+    for name in faults & FATAL.keys():
+        fail(FATAL[name], 1)
+    say(log[pool:])
+
+
+def end_by_term(*_: object) -> None:
+    """As SGLang: it drains, and kills itself hard."""
+    say("SIGTERM received. signum=None frame=None. Draining requests and shutting down...\n")
+    time.sleep(0.05)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def main() -> None:
+    args = parse()
+    faults = frozenset(args.fault)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN if "deaf" in faults else end_by_term)
+    cold = args.compile and fill_caches()
+    log = (DATA / f"server-{'cold' if cold else 'warm'}.log").read_bytes()
+    listening, ready = log.index(b"INFO:     Uvicorn running"), log.index(b"The server is fired up")
+    before_ready(args, faults, log[: log.rindex(b"\n", 0, listening) + 1])
+    Handler.faults, Handler.api_key = faults, args.api_key
+    try:
+        server = Listener((args.host, args.port), Handler)
+    except OSError as error:
+        # uvicorn/server.py, which gets its text from asyncio/base_events.py
+        where = f"address ('{args.host}', {args.port}): address already in use"
+        say(f"ERROR:    [Errno {error.errno}] error while attempting to bind on {where}\n")
+        sys.exit(1)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    say(log[log.rindex(b"\n", 0, listening) + 1 : log.rindex(b"\n", 0, ready) + 1])
+    if "never-ready" in faults:
+        time.sleep(600)
+    say(log[log.rindex(b"\n", 0, ready) + 1 : log.index(b"\n", ready) + 1])
+    Handler.up.set()
+    if "dies-when-ready" in faults:
+        time.sleep(0.5)
+        fail("RuntimeError: CUDA error: an illegal memory access was encountered\n", 1)
+    with contextlib.suppress(KeyboardInterrupt):
+        time.sleep(600)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""What is read off a server's log: off real ones, and off the texts of the libraries' sources."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from rayprep.model.errors import ErrorType
+from rayprep.model.server_failure import telling_line
+from rayprep.model.server_log import Hint, LogReader, classify_failure, hint_of, jit_events
+
+DATA = Path(__file__).parent.parent / "data"
+READY = "[2026-11-21 16:40:17] The server is fired up and ready to roll!"
+
+
+def pieces(name: str) -> list[str]:
+    """A recorded log as the reader is given it."""
+    return re.split(r"[\r\n]+", (DATA / name).read_bytes().decode())
+
+
+def read(*lines: str) -> LogReader:
+    reader = LogReader()
+    for line in lines:
+        reader.hear(line)
+    return reader
+
+
+@pytest.mark.parametrize("name", ["server-cold.log", "server-warm.log"])
+def test_a_real_log(name: str) -> None:
+    reader = read(*pieces(name))
+    assert reader.gemm_shapes == [("GEMM_NT_F8F8BF16", 5120, 2048, 1), ("GEMM_NT_F8F8BF16", 2048, 4096, 1)]
+    assert len(reader.moe_lines) == 2
+    assert "block_shape=[128, 128]_down.json" in reader.moe_lines[1]
+    assert (reader.args.attention_backend, reader.args.sampling_backend) == ("flashinfer", "flashinfer")
+    assert (reader.args.moe_runner_backend, reader.args.decode_attention_backend) == ("auto", None)
+    assert (reader.args.chunked_prefill_size, reader.args.decode_max_batch) == (8192, 256)
+    assert (reader.args.context_length, reader.args.max_running_requests) == (40960, 4096)
+    assert reader.args.max_total_tokens == 10471755
+    assert reader.memory_pool_ended
+    assert reader.ready
+    assert not (reader.out_of_memory or reader.address_in_use or reader.wants_more_memory)
+    assert reader.hint == Hint(text="capturing CUDA graph", done=36, total=36)
+    assert reader.tail[-1].endswith("pid=1125") or reader.tail[-1].endswith("pid=2545")
+
+
+def test_a_real_warm_log_has_no_event() -> None:
+    """Although it says `Try DeepGEMM JIT Compiling`, as a cold one does."""
+    assert [event for line in pieces("server-warm.log") if (event := jit_events(line))] == []
+
+
+def test_the_progress_of_a_real_cold_start() -> None:
+    reader, hints = LogReader(), []
+    for line in pieces("server-cold.log"):
+        reader.hear(line)
+        if reader.hint and reader.hint.text not in hints:
+            hints.append(reader.hint.text)
+    assert hints == ["loading weights", "capturing CUDA graph", "compiling GEMM variants"]
+
+
+@pytest.mark.parametrize(
+    ("line", "hint"),
+    [
+        (
+            "DeepGEMM warmup:   5%|▍         | 769/16384 [00:27<06:20, 41.01it/s]\x1b[A",
+            ("compiling GEMM variants", 769, 16384),
+        ),
+        ("Loading safetensors checkpoint shards:  50% Completed | 2/4 [00:01<00:00]", ("loading weights", 2, 4)),
+        ("Multi-thread loading shards:  50% Completed | 1/2 [00:00<00:00]", None),
+        ("ninja: Entering directory `/c/cached_ops/norm'", ("compiling norm", None, None)),
+        ("[2/4] /usr/bin/nvcc -c x.cu -o sampling/sampling.cuda.o", ("compiling sampling", 2, 4)),
+        ("[2026-11-21 16:35:54] Load weight begin. avail mem=139.09 GB", ("loading weights", None, None)),
+        ("[2026-11-21 16:35:54] Init torch distributed begin.", None),
+    ],
+)
+def test_hints(line: str, hint: tuple[str, int | None, int | None] | None) -> None:
+    assert hint_of(line) == (Hint(text=hint[0], done=hint[1], total=hint[2]) if hint else None)
+
+
+@pytest.mark.parametrize(
+    ("line", "event"),
+    [
+        (
+            "Running NVCC command: cd /c/tmp && nvcc /c/tmp/1/kernel.cu -cubin -o k",
+            "DeepGEMM compiled a kernel with nvcc",
+        ),
+        ("Compiling JIT runtime with NVRTC options: -std=c++20 ", "DeepGEMM compiled a kernel with NVRTC"),
+        ("[1/2] nvcc -c a.cu -o /c/cached_ops/norm/norm.cuda.o", "ninja built norm/norm.cuda.o"),
+        ("[2/2] c++ norm/norm.cuda.o -shared -o norm/norm.so", "ninja built norm/norm.so"),
+        ("x Cached JIT module sgl_kernel_jit_norm failed to load; rebuilding.", "sglang rebuilt sgl_kernel_jit_norm"),
+        ("ninja: no work to do.", None),
+        ("Entering DeepGEMM JIT Pre-Compile session. It may take a long time", None),
+        ("[2026-11-21 16:40:18] INFO: 127.0.0.1 - POST /generate -o x", None),
+    ],
+)
+def test_events(line: str, event: str | None) -> None:
+    assert jit_events(line) == event
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("torch.OutOfMemoryError: CUDA out of memory. Tried", ErrorType.OOM_DURING_WARMUP),
+        ("Exception: Capture cuda graph failed: CUDA out of memory", ErrorType.OOM_DURING_WARMUP),
+        ("RuntimeError: Not enough memory. Please try to increase --mem-fraction-static.", ErrorType.OOM_DURING_WARMUP),
+        ("Rank 0 scheduler died during initialization (exit code: -9).", ErrorType.OOM_DURING_WARMUP),
+        ("Rank 0 scheduler died during initialization (exit code: 1).", ErrorType.SERVER_START_FAILED),
+        ("RuntimeError: NVRTC error (x.hpp:1): 6 (NVRTC_ERROR_COMPILATION)", ErrorType.NVRTC_COMPILE_FAILED),
+        ("/bin/sh: 1: /usr/local/cuda/bin/nvcc: not found", ErrorType.TOOLCHAIN_MISMATCH),
+        ("RuntimeError: Could not find nvcc and default cuda_home='/usr/local/cuda'", ErrorType.TOOLCHAIN_MISMATCH),
+        ("FileNotFoundError: [Errno 2] No such file or directory: 'ninja'", ErrorType.TOOLCHAIN_MISMATCH),
+        ("#error CUDA compiler and CUDA toolkit headers are incompatible", ErrorType.TOOLCHAIN_MISMATCH),
+        ("Assertion error (c.hpp:1): std::filesystem::exists(nvcc_path)", ErrorType.TOOLCHAIN_MISMATCH),
+        ("x.cuh:3:10: fatal error: cuda_runtime.h: No such file or directory", ErrorType.TOOLCHAIN_MISMATCH),
+        ("OSError: [Errno 28] No space left on device", ErrorType.INSUFFICIENT_DISK),
+        ("RuntimeError: Ninja build failed.", ErrorType.COMPILE_FAILED),
+        ("Corrupted JIT cache directory (missing kernel.cu or kernel.cubin): x", ErrorType.COMPILE_FAILED),
+        ("PermissionError: [Errno 13] Permission denied: '/c/x'", ErrorType.PERMISSIONS_UNEXPECTED),
+        (
+            "FileNotFoundError: [Errno 2] No such file or directory: '/models/x/config.json'",
+            ErrorType.SERVER_START_FAILED,
+        ),
+    ],
+)
+def test_failures(line: str, expected: ErrorType) -> None:
+    assert classify_failure([line], 1) is expected
+    assert classify_failure(read("Scheduler hit an exception: Traceback", line).signs, 1) is expected
+
+
+def test_a_cause_decides_before_its_consequences() -> None:
+    lines = ["RuntimeError: Ninja build failed.", "nvcc fatal", "cc: error: No space left on device", READY]
+    assert classify_failure(lines, 1) is ErrorType.INSUFFICIENT_DISK
+    assert telling_line(lines, ErrorType.INSUFFICIENT_DISK) == "cc: error: No space left on device"
+
+
+def test_a_death_without_a_word_depends_on_when_it_came() -> None:
+    assert classify_failure([], 3) is ErrorType.SERVER_START_FAILED
+    assert classify_failure([READY], 137) is ErrorType.SERVER_CRASHED
+    assert classify_failure([], 127) is ErrorType.TOOLCHAIN_MISMATCH
+
+
+def test_real_logs_have_no_sign_but_that_they_were_ready() -> None:
+    for name in ("server-cold.log", "server-warm.log"):
+        assert [READY[22:] in sign for sign in read(*pieces(name)).signs] == [True]
+
+
+def test_the_telling_line_is_the_last_exception() -> None:
+    lines = ["ValueError: first", "  at x", "OSError: /models/x does not exist", "Received sigquit"]
+    assert telling_line(lines, ErrorType.SERVER_START_FAILED) == "OSError: /models/x does not exist"
+    assert telling_line(["nothing"], ErrorType.SERVER_START_FAILED) is None
+
+
+def test_what_is_kept_is_bounded() -> None:
+    reader = read(*(f"ValueError: {'x' * 100_000} {i}" for i in range(300)))
+    assert len(reader.signs) <= 200
+    assert len(reader.tail) == 40
+    assert max(map(len, (*reader.signs, *reader.tail))) <= 500
