@@ -26,6 +26,12 @@ class Quantization(Record):
     )
     """Parts of module names that are left unquantised."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_nulls(cls, data: object) -> object:
+        """A key that is null is one left out: real configs say `"modules_to_not_convert": null`."""
+        return {name: value for name, value in data.items() if value is not None} if isinstance(data, dict) else data
+
 
 class Architecture(Record):
     """What of a model's `config.json` decides its kernels. Widths are in elements, of the whole model (TP 1)."""
@@ -55,6 +61,8 @@ class Architecture(Record):
     """Qwen2-MoE's way to say how wide its one shared expert is; DeepSeek counts experts instead."""
     first_k_dense_replace: int = Field(default=0, ge=0)
     """How many of the first layers of a DeepSeek MoE model are dense."""
+    moe_layer_freq: int = Field(default=1, ge=1)
+    """Every how many of the layers after those are sparse."""
     decoder_sparse_step: int = Field(default=1, ge=1)
     """Every how many layers of a Qwen MoE model are sparse."""
     mlp_only_layers: tuple[int, ...] = ()

@@ -1,0 +1,142 @@
+"""What the `deep_gemm` stage and its child say to each other.
+
+The parent writes one `GemmRequest` to a file; the child answers with any number of `StepLine` and then one
+`KernelsLine`, or with one `GemmFailLine`, each a line of JSON on its standard output. No torch here.
+"""
+
+import errno
+import re
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Literal, NamedTuple
+
+from pydantic import Field, TypeAdapter
+
+from rayprep.model.base import Record
+from rayprep.model.gemm import GemmShape
+from rayprep.stages.compile_jobs import CompileError
+
+Mode = Literal["nvcc", "library", "share"]
+"""How kernels come about: listed, then compiled side by side (`nvcc`); by several processes that each have the
+library compile a share of the products (`library`); or by this one process, for such a share (`share`)."""
+
+GemmFailKind = Literal["compile_failed", "toolchain", "no_space", "out_of_memory", "nvrtc", "unlisted"]
+
+
+class Task(Record):
+    """A product at some numbers of rows."""
+
+    shape: GemmShape
+    rows: tuple[int, ...] = Field(min_length=1)
+
+
+class GemmRequest(Record):
+    """What the child is to build."""
+
+    mode: Mode
+    tasks: tuple[Task, ...] = Field(min_length=1)
+    cache: str
+    """DeepGEMM's folder below the profiles root."""
+    scratch: str
+    """A folder of the child's own; in mode `nvcc` laid out by `prepare_listing`."""
+    nvcc: str = ""
+    """The real compiler; empty where NVRTC is used."""
+    parallel: int = Field(default=1, ge=1)
+    """Compilers, or processes, at a time."""
+
+
+class StepLine(Record):
+    """Progress: `n` of `m` of what `hint` says are done."""
+
+    event: Literal["step"] = "step"
+    hint: str
+    n: int
+    m: int
+
+
+class KernelsLine(Record):
+    """All is done and was looked at."""
+
+    event: Literal["kernels"] = "kernels"
+    used: tuple[str, ...]
+    """Folders below DIR/cache that a start from this cache loads, sorted."""
+    compiled: tuple[str, ...]
+    """Those of them that are new."""
+
+
+class GemmFailLine(Record):
+    """The child gave up; its exit code is 1."""
+
+    event: Literal["failed"] = "failed"
+    kind: GemmFailKind
+    message: str
+
+
+GemmLine = Annotated[StepLine | KernelsLine | GemmFailLine, Field(discriminator="event")]
+GEMM_LINE: TypeAdapter[StepLine | KernelsLine | GemmFailLine] = TypeAdapter(GemmLine)
+"""Parses one line of the child's standard output."""
+
+
+class Unlisted(Exception):
+    """A product asked for a kernel that is not in the cache, after all that were listed had been compiled."""
+
+
+class ShareFailed(Exception):
+    """A process that built a share gave up, and said why."""
+
+    def __init__(self, line: GemmFailLine) -> None:
+        super().__init__(line.message)
+        self.line = line
+
+
+def shares(tasks: Sequence[Task], count: int) -> list[tuple[Task, ...]]:
+    """`tasks` dealt to at most `count` processes, so that no two of them want the same kernel often.
+
+    The tiles change fast while M is small and hardly when it is large, so a portion is one doubling of M.
+    """
+    portions = [part for task in tasks for part in _by_doubling(task)]
+    dealt = [tuple(portions[i::count]) for i in range(count)]
+    return [share for share in dealt if share]
+
+
+def _by_doubling(task: Task) -> Iterator[Task]:
+    for bits in sorted({m.bit_length() for m in task.rows}):
+        yield Task(shape=task.shape, rows=tuple(m for m in task.rows if m.bit_length() == bits))
+
+
+class _Sign(NamedTuple):
+    kind: GemmFailKind
+    text: re.Pattern[str]
+
+
+_SIGNS = (
+    _Sign("no_space", re.compile(r"No space left on device|Disk quota exceeded")),
+    _Sign("out_of_memory", re.compile(r"out of memory|CUDA_ERROR_OUT_OF_MEMORY")),
+    _Sign("nvrtc", re.compile(r"NVRTC")),
+    _Sign(
+        "toolchain",
+        re.compile(
+            r"NVCC version should be|nvcc_path|cuda_home|headers are incompatible|No CUDA GPUs are available"
+            r"|Found no NVIDIA driver|cannot open shared object file|driver version is insufficient"
+        ),
+    ),
+)
+"""The kinds in the order in which they are looked for: a full disk also makes compilers fail."""
+
+
+def failure(error: BaseException) -> GemmFailLine:
+    """Says what stopped the child."""
+    if isinstance(error, ShareFailed):
+        return error.line
+    lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
+    message = (lines or [""])[0][:300]
+    if isinstance(error, CompileError):
+        return GemmFailLine(kind=error.kind, message=message)
+    if isinstance(error, Unlisted):
+        return GemmFailLine(kind="unlisted", message=message)
+    message = f"{type(error).__name__}: {message}"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return GemmFailLine(kind="no_space", message=message)
+    if isinstance(error, ImportError):
+        return GemmFailLine(kind="toolchain", message=message)
+    kind = next((sign.kind for sign in _SIGNS if sign.text.search(str(error))), None)
+    return GemmFailLine(kind=kind or "compile_failed", message=message)
