@@ -88,7 +88,7 @@ class _NodeRun:
         with acquire(paths, self.request.run_id, timeout, self._waiting, self.cancelled) as locks:
             self._end_leftovers()
             # Whoever held the lock before us may have built what we came for.
-            self.survey = take_survey(self.request, self.environ)
+            self.survey = take_survey(self.request, self.environ, self.survey.seen_gpus)
             scratch = layout.scratch
             shutil.rmtree(scratch, ignore_errors=True)  # a dead run's; nobody else works here while we hold the lock
             try:

@@ -29,13 +29,18 @@ class Survey:
     identity: Identity
     signature: Signature
     """With slug and TP filled in."""
-    gpus: tuple[Gpu, ...]
-    """Those that this run may use; none where it runs on the CPU."""
+    seen_gpus: GpuInventory
+    """What NVML showed, or was said to."""
     request: StageRequest
     inventory: Inventory
     plan: Plan
     completions: Mapping[StageName, Completion]
     """Of exactly this key, where there is one that can be read."""
+
+    @property
+    def gpus(self) -> tuple[Gpu, ...]:
+        """Those that this run may use; none where it runs on the CPU."""
+        return self.seen_gpus.gpus if self.signature.gpu_count else ()
 
 
 def take_survey(request: NodeRequest, environ: Mapping[str, str], gpus: GpuInventory | None = None) -> Survey:
@@ -68,7 +73,7 @@ def take_survey(request: NodeRequest, environ: Mapping[str, str], gpus: GpuInven
         model=model,
         identity=identity,
         signature=signature,
-        gpus=inventory_of_gpus.gpus if signature.gpu_count else (),
+        seen_gpus=inventory_of_gpus,
         request=stage_request,
         inventory=inventory,
         plan=decider.plan(verify_only=request.verify_only),
