@@ -24,7 +24,12 @@ _SECRET = re.compile(
     r"|_(PASS|PAT|KEY)$|SSH_AUTH_SOCK",
     re.IGNORECASE,
 )
-_COMPILERS = ("TORCHINDUCTOR_", "TORCH_COMPILE_", "TORCHDYNAMO_", "TRITON_")
+_COMPILERS = (
+    *("TORCHINDUCTOR_", "TORCH_COMPILE_", "TORCHDYNAMO_", "TRITON_"),
+    *("DG_JIT_", "SGL_DG_", "SGLANG_ENABLE_JIT_DEEPGEMM", "FLASHINFER_EXTRA_", "NVCC_APPEND_", "NVCC_PREPEND_"),
+)
+_NOT_IN_THE_CODE = ("_DIR", "_THREADS", "_NVCC_COMPILER", "_PRINT_COMPILER_COMMAND")
+"""Endings of those of them that change no kernel."""
 _DROPPED = frozenset(
     {
         # Ray sets it to 1 in its workers, which would make every compile and every warm-up crawl.
@@ -72,7 +77,7 @@ def compiler_settings(environ: Mapping[str, str]) -> tuple[str, ...]:
         sorted(
             f"{name}={value}"
             for name, value in environ.items()
-            if name.startswith(_COMPILERS) and not name.endswith(("_DIR", "_THREADS"))
+            if name.startswith(_COMPILERS) and not name.endswith(_NOT_IN_THE_CODE)
         )
     )
 

@@ -2,6 +2,7 @@
 
 from rayprep.model.stages import StageName
 from rayprep.stages.deep_gemm import DeepGemmStage
+from rayprep.stages.deep_gemm_server import compile_via_server
 from rayprep.stages.flashinfer import FlashInferStage
 from rayprep.stages.gpu_only import GpuOnlyStage
 from rayprep.stages.inductor import InductorStage
@@ -9,7 +10,7 @@ from rayprep.stages.protocol import BuildContext, Built, Stage, StageRequest
 from rayprep.stages.serve import ServeStage
 
 BY_NAME: dict[StageName, Stage] = {
-    StageName.DEEP_GEMM: DeepGemmStage(),
+    StageName.DEEP_GEMM: DeepGemmStage(via_server=compile_via_server),
     StageName.MOE_TUNE: GpuOnlyStage(StageName.MOE_TUNE),
     StageName.FLASHINFER: FlashInferStage(),
     StageName.INDUCTOR: InductorStage(),

@@ -18,7 +18,7 @@ from rayprep.model.gemm import KINDS, SERVER_UNIT, GemmShape, gemm_shapes
 from rayprep.model.plan import NotNeeded, StagePlan, Unable, Work
 from rayprep.model.result import Artifacts, Tally
 from rayprep.model.signature import Signature
-from rayprep.model.spec import DeviceChoice
+from rayprep.model.spec import DeepGemmVia, DeviceChoice
 from rayprep.model.stages import StageName
 from rayprep.stages.deep_gemm_cache import CUBIN, clear_left_over, entries, files_of, whole_entry
 from rayprep.stages.deep_gemm_run import GemmRun, uses_nvrtc
@@ -67,7 +67,7 @@ class DeepGemmStage:
 
     def build(self, request: StageRequest, work: Work, context: BuildContext) -> Built:
         remove_half_written(context.layout)
-        if SERVER_UNIT in work.units:
+        if SERVER_UNIT in work.units or request.spec.deep_gemm_via is DeepGemmVia.SERVER:
             return self._via_server(request, work, context)
         shapes = [GemmShape.parse(unit.partition(",")[0]) for unit in work.units]
         return build_shapes(shapes, request, context)

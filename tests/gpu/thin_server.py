@@ -6,8 +6,8 @@ change reaches them too.
 
 import sys
 
-import sglang.srt.layers.deep_gemm_wrapper.compile_utils as compile_utils
 from sglang.launch_server import run_server
+from sglang.srt.layers.deep_gemm_wrapper import compile_utils
 from sglang.srt.server_args import prepare_server_args
 
 compile_utils._compile_deep_gemm_one_type_all = lambda **_: None

@@ -52,7 +52,7 @@ class Store:
     def repair(self, *, own: bool = True, rebuild: bool = False) -> Repair:
         scans = [scan_cache(self.layout.profiles, CacheName.TORCHINDUCTOR)]
         since = standing_since(self.layout, STAGE)
-        return repair(self.layout, STAGE, self.own if own else None, scans, since, lambda suspects: suspects, rebuild=rebuild)
+        return repair(self.layout, STAGE, self.own if own else None, scans, since, list, rebuild=rebuild)
 
     def mark(self, since: float, slug: str = "tiny-dense") -> None:
         marker = Marker(owner_pid=1, started_at=utc_now(), run_id="dead", invocation="dead", host="here")

@@ -17,9 +17,9 @@ from rayprep.host.scan import scan_cache
 from rayprep.model.architecture import parse_architecture
 from rayprep.model.attention import FlashInferModule
 from rayprep.model.caches import CacheName
+from rayprep.model.cleanup import Cleanup
 from rayprep.model.errors import ErrorType, Interrupted, StageError
 from rayprep.model.plan import NotNeeded, Unable, Work
-from rayprep.model.cleanup import Cleanup
 from rayprep.model.spec import DeviceChoice, PrepSpec
 from rayprep.stages.flashinfer import FlashInferStage
 from rayprep.stages.flashinfer_protocol import CHILD_LINE, ChildRequest, DoneLine, FailLine, ModuleLine
