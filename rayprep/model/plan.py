@@ -166,3 +166,27 @@ class Plan(Record):
     @property
     def needs_work(self) -> bool:
         return self.verify.run or any(each.action is Action.BUILD for each in self.decisions)
+
+
+class Wave(Record):
+    """Stages that are started together, once nothing runs any more but what may go on `beside` them."""
+
+    stages: tuple[StageName, ...]
+    beside: tuple[StageName, ...] = ()
+
+
+_ON_THE_CPU = (StageName.DEEP_GEMM, StageName.FLASHINFER)
+
+
+def waves(building: Sequence[StageName]) -> tuple[Wave, ...]:
+    """In which order the stages that build are started.
+
+    DeepGEMM's and FlashInfer's compilers share the CPUs. FlashInfer's longest ones go on beside a server that is
+    starting: it imports for half a minute before it needs a module, and then waits for the lock of one that is being
+    built. All other stages use the GPU, and go one after another.
+    """
+    compiling = tuple(stage for stage in building if stage in _ON_THE_CPU)
+    others = [stage for stage in building if stage not in _ON_THE_CPU]
+    beside = (StageName.FLASHINFER,) if others == [StageName.SERVE] else ()
+    found = [Wave(stages=compiling), *(Wave(stages=(stage,), beside=beside) for stage in others)]
+    return tuple(wave for wave in found if wave.stages)

@@ -2,8 +2,8 @@
 
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from rayprep.host.locks import HeldLocks, Holder, acquire, gpu_lock_paths
 from rayprep.host.process import end_processes, marked_processes
 from rayprep.model.errors import ErrorType, HostUnfit, Interrupted, RayprepError
 from rayprep.model.events import Event, Phase, event
-from rayprep.model.plan import Action, Decision
+from rayprep.model.plan import Action, Decision, waves
 from rayprep.model.result import PrepResult, StageResult
 from rayprep.model.stages import StageName, StageStatus
 from rayprep.node.adopt import Adoption
@@ -23,8 +23,8 @@ from rayprep.node.request import NodeRequest
 from rayprep.node.stage_run import StageRun
 from rayprep.node.survey import Survey, exact_completions, take_survey
 from rayprep.node.verify import Verify, skipped
+from rayprep.stages import Built
 
-COMPILING = (StageName.DEEP_GEMM, StageName.FLASHINFER)
 Emit = Callable[[Event], None]
 Cancelled = Callable[[], bool]
 
@@ -127,16 +127,24 @@ class _NodeRun:
         self.emit(event("ensure", Phase.WARNING, message=message))
 
     def _run_stages(self, locks: HeldLocks, scratch: Path) -> None:
-        """Stages that only use the CPU to compile go side by side, the others one after another, and then the proof."""
-        for decisions in _waves(self.survey.plan.decisions):
-            if self.cancelled():
-                raise Interrupted
-            building = [each for each in decisions if each.action is Action.BUILD]
-            for decision in decisions:
-                if decision.action is not Action.BUILD:
-                    self._settle(decision)
-            runs = [self._stage_run(decision, locks, scratch) for decision in building]
-            self._side_by_side(runs)
+        """Stages that only compile on the CPU go side by side, the others one after another, and then the proof."""
+        for decision in self.survey.plan.decisions:
+            if decision.action is not Action.BUILD:
+                self._settle(decision)
+        runs = {
+            each.stage: self._stage_run(each, locks, scratch)
+            for each in self.survey.plan.decisions
+            if each.action is Action.BUILD
+        }
+        adoption = Adoption(self.survey, self.request.run_id)
+        with ThreadPoolExecutor(max_workers=len(StageName)) as pool:
+            waiting: dict[Future[StageResult], StageName] = {}
+            for wave in waves(list(runs)):
+                self._collect(waiting, keep=wave.beside)
+                waiting |= {pool.submit(runs[stage].go): stage for stage in wave.stages}
+            self._collect(waiting)
+        if StageName.SERVE in runs and (built := runs[StageName.SERVE].built):
+            self._adopt(adoption, built)
         self._prove(locks, scratch)
 
     def _stage_run(self, decision: Decision, locks: HeldLocks, scratch: Path) -> StageRun:
@@ -144,23 +152,24 @@ class _NodeRun:
         env = child_env(self.environ, self.survey.layout, home, self.request.invocation)
         return StageRun(self.request, self.survey, decision, env, home, locks, self.emit, self.cancelled)
 
-    def _side_by_side(self, runs: Sequence[StageRun]) -> None:
-        with ThreadPoolExecutor(max_workers=max(1, len(runs))) as pool:
-            futures = {pool.submit(self._watched, run): run for run in runs}
-            for future in as_completed(futures):
-                self.recorder.stage(futures[future].name, future.result())
-        if any(self.recorder.result.stages[run.name].error_type is ErrorType.INTERRUPTED for run in runs):
+    def _collect(self, waiting: dict[Future[StageResult], StageName], keep: Collection[StageName] = ()) -> None:
+        """Records the stages that end, until none runs but those to `keep`. Raises Interrupted when one was."""
+        interrupted = False
+        while any(stage not in keep for stage in waiting.values()):
+            done, _ = wait(waiting, return_when=FIRST_COMPLETED)
+            for future in done:
+                result = future.result()
+                self.recorder.stage(waiting.pop(future), result)
+                interrupted |= result.error_type is ErrorType.INTERRUPTED
+                keep = () if interrupted else keep
+        if interrupted or self.cancelled():
             raise Interrupted
 
-    def _watched(self, run: StageRun) -> StageResult:
-        """Runs a stage; what its server makes in other stages' caches becomes theirs."""
-        adoption = Adoption(self.survey, self.request.run_id) if run.name is StageName.SERVE else None
-        result = run.go()
-        if adoption and run.built:
-            for stage, units in adoption.after(exact_completions(self.survey), run.built.gemm_shapes).items():
-                self.recorder.missed(stage, units)
-                self._warn(f"{stage}: the server needed more than was planned: {', '.join(units) or 'new files'}")
-        return result
+    def _adopt(self, adoption: Adoption, built: Built) -> None:
+        """What the server made in other stages' caches becomes theirs."""
+        for stage, units in adoption.after(exact_completions(self.survey), built.gemm_shapes).items():
+            self.recorder.missed(stage, units)
+            self._warn(f"{stage}: the server needed more than was planned: {', '.join(units) or 'new files'}")
 
     def _prove(self, locks: HeldLocks, scratch: Path) -> None:
         decision = self.survey.plan.verify
@@ -210,12 +219,6 @@ class _NodeRun:
                 reason = error.error_type.value if error.error_type else "not_reached"
                 result = StageResult(ran=False, status=StageStatus.SKIPPED, status_code=0, reason=reason)
                 self.recorder.stage(stage, result)
-
-
-def _waves(decisions: Sequence[Decision]) -> list[list[Decision]]:
-    """What runs at once: the two stages that leave the GPU alone, or nearly so, and each other one by itself."""
-    together = [each for each in decisions if each.stage in COMPILING]
-    return [together, *([each] for each in decisions if each.stage not in COMPILING)]
 
 
 def _made(folder: Path) -> Path:

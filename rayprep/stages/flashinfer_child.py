@@ -12,6 +12,7 @@ asks ninja first. Half-written objects and libraries are therefore overwritten, 
 """
 
 import importlib
+import importlib.util
 import os
 import subprocess
 import sys
@@ -109,10 +110,19 @@ def _spec(module: FlashInferModule) -> JitSpec:
         return named if isinstance(named, torch.dtype) else arg
 
     try:
-        generate: Callable[..., JitSpec] = getattr(importlib.import_module("flashinfer.jit"), module.generator)
-        return generate(*map(resolve, module.args))
+        return _generator(module.generator)(*map(resolve, module.args))
     except Exception as error:
         raise ModuleFailed(str(module)) from error
+
+
+def _generator(name: str) -> Callable[..., JitSpec]:
+    """A generator by name. Those of norm, cascade and sampling are in submodules of `flashinfer.jit` alone."""
+    place = importlib.import_module("flashinfer.jit")
+    home = f"flashinfer.jit.{name.removeprefix('gen_').removesuffix('_module')}"
+    if not hasattr(place, name) and importlib.util.find_spec(home):
+        place = importlib.import_module(home)
+    generate: Callable[..., JitSpec] = getattr(place, name)
+    return generate
 
 
 def _build_one(unit: str, spec: JitSpec, workspace: Path) -> ModuleLine:

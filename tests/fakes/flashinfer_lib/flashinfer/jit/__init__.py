@@ -65,24 +65,12 @@ class JitSpec:
             raise RuntimeError("Ninja build failed. Ninja output:\n" + error.output) from error
 
 
-def gen_norm_module() -> JitSpec:
-    return JitSpec("norm", CSRC / "norm.cu")
-
-
-def gen_sampling_module() -> JitSpec:
-    return _generated("sampling")
-
-
-def gen_cascade_module() -> JitSpec:
-    return _generated("cascade")
-
-
 def gen_batch_prefill_module(backend: str, dtype_q: torch.dtype, dtype_kv: torch.dtype, *rest: object) -> JitSpec:
     end = "_sm90" if backend == "fa3" else ""
-    return _generated(f"batch_prefill_dtype_q_{dtype_q.name}_dtype_kv_{dtype_kv.name}{end}")
+    return generated(f"batch_prefill_dtype_q_{dtype_q.name}_dtype_kv_{dtype_kv.name}{end}")
 
 
-def _generated(name: str) -> JitSpec:
+def generated(name: str) -> JitSpec:
     source = WORKSPACE / "generated" / name / "kernel.cu"
     write_if_different(source, f"// {name}\n")
     return JitSpec(name, source)
