@@ -9,6 +9,7 @@ import jsonschema
 import pytest
 
 from rayprep.cli.schema import FILES, schema
+from rayprep.model.stages import StageName
 from tests.conftest import ENSURE_TINY, Built, Roots
 from tests.needs import needs_torch
 
@@ -42,7 +43,7 @@ def test_everything_that_a_run_leaves_fits_its_schema(built: Built) -> None:
     check("prep_result", load(run / "prep_result.json"))
     check("profile_snapshot", load(run / "cache_snapshot.json"))
     completions = list((roots.profiles / ".rayprep").glob("*/*.json"))
-    assert len(completions) == 4
+    assert len(completions) == len(StageName)
     for path in completions:
         check("completion", load(path))
     for event in roots.events(built.run_id):

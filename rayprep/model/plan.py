@@ -6,6 +6,7 @@ from enum import StrEnum
 from rayprep.model.base import Record
 from rayprep.model.completion import Check, Completion
 from rayprep.model.errors import ErrorType
+from rayprep.model.server_args import redacted_command
 from rayprep.model.spec import StageOp
 from rayprep.model.stages import StageName
 from rayprep.model.verification import Verification
@@ -151,7 +152,7 @@ def decide_verify(
         (serve.action not in (Action.BUILD, Action.NOOP), False, f"serve_{serve.reason}"),
         (any(each.action is Action.BUILD for each in decisions), True, "something_is_built"),
         (proof is None, True, "not_verified_yet"),
-        (proof is not None and command not in ((), proof.command), True, "another_server_command"),
+        (proof is not None and redacted_command(command) not in ((), proof.command), True, "another_server_command"),
     )
     run, reason = next(((run, reason) for fits, run, reason in rules if fits), (False, "verified"))
     return VerifyDecision(run=run, reason=reason)

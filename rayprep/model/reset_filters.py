@@ -14,7 +14,7 @@ class Filters(Record):
     """Which entries are asked for: those that fit every filter given."""
 
     stages: tuple[StageName, ...] = ()
-    """Those whose caches are reset; empty means every cache, the ones that no stage fills too."""
+    """Those whose caches are reset; empty means every cache."""
     older_than_days: float | None = None
     match_slug: str | None = None
     unreferenced: bool = False

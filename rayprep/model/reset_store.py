@@ -7,7 +7,7 @@ from functools import cached_property
 
 from rayprep.model.caches import CacheName, Entry
 from rayprep.model.reset_filters import Filters
-from rayprep.model.stages import ANSWERS_FOR, STAGES, StageName
+from rayprep.model.stages import STAGES, StageName
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,6 @@ class Kept(StrEnum):
     UNREFERENCED = "named_by_no_completion"
     OTHER_SLUG = "named_by_another_slug"
     REFERENCED = "named_by_a_completion"
-    NO_STAGE = "no_stage_answers_for_its_cache"
     NOT_OLD = "not_old_enough"
     UNREADABLE = "completion_unreadable"
     FAILED = "could_not_be_removed"
@@ -93,8 +92,6 @@ class Store:
             Kept.UNREFERENCED: filters.match_slug is not None and not entry.slugs,
             Kept.OTHER_SLUG: not all(map(filters.fits_slug, entry.slugs)),
             Kept.REFERENCED: filters.unreferenced and bool(entry.slugs),
-            # No completion ever names an entry there, so it says nothing that none does.
-            Kept.NO_STAGE: filters.unreferenced and cache not in ANSWERS_FOR,
             Kept.NOT_OLD: not filters.fits_age(entry.newest, self.now),
             Kept.UNREADABLE: cache in self.blind,
         }

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from rayprep.host.locks import is_held
+from rayprep.model.caches import CacheName
 from tests.conftest import ENSURE_TINY, Built, Roots, write_model
 from tests.needs import needs_torch
 from tests.processes import wait_for
@@ -16,7 +17,8 @@ from tests.processes import wait_for
 pytestmark = [pytest.mark.ray, pytest.mark.torch, needs_torch()]
 
 UTC = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
-STAGES = ["deep_gemm", "moe_tune", "flashinfer", "inductor"]
+STAGES = ["deep_gemm", "moe_tune", "flashinfer", "inductor", "serve"]
+NOOP = " inductor:noop serve:skipped verify:skipped\n"
 
 
 def test_cold_start_to_ok_to_valid(roots: Roots, built: Built) -> None:
@@ -28,8 +30,7 @@ def test_cold_start_to_ok_to_valid(roots: Roots, built: Built) -> None:
     assert warm["torchinductor"]["exists"] is True
     assert warm["torchinductor"]["file_count"] > 0
     assert warm["torchinductor"]["signature"]["model_slug"] == "tiny-dense"
-    caches = ("deep_gemm", "triton", "flashinfer", "torchinductor", "moe_configs")
-    assert all(warm[cache]["valid"] is True for cache in caches)
+    assert all(warm[cache]["valid"] is True for cache in CacheName)
     assert warm["deep_gemm"]["reason"] == "not_needed"
     assert warm["partial"] is False
 
@@ -47,7 +48,7 @@ def test_the_result_has_the_contracts_shape(built: Built) -> None:
     assert (settings["warmup_port"], settings["mem_fraction"]) == (30999, 0.96)
     assert settings["env"]["SGLANG_DG_CACHE_DIR"] == str(built.roots.profiles / "deep_gemm")
     assert list(result["stages"]) == STAGES
-    for name in STAGES[:3]:
+    for name in set(STAGES) - {"inductor"}:
         stage = result["stages"][name]
         assert (stage["ran"], stage["status"], stage["status_code"], stage["reason"]) == (False, "skipped", 0, "no_gpu")
     inductor = result["stages"]["inductor"]
@@ -64,6 +65,8 @@ def test_the_result_has_the_contracts_shape(built: Built) -> None:
     assert inductor["env"] == {"CUDA_VISIBLE_DEVICES": ""}
     assert inductor["cleanup"] == {"kill_sent": False, "killed": True, "timeout_s": 10.0}
     assert result["telemetry_probe"]["ok"] is False
+    verify = result["verify"]
+    assert (verify["ran"], verify["status"], verify["reason"]) == (False, "skipped", "no_gpu")
     assert result["errors"] == []
 
 
@@ -83,7 +86,8 @@ def test_json_lines_and_the_result_pointers_come_last(built: Built) -> None:
     lines = built.done.stdout.splitlines()
     assert all(line.startswith("OPTIMIZE_JSON {") for line in lines[:-2])
     assert lines[-2] == f"RESULT_JSON {built.roots.telemetry}/container_runs/{built.run_id}/prep_result.json"
-    assert lines[-1] == "RESULT_STATUS ok deep_gemm:skipped moe_tune:skipped flashinfer:skipped inductor:ok"
+    stages = "deep_gemm:skipped moe_tune:skipped flashinfer:skipped inductor:ok serve:skipped"
+    assert lines[-1] == f"RESULT_STATUS ok {stages} verify:skipped"
 
 
 def test_nothing_of_ours_is_left_running_or_lying_about(built: Built) -> None:
@@ -127,7 +131,7 @@ def test_another_batch_size_is_added_to_what_is_there(built: Built, roots: Roots
     artifacts = roots.result("wider")["stages"]["inductor"]["artifacts"]
     assert artifacts["built"] == ["decode:cpu:bf16:l2:b2:s512"]
     assert artifacts["units"] == ["decode:cpu:bf16:l2:b1:s512", "decode:cpu:bf16:l2:b2:s512"]
-    assert roots.run("ensure", *ENSURE_TINY, "--run-id", "narrow").stdout.endswith("inductor:noop\n")
+    assert roots.run("ensure", *ENSURE_TINY, "--run-id", "narrow").stdout.endswith(NOOP)
 
 
 def test_a_flipped_byte_is_found_by_deep_and_rebuilt(built: Built, roots: Roots) -> None:
@@ -197,8 +201,8 @@ def test_two_models_of_one_name_stand_beside_each_other(built: Built, roots: Roo
     done = roots.run("ensure", *args, "--run-id", "other")
     assert done.returncode == 0, done.stdout + done.stderr
     assert roots.result("other")["stages"]["inductor"]["status"] == "ok"
-    assert roots.run("ensure", *ENSURE_TINY).stdout.endswith("inductor:noop\n")
-    assert roots.run("ensure", *args).stdout.endswith("inductor:noop\n")
+    assert roots.run("ensure", *ENSURE_TINY).stdout.endswith(NOOP)
+    assert roots.run("ensure", *args).stdout.endswith(NOOP)
     sources = {slug["model_source"] for slug in roots.inspect()["torchinductor"]["slugs"]}
     assert len(sources) == 2
 

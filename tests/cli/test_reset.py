@@ -17,7 +17,7 @@ from tests.conftest import Roots
 from tests.host.test_reset import Caches, holding
 from tests.needs import needs_tool
 
-DEEP_GEMM, MOE, FLASHINFER, INDUCTOR = StageName
+DEEP_GEMM, MOE = StageName.DEEP_GEMM, StageName.MOE_TUNE
 
 
 @pytest.fixture

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from rayprep.host.environment import RUN_MARK, STORE_MARK, child_env, hub_folders, is_passed_on
+from rayprep.host.environment import RUN_MARK, STORE_MARK, child_env, hub_folders, is_passed_on, server_cache_env
 from rayprep.host.layout import Layout
+from rayprep.model.caches import CacheName
 
 LAYOUT = Layout(Path("/profiles"), Path("/telemetry"))
 
@@ -53,9 +54,21 @@ def test_a_child_has_a_home_and_caches_of_its_own_and_carries_both_marks() -> No
     theirs = {"HOME": "/home/me", "TRITON_CACHE_DIR": "/elsewhere", STORE_MARK: "other", RUN_MARK: "other"}
     env = child_env(theirs, LAYOUT, Path("/scratch"), "run-1")
     assert env["HOME"] == "/scratch"
-    assert env.items() >= LAYOUT.cache_env().items()
+    assert env.items() >= server_cache_env(LAYOUT).items()
+    assert env["TRITON_CACHE_DIR"] == "/profiles/triton"
     assert (env[STORE_MARK], env[RUN_MARK]) == ("/profiles", "run-1")
     assert env["SPT_NOENV"] == "1", "or setproctitle, which sglang calls, wipes the marks out"
+
+
+@pytest.mark.parametrize(("folder", "set_"), [("configs/triton_3_6_0", True), ("configs", True), ("", False)])
+def test_a_server_is_sent_to_moe_configs_only_where_there_are_some(tmp_path: Path, folder: str, set_: bool) -> None:
+    """It dies in os.listdir of a folder that has no configs/, and without the variable it takes its own."""
+    layout = Layout(tmp_path, tmp_path)
+    (layout.cache(CacheName.MOE_CONFIGS) / folder).mkdir(parents=True)
+    expected = layout.cache_env()
+    if not set_:
+        del expected["SGLANG_MOE_CONFIG_DIR"]
+    assert server_cache_env(layout) == expected
 
 
 def test_making_an_environment_changes_none() -> None:

@@ -27,7 +27,7 @@ from rayprep.model.stages import StageName
 from tests.model.samples import DIGEST, completion, identity
 
 DAY = 86400.0
-DEEP_GEMM, MOE, FLASHINFER, INDUCTOR = StageName
+DEEP_GEMM, MOE, FLASHINFER, INDUCTOR, SERVE = StageName
 MODULES = "flashinfer/.cache/flashinfer/0.6.14/90a/cached_ops"
 
 
@@ -101,6 +101,15 @@ def test_only_the_selected_caches_and_whole_entries(caches: Caches) -> None:
     assert caches.there() == {"sglang_jit/m/x.so"}
     assert (caches.layout.profiles / "deep_gemm").is_dir()
     assert not (caches.layout.profiles / "deep_gemm" / "cache").exists()
+
+
+def test_a_servers_caches_go_with_serve(caches: Caches) -> None:
+    kernel = caches.kernel("kernel.a.0")
+    for path in ("triton/abc/x.cubin", "sglang_jit/m/x.so", "others/cuda/a/b", "torchinductor/ab/cab.so"):
+        caches.file(path)
+    report = caches.reset(stages=[SERVE])
+    assert paths(report) == {"triton/abc", "sglang_jit/m", "others/cuda/a", "torchinductor/ab/cab"}
+    assert caches.there() == set(kernel)
 
 
 def test_without_selection_every_cache_goes(caches: Caches) -> None:

@@ -164,24 +164,25 @@ def test_another_models_marker_counts_only_for_who_asks_for_all(layout: Layout) 
     assert [each.valid for each in everyone.slugs] == [True], "this model's own files are whole"
 
 
-def test_one_stages_marker_spoils_all_its_caches(layout: Layout) -> None:
-    write_marker(layout, "tiny-dense", StageName.MOE_TUNE, MARKER)
+def test_one_stages_marker_spoils_all_caches_that_it_answers_for(layout: Layout) -> None:
+    write_marker(layout, "tiny-dense", StageName.SERVE, MARKER)
     snapshot = look(layout)
-    assert [cache.value for cache in ANSWERS_FOR if getattr(snapshot, cache.value).partial] == ["moe_configs", "triton"]
+    spoilt = [cache.value for cache in ANSWERS_FOR if getattr(snapshot, cache.value).partial]
+    assert spoilt == ["triton", "sglang_jit", "others"]
 
 
 @pytest.mark.parametrize("wanted", [WANTED, None])
 def test_a_skip_that_was_right_makes_a_cache_valid_with_nothing_in_it(layout: Layout, wanted: Wanted | None) -> None:
-    skipped = completion(StageName.MOE_TUNE, outcome="skipped", reason="not_moe", artifacts={}, units=())
+    skipped = completion(StageName.SERVE, outcome="skipped", reason="no_gpu", artifacts={}, units=())
     write_completion(layout, skipped)
     snapshot = look(layout, wanted)
-    for cache in (snapshot.triton, snapshot.moe_configs):
+    for cache in (snapshot.triton, snapshot.sglang_jit, snapshot.others):
         assert verdict(cache) == (True, "not_needed")
-        assert (cache.exists, cache.file_count, cache.detail) == (False, 0, "not_moe")
+        assert (cache.exists, cache.file_count, cache.detail) == (False, 0, "no_gpu")
 
 
 def test_a_skip_of_another_host_is_none_here(layout: Layout) -> None:
-    skipped = completion(StageName.MOE_TUNE, outcome="skipped", reason="no_gpu", artifacts={}, units=())
+    skipped = completion(StageName.SERVE, outcome="skipped", reason="no_gpu", artifacts={}, units=())
     write_completion(layout, skipped)
     assert verdict(look(layout, now=signature(compute_capability="sm_100")).triton) == (False, "signature_mismatch")
 
@@ -256,7 +257,7 @@ SEED_SIGNATURE = (
 def test_the_shape_is_the_contracts(layout: Layout) -> None:
     built(layout)
     fill(layout, {"triton/KEY/a": "x"})
-    write_marker(layout, "tiny-dense", StageName.MOE_TUNE, MARKER)
+    write_marker(layout, "tiny-dense", StageName.SERVE, MARKER)
     snapshot = look(layout)
     document = json.loads(to_json(snapshot))
     assert document["schema_version"] == "1"

@@ -1,19 +1,36 @@
 """What a stage will do: the rules in their order, and what it is reckoned to cost."""
 
+from typing import Any
+
 import pytest
 
 from rayprep.model.completion import Check, CheckState
 from rayprep.model.errors import ErrorType
-from rayprep.model.plan import Action, Decision, NotNeeded, Plan, StagePlan, Unable, Work, calibrate, decide
+from rayprep.model.plan import (
+    Action,
+    Decision,
+    NotNeeded,
+    Plan,
+    StagePlan,
+    Unable,
+    VerifyDecision,
+    Work,
+    calibrate,
+    decide,
+    decide_verify,
+    with_missed,
+)
 from rayprep.model.spec import StageOp
 from rayprep.model.stages import StageName
-from tests.model.samples import DIGEST, completion
+from rayprep.model.verification import Verification
+from tests.model.samples import DIGEST, MOMENT, completion
 
 WORK = Work(units=("bs1", "bs8"), required_bytes=10 << 20, estimate="a guess", seconds=24)
 UNABLE = Unable(error_type=ErrorType.UNSUPPORTED, message="not here")
 NOT_NEEDED = NotNeeded(reason="not_moe", detail="no experts")
 VALID = Check(state=CheckState.VALID)
 STALE = Check(state=CheckState.SIGNATURE_MISMATCH, detail="python was 3.11, is 3.12")
+NO_PROOF = VerifyDecision(run=False, reason="verified")
 
 
 def decision(
@@ -59,10 +76,11 @@ def test_a_failure_carries_its_type_and_words() -> None:
     assert (got.error_type, got.detail) == (ErrorType.UNSUPPORTED, "not here")
 
 
-def test_a_plan_needs_work_only_for_a_build() -> None:
+def test_a_plan_needs_work_only_for_a_build_or_a_proof() -> None:
     idle = (decision(check=VALID), decision(plan=NOT_NEEDED), decision(plan=UNABLE))
-    assert not Plan(decisions=idle).needs_work
-    assert Plan(decisions=(*idle, decision())).needs_work
+    assert not Plan(decisions=idle, verify=NO_PROOF).needs_work
+    assert Plan(decisions=(*idle, decision()), verify=NO_PROOF).needs_work
+    assert Plan(decisions=idle, verify=VerifyDecision(run=True, reason="not_verified_yet")).needs_work
 
 
 def test_a_decision_for_people_says_what_it_costs() -> None:
@@ -95,3 +113,55 @@ def test_earlier_builds_that_measured_nothing_change_nothing() -> None:
 def test_a_build_of_tiny_files_still_asks_for_some_disk() -> None:
     tiny = completion(units=("a", "b", "c"), artifacts={"triton/a": (1, DIGEST)}, duration_s=1.0)
     assert calibrate(WORK, [tiny]).required_bytes >= 1
+
+
+def test_what_a_server_once_asked_for_joins_the_plan() -> None:
+    earlier = [completion(missed=("bs8", "bs9")), completion(missed=("bs3",)), completion()]
+    assert with_missed(WORK, earlier).units == ("bs1", "bs8", "bs3", "bs9")
+    assert with_missed(WORK, [completion()]) == WORK
+    assert with_missed(WORK, []) == WORK
+
+
+SERVER = ("python", "-m", "sglang.launch_server", "--port", "30000")
+PROOF = Verification(verified_at=MOMENT, command=SERVER, ready_s=43.0)
+KEYED = PROOF.model_copy(update={"command": (*SERVER, "--api-key", "***")})
+IDLE, BUILDS, SKIPS = (decision(check=VALID), decision(), decision(op=StageOp.SKIP))
+
+
+def serving(like: Decision) -> tuple[Decision, ...]:
+    """A plan in which all stages but `serve` have nothing to do."""
+    return (IDLE, SKIPS, like.model_copy(update={"stage": StageName.SERVE}))
+
+
+@pytest.mark.parametrize(
+    ("decisions", "how", "expected"),
+    [
+        (serving(BUILDS), {"on_gpu": False, "verify_only": True}, (False, "no_gpu")),
+        (serving(BUILDS), {"asked": False}, (False, "requested")),
+        # The proof alone: it also runs where no stage is selected, or serve is left out.
+        (serving(SKIPS), {"verify_only": True, "proof": PROOF}, (True, "requested")),
+        # A cache that nobody filled would only fail the proof.
+        (serving(SKIPS), {"proof": PROOF}, (False, "serve_requested")),
+        (serving(decision(plan=UNABLE)), {}, (False, "serve_unsupported")),
+        ((BUILDS, *serving(decision(selected=False))), {}, (False, "serve_not_selected")),
+        (serving(BUILDS), {"proof": PROOF}, (True, "something_is_built")),
+        ((BUILDS, *serving(IDLE)), {"proof": PROOF}, (True, "something_is_built")),
+        (serving(IDLE), {}, (True, "not_verified_yet")),
+        (serving(IDLE), {"proof": PROOF, "command": (*SERVER, "--tp", "2")}, (True, "another_server_command")),
+        (serving(IDLE), {"proof": PROOF, "command": SERVER}, (False, "verified")),
+        (serving(IDLE), {"proof": PROOF}, (False, "verified")),
+        # Written down without its key, it is the same command all the same.
+        (serving(IDLE), {"proof": KEYED, "command": (*SERVER, "--api-key", "sk-1")}, (False, "verified")),
+    ],
+)
+def test_a_proof_is_run_where_it_would_tell_something_new(
+    decisions: tuple[Decision, ...], how: dict[str, Any], expected: tuple[bool, str]
+) -> None:
+    defaults = {"asked": True, "verify_only": False, "on_gpu": True, "command": (), "proof": None}
+    got = decide_verify(decisions, **{**defaults, **how})
+    assert (got.run, got.reason) == expected
+
+
+def test_the_proof_for_people() -> None:
+    assert str(NO_PROOF) == "verify: skip, verified"
+    assert str(VerifyDecision(run=True, reason="not_verified_yet")) == "verify: run, not_verified_yet"

@@ -11,14 +11,14 @@ from rayprep.model.errors import BadRequest
 from rayprep.model.reset import Outcome, planned, report_of
 from rayprep.model.reset_filters import Filters, make_filters
 from rayprep.model.reset_store import Claim, Found, Kept, Store
-from rayprep.model.stages import ANSWERS_FOR, STAGES, StageName
+from rayprep.model.stages import STAGES, StageName
 
 NOW = 1_800_000_000.0
 DAY = 86400.0
 SLUGS = ("qwen3-8b", "qwen3-30b", "llama-3")
 SOME = (CacheName.DEEP_GEMM, CacheName.TRITON, CacheName.OTHERS)
-FILLING = (StageName.DEEP_GEMM, StageName.MOE_TUNE)
-"""One cache of each kind: one of its stage alone, one of two of a stage, one of no stage."""
+FILLING = (StageName.DEEP_GEMM, StageName.MOE_TUNE, StageName.SERVE)
+"""One cache of each kind: one of its stage alone, one that two stages fill, one of several of a stage."""
 
 filters_of = st.builds(
     Filters,
@@ -38,7 +38,7 @@ def stores(draw: st.DrawFn, *, opaque: bool = True) -> Store:
     """A store whose entries are named by its claims, and by nothing else."""
     filters = draw(filters_of)
     keys = [(cache, f"e{number}") for cache in SOME for number in range(2)]
-    names = {key: draw(st.sets(st.sampled_from(SLUGS))) if key[0] in ANSWERS_FOR else set() for key in keys}
+    names = {key: draw(st.sets(st.sampled_from(SLUGS))) for key in keys}
     claims = [
         Claim(
             stage=stage,
@@ -143,12 +143,6 @@ def test_an_entry_from_the_future_is_not_old() -> None:
     filters = make_filters((), 1, None, False)
     old, edge, future = (found(CacheName.TRITON, name, days=days) for name, days in (("o", 1.01), ("e", 1), ("f", -9)))
     assert Store(filters, NOW, (old, edge, future)).victims == [old]
-
-
-def test_a_cache_that_no_stage_fills_is_not_unreferenced() -> None:
-    store = Store(Filters(unreferenced=True), NOW, (found(CacheName.SGLANG_JIT, "m"), found(CacheName.TRITON, "t")))
-    assert [entry.key for entry in store.victims] == [(CacheName.TRITON, "t")]
-    assert report_of(store, planned(store), "r", "/p", dry_run=True).kept == {Kept.NO_STAGE: 1}
 
 
 @pytest.mark.parametrize("days", [0, -1, -0.5, float("nan"), float("inf")])

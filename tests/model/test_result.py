@@ -13,6 +13,7 @@ from rayprep.model.base import read_tolerant, to_json
 from rayprep.model.errors import ErrorType
 from rayprep.model.result import Artifacts, Located, PrepResult, RunError, RunStatus, Tally, overall_status
 from rayprep.model.stages import STAGES, StageName, StageStatus
+from rayprep.model.verification import VerifyResult
 from tests.model.samples import prep_result, stage_result
 
 OK, ERROR, SKIPPED, NOOP = StageStatus.OK, StageStatus.ERROR, StageStatus.SKIPPED, StageStatus.NOOP
@@ -32,16 +33,17 @@ def all_stages(*statuses: StageStatus) -> dict[StageName, StageStatus]:
 
 
 def test_the_exit_code_is_the_first_failing_stages() -> None:
-    assert prep_result(all_stages(OK, OK, OK, OK)).exit_code == 0
-    assert prep_result(all_stages(OK, ERROR, OK, ERROR)).exit_code == 11
-    assert prep_result(all_stages(NOOP, SKIPPED, ERROR, ERROR)).exit_code == 12
-    assert prep_result(all_stages(ERROR, ERROR, ERROR, ERROR)).exit_code == 10
+    assert prep_result(all_stages(OK, OK, OK, OK, OK)).exit_code == 0
+    assert prep_result(all_stages(OK, ERROR, OK, ERROR, ERROR)).exit_code == 11
+    assert prep_result(all_stages(NOOP, SKIPPED, ERROR, ERROR, SKIPPED)).exit_code == 12
+    assert prep_result(all_stages(ERROR, ERROR, ERROR, ERROR, ERROR)).exit_code == 10
+    assert prep_result(all_stages(NOOP, OK, SKIPPED, OK, ERROR)).exit_code == 14
     assert prep_result({}).exit_code == 0
 
 
 def test_all_failures_are_listed_whatever_the_exit_code() -> None:
-    failed = prep_result(all_stages(OK, ERROR, OK, ERROR)).errors
-    assert [error.stage for error in failed] == ["moe_tune", "inductor"]
+    failed = prep_result(all_stages(OK, ERROR, OK, ERROR, ERROR)).errors
+    assert [error.stage for error in failed] == ["moe_tune", "inductor", "serve"]
     assert all(error.message for error in failed)
 
 
@@ -75,7 +77,7 @@ def test_a_lock_timeout_of_a_stage_is_the_stages_code() -> None:
 
 
 def test_status_over_every_combination_of_stages() -> None:
-    for statuses in product(StageStatus, repeat=4):
+    for statuses in product(StageStatus, repeat=len(StageName)):
         status = prep_result(all_stages(*statuses)).status
         if ERROR not in statuses:
             assert status is RunStatus.OK
@@ -104,8 +106,26 @@ def test_errors_may_be_read_only_once() -> None:
 
 
 def test_the_status_line_is_the_contracts() -> None:
-    line = prep_result(all_stages(NOOP, OK, OK, OK)).status_line
-    assert line == "ok deep_gemm:noop moe_tune:ok flashinfer:ok inductor:ok"
+    line = prep_result(all_stages(NOOP, OK, OK, OK, SKIPPED)).status_line
+    assert line == "ok deep_gemm:noop moe_tune:ok flashinfer:ok inductor:ok serve:skipped"
+
+
+def proved(statuses: dict[StageName, StageStatus], **proof: Any) -> PrepResult:  # noqa: ANN401 - handed on
+    """A run with a proof at its end."""
+    return prep_result(statuses).model_copy(update={"verify": VerifyResult.model_validate(proof)})
+
+
+def test_a_proof_stands_last_in_the_status_line() -> None:
+    result = proved(all_stages(NOOP, NOOP, NOOP, NOOP, OK), ran=True, status="ok")
+    assert result.status_line == "ok deep_gemm:noop moe_tune:noop flashinfer:noop inductor:noop serve:ok verify:ok"
+
+
+def test_a_proof_that_failed_is_a_failure_of_serve() -> None:
+    failed = {"ran": True, "status": "error", "error_type": ErrorType.VERIFY_FAILED, "message": "one new file"}
+    assert proved(all_stages(NOOP, NOOP, NOOP, NOOP, OK), **failed).exit_code == 14
+    assert proved(all_stages(NOOP, NOOP, NOOP, NOOP, OK), ran=False, status="skipped").exit_code == 0
+    # Whatever the proof says, the first failing stage in order is named.
+    assert proved(all_stages(NOOP, ERROR, NOOP, NOOP, OK), **failed).exit_code == 11
 
 
 SEED_RUN = (
@@ -122,13 +142,14 @@ def written(result: PrepResult) -> dict[str, Any]:
 
 
 def test_every_field_of_the_contract_is_in_the_file() -> None:
-    document = written(prep_result(all_stages(OK, ERROR, NOOP, SKIPPED)))
-    assert {"schema_version", "status", "run", "stages", "telemetry_probe", "errors", "warnings"} <= set(document)
+    document = written(prep_result(all_stages(OK, ERROR, NOOP, SKIPPED, OK)))
+    fields = {"schema_version", "status", "run", "stages", "verify", "telemetry_probe", "errors", "warnings"}
+    assert fields <= set(document)
     assert document["schema_version"] == "1"
     assert set(SEED_RUN.split()) <= set(document["run"])
     assert set(SEED_SETTINGS.split()) <= set(document["run"]["settings"])
     assert document["run"]["settings"]["write_mode"] == "atomic"
-    assert list(document["stages"]) == ["deep_gemm", "moe_tune", "flashinfer", "inductor"]
+    assert list(document["stages"]) == ["deep_gemm", "moe_tune", "flashinfer", "inductor", "serve"]
     for stage in document["stages"].values():
         assert set(SEED_STAGE.split()) <= set(stage)
     probe = {"prometheus_query", "with_run_filter", "sample_count", "ok"}
@@ -155,9 +176,10 @@ def test_what_is_written_reads_back_and_fits_its_schema(
 
 @pytest.mark.parametrize("place", [("run",), ("run", "settings"), ("stages", "deep_gemm"), ("telemetry_probe",), ()])
 def test_a_result_of_a_newer_rayprep_is_still_read(place: tuple[str, ...]) -> None:
-    document = written(prep_result(all_stages(OK, OK, OK, OK)))
+    good = prep_result(all_stages(OK, OK, OK, OK, OK))
+    document = written(good)
     inner = document
     for key in place:
         inner = inner[key]
     inner["from_the_future"] = [1]
-    assert read_tolerant(PrepResult, json.dumps(document)) == prep_result(all_stages(OK, OK, OK, OK))
+    assert read_tolerant(PrepResult, json.dumps(document)) == good

@@ -67,7 +67,7 @@ def test_the_first_form_reads_as_the_issue_says() -> None:
 def test_the_second_form_reads_as_the_issue_says() -> None:
     got = resolved(SECOND_FORM)
     spec = got.spec
-    assert [spec.op(stage).value for stage in StageName] == ["rebuild", "ensure", "skip", "ensure"]
+    assert [spec.op(stage).value for stage in StageName] == ["rebuild", "ensure", "skip", "ensure", "ensure"]
     assert (spec.moe_strategy, spec.moe_dtype) == (MoeStrategy.SWEEP, "fp8_w8a8")
     assert (spec.batch_sizes, spec.timeout_s) == ((128, 256), 3600)
     assert (got.ignored_spec_keys, got.warnings) == ((), ())
@@ -75,7 +75,7 @@ def test_the_second_form_reads_as_the_issue_says() -> None:
 
 @pytest.mark.parametrize("op", ["ensure", "rebuild", "skip"])
 @pytest.mark.parametrize("form", ["plain", "mode", "op"])
-@pytest.mark.parametrize("stage", ["deep_gemm", "moe", "moe_tune", "triton", "flashinfer", "inductor"])
+@pytest.mark.parametrize("stage", ["deep_gemm", "moe", "moe_tune", "triton", "flashinfer", "inductor", "serve"])
 def test_an_op_is_taken_in_each_of_its_forms(stage: str, form: str, op: str) -> None:
     got = read({"ops": {stage: op if form == "plain" else {form: op}}})
     name = "moe_tune" if stage in ("moe", "triton") else stage
