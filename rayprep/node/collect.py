@@ -78,7 +78,8 @@ def record_skip(survey: Survey, decision: Decision, run_id: str) -> None:
         OSError: it cannot be written.
     """
     known = survey.completions.get(decision.stage)
-    if known is not None and known.outcome == "skipped":
+    # One that lists files has what a server made there all the same; it is kept for as long as it holds.
+    if known is not None and (known.outcome == "skipped" or decision.check.valid):
         return
     completion = new_completion(survey, decision, run_id, utc_now())
     write_completion(survey.layout, completion.model_copy(update={"outcome": "skipped", "reason": decision.reason}))

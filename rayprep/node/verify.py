@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rayprep.host.completions import write_completion
 from rayprep.host.locks import HeldLocks
-from rayprep.host.markers import Marker, remove_marker, write_marker
+from rayprep.host.markers import Marker, remove_marker, standing_since, write_marker
 from rayprep.host.scan import scan_cache
 from rayprep.host.server import Server, Watch
 from rayprep.model.base import utc_now
@@ -53,7 +53,7 @@ class Verify:
             Interrupted: the run was cancelled.
         """
         self.emit(event(NAME, Phase.START, settings={"command": " ".join(self._own_command) or "as requested"}))
-        self._mark()
+        had_stood = self._mark()
         missing = _missing(self.survey)
         before = _artifacts(self.survey)
         server = self._server()
@@ -69,13 +69,18 @@ class Verify:
         new = new_files(before, _artifacts(self.survey), _files_below(self.scratch))
         result = self._judge(server, new, missing, failure)
         self._keep(result)
-        if failure is None:
+        if not had_stood and (failure is None or not server.attempts):
             remove_marker(self.survey.layout, self.survey.model.slug, StageName.SERVE)
         self._say(result)
         return result
 
-    def _mark(self) -> None:
-        """What a server compiles that is killed may be half written, as with the stage itself."""
+    def _mark(self) -> bool:
+        """What a server compiles that is killed may be half written, as with the stage itself.
+
+        Returns whether an aborted run's marker stood. It stays, with its time: a proof repairs nothing.
+        """
+        layout, slug = self.survey.layout, self.survey.model.slug
+        had_stood, since = layout.marker(slug, StageName.SERVE).exists(), standing_since(layout, StageName.SERVE)
         marker = Marker(
             owner_pid=os.getpid(),
             started_at=utc_now(),
@@ -83,7 +88,8 @@ class Verify:
             invocation=self.request.invocation,
             host=socket.gethostname(),
         )
-        write_marker(self.survey.layout, self.survey.model.slug, StageName.SERVE, marker)
+        write_marker(layout, slug, StageName.SERVE, marker, since)
+        return had_stood
 
     def _server(self) -> Server:
         spec, gpus = self.survey.request.spec, self.survey.gpus

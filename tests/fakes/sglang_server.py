@@ -4,7 +4,8 @@
 
 It prints the log that sglang 0.5.16 wrote on an H200 (tests/data/server-*.log). With --compile it leaves in each
 cache what it does not find there, as a cold server does, and then prints the cold log. The texts of its faults are
-those of the libraries' own sources, which stand beside them. Only the standard library: it has to start fast.
+those of the libraries' own sources, which stand beside them. FAKE_FAULTS in the environment names faults, too: a
+server's flags are part of a cache's key. Only the standard library: it has to start fast.
 """
 
 import argparse
@@ -61,6 +62,7 @@ CACHES = {
         [f"cache/kernel.sm90_fp8_gemm_1d2d.0123/{name}" for name in ("kernel.cu", "kernel.cubin")],
     ),
     "TVM_FFI_CACHE_DIR": (".cache/tvm-ffi", ["sgl_kernel_jit_norm_9f/sgl_kernel_jit_norm.so"]),
+    "CUDA_CACHE_PATH": (".nv/ComputeCache", ["5/d/5d1f"]),
 }
 SAYS_SO = {
     "FLASHINFER_WORKSPACE_BASE": ("FLASHINFER_JIT_VERBOSE", "[1/2] nvcc -c norm.cu -o norm/norm.cuda.o\n"),
@@ -185,6 +187,10 @@ def before_ready(args: argparse.Namespace, faults: frozenset[str], log: bytes) -
     pool = log.index(b"Memory pool end")
     if "dies-at-start" in faults:
         sys.exit(3)
+    if "litters" in faults:
+        left = Path(os.environ["HOME"], ".cache", "somebody", "kernel.bin")
+        left.parent.mkdir(parents=True)
+        left.write_bytes(b"compiled where no variable leads")
     if "daemons" in faults:
         daemon()
         daemon()
@@ -211,7 +217,7 @@ def end_by_term(*_: object) -> None:
 
 def main() -> None:
     args = parse()
-    faults = frozenset(args.fault)
+    faults = frozenset([*args.fault, *os.environ.get("FAKE_FAULTS", "").split()])
     signal.signal(signal.SIGTERM, signal.SIG_IGN if "deaf" in faults else end_by_term)
     cold = args.compile and fill_caches()
     log = (DATA / f"server-{'cold' if cold else 'warm'}.log").read_bytes()

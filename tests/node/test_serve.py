@@ -1,0 +1,151 @@
+"""The `serve` stage as the node runs it, from a cold store to one that needs nothing, and what may go wrong."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from rayprep.model.errors import ErrorType
+from rayprep.model.result import RunStatus
+from rayprep.model.stages import StageName, StageStatus
+from tests.node.serving import LIBRARY, Host, statuses
+
+DEEP_GEMM, FLASHINFER, SERVE = StageName.DEEP_GEMM, StageName.FLASHINFER, StageName.SERVE
+MADE = {
+    *(f"triton/ABC/{name}" for name in ("__grp__moe.json", "moe.cubin", "moe.json")),
+    "sglang_jit/sgl_kernel_jit_norm_9f/sgl_kernel_jit_norm.so",
+    "others/cuda/5/d/5d1f",
+}
+"""What the stand-in writes into the caches that serve fills."""
+KERNEL = {f"deep_gemm/cache/kernel.sm90_fp8_gemm_1d2d.0123/kernel.{end}" for end in ("cu", "cubin")}
+MODULE = {f"flashinfer/.cache/flashinfer/0.6.14/90a/cached_ops/norm/norm.{end}" for end in ("cuda.o", "so")}
+SHAPES = tuple(f"GEMM_NT_F8F8BF16 N={n} K={k} groups=1" for n, k in ((5120, 2048), (2048, 4096)))
+"""What its recorded log names, in its order."""
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
+    monkeypatch.syspath_prepend(LIBRARY)
+    host = Host(tmp_path)
+    yield host
+    assert host.processes() == []
+
+
+def test_from_cold_to_proved_to_nothing_to_do(host: Host) -> None:
+    cold = host.ensure()
+    assert (cold.status, cold.exit_code, cold.errors) == (RunStatus.OK, 0, ())
+    skips = dict.fromkeys(("deep_gemm", "moe_tune", "flashinfer", "inductor"), "skipped")
+    assert statuses(cold) == {**skips, "serve": "ok"}
+    assert cold.status_line.endswith(" serve:ok verify:ok")
+    served, verify = cold.stages[SERVE], cold.verify
+    assert served.server is not None
+    assert (served.server.attempts, served.server.mem_fraction, served.server.load_format) == (1, 0.96, "dummy")
+    assert served.warmup_pid == served.server.warmup_pid
+    assert served.artifacts is not None
+    assert served.artifacts.files is not None
+    assert served.artifacts.files.count == served.artifacts.files_delta == len(MADE)
+    assert set(served.artifacts.built) == {"triton/ABC", "sglang_jit/sgl_kernel_jit_norm_9f", "others/cuda/5"}
+    assert verify is not None
+    assert (verify.status, verify.new_files, verify.jit_events, verify.new, verify.missing) == ("ok", 0, 0, (), ())
+    assert verify.ready_s is not None
+    assert verify.warmup_pid != served.warmup_pid, "a server of its own"
+    assert verify.cleanup is not None
+    assert verify.cleanup.killed
+    completion = host.completion()
+    assert completion is not None
+    assert set(completion.artifacts) == MADE
+    assert completion.verification is not None
+    assert completion.verification.command == verify.command
+    assert host.markers() == []
+    assert not host.layout.scratch.exists()
+    assert [path for path in (host.base / "home").rglob("*") if path.is_file()] == [], "the user's own HOME"
+
+    warm = host.ensure()
+    assert (warm.status, warm.exit_code) == (RunStatus.OK, 0)
+    assert statuses(warm) == {**skips, "serve": "noop"}
+    assert warm.verify is not None
+    assert (warm.verify.ran, warm.verify.status, warm.verify.reason) == (False, "skipped", "verified")
+    assert list(host.layout.run("run-2").glob("*.log")) == [], "no server was started"
+    assert host.completion() == completion
+
+
+def test_what_the_server_made_elsewhere_joins_the_completions_there(host: Host) -> None:
+    result = host.ensure()
+    for stage, made, units in ((DEEP_GEMM, KERNEL, SHAPES), (FLASHINFER, MODULE, ("norm",))):
+        artifacts, completion = result.stages[stage].artifacts, host.completion(stage)
+        assert artifacts is not None
+        assert artifacts.missed == units
+        assert completion is not None
+        assert completion.outcome == "built"
+        assert completion.missed == completion.units == tuple(sorted(units))
+        assert set(completion.artifacts) == made
+        assert any(stage in warning and units[0] in warning for warning in result.warnings)
+
+
+def test_a_later_run_keeps_what_was_adopted(host: Host) -> None:
+    host.ensure()
+    adopted = {stage: host.completion(stage) for stage in (DEEP_GEMM, FLASHINFER)}
+    host.ensure()
+    assert {stage: host.completion(stage) for stage in adopted} == adopted
+
+
+@pytest.mark.parametrize(
+    ("fault", "error_type", "attempts"),
+    [
+        ("dies-at-start", ErrorType.SERVER_START_FAILED, 1),
+        ("dies-on-request", ErrorType.SERVER_CRASHED, 1),
+        ("disk-full", ErrorType.INSUFFICIENT_DISK, 1),
+        ("oom-always", ErrorType.OOM_DURING_WARMUP, 2),
+    ],
+)
+def test_a_server_that_fails_fails_the_stage_and_leaves_its_marker(
+    host: Host, fault: str, error_type: ErrorType, attempts: int
+) -> None:
+    result = host.ensure(faults=fault)
+    served = result.stages[SERVE]
+    assert (served.status, served.status_code, served.error_type) == (StageStatus.ERROR, 14, error_type)
+    assert (result.status, result.exit_code) == (RunStatus.ERROR, 14)
+    assert [(error.stage, error.error_type) for error in result.errors] == [(SERVE, error_type)]
+    assert served.cleanup is not None
+    assert served.cleanup.killed
+    assert result.verify is not None
+    assert (result.verify.status, result.verify.reason) == ("skipped", "serve_failed")
+    assert [event.hint for event in host.events].count("starting the warm-up server") == attempts
+    assert host.markers() == ["serve"]
+    assert host.completion() is None
+
+
+def test_the_run_after_a_failure_builds_what_is_missing(host: Host) -> None:
+    assert host.ensure(faults="dies-on-request").exit_code == 14
+    after = host.ensure()
+    assert (after.status, after.exit_code) == (RunStatus.OK, 0)
+    assert host.markers() == []
+    completion = host.completion()
+    assert completion is not None
+    assert set(completion.artifacts) == MADE
+
+
+def test_a_run_that_is_cancelled_while_its_server_starts(host: Host) -> None:
+    def listening() -> bool:
+        log = host.log("serve")
+        return log.exists() and b"Uvicorn running" in log.read_bytes()
+
+    result = host.ensure(faults="never-ready", cancelled=listening)
+    assert (result.status, result.exit_code) == (RunStatus.PARTIAL, 130)
+    assert result.stages[SERVE].error_type is ErrorType.INTERRUPTED
+    assert result.verify is None
+    assert host.markers() == ["serve"]
+    assert host.completion() is None
+
+
+def test_a_run_that_is_cancelled_while_it_proves(host: Host) -> None:
+    def proving() -> bool:
+        return any(event.name == "verify" for event in host.events)
+
+    result = host.ensure(cancelled=proving)
+    assert (result.status, result.exit_code) == (RunStatus.PARTIAL, 130)
+    assert result.stages[SERVE].status is StageStatus.OK
+    assert host.markers() == ["serve"], "what that server compiled may be half written"
+    completion = host.completion()
+    assert completion is not None
+    assert completion.verification is None
