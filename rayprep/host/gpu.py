@@ -80,13 +80,18 @@ def visible_gpus(inventory: GpuInventory, environ: Mapping[str, str]) -> GpuInve
     setting = environ.get("CUDA_VISIBLE_DEVICES")
     if setting is None or not inventory.gpus:
         return inventory
-    named = {key: gpu for gpu in inventory.gpus for key in (str(gpu.index), gpu.uuid)}
     chosen = []
     for name in setting.split(","):
-        if name.strip() not in named:
+        meant = [gpu for gpu in inventory.gpus if _is_named(gpu, name.strip())]
+        if len(meant) != 1:
             break  # CUDA, too, takes nothing that comes after a name it does not know
-        chosen.append(named[name.strip()])
+        chosen += meant
     return replace(inventory, gpus=tuple(chosen))
+
+
+def _is_named(gpu: Gpu, name: str) -> bool:
+    """By its number, or by as much of its UUID as tells it from the others."""
+    return name == str(gpu.index) or (name.startswith("GPU-") and gpu.uuid.startswith(name))
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ _WITHOUT_KERNELS = frozenset(
     {
         *("log_level", "log_level_http", "log_requests", "log_requests_level", "decode_log_interval", "show_time_cost"),
         *("enable_metrics", "enable_trace", "otlp_traces_endpoint", "api_key", "admin_api_key", "served_model_name"),
+        *("ssl_keyfile", "ssl_certfile", "ssl_ca_certs", "ssl_keyfile_password", "enable_ssl_refresh"),
         *("watchdog_timeout", "load_format", "skip_tokenizer_init", "tp", "tp_size", "tensor_parallel_size"),
     }
 )
@@ -102,7 +103,7 @@ def kernel_flags(server_args: tuple[str, ...]) -> tuple[str, ...]:
 
 def redacted(server_args: tuple[str, ...]) -> tuple[str, ...]:
     """The arguments as they may be written down: `--flag=value` each, keys blotted out."""
-    shown = ((name, "***" if "key" in _plain(name).split("_") else value) for name, value in pairs(server_args))
+    shown = ((name, "***" if _is_key(name) else value) for name, value in pairs(server_args))
     return tuple(f"{name}={value}" if value else name for name, value in shown)
 
 
@@ -119,7 +120,8 @@ def redacted_command(command: Sequence[str]) -> tuple[str, ...]:
 
 
 def _is_key(name: str) -> bool:
-    return name.startswith("--") and "key" in _plain(name).split("_")
+    """Whether its value is a secret: `--api-key`, `--admin-api-key`, `--ssl-keyfile-password`."""
+    return name.startswith("--") and not {"key", "password"}.isdisjoint(_plain(name).split("_"))
 
 
 def _plain(name: str) -> str:

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from rayprep.host.gpu import GpuInventory, read_gpus
+from rayprep.host.gpu import Gpu, GpuInventory, read_gpus, visible_gpus
 
 
 def nvml_is_here() -> bool:
@@ -38,3 +38,42 @@ def test_whatever_is_found_is_whole() -> None:
         assert found.problem is None
         assert re.fullmatch(r"\d+\.\d+", found.cuda_version or "")
         assert found.driver_version
+
+
+GPUS = tuple(
+    Gpu(uuid, "NVIDIA H200", "sm_90", 132, 141 << 30, i) for i, uuid in enumerate(("GPU-aa1", "GPU-aa2", "GPU-b7"))
+)
+HOST = GpuInventory(gpus=GPUS, driver_version="580.1", cuda_version="13.0")
+
+
+@pytest.mark.parametrize(
+    ("setting", "seen"),
+    [
+        ("0,1,2", [0, 1, 2]),
+        ("2,0", [2, 0]),
+        ("1", [1]),
+        (" 1 , 2 ", [1, 2]),
+        ("GPU-aa2", [1]),
+        ("GPU-b7,0", [2, 0]),
+        # CUDA takes the beginning of a UUID, where only one begins so.
+        ("GPU-aa", []),
+        ("GPU-b", [2]),
+        ("", []),
+        ("-1", []),
+        ("NoDevFiles", []),
+        ("3", []),
+        # It stops at the first that it does not know.
+        ("0,-1,1", [0]),
+        ("0,MIG-1,2", [0]),
+    ],
+)
+def test_only_what_cuda_shows_is_used(setting: str, seen: list[int]) -> None:
+    got = visible_gpus(HOST, {"CUDA_VISIBLE_DEVICES": setting})
+    assert [gpu.index for gpu in got.gpus] == seen
+    assert (got.driver_version, got.cuda_version) == ("580.1", "13.0")
+
+
+def test_without_a_setting_or_a_gpu_nothing_changes() -> None:
+    assert visible_gpus(HOST, {}) == HOST
+    broken = GpuInventory(problem="NVML: driver mismatch")
+    assert visible_gpus(broken, {"CUDA_VISIBLE_DEVICES": "0"}) == broken

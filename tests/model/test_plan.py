@@ -1,5 +1,6 @@
 """What a stage will do: the rules in their order, and what it is reckoned to cost."""
 
+from itertools import combinations
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from rayprep.model.plan import (
     calibrate,
     decide,
     decide_verify,
+    waves,
     with_missed,
 )
 from rayprep.model.spec import StageOp
@@ -165,3 +167,27 @@ def test_a_proof_is_run_where_it_would_tell_something_new(
 def test_the_proof_for_people() -> None:
     assert str(NO_PROOF) == "verify: skip, verified"
     assert str(VerifyDecision(run=True, reason="not_verified_yet")) == "verify: run, not_verified_yet"
+
+
+DEEP_GEMM, MOE, FLASHINFER, INDUCTOR, SERVE = StageName
+
+
+def started(*building: StageName) -> list[tuple[tuple[StageName, ...], tuple[StageName, ...]]]:
+    return [(wave.stages, wave.beside) for wave in waves(building)]
+
+
+def test_compilers_share_the_cpus_and_only_a_server_starts_beside_flashinfers() -> None:
+    assert started() == []
+    assert started(DEEP_GEMM, FLASHINFER) == [((DEEP_GEMM, FLASHINFER), ())]
+    assert started(DEEP_GEMM, FLASHINFER, SERVE) == [((DEEP_GEMM, FLASHINFER), ()), ((SERVE,), (FLASHINFER,))]
+    # A tuner and a graph's compile use the GPU, and are timed on it.
+    assert started(DEEP_GEMM, MOE, FLASHINFER, SERVE) == [((DEEP_GEMM, FLASHINFER), ()), ((MOE,), ()), ((SERVE,), ())]
+    assert started(FLASHINFER, INDUCTOR) == [((FLASHINFER,), ()), ((INDUCTOR,), ())]
+
+
+@pytest.mark.parametrize("size", range(len(StageName) + 1))
+def test_every_stage_that_builds_is_started_once(size: int) -> None:
+    for building in combinations(StageName, size):
+        found = waves(building)
+        assert sorted(stage for wave in found for stage in wave.stages) == sorted(building)
+        assert all(wave.stages for wave in found)

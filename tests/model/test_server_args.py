@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rayprep.model.errors import BadRequest
-from rayprep.model.server_args import check_server_args, kernel_flags, pairs, refuse_layout
+from rayprep.model.server_args import check_server_args, kernel_flags, pairs, redacted_command, refuse_layout
 
 SIZES = ["dp", "dp-size", "data-parallel-size", "moe-dp-size", "ep", "ep-size", "expert-parallel-size"]
 SIZES += ["pp", "pp-size", "pipeline-parallel-size", "nnodes", "attn-cp-size", "dcp-size"]
@@ -118,6 +118,7 @@ def test_the_identity_is_in_the_flags_not_in_how_they_are_written() -> None:
 def test_flags_that_change_no_kernel_are_not_in_the_identity() -> None:
     quiet = ("--log-level", "debug", "--enable-metrics", "--api-key", "x", "--tp", "8", "--load-format=dummy")
     assert kernel_flags((*quiet, "--attention-backend", "fa3")) == ("attention_backend=fa3",)
+    assert kernel_flags(("--ssl-keyfile-password", "x", "--ssl-keyfile=k")) == (), "and a password is written nowhere"
 
 
 def test_a_flag_given_twice_is_another_identity_in_the_other_order() -> None:
@@ -136,3 +137,20 @@ def test_any_words_are_taken_or_refused_in_one_line(words: list[str], tp: int) -
         assert len(error.line.splitlines()) == 1
     else:
         kernel_flags(tuple(words))
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        (("--api-key", "sk-1"), ("--api-key", "***")),
+        (("--api-key=sk-1",), ("--api-key=***",)),
+        (("--admin_api_key", "sk-1", "--port", "1"), ("--admin_api_key", "***", "--port", "1")),
+        (("--ssl-keyfile-password=x", "--ssl-keyfile", "y"), ("--ssl-keyfile-password=***", "--ssl-keyfile", "y")),
+        (("--port", "1", "--model-path", "key"), ("--port", "1", "--model-path", "key")),
+        ((), ()),
+    ],
+)
+def test_a_command_is_written_down_without_its_keys(words: tuple[str, ...], shown: tuple[str, ...]) -> None:
+    command = ("python", "-m", "sglang.launch_server")
+    assert redacted_command((*command, *words)) == (*command, *shown)
+    assert redacted_command(redacted_command(words)) == shown, "twice is once"

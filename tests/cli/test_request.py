@@ -1,0 +1,62 @@
+"""From flags to a request: what a server command says need not be said twice."""
+
+import pytest
+
+from rayprep.cli.request import Flags, resolve_flags
+from rayprep.model.errors import BadRequest
+from rayprep.model.spec import StageOp
+from rayprep.model.stages import StageName
+
+SERVE = ["python", "-m", "sglang.launch_server"]
+
+
+@pytest.mark.parametrize(
+    ("words", "model", "tp"),
+    [
+        (["--model-path", "/m", "--tp-size", "4"], "/m", 4),
+        (["--model-path=/m", "--tp=2"], "/m", 2),
+        (["--model", "/m", "--tensor-parallel-size", "8"], "/m", 8),
+        (["--model-path", "/other", "--model-path", "/m"], "/m", 1),
+        (["--model-path", "/m", "--port", "30000"], "/m", 1),
+    ],
+)
+def test_a_server_command_names_model_and_tp(words: list[str], model: str, tp: int) -> None:
+    resolved = resolve_flags(Flags(server_command=[*SERVE, *words]))
+    assert (resolved.spec.model, resolved.spec.tp) == (model, tp)
+    assert resolved.spec.server_command == (*SERVE, *words)
+
+
+def test_a_flag_wins_over_the_command() -> None:
+    values = Flags(model="mine", tp=2, server_command=[*SERVE, "--model-path", "/m", "--tp", "4"]).values()
+    assert (values["model"], values["tp"]) == ("mine", 2)
+
+
+def test_a_command_that_names_no_model_needs_the_flag() -> None:
+    with pytest.raises(BadRequest, match="no model given"):
+        resolve_flags(Flags(server_command=["./serve.sh", "--port", "30000"]))
+    assert resolve_flags(Flags(model="m", server_command=["./serve.sh"])).spec.model == "m"
+
+
+def test_a_tp_that_is_none_is_refused() -> None:
+    with pytest.raises(BadRequest, match="tp"):
+        resolve_flags(Flags(server_command=[*SERVE, "--model-path", "/m", "--tp", "many"]))
+
+
+def test_only_what_was_given_is_there() -> None:
+    assert Flags().values() == {}
+    assert Flags(verify=False, load_format="auto", deep_gemm_via="server").values() == {
+        "verify": False,
+        "load_format": "auto",
+        "deep_gemm_via": "server",
+    }
+
+
+def test_stages_by_name_and_alias() -> None:
+    values = Flags(rebuild=["serve", "deep-gemm"], skip=["triton"]).values()
+    ops = {StageName.SERVE: StageOp.REBUILD, StageName.DEEP_GEMM: StageOp.REBUILD, StageName.MOE_TUNE: StageOp.SKIP}
+    assert values == {"ops": ops}
+
+
+def test_server_args_are_split_as_a_shell_would() -> None:
+    values = Flags(server_args=["--context-length 8192", "--chat-template='a b'"]).values()
+    assert values == {"server_args": ["--context-length", "8192", "--chat-template=a b"]}
