@@ -107,7 +107,7 @@ def hint_of(line: str) -> Hint | None:
         done, total = (int(group) for group in found.groups() if group)
         return Hint(text="loading weights", done=done, total=total)
     if found := _NINJA_FOLDER.search(line):
-        return Hint(text=f"compiling {found[1]}")
+        return Hint(text=f"loading {found[1]}")
     if found := _NINJA_STEP.search(line):
         return Hint(text=f"compiling {_module(found[3])}", done=int(found[1]), total=int(found[2]))
     if "Load weight begin" in line:

@@ -131,16 +131,14 @@ class _NodeRun:
         for decision in self.survey.plan.decisions:
             if decision.action is not Action.BUILD:
                 self._settle(decision)
-        runs = {
-            each.stage: self._stage_run(each, locks, scratch)
-            for each in self.survey.plan.decisions
-            if each.action is Action.BUILD
-        }
+        building = {each.stage: each for each in self.survey.plan.decisions if each.action is Action.BUILD}
+        runs: dict[StageName, StageRun] = {}
         adoption = Adoption(self.survey, self.request.run_id)
         with ThreadPoolExecutor(max_workers=len(StageName)) as pool:
             waiting: dict[Future[StageResult], StageName] = {}
-            for wave in waves(list(runs)):
+            for wave in waves(list(building)):
                 self._collect(waiting, keep=wave.beside)
+                runs |= {stage: self._stage_run(building[stage], locks, scratch) for stage in wave.stages}
                 waiting |= {pool.submit(runs[stage].go): stage for stage in wave.stages}
             self._collect(waiting)
         if StageName.SERVE in runs and (built := runs[StageName.SERVE].built):

@@ -11,11 +11,13 @@ Answers in lines of JSON on standard output (`deep_gemm_protocol`); everything e
 its environment and never writes it.
 """
 
+import contextlib
+import ctypes
 import os
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import TextIO
@@ -69,13 +71,34 @@ def _list_and_compile(request: GemmRequest, emit: Emit) -> KernelsLine:
     cache, folder = Path(request.cache), ListingFolder(Path(request.scratch))
     if os.environ.get("DG_JIT_CACHE_DIR") != str(folder.view):
         raise ValueError("DG_JIT_CACHE_DIR is not the view in the request's scratch folder")
-    _run_all(request.tasks, "listing kernels", emit, _Stubs(folder))
+    with _set_aside(Path(request.scratch) / "listing.log"):
+        _run_all(request.tasks, "listing kernels", emit, _Stubs(folder))
     listed = entries(folder.listing)
     missing = [entry for entry in listed if not whole_entry(cache / "cache" / entry.name)]
     _make(missing, request, emit)
     folder.turn_to(cache)
     _run_all(request.tasks, "checking kernels", emit, _nothing_is_forgiven)
     return KernelsLine(used=_names(listed), compiled=_names(missing))
+
+
+@contextlib.contextmanager
+def _set_aside(log: Path) -> Iterator[None]:
+    """Keeps what is printed meanwhile out of the stage's log.
+
+    DeepGEMM calls each stub that it cannot load a corrupted cache, once for every M. The errors that matter are raised.
+    """
+    kept = [os.dup(number) for number in (1, 2)]
+    with log.open("wb") as aside:
+        for number in (1, 2):
+            os.dup2(aside.fileno(), number)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        ctypes.CDLL(None).fflush(None)
+        for number, descriptor in zip((1, 2), kept, strict=True):
+            os.dup2(descriptor, number)
+            os.close(descriptor)
 
 
 def _run_all(tasks: Sequence[Task], hint: str, emit: Emit, judge: Callable[[RuntimeError], None]) -> None:

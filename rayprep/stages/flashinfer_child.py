@@ -28,6 +28,7 @@ from rayprep.model.attention import FlashInferModule
 from rayprep.model.base import Record, read_tolerant
 from rayprep.stages.flashinfer_protocol import ChildRequest, DoneLine, ModuleLine, failure
 
+_NICE = 10
 NOTHING_TO_DO = "ninja: no work to do."
 
 
@@ -78,6 +79,8 @@ def _claim_stdout() -> TextIO:
 
 def _build(request: ChildRequest, emit: Callable[[Record], None]) -> None:
     """Builds all modules at once; the first that fails ends it, and the parent ends the compilers of the others."""
+    # DeepGEMM's compilers, which are done sooner, and a server that is starting share the CPUs with ours.
+    os.nice(_NICE)
     jobs = [(str(module), _spec(module)) for module in request.modules]
     ended: SimpleQueue[ModuleLine | tuple[str, BaseException]] = SimpleQueue()
 

@@ -66,7 +66,7 @@ def test_the_progress_of_a_real_cold_start() -> None:
         ),
         ("Loading safetensors checkpoint shards:  50% Completed | 2/4 [00:01<00:00]", ("loading weights", 2, 4)),
         ("Multi-thread loading shards:  50% Completed | 1/2 [00:00<00:00]", None),
-        ("ninja: Entering directory `/c/cached_ops/norm'", ("compiling norm", None, None)),
+        ("ninja: Entering directory `/c/cached_ops/norm'", ("loading norm", None, None)),
         ("[2/4] /usr/bin/nvcc -c x.cu -o sampling/sampling.cuda.o", ("compiling sampling", 2, 4)),
         ("[2026-11-21 16:35:54] Load weight begin. avail mem=139.09 GB", ("loading weights", None, None)),
         ("[2026-11-21 16:35:54] Init torch distributed begin.", None),
