@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import threading
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -13,6 +14,9 @@ from rayprep.model.base import Record, Utc, read_tolerant, to_json
 from rayprep.model.errors import ErrorType, HostUnfit
 from rayprep.model.snapshot import PartialInfo
 from rayprep.model.stages import StageName
+
+_LOCK = threading.Lock()
+"""Stages run side by side: the last marker to go takes its folder along, while another may be on its way into it."""
 
 
 class Marker(Record):
@@ -32,8 +36,9 @@ def write_marker(layout: Layout, slug: str, stage: StageName, marker: Marker, si
     that repairs it, which may be aborted too.
     """
     path = layout.marker(slug, stage)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, to_json(marker))
+    with _LOCK:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, to_json(marker))
     if since is not None:
         os.utime(path, (since, since))
 
@@ -53,7 +58,7 @@ def refresh_markers(layout: Layout, stage: StageName) -> None:
 def remove_marker(layout: Layout, slug: str, stage: StageName) -> None:
     path = layout.marker(slug, stage)
     path.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # another stage's marker stands beside it
+    with _LOCK, contextlib.suppress(OSError):  # another stage's marker stands beside it
         path.parent.rmdir()
 
 

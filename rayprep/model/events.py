@@ -20,7 +20,7 @@ class Event(Record):
     """One line of the session log. Fields that are null are left out of the JSON."""
 
     name: str
-    """The stage, or `ensure` for the run as a whole."""
+    """The stage, `verify` for the proof, or `ensure` for the run as a whole."""
     phase: Phase
     ts: Utc
     settings: Settings | None = None

@@ -9,6 +9,7 @@ from rayprep.model.architecture import Architecture
 from rayprep.model.base import Record, Utf8
 from rayprep.model.errors import BadRequest
 from rayprep.model.server_args import check_server_args
+from rayprep.model.server_command import address_of
 from rayprep.model.stages import StageName
 
 SPEC_VERSION = "1"
@@ -157,10 +158,12 @@ def check_against_model(spec: PrepSpec, architecture: Architecture) -> None:
     """Refuses a request that this model cannot have.
 
     Raises:
-        BadRequest: TP does not divide the heads, the block size is not the model's, or a server argument asks for
-            another layout.
+        BadRequest: TP does not divide the heads, the block size is not the model's, a server argument asks for
+            another layout, or the campaign's own server would have no port.
     """
     check_server_args(spec.server_args, spec.tp)
+    if spec.server_command:
+        address_of(spec.server_command)
     heads, kv_heads = architecture.num_attention_heads, architecture.num_key_value_heads
     if heads % spec.tp:
         raise BadRequest(

@@ -22,6 +22,7 @@ from rayprep.node.record import Recorder, settled_result
 from rayprep.node.request import NodeRequest
 from rayprep.node.stage_run import StageRun
 from rayprep.node.survey import Survey, exact_completions, take_survey
+from rayprep.node.verify import NAME as VERIFY
 from rayprep.node.verify import Verify, skipped
 from rayprep.stages import Built
 
@@ -173,7 +174,7 @@ class _NodeRun:
         decision = self.survey.plan.verify
         failed = [name for name, each in self.recorder.result.stages.items() if each.status is StageStatus.ERROR]
         if not decision.run or failed:
-            self.recorder.verify(skipped(f"{failed[0]}_failed" if failed else decision.reason))
+            self._leave_unproved(f"{failed[0]}_failed" if failed else decision.reason)
             return
         home = _made(scratch / "verify")
         env = child_env(self.environ, self.survey.layout, home, self.request.invocation)
@@ -183,7 +184,11 @@ class _NodeRun:
     def _settle_all(self) -> None:
         for decision in self.survey.plan.decisions:
             self._settle(decision)
-        self.recorder.verify(skipped(self.survey.plan.verify.reason))
+        self._leave_unproved(self.survey.plan.verify.reason)
+
+    def _leave_unproved(self, reason: str) -> None:
+        self.emit(event(VERIFY, Phase.END, status="skipped", duration_s=0.0, reason=reason))
+        self.recorder.verify(skipped(reason))
 
     def _settle(self, decision: Decision) -> None:
         """Records a stage that has nothing to run."""

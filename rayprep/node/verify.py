@@ -52,7 +52,8 @@ class Verify:
         Raises:
             Interrupted: the run was cancelled.
         """
-        self.emit(event(NAME, Phase.START, settings={"command": " ".join(self._own_command) or "as requested"}))
+        command = " ".join(redacted_command(self._own_command)) or "as requested"
+        self.emit(event(NAME, Phase.START, settings={"command": command}))
         had_stood = self._mark()
         missing = _missing(self.survey)
         before = _artifacts(self.survey)

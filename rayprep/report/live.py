@@ -85,12 +85,12 @@ _STYLE = {"ok": "green", "noop": "green", "error": "bold red", "running": "bold 
 
 
 class LiveView:
-    """Stages, elapsed time and the current hint, redrawn in place."""
+    """Stages and the proof, elapsed time and the current hint, redrawn in place."""
 
     def __init__(self) -> None:
         from rich.live import Live
 
-        self._rows = {stage.value: _Row() for stage in StageName}
+        self._rows = {name: _Row() for name in (*(stage.value for stage in StageName), "verify")}
         self._above = ""
         self._live = Live(get_renderable=self._table, refresh_per_second=4)
 

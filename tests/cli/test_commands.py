@@ -11,14 +11,14 @@ import pytest
 from tests.conftest import ENSURE_TINY, Built, Roots, write_model
 from tests.needs import needs_torch
 
-CACHES = ["triton", "torchinductor", "flashinfer", "deep_gemm"]
+CACHES = ["triton", "torchinductor", "flashinfer", "deep_gemm", "moe_configs", "sglang_jit", "others"]
 
 
 def test_help_names_every_command(roots: Roots) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "rayprep", "--help"], env=roots.env, capture_output=True, text=True, check=True
     )
-    for command in ("ensure", "inspect", "snapshot", "env", "explain", "reset", "doctor"):
+    for command in ("ensure", "verify", "inspect", "snapshot", "env", "explain", "reset", "doctor"):
         assert f"  {command} " in done.stdout
 
 
@@ -122,6 +122,8 @@ def test_the_dry_run_gives_a_reason_and_a_cost_and_does_nothing(roots: Roots) ->
     assert lines[0].startswith("deep_gemm: skip, no_gpu")
     assert lines[2] == "flashinfer: skip, requested"
     assert lines[3].startswith("inductor: build, no_completion: 2 to build, about ")
+    assert lines[4].startswith("serve: skip, no_gpu")
+    assert lines[5:] == ["verify: skip, no_gpu"]
     assert not roots.profiles.exists()
     assert not roots.telemetry.exists()
 

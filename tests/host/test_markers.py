@@ -3,6 +3,7 @@
 import json
 import os
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,20 @@ def test_a_marker_lies_where_the_contract_says_and_says_who_and_since_when(layou
     assert content == {"owner_pid": 7, "started_at": MOMENT, "run_id": "run-1", "invocation": "0123", "host": "host-1"}
     info = PartialInfo(owner_pid=7, started_at=MOMENT, model_slug="tiny-dense", stage="inductor")
     assert read_markers(layout) == {("tiny-dense", INDUCTOR): info}
+
+
+def test_one_is_written_while_another_takes_the_folder_along(layout: Layout) -> None:
+    """Two stages side by side, of which one ends when the other begins."""
+
+    def come_and_go(stage: StageName) -> None:
+        for _ in range(200):
+            write_marker(layout, "a", stage, MARKER)
+            assert layout.marker("a", stage).exists()
+            remove_marker(layout, "a", stage)
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(come_and_go, (INDUCTOR, FLASHINFER)))
+    assert not layout.marker("a", INDUCTOR).parent.exists()
 
 
 def test_removing_one_leaves_the_others_and_the_last_takes_the_folder(layout: Layout) -> None:

@@ -4,6 +4,8 @@ import os
 
 import pytest
 
+from rayprep.host.markers import Marker, write_marker
+from rayprep.model.base import utc_now
 from rayprep.model.errors import ErrorType, HostUnfit, Interrupted
 from rayprep.model.result import PrepResult, RunStatus
 from rayprep.model.spec import resolve
@@ -61,6 +63,22 @@ def test_an_earlier_run_of_the_same_id_becomes_history(roots: Roots, finished: b
     assert on_disk(later) == result
     kept = later.layout.run("run") / "history" / "prep_result.1.json"
     assert PrepResult.model_validate_json(kept.read_bytes()).run.invocation == earlier.invocation
+
+
+def test_every_stage_that_ran_at_once_has_failed(roots: Roots) -> None:
+    asked = request(roots)
+    survey = take_survey(asked, ENVIRON)
+    _NodeRun(asked, ENVIRON, lambda _: None, lambda: False, survey)
+    running = (StageName.DEEP_GEMM, StageName.FLASHINFER)
+    for stage, invocation in (*((stage, asked.invocation) for stage in running), (StageName.SERVE, "another run")):
+        marker = Marker(owner_pid=1, started_at=utc_now(), run_id="run", invocation=invocation, host="here")
+        write_marker(survey.layout, survey.model.slug, stage, marker)
+    result = close_result(asked, survey, lost())
+    assert on_disk(asked) == result
+    failed = [stage for stage, each in result.stages.items() if each.status is StageStatus.ERROR]
+    assert tuple(failed) == running
+    assert [(each.stage, each.error_type) for each in result.errors] == [(s, ErrorType.NODE_LOST) for s in running]
+    assert (result.status, result.exit_code) == (RunStatus.ERROR, 10)
 
 
 def test_an_agent_that_died_after_its_last_word_is_believed(roots: Roots) -> None:

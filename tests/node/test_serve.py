@@ -7,8 +7,9 @@ import pytest
 
 from rayprep.model.errors import ErrorType
 from rayprep.model.result import RunStatus
+from rayprep.model.spec import StageOp
 from rayprep.model.stages import StageName, StageStatus
-from tests.node.serving import LIBRARY, Host, statuses
+from tests.node.serving import LIBRARY, SKIPPED, Host, statuses
 
 DEEP_GEMM, FLASHINFER, SERVE = StageName.DEEP_GEMM, StageName.FLASHINFER, StageName.SERVE
 MADE = {
@@ -121,6 +122,31 @@ def test_the_run_after_a_failure_builds_what_is_missing(host: Host) -> None:
     assert (after.status, after.exit_code) == (RunStatus.OK, 0)
     assert host.markers() == []
     completion = host.completion()
+    assert completion is not None
+    assert set(completion.artifacts) == MADE
+
+
+def test_of_an_aborted_servers_files_only_what_may_be_half_written_goes(host: Host) -> None:
+    host.ensure(faults="dies-on-request")
+    module = host.artifact("sglang_jit/*/*.so")
+    whole = module.read_bytes()
+    module.write_bytes(whole[:100])  # as a linker that was killed leaves it
+    kernel, empty = host.artifact("triton/ABC/moe.cubin"), host.layout.profiles / "triton" / "EMPTY" / "k.json"
+    made_at = kernel.stat().st_mtime_ns
+    empty.parent.mkdir()
+    empty.touch()  # as a host that lost its power leaves one
+    assert host.ensure().exit_code == 0
+    assert module.read_bytes() == whole
+    assert kernel.stat().st_mtime_ns == made_at, "Triton renames what is whole"
+    assert not empty.exists()
+
+
+def test_a_rebuild_makes_all_of_it_anew(host: Host) -> None:
+    host.ensure(verify=False)
+    result = host.ensure(ops={**SKIPPED, SERVE: StageOp.REBUILD}, verify=False)
+    artifacts, completion = result.stages[SERVE].artifacts, host.completion()
+    assert artifacts is not None
+    assert set(artifacts.built) == {"triton/ABC", "sglang_jit/sgl_kernel_jit_norm_9f", "others/cuda/5"}
     assert completion is not None
     assert set(completion.artifacts) == MADE
 

@@ -1,6 +1,5 @@
 """The proof on a server: what it finds, what it names, what it keeps, and what it takes away."""
 
-import json
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -131,7 +130,8 @@ def test_a_campaigns_own_command_is_used_and_remembered(proved: Host) -> None:
     completion = proved.completion()
     assert completion is not None
     assert completion.server_command == verify.command
-    assert "sk-1" not in json.dumps([first.model_dump(mode="json"), completion.model_dump(mode="json")])
+    written = [proved.layout.result(f"run-{proved.runs}").read_text(encoding="utf-8"), completion.model_dump_json()]
+    assert "sk-1" not in "".join([*written, *(event.json_line for event in proved.events)])
     # The same command proves nothing new, and no command means the one that was given before.
     assert proof_of(proved.ensure(server_command=command)).reason == "verified"
     assert proof_of(proved.ensure(verify_only=True)).command == verify.command

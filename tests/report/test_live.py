@@ -84,4 +84,6 @@ def test_a_terminal_shows_a_run_with_nothing_to_do(tmux: list[str], built: Built
     terminal = Terminal(tmux)
     terminal.type(Roots(built.roots.base), *ENSURE_TINY)
     wait_for(lambda: terminal.shows(r"^inductor +noop +valid_signature"), "the noop")
+    assert terminal.shows(r"^serve +skipped +no_gpu")
+    assert terminal.shows(r"^verify +skipped +no_gpu")
     wait_for(lambda: terminal.shows(r"^RESULT_STATUS ok .* inductor:noop"), "the result line")
