@@ -83,6 +83,18 @@ def test_what_the_server_made_elsewhere_joins_the_completions_there(host: Host) 
         assert any(stage in warning and units[0] in warning for warning in result.warnings)
 
 
+def test_what_a_later_server_makes_is_added_to_what_was_adopted(host: Host) -> None:
+    host.ensure(verify=False)
+    rebuild = {**SKIPPED, SERVE: StageOp.REBUILD}
+    result = host.ensure(ops=rebuild, verify=False, faults="wants-more")
+    artifacts, completion = result.stages[FLASHINFER].artifacts, host.completion(FLASHINFER)
+    assert artifacts is not None
+    assert artifacts.missed == ("rope",)
+    assert completion is not None
+    assert completion.missed == ("norm", "rope")
+    assert set(completion.artifacts) == MODULE | {"flashinfer/.cache/flashinfer/0.6.14/90a/cached_ops/rope/rope.so"}
+
+
 def test_a_later_run_keeps_what_was_adopted(host: Host) -> None:
     host.ensure()
     adopted = {stage: host.completion(stage) for stage in (DEEP_GEMM, FLASHINFER)}
