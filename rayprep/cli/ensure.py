@@ -12,7 +12,7 @@ from rayprep.cli.request import Flags, node_request
 from rayprep.host.interrupts import Interrupts
 from rayprep.host.layout import prepare_root, root_unfit
 from rayprep.host.locks import acquire
-from rayprep.model.errors import ErrorType, Interrupted, RayprepError
+from rayprep.model.errors import ErrorType, HostUnfit, Interrupted, RayprepError
 from rayprep.model.events import Event, Phase, event
 from rayprep.model.result import PrepResult
 from rayprep.node import NodeRequest, Survey, close_result, ensure, take_survey
@@ -34,6 +34,8 @@ def run(flags: Flags, *, json_lines: bool, dry_run: bool, address: str | None, d
         prepare_root(request.layout.profiles, "profiles")
         prepare_root(request.layout.telemetry, "telemetry")
         survey = take_survey(request, environ)
+        if request.verify_only and not survey.plan.verify.run:
+            raise HostUnfit("a proof needs a GPU: without one no server starts", hint="run it on a host with a GPU")
         lock = request.layout.run_lock(request.run_id)
         stack.enter_context(acquire([lock], request.run_id, 0, lambda *_: None, lambda: interrupts.asked))
         view = choose_view(json_lines=json_lines)

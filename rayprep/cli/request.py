@@ -12,7 +12,6 @@ from pathlib import Path
 from rayprep.cli.stage_names import stage_named
 from rayprep.host.layout import choose_roots
 from rayprep.model.errors import BadRequest
-from rayprep.model.server_command import option_of
 from rayprep.model.spec import PrepSpec, Resolved, StageOp, resolve
 from rayprep.model.spec_file import SpecFile, parse_spec_file
 from rayprep.model.stages import StageName
@@ -64,20 +63,12 @@ class Flags:
         if self.selected:
             given["selected"] = self.selected
         if self.server_command:
-            given = {**_from_command(self.server_command), **given, "server_command": tuple(self.server_command)}
+            given["server_command"] = tuple(self.server_command)
         if self.server_args:
             given["server_args"] = [word for each in self.server_args for word in shlex.split(each)]
         ops = {stage_named(name): StageOp.REBUILD for name in self.rebuild}
         ops |= {stage_named(name): StageOp.SKIP for name in self.skip}
         return {**given, "ops": ops} if ops else given
-
-
-def _from_command(command: list[str]) -> dict[str, object]:
-    """The model and the TP that a server command names, so that they need not be said twice."""
-    model = option_of(command, "--model-path", "--model")
-    tp = option_of(command, "--tp-size", "--tp", "--tensor-parallel-size")
-    named: dict[str, object] = {"model": model, "tp": tp}
-    return {name: value for name, value in named.items() if value is not None}
 
 
 def resolve_flags(flags: Flags) -> Resolved:

@@ -38,6 +38,10 @@ _WITHOUT_KERNELS = frozenset(
 """Flags that change nothing about which kernels are compiled. Whatever is not named here is taken to."""
 
 
+BLOTTED = "***"
+"""Stands for a key that must not be written down."""
+
+
 def refuse_layout(name: str, value: object) -> None:
     """Raises BadRequest when `name`, in any spelling, asks for a parallel layout other than TP. 1 and false pass."""
     words = _LAYOUTS.get(_plain(name))
@@ -103,7 +107,7 @@ def kernel_flags(server_args: tuple[str, ...]) -> tuple[str, ...]:
 
 def redacted(server_args: tuple[str, ...]) -> tuple[str, ...]:
     """The arguments as they may be written down: `--flag=value` each, keys blotted out."""
-    shown = ((name, "***" if _is_key(name) else value) for name, value in pairs(server_args))
+    shown = ((name, BLOTTED if _is_key(name) else value) for name, value in pairs(server_args))
     return tuple(f"{name}={value}" if value else name for name, value in shown)
 
 
@@ -113,9 +117,9 @@ def redacted_command(command: Sequence[str]) -> tuple[str, ...]:
     for word in command:
         name, equals, _ = word.partition("=")
         if shown and "=" not in shown[-1] and _is_key(shown[-1]):
-            shown.append("***")
+            shown.append(BLOTTED)
         else:
-            shown.append(f"{name}=***" if equals and _is_key(name) else word)
+            shown.append(f"{name}={BLOTTED}" if equals and _is_key(name) else word)
     return tuple(shown)
 
 

@@ -4,7 +4,7 @@ Source of the names: `python -m sglang.launch_server --help`, sglang 0.5.16. It 
 beginning of a flag's name for the flag, and the last of a flag that is given twice.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from pydantic import Field
 
@@ -66,11 +66,44 @@ def _means(name: str, flags: Sequence[str]) -> bool:
 def option_of(command: Sequence[str], *flags: str) -> str | None:
     """The value that a command gives one of `flags`, in either form; the last one, as argparse takes it."""
     found = None
-    for word, following in zip(command, [*command[1:], ""], strict=True):
+    for word, following in zip(command, [*command, ""][1:], strict=True):
         name, equals, value = word.partition("=")
         if name.startswith("--") and _means(name, flags):
             found = value if equals else following
     return found
+
+
+_OF_THE_REQUEST = frozenset(
+    {
+        *("model", "model_path", "host", "port", "tp", "tp_size", "tensor_parallel_size", "load_format"),
+        *("skip_tokenizer_init", "mem_fraction_static", "api_key", "admin_api_key", "context_length"),
+    }
+)
+
+
+def request_of(command: Sequence[str]) -> dict[str, object]:
+    """What a server command says of a request, by PrepSpec's fields, so that it need not be said twice.
+
+    Its flags become `server_args`, since they decide which kernels are compiled, and so which caches are meant.
+    """
+    flags = tuple(command[next((i for i, word in enumerate(command) if word.startswith("--")), len(command)) :])
+    length = option_of(flags, "--context-length")
+    named: dict[str, object] = {
+        "model": option_of(flags, "--model-path", "--model"),
+        "tp": option_of(flags, "--tp-size", "--tp", "--tensor-parallel-size"),
+        "max_seq_len": length,
+        "server_args": tuple(_others(flags)),
+    }
+    return {name: value for name, value in named.items() if value is not None}
+
+
+def _others(flags: Sequence[str]) -> Iterator[str]:
+    wanted = False
+    for word in flags:
+        if word.startswith("--"):
+            wanted = word.partition("=")[0].lstrip("-").replace("-", "_") not in _OF_THE_REQUEST
+        if wanted:
+            yield word
 
 
 def address_of(command: Sequence[str]) -> tuple[str, int]:

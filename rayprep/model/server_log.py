@@ -13,18 +13,16 @@ import re
 from collections import deque
 
 from rayprep.model.base import Record
+from rayprep.model.gemm import GemmShape
 from rayprep.model.server_failure import READY, classify_failure, is_sign, wants_more_memory
 
-__all__ = ["GemmShape", "Hint", "LogReader", "ResolvedArgs", "classify_failure", "hint_of", "jit_events"]
+__all__ = ["Hint", "LogReader", "ResolvedArgs", "classify_failure", "hint_of", "jit_events"]
 
 MAX_PIECE = 32_768
 """Characters of a line that are looked at; the longest that SGLang writes, its arguments, has about 14,000."""
 TAIL_LINES = 40
 _MAX_SIGNS = 200
 _SHOWN = 500
-
-GemmShape = tuple[str, int, int, int]
-"""Kernel type, N, K and number of groups of one DeepGEMM kernel family, e.g. ("GEMM_NT_F8F8BF16", 5120, 2048, 1)."""
 
 
 class Hint(Record):
@@ -174,7 +172,7 @@ class LogReader:
 
     def _note(self, line: str) -> None:
         if found := _GEMM.search(line):
-            shape = (found[1], int(found[2]), int(found[3]), int(found[4]))
+            shape = GemmShape(kind=found[1], n=int(found[2]), k=int(found[3]), groups=int(found[4]))
             if shape not in self.gemm_shapes:  # every rank says it
                 self.gemm_shapes.append(shape)
         if found := _MOE.search(line):

@@ -9,7 +9,7 @@ from rayprep.model.architecture import Architecture
 from rayprep.model.base import Record, Utf8
 from rayprep.model.errors import BadRequest
 from rayprep.model.server_args import check_server_args
-from rayprep.model.server_command import address_of
+from rayprep.model.server_command import address_of, request_of
 from rayprep.model.stages import StageName
 
 SPEC_VERSION = "1"
@@ -128,7 +128,9 @@ def resolve(
         BadRequest: a value is of the wrong type or out of range, or no model is given.
     """
     spec_values = dict(from_file or {})
-    merged = {**spec_values, **flags}
+    command = flags.get("server_command") or spec_values.get("server_command")
+    implied = request_of([str(word) for word in command]) if isinstance(command, list | tuple) else {}
+    merged = {**implied, **spec_values, **flags}
     merged["ops"] = {**_as_ops(spec_values.get("ops")), **_as_ops(flags.get("ops"))}
     if "model" not in merged:
         raise BadRequest("no model given", hint="give --model PATH_OR_NAME, or model_path in the spec file")

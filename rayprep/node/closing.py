@@ -10,6 +10,7 @@ from rayprep.model.base import parse_utc, read_tolerant, to_json, utc_now
 from rayprep.model.errors import ErrorType, RayprepError, StageError
 from rayprep.model.result import PrepResult, RunError, StageResult, overall_status
 from rayprep.model.stages import StageName, StageStatus
+from rayprep.model.verification import VerifyResult
 from rayprep.node.record import Recorder, failed_result
 from rayprep.node.request import NodeRequest
 from rayprep.node.survey import Survey
@@ -42,6 +43,8 @@ def closed(result: PrepResult, error: RayprepError, running: Sequence[StageName]
         stages.setdefault(stage, failed_result(stage, error, ran=True))
     for stage in StageName:
         stages.setdefault(stage, StageResult(ran=False, status=StageStatus.SKIPPED, status_code=0, reason=kind.value))
+    proving = result.verify is None and result.stages.get(StageName.SERVE) is not None and StageName.SERVE in running
+    verify = VerifyResult(ran=True, status="error", error_type=kind, message=error.line) if proving else result.verify
     concerned: Sequence[StageName | None] = running or [None]
     new = (RunError(stage=stage, error_type=kind, message=error.line) for stage in concerned)
     errors = (*result.errors, *new)
@@ -51,6 +54,7 @@ def closed(result: PrepResult, error: RayprepError, running: Sequence[StageName]
         update={
             "stages": {stage: stages[stage] for stage in StageName},
             "errors": errors,
+            "verify": verify,
             "status": overall_status(stages, errors, finished=True),
             "run": result.run.model_copy(
                 update={"finished_at": finished_at, "duration_s": max(0.0, taken.total_seconds())}

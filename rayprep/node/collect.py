@@ -57,6 +57,7 @@ def deltas(before: list[CacheScan], after: list[CacheScan]) -> Artifacts:
 
 def new_completion(survey: Survey, decision: Decision, run_id: str, started_at: str) -> Completion:
     """A completion with no files and no coverage yet."""
+    earlier = survey.completions.get(decision.stage)
     return Completion(
         stage=decision.stage,
         key=decision.key,
@@ -68,6 +69,7 @@ def new_completion(survey: Survey, decision: Decision, run_id: str, started_at: 
         duration_s=0.0,
         run_id=run_id,
         rayprep_version=__version__,
+        server_command=earlier.server_command if earlier else (),
     )
 
 

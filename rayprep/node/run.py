@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +13,7 @@ from rayprep.host.locks import HeldLocks, Holder, acquire, gpu_lock_paths
 from rayprep.host.process import end_processes, marked_processes
 from rayprep.model.errors import ErrorType, HostUnfit, Interrupted, RayprepError
 from rayprep.model.events import Event, Phase, event
+from rayprep.model.gemm import GemmShape
 from rayprep.model.plan import Action, Decision, waves
 from rayprep.model.result import PrepResult, StageResult
 from rayprep.model.stages import StageName, StageStatus
@@ -24,7 +25,6 @@ from rayprep.node.stage_run import StageRun
 from rayprep.node.survey import Survey, exact_completions, take_survey
 from rayprep.node.verify import NAME as VERIFY
 from rayprep.node.verify import Verify, skipped
-from rayprep.stages import Built
 
 Emit = Callable[[Event], None]
 Cancelled = Callable[[], bool]
@@ -143,7 +143,7 @@ class _NodeRun:
                 waiting |= {pool.submit(runs[stage].go): stage for stage in wave.stages}
             self._collect(waiting)
         if StageName.SERVE in runs and (built := runs[StageName.SERVE].built):
-            self._adopt(adoption, built)
+            self._adopt(adoption, built.gemm_shapes)
         self._prove(locks, scratch)
 
     def _stage_run(self, decision: Decision, locks: HeldLocks, scratch: Path) -> StageRun:
@@ -164,9 +164,9 @@ class _NodeRun:
         if interrupted or self.cancelled():
             raise Interrupted
 
-    def _adopt(self, adoption: Adoption, built: Built) -> None:
+    def _adopt(self, adoption: Adoption, shapes: Sequence[GemmShape]) -> None:
         """What the server made in other stages' caches becomes theirs."""
-        for stage, units in adoption.after(exact_completions(self.survey), built.gemm_shapes).items():
+        for stage, units in adoption.after(exact_completions(self.survey), shapes).items():
             self.recorder.missed(stage, units)
             self._warn(f"{stage}: the server needed more than was planned: {', '.join(units) or 'new files'}")
 
@@ -179,7 +179,10 @@ class _NodeRun:
         home = _made(scratch / "verify")
         env = child_env(self.environ, self.survey.layout, home, self.request.invocation)
         survey = replace(self.survey, completions=exact_completions(self.survey))
-        self.recorder.verify(Verify(self.request, survey, env, home, locks, self.emit, self.cancelled).go())
+        adoption = Adoption(survey, self.request.run_id)
+        proof = Verify(self.request, survey, env, home, locks, self.emit, self.cancelled)
+        self.recorder.verify(proof.go())
+        self._adopt(adoption, proof.gemm_shapes)
 
     def _settle_all(self) -> None:
         for decision in self.survey.plan.decisions:

@@ -13,6 +13,7 @@ from rayprep.host.survey import choose_device, read_signature
 from rayprep.model.completion import Check, CheckState, Completion, Identity, best, cache_key, check_completion
 from rayprep.model.plan import Decision, Plan, StagePlan, Work, calibrate, decide, decide_verify, with_missed
 from rayprep.model.server_args import kernel_flags
+from rayprep.model.server_command import request_of
 from rayprep.model.signature import Signature
 from rayprep.model.spec import DeviceChoice, PrepSpec, check_against_model
 from rayprep.model.stages import StageName
@@ -52,6 +53,8 @@ def take_survey(request: NodeRequest, environ: Mapping[str, str], gpus: GpuInven
     """
     spec, layout = request.resolved.spec, request.layout
     model = find_model(spec.model, environ)
+    if request.verify_only:
+        spec = _recalled(spec, layout, model)
     check_against_model(spec, model.architecture)
     inventory_of_gpus = visible_gpus(gpus or read_gpus(), environ)
     device = choose_device(spec.device, inventory_of_gpus, spec.tp)
@@ -79,6 +82,20 @@ def take_survey(request: NodeRequest, environ: Mapping[str, str], gpus: GpuInven
         plan=decider.plan(verify_only=request.verify_only),
         completions={stage: found for stage in StageName if (found := decider.exact(stage))},
     )
+
+
+def _recalled(spec: PrepSpec, layout: Layout, model: ModelFiles) -> PrepSpec:
+    """With the server command that the last `ensure` for this model was given, where this request names no flags."""
+    if spec.server_command or spec.server_args:
+        return spec
+    found, _ = read_completions(layout, StageName.SERVE, model.slug, spec.tp)
+    ours = [each for each in found if each.identity.config_digest == model.digest and each.server_command]
+    command = max(ours, key=lambda each: each.finished_at).server_command if ours else ()
+    if not command:
+        return spec
+    # A key that was blotted out serves as well as the real one: the server is ours to ask.
+    flags = request_of(command).get("server_args", ())
+    return spec.model_copy(update={"server_command": command, "server_args": flags})
 
 
 def exact_completions(survey: Survey) -> dict[StageName, Completion]:

@@ -16,6 +16,7 @@ from rayprep.model.base import utc_now
 from rayprep.model.caches import CacheName
 from rayprep.model.errors import ErrorType, Interrupted, RayprepError
 from rayprep.model.events import Event, Phase, event
+from rayprep.model.gemm import GemmShape
 from rayprep.model.server_args import redacted_command
 from rayprep.model.stages import StageName
 from rayprep.model.verification import NAMED, NewFile, Verification, VerifyResult, in_words, new_file, new_files
@@ -43,7 +44,10 @@ class Verify:
         self._started = self._last_beat = time.monotonic()
         self._log = self.survey.layout.run(self.request.run_id) / "verify.log"
         served = self.survey.completions.get(StageName.SERVE)
-        self._own_command = self.survey.request.spec.server_command or (served.server_command if served else ())
+        remembered = served.server_command if served else ()
+        self._own_command = self.survey.request.spec.server_command or remembered
+        self.gemm_shapes: tuple[GemmShape, ...] = ()
+        """What the server's log named, once `go` has returned."""
         self._command: tuple[str, ...] = self._own_command
 
     def go(self) -> VerifyResult:
@@ -67,6 +71,7 @@ class Verify:
             raise
         except RayprepError as error:
             failure = error
+        self.gemm_shapes = tuple(server.reader.gemm_shapes)
         new = new_files(before, _artifacts(self.survey), _files_below(self.scratch))
         result = self._judge(server, new, missing, failure)
         self._keep(result)

@@ -8,7 +8,6 @@ from rayprep.host.reads import ReadTracker
 from rayprep.host.scan import scan_cache
 from rayprep.host.server import Watch
 from rayprep.model.caches import CacheName, entry_of
-from rayprep.model.gemm import GemmShape
 from rayprep.model.plan import Work
 from rayprep.model.warmup import GenerateRequest, Round, Sampling
 from rayprep.stages.protocol import BuildContext, Built, StageRequest
@@ -51,7 +50,7 @@ def compile_via_server(request: StageRequest, work: Work, context: BuildContext)
         if server.cleanup:
             context.ended(server.cleanup)
     after = _artifacts(context)
-    shapes = [GemmShape(kind=kind, n=n, k=k, groups=groups) for kind, n, k, groups in server.reader.gemm_shapes]
+    shapes = server.reader.gemm_shapes
     return Built(
         units=(*work.units, *(str(shape) for shape in shapes if str(shape) not in work.units)),
         used=_whole(tracker.read_of(after), after),

@@ -27,8 +27,17 @@ def test_a_server_command_names_model_and_tp(words: list[str], model: str, tp: i
 
 
 def test_a_flag_wins_over_the_command() -> None:
-    values = Flags(model="mine", tp=2, server_command=[*SERVE, "--model-path", "/m", "--tp", "4"]).values()
-    assert (values["model"], values["tp"]) == ("mine", 2)
+    given = Flags(model="mine", tp=2, server_command=[*SERVE, "--model-path", "/m", "--tp", "4"])
+    assert (resolve_flags(given).spec.model, resolve_flags(given).spec.tp) == ("mine", 2)
+
+
+def test_the_commands_flags_decide_which_caches_are_meant() -> None:
+    words = ["--model-path", "/m", "--port", "30000", "--attention-backend", "fa3", "--lora-paths", "a", "b c"]
+    spec = resolve_flags(Flags(server_command=[*SERVE, *words, "--context-length=16384", "--api-key", "sk"])).spec
+    assert spec.server_args == ("--attention-backend", "fa3", "--lora-paths", "a", "b c")
+    assert spec.max_seq_len == 16384
+    own = resolve_flags(Flags(server_command=[*SERVE, *words], server_args=["--attention-backend triton"])).spec
+    assert own.server_args == ("--attention-backend", "triton")
 
 
 def test_a_command_that_names_no_model_needs_the_flag() -> None:
