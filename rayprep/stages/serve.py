@@ -12,7 +12,6 @@ from rayprep.host.scan import CacheScan, scan_cache
 from rayprep.host.server import Watch
 from rayprep.model.caches import CacheName, entry_of
 from rayprep.model.errors import ErrorType
-from rayprep.model.gemm import GemmShape
 from rayprep.model.plan import NotNeeded, StagePlan, Unable, Work
 from rayprep.model.result import Artifacts, Tally
 from rayprep.model.spec import DeviceChoice
@@ -72,9 +71,7 @@ class ServeStage:
             compiled=tuple(sorted({_named(path) for path in after if path not in before})),
             warnings=_warnings(server.memory_returned, record.mem_fraction, request.spec.mem_fraction),
             server=record,
-            gemm_shapes=tuple(
-                GemmShape(kind=kind, n=n, k=k, groups=groups) for kind, n, k, groups in server.reader.gemm_shapes
-            ),
+            gemm_shapes=tuple(server.reader.gemm_shapes),
         )
 
     def unsound(self, layout: Layout, suspects: Sequence[str]) -> Sequence[str]:
