@@ -29,6 +29,8 @@ from rayprep.model.base import Record, read_tolerant
 from rayprep.stages.flashinfer_protocol import ChildRequest, DoneLine, ModuleLine, failure
 
 _NICE = 10
+"""Of all modules but the first, which compiles longest, so that a server that is starting waits for it. DeepGEMM's
+compilers, which are done sooner, and that server share the CPUs with ours."""
 NOTHING_TO_DO = "ninja: no work to do."
 
 
@@ -79,13 +81,12 @@ def _claim_stdout() -> TextIO:
 
 def _build(request: ChildRequest, emit: Callable[[Record], None]) -> None:
     """Builds all modules at once; the first that fails ends it, and the parent ends the compilers of the others."""
-    # DeepGEMM's compilers, which are done sooner, and a server that is starting share the CPUs with ours.
-    os.nice(_NICE)
-    jobs = [(str(module), _spec(module)) for module in request.modules]
+    jobs = [(_NICE if number else 0, str(module), _spec(module)) for number, module in enumerate(request.modules)]
     ended: SimpleQueue[ModuleLine | tuple[str, BaseException]] = SimpleQueue()
 
-    def work(unit: str, spec: JitSpec) -> None:
+    def work(nice: int, unit: str, spec: JitSpec) -> None:
         try:
+            os.nice(nice)  # on Linux of this thread alone, and of the compilers that it starts (nice(2))
             ended.put(_build_one(unit, spec, Path(request.workspace)))
         except BaseException as error:  # noqa: BLE001 - raised again in the main thread
             ended.put((spec.name, error))
