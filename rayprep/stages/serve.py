@@ -18,6 +18,7 @@ from rayprep.model.spec import DeviceChoice
 from rayprep.model.stages import STAGES, StageName
 from rayprep.model.warmup import LONGEST_PREFILL
 from rayprep.stages.protocol import BuildContext, Built, StageRequest
+from rayprep.stages.sglang_jit import SglangJit
 from rayprep.stages.warmup_server import implied_command, open_server, record_of, rounds_for
 
 # Measured on an H200 with four layers: 45 s with everything but these caches warm, 30 MiB in them.
@@ -56,9 +57,11 @@ class ServeStage:
             request.spec, command_for, context.env, context.log, watch, context.lock_descriptors, context.gpus
         )
         try:
-            with server:
+            # The modules' compilers end before the server does.
+            with server, SglangJit(request, context) as ahead:
                 server.start()
                 server.send(rounds_for(request, server.reader.args))
+                left = ahead.finish()
                 command = command_for(server.port or 0, server.mem_fraction)
                 record = record_of(server, command, request.spec.load_format)
         finally:
@@ -69,7 +72,7 @@ class ServeStage:
             units=work.units,
             used=_whole_entries(tracker.read_of(after), after),
             compiled=tuple(sorted({_named(path) for path in after if path not in before})),
-            warnings=_warnings(server.memory_returned, record.mem_fraction, request.spec.mem_fraction),
+            warnings=(*left, *_warnings(server.memory_returned, record.mem_fraction, request.spec.mem_fraction)),
             server=record,
             gemm_shapes=tuple(server.reader.gemm_shapes),
         )

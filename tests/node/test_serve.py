@@ -1,5 +1,6 @@
 """The `serve` stage as the node runs it, from a cold store to one that needs nothing, and what may go wrong."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from rayprep.model.errors import ErrorType
 from rayprep.model.result import RunStatus
 from rayprep.model.spec import StageOp
 from rayprep.model.stages import StageName, StageStatus
-from tests.node.serving import LIBRARY, SKIPPED, Host, statuses
+from tests.node.serving import FAKES, LIBRARY, SKIPPED, Host, statuses
 
 DEEP_GEMM, FLASHINFER, SERVE = StageName.DEEP_GEMM, StageName.FLASHINFER, StageName.SERVE
 MADE = {
@@ -150,6 +151,25 @@ def test_a_rebuild_makes_all_of_it_anew(host: Host) -> None:
     assert set(artifacts.built) == {"triton/ABC", "sglang_jit/sgl_kernel_jit_norm_9f", "others/cuda/5"}
     assert completion is not None
     assert set(completion.artifacts) == MADE
+
+
+def test_the_servers_own_modules_are_built_beside_it(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler = host.base / "compiler"
+    compiler.write_text('#!/bin/sh\ncase $1 in qknorm*) echo "error: no"; exit 1;; esac\necho "$1" > "$2"\n')
+    compiler.chmod(0o755)
+    monkeypatch.setenv("FAKE_SGLANG_JIT", str(compiler))
+    monkeypatch.delenv("CUDA_HOME", raising=False)
+    monkeypatch.setenv("PATH", f"{FAKES}{os.pathsep}{os.environ['PATH']}")  # where nvcc is
+    result = host.ensure(verify=False)
+    assert (result.status, result.errors) == (RunStatus.OK, ())
+    artifacts, completion = result.stages[SERVE].artifacts, host.completion()
+    assert artifacts is not None
+    ahead = {entry for entry in artifacts.built if entry.endswith("__arch_9.0a__tvmffi_0.1.11")}
+    assert len(ahead) == 4
+    assert completion is not None
+    assert {path.rpartition("/")[0] for path in completion.artifacts} >= ahead
+    (warning,) = result.stages[SERVE].warnings
+    assert "1 of 5 modules were left to the server: qknorm_64_true_bf16_t: RuntimeError: error: no" in warning
 
 
 def test_a_run_that_is_cancelled_while_its_server_starts(host: Host) -> None:
