@@ -1,6 +1,6 @@
 """The proof that nothing is left to compile: a server is started, and whatever is new afterwards was missing before."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Literal
 
 from rayprep.model.base import Record, Utc
@@ -52,6 +52,9 @@ class VerifyResult(Record):
     new: tuple[NewFile, ...] = ()
     missing: tuple[NewFile, ...] = ()
     """What a completion lists and what was not there before the server started."""
+    unread: tuple[str, ...] = ()
+    """Caches that hold what is listed for this request, and of which the server read nothing."""
+    warnings: tuple[str, ...] = ()
     events: tuple[str, ...] = ()
     log_file: Located | None = None
     cleanup: Cleanup | None = None
@@ -73,16 +76,31 @@ def home_file(path: str) -> NewFile:
     return NewFile(cache="home", path=path, kernel=path.rpartition("/")[2], stage=None)
 
 
-def new_files(before: Mapping[str, int], after: Mapping[str, int], home: Iterable[str]) -> tuple[NewFile, ...]:
+def new_files(made: Iterable[str], home: Iterable[str]) -> tuple[NewFile, ...]:
     """What a server made.
 
     Args:
-        before, after: the artifacts of all caches, path below the profiles root -> bytes.
+        made: the artifacts that are new or of new content, paths below the profiles root.
         home: all files below the server's HOME, which was empty before. Locks and logs do not count.
     """
-    changed = [new_file(path) for path in sorted(after) if before.get(path) != after[path]]
+    changed = [new_file(path) for path in sorted(made)]
     left = (path for path in sorted(home) if classify(CacheName.OTHERS, tuple(path.split("/"))) is FileKind.ARTIFACT)
     return (*changed, *(home_file(path) for path in left))
+
+
+def shortfall(result: VerifyResult) -> str:
+    """What keeps a result from being a proof, in one line; empty where nothing does."""
+    parts = []
+    if result.new:
+        parts.append(f"the server made {result.new_files} new files ({in_words(result.new)})")
+    if result.missing:
+        parts.append(f"{len(result.missing)} files had gone before it started ({in_words(result.missing)})")
+    if result.events:
+        parts.append(f"its log speaks of {result.jit_events} compilations, first: {result.events[0]}")
+    if result.unread:
+        caches = " and ".join(result.unread)
+        parts.append(f"it read nothing of what is prepared in {caches}: it does not run with `rayprep env`")
+    return "; ".join(parts)
 
 
 def in_words(files: Iterable[NewFile]) -> str:

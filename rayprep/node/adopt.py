@@ -1,15 +1,15 @@
-"""What a server made in caches that other stages answer for: it joins their completions, so that it is known there.
+"""What a server used in caches that other stages answer for joins their completions, so that it is known there.
 
 A plan is read off a model's config, and a server is the one that really knows. What it had to make itself is there
 now, and a completion that did not list it would be shipped without it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
+from rayprep.host.cache_watch import entry_name
 from rayprep.host.completions import write_completion
-from rayprep.host.scan import hash_files, scan_cache
+from rayprep.host.scan import hash_files
 from rayprep.model.base import utc_now
-from rayprep.model.caches import CacheName, entry_of
 from rayprep.model.completion import Completion
 from rayprep.model.gemm import GemmShape, missed_shapes
 from rayprep.model.stages import STAGES, StageName
@@ -19,70 +19,60 @@ from rayprep.node.survey import Survey
 ADOPTING = (StageName.DEEP_GEMM, StageName.FLASHINFER)
 
 
-class Adoption:
-    """Taken before a server starts; `after` tells what the server has added."""
+def adopt(
+    survey: Survey,
+    run_id: str,
+    completions: Mapping[StageName, Completion],
+    used: Collection[str],
+    shapes: Sequence[GemmShape],
+) -> dict[StageName, tuple[str, ...]]:
+    """Adds what no completion listed, and writes those that change.
 
-    def __init__(self, survey: Survey, run_id: str) -> None:
-        self._survey, self._run_id = survey, run_id
-        self._started_at = utc_now()
-        self._before = {stage: _files(survey, stage) for stage in ADOPTING}
+    Args:
+        completions: of exactly this request's keys, as they are now.
+        used: what a server that answered every request has read or made, below the profiles root.
+        shapes: the DeepGEMM products that its log named.
 
-    def after(
-        self, completions: Mapping[StageName, Completion], shapes: Sequence[GemmShape]
-    ) -> dict[StageName, tuple[str, ...]]:
-        """Adds what is new to the completions, and writes those that change.
-
-        Args:
-            completions: of exactly this request's keys, as they are now.
-            shapes: the DeepGEMM products that the server's log named.
-
-        Returns:
-            What each stage had missed, by name; only stages that missed something.
-        """
-        missed: dict[StageName, tuple[str, ...]] = {}
-        for stage in ADOPTING:
-            now = _files(self._survey, stage)
-            own = completions.get(stage)
-            known = own.artifacts if own else {}
-            new = [path for path, size in now.items() if self._before[stage].get(path) != size and path not in known]
-            units = _missed_units(stage, own, new, shapes)
-            if new or units:
-                missed[stage] = units
-                if stage in self._selected():
-                    self._widen(stage, own, {path: now[path] for path in new}, units)
-        return missed
-
-    def _selected(self) -> tuple[StageName, ...]:
-        return self._survey.request.spec.selected
-
-    def _widen(self, stage: StageName, own: Completion | None, new: Mapping[str, int], units: tuple[str, ...]) -> None:
-        decision = next(each for each in self._survey.plan.decisions if each.stage is stage)
-        base = own or new_completion(self._survey, decision, self._run_id, self._started_at)
-        hashes = hash_files(self._survey.layout.profiles, new)
-        added = {path: (new[path], digest) for path, digest in hashes.items()}
-        widened = base.model_copy(
-            update={
-                "outcome": "built",
-                "reason": None,
-                "units": tuple(sorted({*base.units, *units})),
-                "missed": tuple(sorted({*base.missed, *units})),
-                "artifacts": dict(sorted({**base.artifacts, **added}.items())),
-                "finished_at": utc_now(),
-            }
-        )
-        write_completion(self._survey.layout, widened)
+    Returns:
+        What each stage had missed, by name; only stages that missed something.
+    """
+    missed: dict[StageName, tuple[str, ...]] = {}
+    for stage in ADOPTING:
+        own = completions.get(stage)
+        caches = {cache.value for cache in STAGES[stage].caches}
+        extra = {path for path in used if path.partition("/")[0] in caches} - (own.artifacts.keys() if own else set())
+        if not extra:
+            continue
+        missed[stage] = _missed_units(stage, own, extra, shapes)
+        if stage in survey.request.spec.selected:
+            _widen(survey, run_id, stage, own, extra, missed[stage])
+    return missed
 
 
-def _files(survey: Survey, stage: StageName) -> dict[str, int]:
-    scans = (scan_cache(survey.layout.profiles, cache) for cache in STAGES[stage].caches)
-    return {path: size for scan in scans for path, size in scan.files.items()}
+def _widen(
+    survey: Survey, run_id: str, stage: StageName, own: Completion | None, extra: Collection[str], units: Sequence[str]
+) -> None:
+    decision = next(each for each in survey.plan.decisions if each.stage is stage)
+    base = own or new_completion(survey, decision, run_id, utc_now())
+    hashes = hash_files(survey.layout.profiles, extra)
+    added = {path: ((survey.layout.profiles / path).lstat().st_size, digest) for path, digest in hashes.items()}
+    widened = base.model_copy(
+        update={
+            "outcome": "built",
+            "reason": None,
+            "units": tuple(sorted({*base.units, *units})),
+            "missed": tuple(sorted({*base.missed, *units})),
+            "artifacts": dict(sorted({**base.artifacts, **added}.items())),
+            "finished_at": utc_now(),
+        }
+    )
+    write_completion(survey.layout, widened)
 
 
 def _missed_units(
-    stage: StageName, own: Completion | None, new: Sequence[str], shapes: Sequence[GemmShape]
+    stage: StageName, own: Completion | None, extra: Collection[str], shapes: Sequence[GemmShape]
 ) -> tuple[str, ...]:
+    known = own.units if own else ()
     if stage is StageName.DEEP_GEMM:
-        # A product that is named and was not planned may have been in the cache for another model all the same.
-        return tuple(str(shape) for shape in missed_shapes(own.units if own else (), shapes))
-    entries = {entry_of(CacheName.FLASHINFER, path.partition("/")[2]).rpartition("/")[2] for path in new}
-    return tuple(sorted(entries - set(own.units if own else ())))
+        return tuple(str(shape) for shape in missed_shapes(known, shapes))
+    return tuple(sorted({entry_name(path).rpartition("/")[2] for path in extra} - set(known)))

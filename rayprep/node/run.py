@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
@@ -17,7 +18,7 @@ from rayprep.model.gemm import GemmShape
 from rayprep.model.plan import Action, Decision, waves
 from rayprep.model.result import PrepResult, StageResult
 from rayprep.model.stages import StageName, StageStatus
-from rayprep.node.adopt import Adoption
+from rayprep.node.adopt import adopt
 from rayprep.node.collect import record_skip
 from rayprep.node.record import Recorder, settled_result
 from rayprep.node.request import NodeRequest
@@ -60,6 +61,7 @@ class _NodeRun:
     ) -> None:
         self.request, self.environ, self.cancelled, self.survey = request, environ, cancelled, survey
         self.emit = emit
+        self._abandoned = threading.Event()
         self.recorder = Recorder(request, survey)
 
     def go(self) -> PrepResult:
@@ -134,22 +136,27 @@ class _NodeRun:
                 self._settle(decision)
         building = {each.stage: each for each in self.survey.plan.decisions if each.action is Action.BUILD}
         runs: dict[StageName, StageRun] = {}
-        adoption = Adoption(self.survey, self.request.run_id)
         with ThreadPoolExecutor(max_workers=len(StageName)) as pool:
             waiting: dict[Future[StageResult], StageName] = {}
-            for wave in waves(list(building)):
-                self._collect(waiting, keep=wave.beside)
-                runs |= {stage: self._stage_run(building[stage], locks, scratch) for stage in wave.stages}
-                waiting |= {pool.submit(runs[stage].go): stage for stage in wave.stages}
-            self._collect(waiting)
+            try:
+                for wave in waves(list(building)):
+                    self._collect(waiting, keep=wave.beside)
+                    runs |= {stage: self._stage_run(building[stage], locks, scratch) for stage in wave.stages}
+                    waiting |= {pool.submit(runs[stage].go): stage for stage in wave.stages}
+                self._collect(waiting)
+            finally:
+                self._abandoned.set()  # whatever still runs, because nobody could go on here, ends now
         if StageName.SERVE in runs and (built := runs[StageName.SERVE].built):
-            self._adopt(adoption, built.gemm_shapes)
+            self._adopt(built.elsewhere, built.gemm_shapes)
         self._prove(locks, scratch)
 
     def _stage_run(self, decision: Decision, locks: HeldLocks, scratch: Path) -> StageRun:
         home = _made(scratch / decision.stage.value)
         env = child_env(self.environ, self.survey.layout, home, self.request.invocation)
-        return StageRun(self.request, self.survey, decision, env, home, locks, self.emit, self.cancelled)
+        return StageRun(self.request, self.survey, decision, env, home, locks, self.emit, self._is_cancelled)
+
+    def _is_cancelled(self) -> bool:
+        return self._abandoned.is_set() or self.cancelled()
 
     def _collect(self, waiting: dict[Future[StageResult], StageName], keep: Collection[StageName] = ()) -> None:
         """Records the stages that end, until none runs but those to `keep`. Raises Interrupted when one was."""
@@ -164,9 +171,10 @@ class _NodeRun:
         if interrupted or self.cancelled():
             raise Interrupted
 
-    def _adopt(self, adoption: Adoption, shapes: Sequence[GemmShape]) -> None:
-        """What the server made in other stages' caches becomes theirs."""
-        for stage, units in adoption.after(exact_completions(self.survey), shapes).items():
+    def _adopt(self, used: Collection[str], shapes: Sequence[GemmShape]) -> None:
+        """What the server used in other stages' caches becomes theirs."""
+        known = exact_completions(self.survey)
+        for stage, units in adopt(self.survey, self.request.run_id, known, used, shapes).items():
             self.recorder.missed(stage, units)
             self._warn(f"{stage}: the server needed more than was planned: {', '.join(units) or 'new files'}")
 
@@ -179,10 +187,9 @@ class _NodeRun:
         home = _made(scratch / "verify")
         env = child_env(self.environ, self.survey.layout, home, self.request.invocation)
         survey = replace(self.survey, completions=exact_completions(self.survey))
-        adoption = Adoption(survey, self.request.run_id)
         proof = Verify(self.request, survey, env, home, locks, self.emit, self.cancelled)
         self.recorder.verify(proof.go())
-        self._adopt(adoption, proof.gemm_shapes)
+        self._adopt(proof.elsewhere, proof.gemm_shapes)
 
     def _settle_all(self) -> None:
         for decision in self.survey.plan.decisions:

@@ -21,13 +21,14 @@ from rayprep.model.events import Event, Phase, event
 from rayprep.model.plan import Decision
 from rayprep.model.result import Artifacts, Headroom, StageResult
 from rayprep.model.spec import StageOp
-from rayprep.model.stages import STAGES, StageStatus
+from rayprep.model.stages import STAGES, StageName, StageStatus
 from rayprep.node.collect import complete, deltas, new_completion
 from rayprep.node.record import failed_result
 from rayprep.node.repair import repair
 from rayprep.node.request import NodeRequest
 from rayprep.node.survey import Survey
 from rayprep.stages import BY_NAME, BuildContext, Built
+from rayprep.stages.deep_gemm import compiles_via_server
 
 HEADROOM_FACTOR = 1.25
 """Free disk asked for, over what the stage is reckoned to write."""
@@ -53,6 +54,9 @@ class StageRun:
         self.name, self.stage = decision.stage, BY_NAME[decision.stage]
         self.layout, self.slug = survey.layout, survey.model.slug
         self.rebuild = request.resolved.spec.op(decision.stage) is StageOp.REBUILD
+        # What SGLang's server compiles for itself may be half written as well when it is killed.
+        self.runs_a_server = self.name is StageName.DEEP_GEMM and compiles_via_server(survey.request, decision.work)
+        self.serve_stood = self.layout.marker(self.slug, StageName.SERVE).exists()
         self.log = self.layout.stage_log(request.run_id, decision.stage)
         self.pulse = _Pulse(decision, request.resolved.spec.heartbeat_s, emit)
         self.started_at = utc_now()
@@ -72,7 +76,7 @@ class StageRun:
             self._preflight(before)
             result = self._build(before, since)
         except Exception as error:  # noqa: BLE001 - whatever it is, the following stages still run
-            failed = failed_result(self.name, _as_rayprep_error(error), ran=True, duration_s=self.pulse.elapsed)
+            failed = failed_result(self.name, as_rayprep_error(error), ran=True, duration_s=self.pulse.elapsed)
             result = failed.model_copy(update={"artifacts": self._remains(before)})
         result = result.model_copy(
             update={
@@ -100,6 +104,12 @@ class StageRun:
     def _mark(self) -> float | None:
         """Writes the marker. Returns since when an aborted run may have written, which the new marker keeps."""
         since = standing_since(self.layout, self.name)
+        self._write_marker(self.name, since)
+        if self.runs_a_server and not self.serve_stood:
+            self._write_marker(StageName.SERVE, standing_since(self.layout, StageName.SERVE))
+        return since
+
+    def _write_marker(self, stage: StageName, since: float | None) -> None:
         marker = Marker(
             owner_pid=os.getpid(),
             started_at=self.started_at,
@@ -107,8 +117,12 @@ class StageRun:
             invocation=self.request.invocation,
             host=socket.gethostname(),
         )
-        write_marker(self.layout, self.slug, self.name, marker, since)
-        return since
+        write_marker(self.layout, self.slug, stage, marker, since)
+
+    def _unmark(self) -> None:
+        remove_marker(self.layout, self.slug, self.name)
+        if self.runs_a_server and not self.serve_stood:
+            remove_marker(self.layout, self.slug, StageName.SERVE)
 
     def _preflight(self, scans: list[CacheScan]) -> None:
         """Folders plain and ours to write, disk enough."""
@@ -141,7 +155,7 @@ class StageRun:
         empty = new_completion(self.survey, self.decision, self.request.run_id, self.started_at)
         empty = empty.model_copy(update={"duration_s": self.pulse.elapsed})
         completion = complete(self.survey, empty, built, after, own)
-        remove_marker(self.layout, self.slug, self.name)
+        self._unmark()
         return self._ok(built, before, after, completion)
 
     def _repair(self, scans: list[CacheScan], since: float | None) -> Completion | None:
@@ -252,7 +266,8 @@ def _refuse_unwritable(folder: Path) -> None:
             )
 
 
-def _as_rayprep_error(error: Exception) -> RayprepError:
+def as_rayprep_error(error: Exception) -> RayprepError:
+    """Whatever stopped a stage, as the one line that its result shows."""
     if isinstance(error, RayprepError):
         return error
     if isinstance(error, OSError):

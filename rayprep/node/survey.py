@@ -131,8 +131,9 @@ class _Decider:
     def decide(self, stage: StageName, *, selected: bool = True) -> Decision:
         plan: StagePlan = BY_NAME[stage].plan(self.request)
         if isinstance(plan, Work):
-            known = of_identity(self.inventory.completions[stage], self.identity)
-            plan = calibrate(with_missed(plan, known), self.inventory.completions[stage])
+            if stage is StageName.DEEP_GEMM:  # whose units can be built by name alone
+                plan = with_missed(plan, of_identity(self.inventory.completions[stage], self.identity))
+            plan = calibrate(plan, self.inventory.completions[stage])
         selected = selected and stage in self.spec.selected
         return decide(stage, self.spec.op(stage), selected, plan, self._check(stage, plan), self.key(stage))
 

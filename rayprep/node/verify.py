@@ -7,24 +7,27 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from rayprep.host.cache_watch import CacheUse, CacheWatch
 from rayprep.host.completions import write_completion
 from rayprep.host.locks import HeldLocks
 from rayprep.host.markers import Marker, remove_marker, standing_since, write_marker
-from rayprep.host.scan import scan_cache
+from rayprep.host.scan import hash_files
 from rayprep.host.server import Server, Watch
 from rayprep.model.base import utc_now
 from rayprep.model.caches import CacheName
-from rayprep.model.errors import ErrorType, Interrupted, RayprepError
+from rayprep.model.errors import ErrorType, Interrupted, RayprepError, StageError
 from rayprep.model.events import Event, Phase, event
 from rayprep.model.gemm import GemmShape
 from rayprep.model.server_args import redacted_command
 from rayprep.model.stages import StageName
-from rayprep.model.verification import NAMED, NewFile, Verification, VerifyResult, in_words, new_file, new_files
+from rayprep.model.verification import NAMED, NewFile, Verification, VerifyResult, new_file, new_files, shortfall
 from rayprep.node.request import NodeRequest
+from rayprep.node.stage_run import as_rayprep_error
 from rayprep.node.survey import Survey
 from rayprep.stages.warmup_server import implied_command, open_own_server, open_server, rounds_for
 
 NAME = "verify"
+_KEPT_MEMORY = "the GPU's memory was not back to where it was when the server had ended"
 
 
 @dataclass
@@ -46,8 +49,11 @@ class Verify:
         served = self.survey.completions.get(StageName.SERVE)
         remembered = served.server_command if served else ()
         self._own_command = self.survey.request.spec.server_command or remembered
+        completions = self.survey.completions.values()
+        self._listed = {path: digest for each in completions for path, (_, digest) in each.artifacts.items()}
+        self.elsewhere: frozenset[str] = frozenset()
         self.gemm_shapes: tuple[GemmShape, ...] = ()
-        """What the server's log named, once `go` has returned."""
+        """What a server that answered everything has used, and named in its log."""
         self._command: tuple[str, ...] = self._own_command
 
     def go(self) -> VerifyResult:
@@ -58,9 +64,21 @@ class Verify:
         """
         command = " ".join(redacted_command(self._own_command)) or "as requested"
         self.emit(event(NAME, Phase.START, settings={"command": command}))
+        try:
+            result = self._look() if self._listed else self._failed(_unprepared())
+            self._keep(result)
+        except Interrupted:
+            raise
+        except (RayprepError, OSError) as error:
+            result = self._failed(as_rayprep_error(error))
+        self._say(result)
+        return result
+
+    def _look(self) -> VerifyResult:
+        layout = self.survey.layout
         had_stood = self._mark()
-        missing = _missing(self.survey)
-        before = _artifacts(self.survey)
+        caches = CacheWatch(layout, CacheName)
+        missing = tuple(new_file(path) for path in sorted(self._listed) if not (layout.profiles / path).exists())
         server = self._server()
         failure: RayprepError | None = None
         try:
@@ -71,14 +89,12 @@ class Verify:
             raise
         except RayprepError as error:
             failure = error
-        self.gemm_shapes = tuple(server.reader.gemm_shapes)
-        new = new_files(before, _artifacts(self.survey), _files_below(self.scratch))
-        result = self._judge(server, new, missing, failure)
-        self._keep(result)
+        use = caches.look()
+        if failure is None:  # what a server left that died may be half written
+            self.elsewhere, self.gemm_shapes = use.within(tuple(CacheName)), tuple(server.reader.gemm_shapes)
         if not had_stood and (failure is None or not server.attempts):
-            remove_marker(self.survey.layout, self.survey.model.slug, StageName.SERVE)
-        self._say(result)
-        return result
+            remove_marker(layout, self.survey.model.slug, StageName.SERVE)
+        return self._judge(server, use, missing, failure)
 
     def _mark(self) -> bool:
         """What a server compiles that is killed may be half written, as with the stage itself.
@@ -112,20 +128,13 @@ class Verify:
         return open_server(spec, implied, env, self._log, watch, locks, gpus[: spec.tp])
 
     def _judge(
-        self, server: Server, new: tuple[NewFile, ...], missing: tuple[NewFile, ...], failure: RayprepError | None
+        self, server: Server, use: CacheUse, missing: tuple[NewFile, ...], failure: RayprepError | None
     ) -> VerifyResult:
+        new = new_files([*use.new, *self._rewritten(use)], _files_below(self.scratch))
         events = tuple(server.reader.jit_events)
-        kind = None
-        message = None
-        if new or missing or events:
-            kind = ErrorType.VERIFY_FAILED
-            message = _what_was_left(new, missing, events)
-        if failure is not None:
-            kind = kind or failure.error_type or ErrorType.VERIFY_FAILED
-            message = "; ".join(part for part in (failure.line, message) if part)
-        return VerifyResult(
+        found = VerifyResult(
             ran=True,
-            status="error" if kind else "ok",
+            status="ok",
             new_files=len(new),
             jit_events=len(events),
             ready_s=round(server.ready_s, 3) if server.ready_s is not None else None,
@@ -135,11 +144,40 @@ class Verify:
             warmup_pid=server.pid,
             new=new[:NAMED],
             missing=missing[:NAMED],
+            unread=() if failure else self._unread(use),
             events=events[:NAMED],
             log_file=self.survey.layout.located(self._log),
-            error_type=kind,
-            message=message,
+            warnings=(_KEPT_MEMORY,) if server.memory_returned is False else (),
             cleanup=server.cleanup,
+        )
+        short = shortfall(found)
+        if not short and failure is None:
+            return found
+        message = "; ".join(part for part in (failure.line if failure else "", short) if part)
+        kind = ErrorType.VERIFY_FAILED if short or failure is None else failure.error_type
+        return found.model_copy(update={"status": "error", "error_type": kind, "message": message})
+
+    def _rewritten(self, use: CacheUse) -> list[str]:
+        """What was compiled again in place: listed, written again, and not what it was."""
+        again = [path for path in use.rewritten if path in self._listed]
+        now = hash_files(self.survey.layout.profiles, again)
+        return [path for path in again if now.get(path) != self._listed[path]]
+
+    def _unread(self, use: CacheUse) -> tuple[str, ...]:
+        """A server that was led elsewhere compiles there, and leaves nothing new here."""
+        if not use.tells_reads:
+            return ()
+        listed, read = ({path.partition("/")[0] for path in paths} for paths in (self._listed, use.read))
+        return tuple(sorted(listed - read - {CacheName.OTHERS.value, CacheName.MOE_CONFIGS.value}))
+
+    def _failed(self, error: RayprepError) -> VerifyResult:
+        return VerifyResult(
+            ran=True,
+            status="error",
+            duration_s=round(time.monotonic() - self._started, 3),
+            command=redacted_command(self._command),
+            error_type=error.error_type or ErrorType.VERIFY_FAILED,
+            message=error.line,
         )
 
     def _keep(self, result: VerifyResult) -> None:
@@ -176,27 +214,12 @@ class Verify:
             self._report("running", None, None)
 
 
-def _what_was_left(new: tuple[NewFile, ...], missing: tuple[NewFile, ...], events: tuple[str, ...]) -> str:
-    parts = []
-    if new:
-        parts.append(f"the server made {len(new)} new files ({in_words(new)})")
-    if missing:
-        parts.append(f"{len(missing)} files had gone before it started ({in_words(missing)})")
-    if events:
-        parts.append(f"its log speaks of {len(events)} compilations, first: {events[0]}")
-    return "; ".join(parts)
-
-
-def _artifacts(survey: Survey) -> dict[str, int]:
-    scans = (scan_cache(survey.layout.profiles, cache) for cache in CacheName)
-    return {path: size for scan in scans for path, size in scan.files.items()}
-
-
-def _missing(survey: Survey) -> tuple[NewFile, ...]:
-    """What this request's completions list and is not there."""
-    there = _artifacts(survey)
-    listed = {path for each in survey.completions.values() for path in each.artifacts}
-    return tuple(new_file(path) for path in sorted(listed - there.keys()))
+def _unprepared() -> StageError:
+    return StageError(
+        ErrorType.VERIFY_FAILED,
+        "nothing is prepared for this model, layout and flags",
+        hint="run rayprep ensure with the same flags first",
+    )
 
 
 def _files_below(folder: Path) -> list[str]:

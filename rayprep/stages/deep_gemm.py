@@ -67,7 +67,7 @@ class DeepGemmStage:
 
     def build(self, request: StageRequest, work: Work, context: BuildContext) -> Built:
         remove_half_written(context.layout)
-        if SERVER_UNIT in work.units or request.spec.deep_gemm_via is DeepGemmVia.SERVER:
+        if compiles_via_server(request, work):
             return self._via_server(request, work, context)
         shapes = [GemmShape.parse(unit.partition(",")[0]) for unit in work.units]
         return build_shapes(shapes, request, context)
@@ -82,6 +82,11 @@ class DeepGemmStage:
             cache_dir=layout.located(layout.cache(CacheName.DEEP_GEMM)),
             cubins=Tally(count=len(cubins), bytes=sum(cubins)),
         )
+
+
+def compiles_via_server(request: StageRequest, work: Work) -> bool:
+    """Whether SGLang's own server builds these units: on request, or for a model that is not known."""
+    return SERVER_UNIT in work.units or request.spec.deep_gemm_via is DeepGemmVia.SERVER
 
 
 def unit_name(shape: GemmShape, environ: Mapping[str, str]) -> str:

@@ -4,10 +4,10 @@ The server compiles each product's kernels one after another when a request firs
 graphs, which would only cost time, and is ended once the warm-up requests have returned.
 """
 
-from rayprep.host.reads import ReadTracker
-from rayprep.host.scan import scan_cache
+from rayprep.host.cache_watch import CacheWatch
 from rayprep.host.server import Watch
-from rayprep.model.caches import CacheName, entry_of
+from rayprep.model.caches import CacheName
+from rayprep.model.gemm import SERVER_UNIT
 from rayprep.model.plan import Work
 from rayprep.model.warmup import GenerateRequest, Round, Sampling
 from rayprep.stages.protocol import BuildContext, Built, StageRequest
@@ -29,8 +29,7 @@ def compile_via_server(request: StageRequest, work: Work, context: BuildContext)
         StageError: it did not start, died, or answered with an error.
         Interrupted: the run was cancelled.
     """
-    before = _artifacts(context)
-    tracker = ReadTracker(context.layout.profiles, before)
+    cache = CacheWatch(context.layout, (CacheName.DEEP_GEMM,))
     watch = Watch(context.deadline, context.cancelled, context.tick, context.report)
     args = request.spec.server_args
     graphless = request.spec.model_copy(
@@ -49,13 +48,18 @@ def compile_via_server(request: StageRequest, work: Work, context: BuildContext)
     finally:
         if server.cleanup:
             context.ended(server.cleanup)
-    after = _artifacts(context)
-    shapes = server.reader.gemm_shapes
+    use = cache.look()
+    named = {str(shape) for shape in server.reader.gemm_shapes}
+    covered = {unit for unit in work.units if unit == SERVER_UNIT or unit.partition(",")[0] in named}
+    unasked = [unit for unit in work.units if unit not in covered]
     return Built(
-        units=(*work.units, *(str(shape) for shape in shapes if str(shape) not in work.units)),
-        used=_whole(tracker.read_of(after), after),
-        compiled=tuple(sorted({_entry(path) for path in after if path not in before})),
-        warnings=("compiled by SGLang's own server, one kernel after another",),
+        units=(*sorted(covered), *sorted(named - {unit.partition(",")[0] for unit in covered})),
+        used=use.read,
+        compiled=use.made,
+        warnings=(
+            "compiled by SGLang's own server, one kernel after another",
+            *((f"the server never asked for {', '.join(unasked)}",) if unasked else ()),
+        ),
         env=_ENV,
         server=record,
     )
@@ -66,16 +70,3 @@ def _requests(vocab_size: int) -> tuple[Round, ...]:
     ids = tuple(number % vocab_size for number in range(7, 7 + 300))
     how = Sampling(max_new_tokens=8)
     return tuple((GenerateRequest(input_ids=(ids[:count],), sampling_params=how),) for count in (4, 100, 300))
-
-
-def _artifacts(context: BuildContext) -> dict[str, int]:
-    return scan_cache(context.layout.profiles, CacheName.DEEP_GEMM).files
-
-
-def _entry(path: str) -> str:
-    return entry_of(CacheName.DEEP_GEMM, path.partition("/")[2])
-
-
-def _whole(read: frozenset[str], there: dict[str, int]) -> frozenset[str]:
-    entries = {_entry(path) for path in read}
-    return frozenset(path for path in there if _entry(path) in entries)

@@ -86,7 +86,7 @@ class FlashInferStage:
         if left := [module.name for module in checked if module.compiled]:
             raise StageError(ErrorType.VERIFY_FAILED, f"a second process would compile again: {', '.join(left)}")
         return Built(
-            units=work.units,
+            units=tuple(str(module) for module in modules),
             used=_used(context.layout, built),
             compiled=tuple(module.unit for module in built if module.compiled),
             env=env,

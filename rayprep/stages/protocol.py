@@ -66,6 +66,8 @@ class Built:
     warnings: tuple[str, ...] = ()
     env: dict[str, str] | None = None
     server: ServerRecord | None = None
+    elsewhere: frozenset[str] = frozenset()
+    """What a server used in the caches that other stages answer for."""
     gemm_shapes: tuple[GemmShape, ...] = ()
     """What a server's log named, planned or not."""
 

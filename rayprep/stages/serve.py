@@ -6,11 +6,11 @@ before it did not know of.
 
 from collections.abc import Sequence
 
+from rayprep.host.cache_watch import CacheWatch
 from rayprep.host.layout import Layout
-from rayprep.host.reads import ReadTracker
-from rayprep.host.scan import CacheScan, scan_cache
+from rayprep.host.scan import CacheScan
 from rayprep.host.server import Watch
-from rayprep.model.caches import CacheName, entry_of
+from rayprep.model.caches import CacheName
 from rayprep.model.errors import ErrorType
 from rayprep.model.plan import NotNeeded, StagePlan, Unable, Work
 from rayprep.model.result import Artifacts, Tally
@@ -24,6 +24,8 @@ from rayprep.stages.warmup_server import implied_command, open_server, record_of
 # Measured on an H200 with four layers: 45 s with everything but these caches warm, 30 MiB in them.
 SECONDS = 60.0
 BYTES = 256 << 20
+_OWN = frozenset(cache.value for cache in STAGES[StageName.SERVE].caches)
+_OF_OTHERS = tuple(cache for cache in CacheName if cache.value not in _OWN)
 _SOUND = (CacheName.TRITON,)
 """Written file by file under other names and renamed, so that an aborted run leaves none of them half written."""
 
@@ -39,18 +41,15 @@ class ServeStage:
         if request.signature.sglang_version is None:
             message = "sglang is not installed (pip install 'rayprep[sglang]')"
             return Unable(error_type=ErrorType.TOOLCHAIN_MISMATCH, message=message)
-        longest = max(LONGEST_PREFILL, request.spec.max_seq_len or 0)
         return Work(
-            units=(f"prefill up to {longest} tokens", "decode in batches", "greedy and sampled"),
+            units=(f"prefill up to {_longest(request)} tokens", "decode in batches", "greedy and sampled"),
             required_bytes=BYTES,
             seconds=SECONDS,
             estimate="one server's start and its requests",
         )
 
     def build(self, request: StageRequest, work: Work, context: BuildContext) -> Built:
-        profiles = context.layout.profiles
-        before = _artifacts(context.layout)
-        tracker = ReadTracker(profiles, before)
+        caches = CacheWatch(context.layout, CacheName)
         watch = Watch(context.deadline, context.cancelled, context.tick, context.report)
         command_for = implied_command(request, context.scratch)
         server = open_server(
@@ -67,11 +66,12 @@ class ServeStage:
         finally:
             if server.cleanup:
                 context.ended(server.cleanup)
-        after = _artifacts(context.layout)
+        use = caches.look()
         return Built(
             units=work.units,
-            used=_whole_entries(tracker.read_of(after), after),
-            compiled=tuple(sorted({_named(path) for path in after if path not in before})),
+            used=frozenset(path for path in use.read if path.partition("/")[0] in _OWN),
+            elsewhere=use.within(_OF_OTHERS),
+            compiled=tuple(name for name in use.made if name.partition("/")[0] in _OWN),
             warnings=(*left, *_warnings(server.memory_returned, record.mem_fraction, request.spec.mem_fraction)),
             server=record,
             gemm_shapes=tuple(server.reader.gemm_shapes),
@@ -87,20 +87,10 @@ class ServeStage:
         )
 
 
-def _artifacts(layout: Layout) -> dict[str, int]:
-    scans = (scan_cache(layout.profiles, cache) for cache in STAGES[StageName.SERVE].caches)
-    return {path: size for scan in scans for path, size in scan.files.items()}
-
-
-def _named(path: str) -> str:
-    cache, _, below = path.partition("/")
-    return f"{cache}/{entry_of(CacheName(cache), below)}"
-
-
-def _whole_entries(read: frozenset[str], there: dict[str, int]) -> frozenset[str]:
-    """All files of each entry of which one was read: a library may only look whether the others are there."""
-    entries = {_named(path) for path in read}
-    return frozenset(path for path in there if _named(path) in entries)
+def _longest(request: StageRequest) -> int:
+    """Tokens of the longest prompt that the server is asked for, and that it allows."""
+    asked = request.spec.max_seq_len
+    return min(max(LONGEST_PREFILL, asked or 0), asked or request.model.architecture.max_position_embeddings)
 
 
 def _warnings(memory_returned: bool | None, used: float, asked: float) -> tuple[str, ...]:
