@@ -1,12 +1,12 @@
 """The environment of the processes that we start: what was inherited, less what they must not see, plus ours."""
 
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from rayprep.host.layout import Layout
 from rayprep.model.caches import CacheName
+from rayprep.model.secrets import is_secret_variable
 
 STORE_MARK = "RAYPREP_STORE"
 """Carried by every process that works in a store, so that what a dead owner left can be found and ended."""
@@ -17,13 +17,6 @@ RUN_MARK = "RAYPREP_RUN"
 CHILD_MARK = "RAYPREP_CHILD"
 """Beside both, the one guarded child that the process belongs to."""
 
-_SECRET = re.compile(
-    # Not TOKENIZERS_PARALLELISM, and not SGLANG_CLIP_MAX_NEW_TOKENS_ESTIMATION: they keep no secret, and a server
-    # without them is another server.
-    r"TOKEN(?!IZ|S_|S$)|(API|AUTH|ACCESS)_?TOKENS|SECRET|PASSWORD|PASSWD|PASSPHRASE|(API|ACCESS|PRIVATE)_?KEY|CREDENTIAL"
-    r"|_(PASS|PAT|KEY)$|SSH_AUTH_SOCK",
-    re.IGNORECASE,
-)
 _COMPILERS = (
     *("TORCHINDUCTOR_", "TORCH_COMPILE_", "TORCHDYNAMO_", "TRITON_"),
     *("DG_JIT_", "SGL_DG_", "SGLANG_ENABLE_JIT_DEEPGEMM", "FLASHINFER_EXTRA_", "NVCC_APPEND_", "NVCC_PREPEND_"),
@@ -89,7 +82,7 @@ def store_mark(layout: Layout) -> str:
 
 def is_passed_on(name: str) -> bool:
     """Whether a child may inherit the variable. Tokens and Ray's own are kept back."""
-    return not (name.startswith("RAY_") or name in _DROPPED or _SECRET.search(name))
+    return not (name.startswith("RAY_") or name in _DROPPED or is_secret_variable(name))
 
 
 def hub_folders(environ: Mapping[str, str]) -> dict[str, str]:

@@ -6,7 +6,7 @@ from enum import StrEnum
 from rayprep.model.base import Record
 from rayprep.model.completion import Check, Completion
 from rayprep.model.errors import ErrorType
-from rayprep.model.server_args import redacted_command
+from rayprep.model.secrets import redacted_command
 from rayprep.model.spec import StageOp
 from rayprep.model.stages import StageName
 from rayprep.model.verification import Verification

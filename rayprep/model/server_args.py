@@ -3,9 +3,8 @@
 Source of the names: `python -m sglang.launch_server --help`, sglang 0.5.16.
 """
 
-from collections.abc import Sequence
-
 from rayprep.model.errors import BadRequest
+from rayprep.model.secrets import BLOTTED, is_secret_flag
 
 _LAYOUTS = {
     name: words
@@ -36,10 +35,6 @@ _WITHOUT_KERNELS = frozenset(
     }
 )
 """Flags that change nothing about which kernels are compiled. Whatever is not named here is taken to."""
-
-
-BLOTTED = "***"
-"""Stands for a key that must not be written down."""
 
 
 def refuse_layout(name: str, value: object) -> None:
@@ -97,35 +92,19 @@ def pairs(server_args: tuple[str, ...]) -> list[tuple[str, str]]:
 
 
 def kernel_flags(server_args: tuple[str, ...]) -> tuple[str, ...]:
-    """The arguments that belong to a cache's identity, `name=value` each, sorted by name.
+    """The arguments that belong to a cache's identity, `name=value` each, sorted by name; never a secret.
 
     One that is given twice keeps its order, since the last one is what SGLang takes.
     """
-    named = sorted(((_plain(name), value) for name, value in pairs(server_args)), key=lambda pair: pair[0])
+    open_ones = [(_plain(name), value) for name, value in pairs(server_args) if not is_secret_flag(name)]
+    named = sorted(open_ones, key=lambda pair: pair[0])
     return tuple(f"{name}={value}" for name, value in named if name not in _WITHOUT_KERNELS)
 
 
 def redacted(server_args: tuple[str, ...]) -> tuple[str, ...]:
     """The arguments as they may be written down: `--flag=value` each, keys blotted out."""
-    shown = ((name, BLOTTED if _is_key(name) else value) for name, value in pairs(server_args))
+    shown = ((name, BLOTTED if is_secret_flag(name) else value) for name, value in pairs(server_args))
     return tuple(f"{name}={value}" if value else name for name, value in shown)
-
-
-def redacted_command(command: Sequence[str]) -> tuple[str, ...]:
-    """A whole command line as it may be written down."""
-    shown: list[str] = []
-    for word in command:
-        name, equals, _ = word.partition("=")
-        if shown and "=" not in shown[-1] and _is_key(shown[-1]):
-            shown.append(BLOTTED)
-        else:
-            shown.append(f"{name}={BLOTTED}" if equals and _is_key(name) else word)
-    return tuple(shown)
-
-
-def _is_key(name: str) -> bool:
-    """Whether its value is a secret: `--api-key`, `--admin-api-key`, `--ssl-keyfile-password`."""
-    return name.startswith("--") and not {"key", "password"}.isdisjoint(_plain(name).split("_"))
 
 
 def _plain(name: str) -> str:

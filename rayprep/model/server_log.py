@@ -14,6 +14,7 @@ from collections import deque
 
 from rayprep.model.base import Record
 from rayprep.model.gemm import GemmShape
+from rayprep.model.secrets import redacted_line
 from rayprep.model.server_failure import READY, classify_failure, is_sign, wants_more_memory
 
 __all__ = ["Hint", "LogReader", "ResolvedArgs", "classify_failure", "hint_of", "jit_events"]
@@ -163,9 +164,9 @@ class LogReader:
             return
         self.hint = hint_of(line) or self.hint
         if "it/s]" not in line[-12:] and "s/it]" not in line[-12:]:
-            self.tail.append(line[:_SHOWN])
+            self.tail.append(redacted_line(line)[:_SHOWN])
         if is_sign(line) and len(self.signs) < _MAX_SIGNS:
-            self.signs.append(line[:_SHOWN])
+            self.signs.append(redacted_line(line)[:_SHOWN])
         if event := jit_events(line):
             self.jit_events.append(event)
         self._note(line)

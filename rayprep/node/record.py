@@ -23,7 +23,8 @@ from rayprep.model.result import (
     TelemetryProbe,
     overall_status,
 )
-from rayprep.model.server_args import redacted, redacted_command
+from rayprep.model.secrets import redacted_command
+from rayprep.model.server_args import redacted
 from rayprep.model.spec import SPEC_VERSION
 from rayprep.model.stages import STAGES, StageName, StageStatus
 from rayprep.model.verification import VerifyResult

@@ -18,7 +18,7 @@ from rayprep.model.caches import CacheName
 from rayprep.model.errors import ErrorType, Interrupted, RayprepError, StageError
 from rayprep.model.events import Event, Phase, event
 from rayprep.model.gemm import GemmShape
-from rayprep.model.server_args import redacted_command
+from rayprep.model.secrets import redacted_command
 from rayprep.model.stages import StageName
 from rayprep.model.verification import NAMED, NewFile, Verification, VerifyResult, new_file, new_files, shortfall
 from rayprep.node.request import NodeRequest

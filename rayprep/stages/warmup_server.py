@@ -8,7 +8,7 @@ from pathlib import Path
 from rayprep.host.gpu import Gpu
 from rayprep.host.server import Server, Watch
 from rayprep.model.result import ServerRecord
-from rayprep.model.server_args import redacted_command
+from rayprep.model.secrets import redacted_command
 from rayprep.model.server_command import ServerSettings, address_of, server_command, warmup_ports
 from rayprep.model.server_log import ResolvedArgs
 from rayprep.model.spec import PrepSpec

@@ -157,3 +157,10 @@ def test_what_is_kept_is_bounded() -> None:
     assert len(reader.signs) <= 200
     assert len(reader.tail) == 40
     assert max(map(len, (*reader.signs, *reader.tail))) <= 500
+
+
+def test_no_key_that_the_server_prints_is_kept() -> None:
+    """A result shows the last lines of a log that failed."""
+    reader = read("[t] server_args=ServerArgs(api_key='sk-1')", "RuntimeError: bad ServerArgs(admin_api_key='sk-2')")
+    assert "sk-" not in " ".join([*reader.tail, *reader.signs])
+    assert len(reader.tail) == 2
