@@ -63,6 +63,7 @@ CACHES = {
     ),
     "TVM_FFI_CACHE_DIR": (".cache/tvm-ffi", ["sgl_kernel_jit_norm_9f/sgl_kernel_jit_norm.so"]),
     "CUDA_CACHE_PATH": (".nv/ComputeCache", ["5/d/5d1f"]),
+    "TORCHINDUCTOR_CACHE_DIR": (".inductor", ["ab/cabsum.py", "fxgraph/zz/key/graph"]),
 }
 ROPE = ".cache/flashinfer/0.6.14/90a/cached_ops/rope/rope.so"
 SAYS_SO = {

@@ -17,6 +17,7 @@ LOSSES = {
     "triton": ("ABC/moe.cubin", "moe", "serve"),
     "sglang_jit": ("sgl_kernel_jit_norm_9f/*.so", "sgl_kernel_jit_norm_9f", "serve"),
     "others": ("cuda/5/d/5d1f", "5", "serve"),
+    "torchinductor": ("ab/cabsum.py", "cabsum", "serve"),
     "flashinfer": (".cache/flashinfer/*/90a/cached_ops/norm/norm.so", "norm", "flashinfer"),
     "deep_gemm": ("cache/*/kernel.cubin", "kernel.sm90_fp8_gemm_1d2d.0123", "deep_gemm"),
 }
@@ -108,6 +109,48 @@ def test_a_file_in_home_is_named(proved: Host) -> None:
     assert named == [("home", ".cache/somebody/kernel.bin", None)]
     assert verify.message is not None
     assert "home: kernel.bin" in verify.message
+
+
+def own(*words: str) -> dict[str, tuple[str, ...]]:
+    """A request with a server command of the campaign's own, whose flags are those that the caches are for."""
+    return {"server_command": (*words, *SERVER, "--port", str(free_port()), COMPILES), "server_args": (COMPILES,)}
+
+
+def test_a_server_that_does_not_use_the_caches_proves_nothing(proved: Host) -> None:
+    home = proved.base / "elsewhere"
+    verify = failed(proved.ensure(verify_only=True, **own("env", "-i", f"HOME={home}", "PATH=/usr/bin:/bin")))
+    assert (verify.new_files, verify.missing) == (0, ())
+    assert set(verify.unread) == {"deep_gemm", "flashinfer", "sglang_jit", "torchinductor", "triton"}
+    assert "rayprep env" in (verify.message or "")
+
+
+def test_what_is_compiled_again_in_place_is_new(proved: Host) -> None:
+    file = proved.artifact("triton/ABC/moe.cubin")
+    other = b"x" * file.stat().st_size
+    script = f'printf %s {other.decode()} | dd of="{file}" conv=notrunc 2>/dev/null; exec "$@"'
+    verify = failed(proved.ensure(verify_only=True, **own("sh", "-c", script, "sh")))
+    assert [each.path for each in verify.new] == ["triton/ABC/moe.cubin"]
+
+
+def test_what_is_only_written_again_is_not(proved: Host) -> None:
+    file = proved.artifact("triton/ABC/moe.cubin")
+    verify = proof_of(proved.ensure(verify_only=True, **own("sh", "-c", f'touch "{file}"; exec "$@"', "sh")))
+    assert (verify.status, verify.new_files) == ("ok", 0)
+
+
+def test_what_a_server_left_that_died_is_nobodys(proved: Host) -> None:
+    rope = proved.layout.profiles / "flashinfer/.cache/flashinfer/0.6.14/90a/cached_ops/rope"
+    script = f'mkdir -p "{rope}"; printf half > "{rope}/rope.so"; exit 3'
+    before = proved.completion(StageName.FLASHINFER)
+    failed(proved.ensure(verify_only=True, **own("sh", "-c", script, "sh")))
+    assert proved.completion(StageName.FLASHINFER) == before
+    assert proved.markers() == ["serve"]
+
+
+def test_a_proof_of_what_was_never_prepared_is_refused(proved: Host) -> None:
+    verify = failed(proved.ensure("--attention-backend=other", verify_only=True))
+    assert (verify.port, verify.warmup_pid) == (None, None)
+    assert "nothing is prepared" in (verify.message or "")
 
 
 def test_a_servers_death_is_the_proofs_failure_and_leaves_the_marker(proved: Host) -> None:
