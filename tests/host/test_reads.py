@@ -60,6 +60,21 @@ def test_times_of_change_stay_and_nothing_is_left(root: Path) -> None:
     assert {path.name: path.stat().st_mtime_ns for path in root.iterdir()} == before
 
 
+def test_nothing_looks_long_unread(root: Path) -> None:
+    """Or a file system that is cleared of old files would lose what other models need."""
+    tracking(root)
+    times = [(root / name).stat() for name in NAMES]
+    assert {each.st_mtime - each.st_atime for each in times} == {1.0}
+
+
+def test_a_file_that_took_long_to_write_was_made(root: Path) -> None:
+    tracker = tracking(root)
+    for name in ("made", "left"):
+        (root / name).write_text("x", encoding="utf-8")
+        os.utime(root / name, (1.5e9, 1.5e9 + 60))  # nobody has read it since it was opened
+    assert tracker.read_of([*NAMES, "made"]) == {"made", "left"}
+
+
 def test_what_is_gone_was_not_read(root: Path) -> None:
     tracker = tracking(root)
     (root / "left").unlink()
