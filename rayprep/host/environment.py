@@ -46,6 +46,8 @@ def child_env(environ: Mapping[str, str], layout: Layout, home: Path, invocation
         **hub_folders(environ),
         **server_cache_env(layout),
         "HOME": str(home),
+        # As NVML numbers GPUs: on a host with unlike ones, CUDA would put its fastest first.
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
         STORE_MARK: store_mark(layout),
         RUN_MARK: invocation,
         # sglang and Ray rename their processes with setproctitle, which overwrites the marks unless told not to.

@@ -22,7 +22,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class GpuInventory:
-    """`problem` says why GPUs that seem to be there cannot be read; it is null on a host without any."""
+    """`problem` says why GPUs that seem to be there cannot be read or used; it is null on a host without any."""
 
     gpus: tuple[Gpu, ...] = ()
     driver_version: str | None = None
@@ -75,18 +75,38 @@ def _read(index: int) -> Gpu:
     )
 
 
+_NO_DEVICE = frozenset({"", "-1", "NoDevFiles"})
+"""How a user, CUDA's own tools and Slurm say that no GPU is to be seen."""
+
+
 def visible_gpus(inventory: GpuInventory, environ: Mapping[str, str]) -> GpuInventory:
-    """Those that CUDA_VISIBLE_DEVICES leaves, in its order; all where it is not set. Names that are none are none."""
+    """Those that CUDA_VISIBLE_DEVICES leaves, in its order; all where it is not set.
+
+    One that is meant to name GPUs and under which CUDA would see none is a problem, not a host without GPUs.
+    """
     setting = environ.get("CUDA_VISIBLE_DEVICES")
     if setting is None or not inventory.gpus:
         return inventory
-    chosen = []
-    for name in setting.split(","):
-        meant = [gpu for gpu in inventory.gpus if _is_named(gpu, name.strip())]
+    names = [name.strip() for name in setting.split(",")]
+    chosen = _chosen(inventory.gpus, names)
+    if chosen or names[0] in _NO_DEVICE:
+        return replace(inventory, gpus=tuple(chosen))
+    why = f"CUDA_VISIBLE_DEVICES={setting} shows CUDA no whole GPU of this host (MIG slices are not supported)"
+    return replace(inventory, gpus=(), problem=why)
+
+
+def _chosen(gpus: Sequence[Gpu], names: Sequence[str]) -> list[Gpu]:
+    """As CUDA chooses: nothing that comes after a name it does not know, and nothing at all where one comes twice.
+
+    Source of the latter: torch/cuda/__init__.py, `_parse_visible_devices`.
+    """
+    chosen: list[Gpu] = []
+    for name in names:
+        meant = [gpu for gpu in gpus if _is_named(gpu, name)]
         if len(meant) != 1:
-            break  # CUDA, too, takes nothing that comes after a name it does not know
+            break
         chosen += meant
-    return replace(inventory, gpus=tuple(chosen))
+    return chosen if len(set(chosen)) == len(chosen) else []
 
 
 def _is_named(gpu: Gpu, name: str) -> bool:

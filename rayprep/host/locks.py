@@ -207,4 +207,4 @@ def is_held(path: Path) -> bool:
 
 def gpu_lock_paths(uuids: Sequence[str]) -> list[Path]:
     """One lock for each GPU, by UUID, in one order. They belong to the host, whatever root is used."""
-    return [GPU_LOCKS / f"{uuid}.lock" for uuid in sorted(uuids)]
+    return [GPU_LOCKS / f"{uuid}.lock" for uuid in sorted(set(uuids))]

@@ -15,14 +15,14 @@ def choose_device(choice: DeviceChoice, inventory: GpuInventory, tp: int) -> Dev
     """`cuda` or `cpu`, never `auto`.
 
     Raises:
-        HostUnfit: GPUs are asked for and there are none, too few, or they cannot be read.
+        HostUnfit: GPUs are asked for and there are none, too few, or they cannot be used.
     """
     if choice is DeviceChoice.CPU:
         return choice
     if inventory.problem:
         raise HostUnfit(
-            f"the GPUs cannot be read: {inventory.problem}",
-            hint="mend the driver, or give --device cpu to go on without GPUs",
+            f"the GPUs cannot be used: {inventory.problem}",
+            hint="mend the driver or the setting, or give --device cpu to go on without GPUs",
         )
     count = len(inventory.gpus)
     if choice is DeviceChoice.CUDA and not count:

@@ -144,7 +144,6 @@ def server_env(environ: Mapping[str, str]) -> dict[str, str]:
     return {
         "SGLANG_WARMUP_TIMEOUT": environ.get("SGLANG_WARMUP_TIMEOUT", str(WATCHDOG_S)),
         "PYTHONUNBUFFERED": "1",
-        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
         "FLASHINFER_JIT_DEBUG": debug,
         "FLASHINFER_JIT_VERBOSE": "1",
         "DG_JIT_PRINT_COMPILER_COMMAND": "1",

@@ -57,6 +57,9 @@ def test_a_child_has_a_home_and_caches_of_its_own_and_carries_both_marks() -> No
     assert env.items() >= server_cache_env(LAYOUT).items()
     assert env["TRITON_CACHE_DIR"] == "/profiles/triton"
     assert (env[STORE_MARK], env[RUN_MARK]) == ("/profiles", "run-1")
+    assert child_env({"CUDA_DEVICE_ORDER": "FASTEST_FIRST"}, LAYOUT, Path("/scratch"), "run-1").items() >= {
+        ("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+    }, "by whose numbers CUDA_VISIBLE_DEVICES was read"
     assert env["SPT_NOENV"] == "1", "or setproctitle, which sglang calls, wipes the marks out"
 
 

@@ -6,6 +6,9 @@ import re
 import pytest
 
 from rayprep.host.gpu import Gpu, GpuInventory, read_gpus, visible_gpus
+from rayprep.host.survey import choose_device
+from rayprep.model.errors import HostUnfit
+from rayprep.model.spec import DeviceChoice
 
 
 def nvml_is_here() -> bool:
@@ -56,12 +59,11 @@ HOST = GpuInventory(gpus=GPUS, driver_version="580.1", cuda_version="13.0")
         ("GPU-aa2", [1]),
         ("GPU-b7,0", [2, 0]),
         # CUDA takes the beginning of a UUID, where only one begins so.
-        ("GPU-aa", []),
         ("GPU-b", [2]),
         ("", []),
         ("-1", []),
+        ("-1,0", []),
         ("NoDevFiles", []),
-        ("3", []),
         # It stops at the first that it does not know.
         ("0,-1,1", [0]),
         ("0,MIG-1,2", [0]),
@@ -70,7 +72,18 @@ HOST = GpuInventory(gpus=GPUS, driver_version="580.1", cuda_version="13.0")
 def test_only_what_cuda_shows_is_used(setting: str, seen: list[int]) -> None:
     got = visible_gpus(HOST, {"CUDA_VISIBLE_DEVICES": setting})
     assert [gpu.index for gpu in got.gpus] == seen
-    assert (got.driver_version, got.cuda_version) == ("580.1", "13.0")
+    assert (got.driver_version, got.cuda_version, got.problem) == ("580.1", "13.0", None)
+
+
+@pytest.mark.parametrize("setting", ["3", "7,0", "MIG-1", "GPU-aa", "all", "0,0", "1,0,1", "GPU-b7,2"])
+def test_a_setting_that_hides_what_it_names_is_no_host_without_gpus(setting: str) -> None:
+    got = visible_gpus(HOST, {"CUDA_VISIBLE_DEVICES": setting})
+    assert (got.gpus, got.driver_version) == ((), "580.1")
+    assert f"CUDA_VISIBLE_DEVICES={setting} " in (got.problem or "")
+    assert choose_device(DeviceChoice.CPU, got, 1) is DeviceChoice.CPU
+    with pytest.raises(HostUnfit, match=f"={setting} .*MIG slices are not supported") as caught:
+        choose_device(DeviceChoice.AUTO, got, 1)
+    assert "--device cpu" in caught.value.hint
 
 
 def test_without_a_setting_or_a_gpu_nothing_changes() -> None:

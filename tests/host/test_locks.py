@@ -229,6 +229,7 @@ def test_a_lock_file_removed_while_one_waits_does_not_let_two_in(tmp_path: Path)
 def test_the_gpu_locks_are_in_one_order_whatever_the_order_of_the_gpus() -> None:
     assert gpu_lock_paths(["GPU-b", "GPU-a"]) == gpu_lock_paths(["GPU-a", "GPU-b"])
     assert [path.name for path in gpu_lock_paths(["GPU-b", "GPU-a"])] == ["GPU-a.lock", "GPU-b.lock"]
+    assert len(gpu_lock_paths(["GPU-a", "GPU-b", "GPU-a"])) == 2, "or a run would wait for itself"
     assert gpu_lock_paths([]) == []
 
 

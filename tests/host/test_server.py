@@ -390,7 +390,7 @@ def test_what_it_is_given(bench: Bench) -> None:
         server.start()
         environ = psutil.Process(server.pid).environ()
     assert environ["SGLANG_WARMUP_TIMEOUT"] == "3600"
-    assert (environ["PYTHONUNBUFFERED"], environ["CUDA_DEVICE_ORDER"]) == ("1", "PCI_BUS_ID")
+    assert environ["PYTHONUNBUFFERED"] == "1"
 
 
 def test_a_server_that_was_never_started_ends_well(bench: Bench) -> None:
