@@ -4,6 +4,7 @@ import os
 import re
 import secrets
 import shlex
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -95,8 +96,9 @@ def node_request(flags: Flags, environ: Mapping[str, str]) -> NodeRequest:
     if not _RUN_ID.fullmatch(run_id):
         raise BadRequest(f"run id {run_id!r} cannot be a folder's name", hint="use letters, digits, '.', '_' and '-'")
     roots = choose_roots(environ, flags.profiles_root, flags.telemetry_root)
+    spec = _with_absolute_program(_with_absolute_model(resolved.spec), environ)
     return NodeRequest(
-        resolved=resolved.model_copy(update={"spec": _with_absolute_model(resolved)}),
+        resolved=resolved.model_copy(update={"spec": spec}),
         run_id=run_id,
         profiles_root=str(roots.profiles),
         telemetry_root=str(roots.telemetry),
@@ -105,11 +107,22 @@ def node_request(flags: Flags, environ: Mapping[str, str]) -> NodeRequest:
     )
 
 
-def _with_absolute_model(resolved: Resolved) -> PrepSpec:
+def _with_absolute_model(spec: PrepSpec) -> PrepSpec:
     """The agent runs in another folder than the user."""
-    spec = resolved.spec
     path = os.path.expanduser(spec.model)  # noqa: PTH111 - os.path asks no question that a wild name could break
     return spec.model_copy(update={"model": os.path.abspath(path)}) if os.path.exists(path) else spec  # noqa: PTH100, PTH110
+
+
+def _with_absolute_program(spec: PrepSpec, environ: Mapping[str, str]) -> PrepSpec:
+    """Of the campaign's own server: looked up where the user stands, and before anything is done."""
+    if not spec.server_command:
+        return spec
+    program, *words = spec.server_command
+    found = shutil.which(program, path=environ.get("PATH"))
+    if found is None:
+        why = f"the server command's program {program!r} is not there, or cannot be run"
+        raise BadRequest(why, hint="give its path, or put it on PATH")
+    return spec.model_copy(update={"server_command": (os.path.abspath(found), *words)})  # noqa: PTH100 - keeps links
 
 
 def new_run_id(prefix: str) -> str:

@@ -73,6 +73,7 @@ def option_of(command: Sequence[str], *flags: str) -> str | None:
     return found
 
 
+_LAUNCHERS = ("sglang.launch_server", "launch_server.py")
 _OF_THE_REQUEST = frozenset(
     {
         *("model", "model_path", "host", "port", "tp", "tp_size", "tensor_parallel_size", "load_format"),
@@ -85,8 +86,11 @@ def request_of(command: Sequence[str]) -> dict[str, object]:
     """What a server command says of a request, by PrepSpec's fields, so that it need not be said twice.
 
     Its flags become `server_args`, since they decide which kernels are compiled, and so which caches are meant.
+    A command that starts SGLang out of sight, in a script of its own, says nothing.
     """
-    flags = tuple(command[next((i for i, word in enumerate(command) if word.startswith("--")), len(command)) :])
+    flags = _sglang_flags(command)
+    if flags is None:
+        return {}
     length = option_of(flags, "--context-length")
     named: dict[str, object] = {
         "model": option_of(flags, "--model-path", "--model"),
@@ -95,6 +99,16 @@ def request_of(command: Sequence[str]) -> dict[str, object]:
         "server_args": tuple(_others(flags)),
     }
     return {name: value for name, value in named.items() if value is not None}
+
+
+def _sglang_flags(command: Sequence[str]) -> tuple[str, ...] | None:
+    """The words after the one that starts SGLang: what comes before is docker's, numactl's, srun's. None without it."""
+    for i, (word, following) in enumerate(zip(command, [*command, ""][1:], strict=True)):
+        if word.endswith(_LAUNCHERS):
+            return tuple(command[i + 1 :])
+        if word.rpartition("/")[2] == "sglang" and following == "serve":
+            return tuple(command[i + 2 :])
+    return None
 
 
 def _others(flags: Sequence[str]) -> Iterator[str]:
@@ -117,6 +131,15 @@ def address_of(command: Sequence[str]) -> tuple[str, int]:
     if not port.isdecimal() or not 0 < int(port) < 65536:
         raise BadRequest(f"--port {port} is no port", hint="give the server command a port from 1 to 65535")
     return (_LOOPBACK if host in _ANY_ADDRESS else host), int(port)
+
+
+def refuse_tls(words: Sequence[str]) -> None:
+    """Raises BadRequest when a server's flags have it speak TLS: it would never be seen to be ready."""
+    if option_of(words, "--ssl-certfile", "--ssl-keyfile") is not None:
+        raise BadRequest(
+            "a warm-up server speaks plain HTTP on its own host, not TLS",
+            hint="leave --ssl-certfile and --ssl-keyfile out: they change no kernel",
+        )
 
 
 def warmup_ports(base: int, slice_index: int = 0) -> tuple[int, ...]:

@@ -1,5 +1,6 @@
 """The request: what to prepare, resolved once from flags, spec file and defaults."""
 
+import os.path
 from collections.abc import Mapping
 from enum import StrEnum
 
@@ -9,7 +10,7 @@ from rayprep.model.architecture import Architecture
 from rayprep.model.base import Record, Utf8
 from rayprep.model.errors import BadRequest
 from rayprep.model.server_args import check_server_args
-from rayprep.model.server_command import address_of, request_of
+from rayprep.model.server_command import address_of, refuse_tls, request_of
 from rayprep.model.stages import StageName
 
 SPEC_VERSION = "1"
@@ -125,11 +126,13 @@ def resolve(
     """Merges flags over spec-file values over defaults. Keys are field names of PrepSpec.
 
     Raises:
-        BadRequest: a value is of the wrong type or out of range, or no model is given.
+        BadRequest: a value is of the wrong type or out of range, no model is given, or the server command is another
+            model's or for another TP.
     """
     spec_values = dict(from_file or {})
     command = flags.get("server_command") or spec_values.get("server_command")
     implied = request_of([str(word) for word in command]) if isinstance(command, list | tuple) else {}
+    _refuse_another_server(implied, {**spec_values, **flags})
     merged = {**implied, **spec_values, **flags}
     merged["ops"] = {**_as_ops(spec_values.get("ops")), **_as_ops(flags.get("ops"))}
     if "model" not in merged:
@@ -144,6 +147,23 @@ def resolve(
     }
     source = "spec" if from_file is not None and "flag" not in origin.values() else "flags"
     return Resolved(spec=spec, source=source, sources=origin, ignored_spec_keys=ignored, warnings=warnings)
+
+
+def _refuse_another_server(implied: Mapping[str, object], given: Mapping[str, object]) -> None:
+    """Its proof would be kept for a model, or for a layout, that it says nothing of."""
+    for name, normal in (("model", _as_place), ("tp", str)):
+        said = implied.get(name)
+        if said is not None and name in given and normal(said) != normal(given[name]):
+            raise BadRequest(
+                f"the server command is for {name} {said}, the request for {name} {given[name]}",
+                hint=f"give the {name} once: in the server command",
+            )
+
+
+def _as_place(model: object) -> str:
+    """However it is written: the folder, seen from here, that holds the config. A hub's name is like nothing else."""
+    path = os.path.expanduser(str(model))  # noqa: PTH111 - os.path asks no question that a wild name could break
+    return os.path.abspath(path).removesuffix("/config.json")  # noqa: PTH100
 
 
 def _as_ops(value: object) -> dict[str, object]:
@@ -161,9 +181,10 @@ def check_against_model(spec: PrepSpec, architecture: Architecture) -> None:
 
     Raises:
         BadRequest: TP does not divide the heads, the block size is not the model's, a server argument asks for
-            another layout, or the campaign's own server would have no port.
+            another layout, or the campaign's own server would have no port or speak TLS.
     """
     check_server_args(spec.server_args, spec.tp)
+    refuse_tls((*spec.server_args, *spec.server_command))
     if spec.server_command:
         address_of(spec.server_command)
     heads, kv_heads = architecture.num_attention_heads, architecture.num_key_value_heads

@@ -1,8 +1,10 @@
 """From flags to a request: what a server command says need not be said twice."""
 
+from pathlib import Path
+
 import pytest
 
-from rayprep.cli.request import Flags, resolve_flags
+from rayprep.cli.request import Flags, node_request, resolve_flags
 from rayprep.model.errors import BadRequest
 from rayprep.model.spec import StageOp
 from rayprep.model.stages import StageName
@@ -26,9 +28,45 @@ def test_a_server_command_names_model_and_tp(words: list[str], model: str, tp: i
     assert resolved.spec.server_command == (*SERVE, *words)
 
 
-def test_a_flag_wins_over_the_command() -> None:
-    given = Flags(model="mine", tp=2, server_command=[*SERVE, "--model-path", "/m", "--tp", "4"])
-    assert (resolve_flags(given).spec.model, resolve_flags(given).spec.tp) == ("mine", 2)
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (Flags(model="mine"), "the server command is for model /m, the request for model mine"),
+        (Flags(tp=2), "the server command is for tp 4, the request for tp 2"),
+    ],
+)
+def test_another_models_command_proves_nothing_of_this_one(given: Flags, says: str) -> None:
+    given.server_command = [*SERVE, "--model-path", "/m", "--tp", "4"]
+    with pytest.raises(BadRequest, match=says):
+        resolve_flags(given)
+
+
+@pytest.mark.parametrize("model", ["/here/m", "m", "./m/", "/here/x/../m", "~/m", "m/config.json"])
+def test_one_model_may_be_named_twice(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    given = model.replace("/here", str(tmp_path))
+    command = [*SERVE, "--model-path", f"{tmp_path}/m", "--tp", "4"]
+    assert resolve_flags(Flags(model=given, tp=4, server_command=command)).spec.model == given
+
+
+def test_a_commands_program_is_looked_up_where_the_user_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    script = tmp_path / "start.sh"
+    script.write_text("#!/bin/sh\n", encoding="utf-8")
+    script.chmod(0o755)
+
+    def program(name: str) -> str:
+        environ = {"PATH": str(tmp_path), "HOME": str(tmp_path)}
+        asked = node_request(Flags(model="m", server_command=[name, "--port", "1"], profiles_root="p"), environ)
+        assert asked.resolved.spec.server_command[1:] == ("--port", "1")
+        return asked.resolved.spec.server_command[0]
+
+    assert program("./start.sh") == program("start.sh") == str(script)
+    script.chmod(0o644)
+    for name in ("./start.sh", "start.sh", "gone", ""):
+        with pytest.raises(BadRequest, match=f"{name!r} is not there, or cannot be run"):
+            program(name)
 
 
 def test_the_commands_flags_decide_which_caches_are_meant() -> None:

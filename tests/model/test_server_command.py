@@ -10,6 +10,8 @@ from rayprep.model.server_command import (
     address_of,
     next_mem_fraction,
     option_of,
+    refuse_tls,
+    request_of,
     server_command,
     server_env,
     warmup_ports,
@@ -85,6 +87,32 @@ def test_the_address_of_a_command(words: str, address: tuple[str, int]) -> None:
 def test_what_is_no_port_is_refused(port: str) -> None:
     with pytest.raises(BadRequest, match="no port"):
         address_of(["serve", "--port", port])
+
+
+@pytest.mark.parametrize(
+    "launch",
+    [
+        "python -m sglang.launch_server",
+        "docker run --gpus all -e A=b -p 30000:30000 --tp 9 image python -m sglang.launch_server",
+        "numactl --cpunodebind=0 /venv/bin/python /x/sglang/launch_server.py",
+        "srun --export=NONE --model=x /venv/bin/sglang serve",
+    ],
+)
+def test_the_flags_are_sglangs_and_no_wrappers(launch: str) -> None:
+    command = f"{launch} --model-path /m --port 30000 --tp=2 --attention-backend fa3".split()
+    assert request_of(command) == {"model": "/m", "tp": "2", "server_args": ("--attention-backend", "fa3")}
+
+
+@pytest.mark.parametrize("words", ["./start.sh --model /m --tp 8", "docker run --gpus all sglang server --tp 8", ""])
+def test_a_command_that_hides_sglang_says_nothing(words: str) -> None:
+    assert request_of(words.split()) == {}
+
+
+@pytest.mark.parametrize("word", ["--ssl-certfile", "--ssl-certfile=/c", "--ssl-keyfile", "--ssl-cert"])
+def test_tls_is_refused(word: str) -> None:
+    with pytest.raises(BadRequest, match="plain HTTP"):
+        refuse_tls(["--port", "1", word, "/x"])
+    refuse_tls(["--port", "1", "--ssl-ca-certs", "/x"])
 
 
 def test_an_option_is_found_in_either_form() -> None:

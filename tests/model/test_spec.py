@@ -190,6 +190,12 @@ def test_a_layout_in_the_server_arguments_is_refused_with_the_model() -> None:
         check(server_args=["--tp", "2"])
 
 
+@pytest.mark.parametrize("name", ["server_args", "server_command"])
+def test_a_server_that_would_speak_tls_is_refused(name: str) -> None:
+    with pytest.raises(BadRequest, match="plain HTTP"):
+        check(**{name: ["--ssl-certfile", "/c", "--ssl-keyfile", "/k"]})
+
+
 def test_the_strategy_and_lengths_have_defaults_of_their_own() -> None:
     spec = resolve({"model": "m"}).spec
     assert spec.moe_strategy is MoeStrategy.AUTO
