@@ -31,5 +31,8 @@ def first_free(ports: Sequence[int], tried: Sequence[int] = ()) -> int:
     for port in ports:
         if is_free(port):
             return port
-    shown = ", ".join(str(port) for port in (*tried, *ports))
-    raise StageError(ErrorType.PORT_ALL_BUSY, f"every warm-up port is taken: tried {shown}")
+    busy = (*tried, *ports)
+    if len(busy) == 1:  # a user's own server has no other
+        hint = "end what listens there, or give the server another --port"
+        raise StageError(ErrorType.PORT_ALL_BUSY, f"the server's port {busy[0]} is taken", hint=hint)
+    raise StageError(ErrorType.PORT_ALL_BUSY, f"every warm-up port is taken: tried {', '.join(map(str, busy))}")

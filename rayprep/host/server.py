@@ -149,11 +149,11 @@ class Server:
             behind = process.look()
             if process.is_dead():
                 failure = process.failure()
-                hindrance = _hindrance(process.reader)
+                hindrance = _hindrance(process.reader, port, dead=True)
                 if hindrance is None:
                     raise failure
                 return hindrance
-            if hindrance := _hindrance(process.reader):
+            if hindrance := _hindrance(process.reader, port, dead=False):
                 return hindrance
             if process.reader.memory_pool_ended and not headroom_seen:
                 headroom_seen = True
@@ -173,12 +173,15 @@ class Server:
     def _out_of_memory(self, tried: tuple[float, ...]) -> StageError:
         said = telling_line(self.reader.signs, ErrorType.OOM_DURING_WARMUP)
         why = said or f"less than {HEADROOM_BYTES >> 30} GiB were free once it had its memory pools"
+        flag, fractions = "--mem-fraction", " and ".join(map(str, tried))
+        if not self._adapts(tried[-1] / 2):  # it goes by its own, or by SGLang's choice
+            flag, fractions = "its --mem-fraction-static", option_of(self._command, "--mem-fraction-static") or ""
         others = self._memory.held_by_others()
         return StageError(
             ErrorType.OOM_DURING_WARMUP,
-            f"the warm-up server ran out of GPU memory at mem fraction {' and '.join(map(str, tried))}: {why}"
+            f"the warm-up server ran out of GPU memory{f' at mem fraction {fractions}' if fractions else ''}: {why}"
             + (f"; before it started, {others}" if others else ""),
-            hint="raise --mem-fraction, or free the GPU" if self.reader.wants_more_memory else "",
+            hint=f"{'raise' if self.reader.wants_more_memory else 'lower'} {flag}, or free the GPU",
             log_tail=self.log_tail(),
         )
 
@@ -186,8 +189,9 @@ class Server:
         """Sends the requests, those of one round at once, each round after the one before.
 
         Raises:
-            StageError: `server_crashed` for another answer than 200, for none, or for a dead server (or what its
-                log makes of that); `stage_timeout` at the deadline.
+            StageError: `unsupported` where it is well and refuses a request (4xx); `server_crashed` for another
+                answer than 200, for none, or for a dead server (or what its log makes of that); `stage_timeout` at
+                the deadline.
             Interrupted: the run was cancelled.
         """
         assert self._process is not None, "the server was not started"
@@ -218,6 +222,9 @@ class Server:
             if answer.status == 200:
                 return
             problem = f"answered {answer.status} to {what}: {answer.beginning}"
+            if 400 <= answer.status < 500:
+                hint = "see which of the server's flags, such as --context-length or --api-key, rules the request out"
+                raise StageError(ErrorType.UNSUPPORTED, f"the warm-up server {problem}", hint=hint)
         except TimeoutError:
             process.look()  # at the deadline, it is the stage that took too long
             problem = f"did not answer {what} within {self._request_timeout_s:g} s"
@@ -261,8 +268,8 @@ class Server:
         return False
 
 
-def _hindrance(reader: LogReader) -> _Outcome | None:
+def _hindrance(reader: LogReader, port: int, *, dead: bool) -> _Outcome | None:
     """What the log says that another start may get around."""
-    if reader.address_in_use:
+    if reader.lost_port(port, dead=dead):
         return _Outcome.PORT_TAKEN
     return _Outcome.OUT_OF_MEMORY if reader.out_of_memory else None

@@ -109,7 +109,8 @@ class ServerProcess:
         when = "after" if self.reader.ready else "before"
         said = telling_line(self.reader.signs, error_type)
         message = f"the warm-up server ended by {ended} {when} it was ready" + (f": {said}" if said else "")
-        return StageError(error_type, message, log_tail=self.log_tail())
+        hint = "" if status or self.reader.ready else "the command has to stay in the foreground as long as it serves"
+        return StageError(error_type, message, hint=hint, log_tail=self.log_tail())
 
     def end(self) -> Cleanup:
         """Ends the whole tree, and reads the log to its end."""

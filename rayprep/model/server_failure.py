@@ -41,17 +41,22 @@ _SIGNS: tuple[tuple[ErrorType, re.Pattern[str]], ...] = (
 )
 """What a log says when a server fails, in the order in which it decides: a full disk also makes compilers fail."""
 
+GENERAL = "general"
 _GENERAL = re.compile(
     r"hit an exception|^\w*(?:Error|Exception)\b.*|^[\w.]+(?:Error|Exception): |watchdog timeout", re.I
 )
 _SUMMARY = re.compile(r"^(?:[\w.]*\.)?\w*(?:Error|Exception)\b: ?.+|watchdog timeout", re.IGNORECASE)
 
 
-def is_sign(line: str) -> bool:
-    """Whether `classify_failure` or `telling_line` would look at this line."""
+def sign_of(line: str) -> str | None:
+    """What a line is a sign of, where `classify_failure` or `telling_line` would look at it.
+
+    One line of each decides as much as all of them; of the `general` ones, only the last tell.
+    """
     if READY in line:
-        return True
-    return any(pattern.search(line) for _, pattern in _SIGNS) or _GENERAL.search(line) is not None
+        return "ready"
+    decisive = next((error_type.value for error_type, pattern in _SIGNS if pattern.search(line)), None)
+    return decisive or (GENERAL if _GENERAL.search(line) else None)
 
 
 def wants_more_memory(line: str) -> bool:
@@ -63,7 +68,7 @@ def classify_failure(lines: Iterable[str], exit_status: int | None) -> ErrorType
     """The error type of a server that ended, or was given up.
 
     Args:
-        lines: its log, or what `is_sign` leaves of it.
+        lines: its log, or the `signs` that a LogReader kept of it.
         exit_status: as a shell gives it, 128 + N for signal N; None where it lives.
     """
     lines = tuple(lines)

@@ -15,14 +15,15 @@ from collections import deque
 from rayprep.model.base import Record
 from rayprep.model.gemm import GemmShape
 from rayprep.model.secrets import redacted_line
-from rayprep.model.server_failure import READY, classify_failure, is_sign, wants_more_memory
+from rayprep.model.server_failure import GENERAL, READY, classify_failure, sign_of, wants_more_memory
 
 __all__ = ["Hint", "LogReader", "ResolvedArgs", "classify_failure", "hint_of", "jit_events"]
 
 MAX_PIECE = 32_768
 """Characters of a line that are looked at; the longest that SGLang writes, its arguments, has about 14,000."""
 TAIL_LINES = 40
-_MAX_SIGNS = 200
+_MAX_GENERAL = 100
+MAX_EVENTS = 1000
 _SHOWN = 500
 
 
@@ -52,12 +53,13 @@ class ResolvedArgs(Record):
 
 
 _GEMM = re.compile(r"Try DeepGEMM JIT Compiling for <(\w+)> N=(\d+), K=(\d+), num_groups=(\d+)")
-_MOE = re.compile(r"(?:Using (?:default )?MoE kernel config|(?:(?:Down )?MoE c|C)onfig file not found at).*")
 _POOL_END = "Memory pool end"
 _OUT_OF_MEMORY = re.compile(
     r"OutOfMemoryError|CUDA out of memory|CUDA_ERROR_OUT_OF_MEMORY|Not enough memory\. Please try"
 )
 _ADDRESS_IN_USE = re.compile(r"address already in use|\[Errno 98\]", re.IGNORECASE)
+_PORT = re.compile(r"""(?:['"], |\bport:? |(?<!\.py)(?<!\.cpp):)(\d{4,5})\b""")
+"""As uvicorn (`('127.0.0.1', 30999)`), torch's c10d (`port: 29500`, `[::]:29500`) and ZeroMQ (`tcp://x:5555`) say."""
 
 _WORD_ARGS = "attention_backend prefill_attention_backend decode_attention_backend sampling_backend moe_runner_backend"
 _ARGS = "server_args=ServerArgs("
@@ -143,8 +145,8 @@ class LogReader:
 
     def __init__(self) -> None:
         self.gemm_shapes: list[GemmShape] = []
-        self.moe_lines: list[str] = []
         self.jit_events: list[str] = []
+        """The first MAX_EVENTS of them."""
         self.args = ResolvedArgs()
         self.hint: Hint | None = None
         self.memory_pool_ended = False
@@ -152,11 +154,25 @@ class LogReader:
         self.out_of_memory = False
         self.wants_more_memory = False
         """The static fraction does not even hold the weights: a smaller one would not help."""
-        self.address_in_use = False
-        self.signs: list[str] = []
-        """The lines that `classify_failure` decides on."""
+        self._address_in_use = False
+        self._taken_ports: set[int] = set()
+        self._decisive: dict[str, str] = {}
+        self._general: deque[str] = deque(maxlen=_MAX_GENERAL)
         self.tail: deque[str] = deque(maxlen=TAIL_LINES)
         """The last lines, without progress bars."""
+
+    @property
+    def signs(self) -> tuple[str, ...]:
+        """The lines that `classify_failure` decides on: the first of each kind, and the last exceptions of no kind."""
+        return (*self._decisive.values(), *self._general)
+
+    def lost_port(self, port: int, *, dead: bool) -> bool:
+        """Whether the server does not get `port`, since somebody has it.
+
+        A server has ports beside its own, and may do without them; where it dies of one that its log does not name,
+        it is taken to be its own.
+        """
+        return port in self._taken_ports or (dead and self._address_in_use and not self._taken_ports)
 
     def hear(self, line: str) -> None:
         line = line[:MAX_PIECE].replace("\x1b[A", "").rstrip()
@@ -165,9 +181,10 @@ class LogReader:
         self.hint = hint_of(line) or self.hint
         if "it/s]" not in line[-12:] and "s/it]" not in line[-12:]:
             self.tail.append(redacted_line(line)[:_SHOWN])
-        if is_sign(line) and len(self.signs) < _MAX_SIGNS:
-            self.signs.append(redacted_line(line)[:_SHOWN])
-        if event := jit_events(line):
+        if sign := sign_of(line):
+            shown = redacted_line(line)[:_SHOWN]
+            self._general.append(shown) if sign == GENERAL else self._decisive.setdefault(sign, shown)
+        if len(self.jit_events) < MAX_EVENTS and (event := jit_events(line)):
             self.jit_events.append(event)
         self._note(line)
 
@@ -176,11 +193,11 @@ class LogReader:
             shape = GemmShape(kind=found[1], n=int(found[2]), k=int(found[3]), groups=int(found[4]))
             if shape not in self.gemm_shapes:  # every rank says it
                 self.gemm_shapes.append(shape)
-        if found := _MOE.search(line):
-            self.moe_lines.append(found[0])
         self.args = resolved_args(line, self.args)
         self.memory_pool_ended |= _POOL_END in line
         self.ready |= READY in line
         self.out_of_memory |= _OUT_OF_MEMORY.search(line) is not None
         self.wants_more_memory |= wants_more_memory(line)
-        self.address_in_use |= _ADDRESS_IN_USE.search(line) is not None
+        if _ADDRESS_IN_USE.search(line):
+            self._address_in_use = True
+            self._taken_ports.update(int(port) for port in _PORT.findall(line))

@@ -72,7 +72,7 @@ class ServeStage:
             used=frozenset(path for path in use.read if path.partition("/")[0] in _OWN),
             elsewhere=use.within(_OF_OTHERS),
             compiled=tuple(name for name in use.made if name.partition("/")[0] in _OWN),
-            warnings=(*left, *_warnings(server.memory_returned, record.mem_fraction, request.spec.mem_fraction)),
+            warnings=(*left, *_warnings(server.memory_returned, server.mem_fraction, request.spec.mem_fraction)),
             server=record,
             gemm_shapes=tuple(server.reader.gemm_shapes),
         )

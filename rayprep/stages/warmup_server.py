@@ -9,7 +9,7 @@ from rayprep.host.gpu import Gpu
 from rayprep.host.server import Server, Watch
 from rayprep.model.result import ServerRecord
 from rayprep.model.secrets import redacted_command
-from rayprep.model.server_command import ServerSettings, address_of, server_command, warmup_ports
+from rayprep.model.server_command import ServerSettings, address_of, option_of, server_command, warmup_ports
 from rayprep.model.server_log import ResolvedArgs
 from rayprep.model.spec import PrepSpec
 from rayprep.model.warmup import Round, warmup_requests
@@ -18,6 +18,8 @@ from rayprep.stages.protocol import StageRequest
 LARGEST_BATCH = 256
 """Sent where the server captures no decode graphs, so that nothing says how large a batch the campaign has."""
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "tiktoken.model")
+_UNHEEDED = 0.5
+"""Stands for a memory fraction where the command goes by its own."""
 CommandFor = Callable[[int, float], Sequence[str]]
 
 
@@ -81,7 +83,7 @@ def open_own_server(
     return Server(
         lambda *_: tuple(command),
         (address_of(command)[1],),
-        0.5,
+        _UNHEEDED,
         env,
         log,
         watch,
@@ -95,18 +97,19 @@ def rounds_for(request: StageRequest, args: ResolvedArgs) -> tuple[Round, ...]:
     model, spec = request.model.architecture, request.spec
     batch = min(args.decode_max_batch or LARGEST_BATCH, args.max_running_requests or LARGEST_BATCH)
     context = args.context_length or spec.max_seq_len or model.max_position_embeddings
+    context = min(context, args.max_total_tokens or context)
     return warmup_requests(model.vocab_size, context, batch, args.chunked_prefill_size, spec.max_seq_len)
 
 
 def record_of(server: Server, command: Sequence[str], load_format: str) -> ServerRecord:
-    """How a server that was ready had been started."""
+    """How a server that was ready had been started. What its command says goes before what was asked of it."""
     assert server.pid is not None and server.port is not None and server.ready_s is not None
     return ServerRecord(
         warmup_pid=server.pid,
         port=server.port,
-        mem_fraction=server.mem_fraction,
+        mem_fraction=float(option_of(command, "--mem-fraction-static") or server.mem_fraction),
         attempts=server.attempts,
-        load_format=load_format,
+        load_format=option_of(command, "--load-format") or load_format,
         ready_s=round(server.ready_s, 3),
         command=redacted_command(command),
     )

@@ -158,6 +158,8 @@ class Handler(BaseHTTPRequestHandler):
             os.kill(os.getpid(), signal.SIGKILL)
         elif "errors" in self.faults:
             self.answer(400, {"error": {"message": "The input is longer than the model's context length"}})
+        elif "fails" in self.faults:
+            self.answer(500, "Internal Server Error")
         else:
             self.generate(body)
 

@@ -48,3 +48,10 @@ def test_none_is_free(taken: int) -> None:
     with pytest.raises(StageError, match=f"7, {taken}") as caught:
         first_free((taken,), tried=(7,))
     assert caught.value.error_type is ErrorType.PORT_ALL_BUSY
+
+
+def test_the_only_one_is_not_free(taken: int) -> None:
+    """A user's own server has no other, and no flag of ours gives it one."""
+    with pytest.raises(StageError, match=f"the server's port {taken} is taken") as caught:
+        first_free((taken,))
+    assert "--warmup-port" not in caught.value.hint

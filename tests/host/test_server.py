@@ -157,7 +157,7 @@ def test_the_stand_in_is_like_the_recorded_server(bench: Bench) -> None:
         assert get(server, "/model_info")[0] == get(server, "/v1/models")[0] == 200
         assert len(server.reader.jit_events) == 2, "what the recorded server was not asked to say"
     heard = server.reader
-    assert (heard.gemm_shapes, heard.moe_lines, heard.args) == (recorded.gemm_shapes, recorded.moe_lines, recorded.args)
+    assert (heard.gemm_shapes, heard.args) == (recorded.gemm_shapes, recorded.args)
     assert heard.ready == recorded.ready
     assert heard.memory_pool_ended == recorded.memory_pool_ended
     assert heard.hint == recorded.hint
@@ -229,11 +229,18 @@ def test_out_of_memory_twice_is_an_error(bench: Bench) -> None:
     assert server.attempts == 2
 
 
-def test_a_command_that_heeds_no_fraction_is_not_tried_twice(bench: Bench) -> None:
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [(("--mem-fraction-static", "0.88"), "GPU memory at mem fraction 0.88: "), ((), "GPU memory: ")],
+)
+def test_a_command_that_heeds_no_fraction_is_not_tried_twice(bench: Bench, words: tuple[str, ...], said: str) -> None:
     port = free_port()
-    own = (*FAKE, f"--port={port}", *fault("oom-always"))
+    own = (*FAKE, f"--port={port}", *words, *fault("oom-always"))
     server = bench.server(ports=(port,), command_for=lambda *_: own)
-    assert failing(server).error_type is ErrorType.OOM_DURING_WARMUP
+    error = failing(server)
+    assert error.error_type is ErrorType.OOM_DURING_WARMUP
+    assert said in error.message
+    assert error.hint == "lower its --mem-fraction-static, or free the GPU"
     assert server.attempts == 1
 
 
@@ -265,6 +272,44 @@ def test_a_port_taken_between_probe_and_bind(bench: Bench) -> None:
         server.start()
         assert (server.port, server.attempts) == (ports[1], 2)
     holders[0].close()
+
+
+def saying(line: str, *command: str) -> Callable[[int, float], Sequence[str]]:
+    """A command that writes a line first."""
+    return lambda port, _: ("sh", "-c", 'echo "$0"; exec "$@"', line, *command, "--port", str(port))
+
+
+OTHER_PORT = "ERROR:    [Errno 98] error while attempting to bind on address ('0.0.0.0', 9400): address already in use"
+
+
+def test_another_port_that_is_taken_is_no_hindrance(bench: Bench) -> None:
+    """A metrics exporter's, for one."""
+    for line in (OTHER_PORT, "OSError: [Errno 98] Address already in use"):
+        with bench.server(command_for=saying(line, *FAKE)) as server:
+            server.start()
+            assert server.attempts == 1
+
+
+def test_one_that_dies_of_another_port_is_not_started_again(bench: Bench) -> None:
+    server = bench.server(ports=(free_port(), free_port()), command_for=saying(OTHER_PORT, "false"))
+    error = failing(server)
+    assert error.error_type is ErrorType.SERVER_START_FAILED
+    assert "address ('0.0.0.0', 9400): address already in use" in error.message
+    assert server.attempts == 1
+
+
+def test_one_that_dies_of_a_port_without_naming_it_is_tried_on_the_next(bench: Bench) -> None:
+    line = "OSError: [Errno 98] Address already in use"
+    server = bench.server(ports=(free_port(), free_port()), command_for=saying(line, "false"))
+    assert failing(server).error_type is ErrorType.PORT_ALL_BUSY
+    assert server.attempts == 2
+
+
+def test_a_command_that_goes_to_the_background_is_told_not_to(bench: Bench) -> None:
+    error = failing(bench.server(command_for=saying("started", "true")))
+    assert error.error_type is ErrorType.SERVER_START_FAILED
+    assert "ended by status 0 before it was ready" in error.message
+    assert "stay in the foreground" in error.hint
 
 
 def test_anothers_server_at_the_port_is_not_taken_for_ours(bench: Bench) -> None:
@@ -339,11 +384,22 @@ def test_one_that_hangs_until_the_stages_time_is_over(bench: Bench) -> None:
     assert failing(bench.server(*fault("hangs"), seconds=3), start_and_send).error_type is ErrorType.STAGE_TIMEOUT
 
 
-def test_an_answer_other_than_200(bench: Bench) -> None:
-    error = failing(bench.server(*fault("errors")), start_and_send)
-    assert error.error_type is ErrorType.SERVER_CRASHED
-    assert "answered 400 to a request of 1 x 3 tokens" in error.message
-    assert "longer than the model's context length" in error.message
+@pytest.mark.parametrize(
+    ("name", "error_type", "words"),
+    [
+        (
+            "errors",
+            ErrorType.UNSUPPORTED,
+            "answered 400 to a request of 1 x 3 tokens: .*longer than the model",
+        ),
+        ("fails", ErrorType.SERVER_CRASHED, "answered 500 to a request of 1 x 3 tokens: Internal Server Error"),
+    ],
+)
+def test_an_answer_other_than_200(bench: Bench, name: str, error_type: ErrorType, words: str) -> None:
+    error = failing(bench.server(*fault(name)), start_and_send)
+    assert error.error_type is error_type
+    assert re.search(words, error.message)
+    assert ("--context-length" in error.hint) == (error_type is ErrorType.UNSUPPORTED), "a refusal is no crash"
 
 
 def test_a_users_api_key_is_used(bench: Bench) -> None:

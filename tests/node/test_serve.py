@@ -98,6 +98,13 @@ def test_what_a_later_server_makes_is_added_to_what_was_adopted(host: Host) -> N
     assert set(completion.artifacts) == MODULE | {"flashinfer/.cache/flashinfer/0.6.14/90a/cached_ops/rope/rope.so"}
 
 
+def test_the_record_of_a_server_is_what_its_own_flags_say(host: Host) -> None:
+    served = host.ensure("--mem-fraction-static=0.5", "--load-format", "auto", verify=False).stages[SERVE]
+    assert served.server is not None
+    assert (served.server.mem_fraction, served.server.load_format) == (0.5, "auto")
+    assert not any("mem fraction" in warning for warning in served.warnings)
+
+
 @pytest.mark.parametrize(
     ("fault", "error_type", "attempts"),
     [
