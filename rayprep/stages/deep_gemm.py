@@ -22,6 +22,7 @@ from rayprep.model.spec import DeepGemmVia, DeviceChoice
 from rayprep.model.stages import StageName
 from rayprep.stages.deep_gemm_cache import CUBIN, clear_left_over, entries, files_of, whole_entry
 from rayprep.stages.deep_gemm_run import GemmRun, uses_nvrtc
+from rayprep.stages.plain_paths import unable_under
 from rayprep.stages.protocol import BuildContext, Built, StageRequest
 
 # Measured on 16 cores with sglang 0.5.16: 27 kernels of two products in 30 s. Only a first guess.
@@ -112,10 +113,8 @@ def _unused(signature: Signature, environ: Mapping[str, str]) -> str | None:
 
 
 def _unable(signature: Signature, environ: Mapping[str, str]) -> Unable | None:
-    folders = (signature.profiles_root, signature.install_prefix)
-    if spaced := next((folder for folder in folders if any(letter.isspace() for letter in folder)), None):
-        message = f"DeepGEMM cannot compile under a path with white space: {spaced!r}"
-        return Unable(error_type=ErrorType.UNSUPPORTED, message=message)
+    if unable := unable_under(signature, "DeepGEMM"):
+        return unable
     missing = [
         *(() if signature.deep_gemm_version else ("DeepGEMM (pip install 'rayprep[sglang]')",)),
         *(() if signature.nvcc or uses_nvrtc(environ) else ("nvcc (set CUDA_HOME, or put it on PATH)",)),

@@ -26,6 +26,7 @@ from rayprep.model.spec import DeviceChoice
 from rayprep.model.stages import StageName
 from rayprep.stages.flashinfer_protocol import CHILD_LINE, ChildRequest, DoneLine, FailLine, ModuleLine
 from rayprep.stages.inductor import log_tail
+from rayprep.stages.plain_paths import unable_under
 from rayprep.stages.protocol import BuildContext, Built, StageRequest
 
 __all__ = ["FlashInferStage", "module_of"]
@@ -113,11 +114,8 @@ def _modules(request: StageRequest) -> tuple[FlashInferModule, ...]:
 
 def _unable(request: StageRequest) -> Unable | None:
     signature = request.signature
-    folders = (signature.profiles_root, signature.install_prefix)
-    if spaced := next((folder for folder in folders if any(letter.isspace() for letter in folder)), None):
-        # It writes paths into build.ninja as they are.
-        message = f"FlashInfer cannot compile under a path with white space: {spaced!r}"
-        return Unable(error_type=ErrorType.UNSUPPORTED, message=message)
+    if unable := unable_under(signature, "FlashInfer"):
+        return unable
     missing = [
         *(() if signature.flashinfer_version else ("flashinfer (pip install 'rayprep[sglang]')",)),
         *(() if signature.nvcc else ("nvcc (install a CUDA toolkit, or set CUDA_HOME)",)),

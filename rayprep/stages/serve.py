@@ -17,6 +17,7 @@ from rayprep.model.result import Artifacts, Tally
 from rayprep.model.spec import DeviceChoice
 from rayprep.model.stages import STAGES, StageName
 from rayprep.model.warmup import LONGEST_PREFILL
+from rayprep.stages.plain_paths import unable_under
 from rayprep.stages.protocol import BuildContext, Built, StageRequest
 from rayprep.stages.sglang_jit import SglangJit
 from rayprep.stages.warmup_server import implied_command, open_server, record_of, rounds_for
@@ -41,6 +42,8 @@ class ServeStage:
         if request.signature.sglang_version is None:
             message = "sglang is not installed (pip install 'rayprep[sglang]')"
             return Unable(error_type=ErrorType.TOOLCHAIN_MISMATCH, message=message)
+        if unable := unable_under(request.signature, "SGLang"):
+            return unable
         return Work(
             units=(f"prefill up to {_longest(request)} tokens", "decode in batches", "greedy and sampled"),
             required_bytes=BYTES,

@@ -139,7 +139,7 @@ def test_nothing_to_do(bench: Bench, environ: dict[str, str], changes: dict[str,
     ("changes", "error_type", "said"),
     [
         ({"nvcc": None}, ErrorType.TOOLCHAIN_MISMATCH, "nvcc"),
-        ({"install_prefix": "/opt/my venv"}, ErrorType.UNSUPPORTED, "white space"),
+        ({"install_prefix": "/opt/my venv"}, ErrorType.UNSUPPORTED, "under '/opt/my venv'"),
     ],
 )
 def test_what_cannot_be_done_here(bench: Bench, changes: dict[str, object], error_type: ErrorType, said: str) -> None:

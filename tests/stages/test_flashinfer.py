@@ -305,7 +305,7 @@ def test_a_host_without_a_gpu_and_a_server_without_modules_need_nothing() -> Non
         ({"nvcc": None}, ErrorType.TOOLCHAIN_MISMATCH, "nvcc"),
         ({"flashinfer_version": None, "cxx": None}, ErrorType.TOOLCHAIN_MISMATCH, "C++"),
         ({"compute_capability": "sm_80", "device_name": "NVIDIA A100"}, ErrorType.UNSUPPORTED, "A100"),
-        ({"profiles_root": "/pro files"}, ErrorType.UNSUPPORTED, "white space"),
+        ({"profiles_root": "/r&d"}, ErrorType.UNSUPPORTED, "under '/r&d'"),
     ],
 )
 def test_what_a_host_lacks_is_named(changes: dict[str, object], error_type: ErrorType, said: str) -> None:
