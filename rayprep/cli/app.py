@@ -332,6 +332,45 @@ def reset(
 
 
 @app.command()
+def pack(
+    keys: Annotated[list[str], typer.Argument(help="Completions' keys, as `explain` prints them, or models' slugs.")],
+    output: Annotated[
+        str, typer.Option("--output", "-o", help="The archive: .zst compresses it, - is standard output.")
+    ],
+    tp: Tp = None,
+    device: Device = None,
+    profiles_root: ProfilesRoot = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Pack finished stages' caches into one archive, for an image or another host of the same kind.
+
+    A slug means all stages of that model at --tp that were built for this kind of host.
+    """
+    from rayprep.cli import pack as command
+
+    command.run_pack(command.Place(device, profiles_root), keys, output, tp, json_output=json)
+
+
+@app.command()
+def unpack(
+    file: Annotated[str, typer.Argument(help="An archive that `pack` made; - is standard input.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Prove the archive, and change nothing.")] = False,
+    device: Device = None,
+    profiles_root: ProfilesRoot = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Take in an archive that `pack` made. Every file is proved before any is moved.
+
+    Refused on another kind of host, and while a run holds a lock here.
+    """
+    from rayprep.cli import pack as command
+
+    command.run_unpack(command.Place(device, profiles_root), file, dry_run=dry_run, json_output=json)
+
+
+@app.command()
 def schema(
     name: Annotated[str, typer.Argument(help="Such as prep_result; a wrong name lists them all.")],
     debug: Debug = False,

@@ -9,6 +9,7 @@ from rayprep.model.completion import Completion
 from rayprep.model.doctor import DoctorReport
 from rayprep.model.errors import BadRequest
 from rayprep.model.events import Event
+from rayprep.model.package import PackageManifest, PackageReport
 from rayprep.model.reset import ResetReport
 from rayprep.model.result import PrepResult
 from rayprep.model.snapshot import ProfileSnapshot
@@ -22,6 +23,8 @@ FILES: dict[str, type[Record]] = {
     "event": Event,
     "reset_report": ResetReport,
     "doctor_report": DoctorReport,
+    "package_manifest": PackageManifest,
+    "package_report": PackageReport,
 }
 
 

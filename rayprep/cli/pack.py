@@ -1,0 +1,79 @@
+"""`rayprep pack` and `rayprep unpack`: one archive of finished caches, and the way back."""
+
+import os
+import sys
+from dataclasses import dataclass
+
+from rayprep.cli.request import new_run_id
+from rayprep.host.gpu import read_gpus, visible_gpus
+from rayprep.host.layout import Layout, choose_roots
+from rayprep.host.pack import choose, pack
+from rayprep.host.package_file import STDIO, open_to_read, open_to_write
+from rayprep.host.survey import choose_device, read_signature
+from rayprep.host.unpack import Receipt, preview, receive
+from rayprep.model.base import to_json
+from rayprep.model.errors import BadRequest
+from rayprep.model.package import PackageReport
+from rayprep.model.signature import Signature
+from rayprep.model.spec import DeviceChoice
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which caches, and for which device they are; null where the user did not say."""
+
+    device: str | None = None
+    profiles_root: str | None = None
+
+    @property
+    def layout(self) -> Layout:
+        return choose_roots(dict(os.environ), self.profiles_root)
+
+    def signature(self) -> Signature:
+        """This host's. Raises BadRequest and HostUnfit."""
+        try:
+            choice = DeviceChoice(self.device or "auto")
+        except ValueError:
+            raise BadRequest(f"--device {self.device!r}", hint="use auto, cuda or cpu") from None
+        environ = dict(os.environ)
+        gpus = visible_gpus(read_gpus(), environ)
+        return read_signature(self.layout, environ, choose_device(choice, gpus, 1), gpus)
+
+
+def run_pack(place: Place, names: list[str], output: str, tp: int | None, *, json_output: bool) -> None:
+    """Writes the archive and prints the report; on stderr where the archive goes to stdout."""
+    if output == STDIO and sys.stdout.isatty():
+        raise BadRequest("the archive would go to the terminal", hint="give --output FILE, or a pipe")
+    completions = choose(place.layout, names, tp or 1, place.signature)
+    with open_to_write(output) as out:
+        report = pack(place.layout, completions, out)
+    _print(report, output, json_output=json_output, to_stderr=output == STDIO)
+
+
+def run_unpack(place: Place, source: str, *, dry_run: bool, json_output: bool) -> None:
+    """Takes the archive in, or with `dry_run` only proves it, and prints the report."""
+    if source == STDIO and sys.stdin.isatty():
+        raise BadRequest("there is no archive on a terminal", hint="give FILE, or a pipe")
+    now = place.signature()
+    with open_to_read(source) as stream:
+        if dry_run:
+            report = preview(place.layout, stream, now)
+        else:
+            report = receive(place.layout, stream, now, Receipt(run_id=new_run_id("unpack")))
+    _print(report, source, json_output=json_output)
+
+
+def _print(report: PackageReport, archive: str, *, json_output: bool, to_stderr: bool = False) -> None:
+    text = to_json(report) if json_output else _in_words(report, archive)
+    print(text, end="", file=sys.stderr if to_stderr else sys.stdout, flush=True)
+
+
+def _in_words(report: PackageReport, archive: str) -> str:
+    would = "would be " if report.dry_run else ""
+    done = "packed into" if report.action == "pack" else "unpacked from"
+    size = f"{report.entries} entries, {report.files} files, {report.bytes / 2**20:.1f} MiB"
+    lines = [f"{report.profiles_root}: {size} {would}{done} {archive}"]
+    lines += [f"  {name}" for name in report.completions]
+    lines += [f"  {name}  valid here already, stays" for name in report.kept]
+    lines += [f"  {name}  was damaged, {would}dropped: `rayprep ensure` builds it again" for name in report.dropped]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,196 @@
+"""Packs the caches of finished stages into one archive. Takes no lock: each file is proved while it is read."""
+
+import hashlib
+import os
+import re
+import stat
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+from rayprep import __version__
+from rayprep.host.completions import read_completions
+from rayprep.host.entries import find_places
+from rayprep.host.layout import Layout
+from rayprep.host.markers import read_markers
+from rayprep.host.package_stream import CHUNK, END, header, padding
+from rayprep.host.scan import hash_files, printable, scan_cache
+from rayprep.model.base import encodable
+from rayprep.model.caches import CACHES, CacheName, Entry, FileKind, classify
+from rayprep.model.completion import Completion
+from rayprep.model.errors import BadRequest, HostUnfit, RayprepError
+from rayprep.model.package import (
+    MANIFEST_NAME,
+    Listed,
+    PackageManifest,
+    PackageReport,
+    PackedFile,
+    check_manifest,
+    entry_at,
+    listed_by,
+)
+from rayprep.model.signature import Signature, differences
+from rayprep.model.stages import StageName
+
+_KEY = re.compile(r".+-tp\d+-[0-9a-f]{16}")
+
+
+def choose(layout: Layout, names: Sequence[str], tp: int, now: Callable[[], Signature]) -> list[Completion]:
+    """The completions that `names` mean: each a key, or a model's slug.
+
+    Args:
+        tp: with a slug, the layout that is meant.
+        now: this host's signature; a slug means only what fits it. Asked for only where needed.
+
+    Raises:
+        BadRequest: nothing is under a name, or nothing that fits this host.
+    """
+    found: dict[tuple[StageName, str], Completion] = {}
+    for name in names:
+        chosen = _of_key(layout, name) or _of_slug(layout, name, tp, now)
+        found |= {(each.stage, each.key): each for each in chosen}
+    order = list(StageName)
+    return sorted(found.values(), key=lambda each: (order.index(each.stage), each.key))
+
+
+def _of_key(layout: Layout, key: str) -> list[Completion]:
+    if not _KEY.fullmatch(key):
+        return []
+    return [each for stage in StageName for each in read_completions(layout, stage)[0] if each.key == key]
+
+
+def _of_slug(layout: Layout, slug: str, tp: int, now: Callable[[], Signature]) -> list[Completion]:
+    read = [read_completions(layout, stage, slug, tp) for stage in StageName]
+    found = [each for good, _ in read for each in good]
+    if bad := next((each for _, several in read for each in several), None):
+        raise HostUnfit(f"completion {bad.path} cannot be read: {bad.why}", hint="run `rayprep ensure`")
+    if not found:
+        raise BadRequest(
+            f"{layout.profiles} has no completion {slug}, and none of a model of that name at TP {tp}",
+            hint="`rayprep explain` prints the keys; `rayprep ensure` builds what is missing",
+        )
+    here = now()
+    fitting = [each for each in found if not differences(each.stage, each.signature, here)]
+    if not fitting:
+        first = differences(found[0].stage, found[0].signature, here)[0]
+        raise BadRequest(
+            f"nothing of {slug} at TP {tp} was built for this kind of host: {first}",
+            hint="name the keys that you mean",
+        )
+    return fitting
+
+
+def pack(layout: Layout, completions: Sequence[Completion], out: BinaryIO) -> PackageReport:
+    """Writes the archive to `out`.
+
+    Raises:
+        HostUnfit: a file is not what its completion lists, or a stage is being built; `out` then holds a part of an
+            archive, which no receiver takes.
+    """
+    _refuse_marked(layout, completions)
+    manifest = make_manifest(layout, completions)
+    text = manifest.model_dump_json().encode()
+    out.write(header(MANIFEST_NAME, len(text)) + text + padding(len(text)))
+    for file in manifest.files:
+        _write(layout, file, out)
+    # A build that began meanwhile may have rewritten a companion after it was hashed and read.
+    _refuse_marked(layout, completions)
+    out.write(END)
+    return PackageReport(
+        action="pack",
+        profiles_root=str(layout.profiles),
+        completions=tuple(f"{each.stage}/{each.key}" for each in manifest.completions),
+        entries=len({entry_at(file.path) for file in manifest.files}),
+        files=len(manifest.files),
+        bytes=sum(file.size for file in manifest.files),
+    )
+
+
+def _refuse_marked(layout: Layout, completions: Iterable[Completion]) -> None:
+    markers = read_markers(layout)
+    for each in completions:
+        if (each.identity.model_slug, each.stage) in markers:
+            marker = layout.marker(each.identity.model_slug, each.stage)
+            raise HostUnfit(
+                f"{each.stage} of {each.identity.model_slug} is being built, or its build was aborted: {marker} stands",
+                hint="run `rayprep ensure`, then pack again",
+            )
+
+
+def make_manifest(layout: Layout, completions: Sequence[Completion]) -> PackageManifest:
+    """Lists what there is to pack; hashes the companions, which no completion lists.
+
+    Raises:
+        HostUnfit: the first listed file that is not there as a plain file of its size.
+    """
+    listed = listed_by(completions)
+    entries = {entry_at(path) for path in listed}
+    # A scan follows no link, so what it does not name is missing, or lies behind one.
+    plain = {path for cache in {cache for cache, _ in entries} for path in scan_cache(layout.profiles, cache).files}
+    files = [_described(layout, path, content, path in plain) for path, content in listed.items()]
+    companions = list(_companions(layout, entries))
+    hashes = hash_files(layout.profiles, companions)
+    for path in companions:
+        size = (layout.profiles / path).lstat().st_size
+        files.append(_described(layout, path, (size, hashes.get(path, "")), True))
+    manifest = PackageManifest(
+        rayprep_version=__version__,
+        completions=tuple(completions),
+        files=tuple(sorted(files, key=lambda file: file.path)),
+    )
+    check_manifest(manifest)
+    return manifest
+
+
+def _described(layout: Layout, path: str, content: Listed, plain: bool) -> PackedFile:
+    try:
+        status = (layout.profiles / path).lstat()
+    except OSError as error:
+        raise _wrong(path, f"cannot be read: {error.strerror}") from None
+    if not plain:
+        raise _wrong(path, "is no plain file of its cache")
+    if status.st_size != content[0]:
+        raise _wrong(path, f"has {status.st_size} bytes, its completion lists {content[0]}")
+    return PackedFile(path=path, size=content[0], sha256=content[1], mtime_ns=status.st_mtime_ns)
+
+
+def _companions(layout: Layout, entries: Iterable[Entry]) -> Iterator[str]:
+    """The plain companion files of the entries, by their paths below the profiles root."""
+    with_companions = [entry for entry in entries if CACHES[entry[0]].companion_names]
+    for (cache, _), places in find_places(layout.profiles, with_companions).items():
+        top = layout.cache(cache)
+        plain = [top / place for place in places if not (top / place).is_symlink()]
+        for folder, _, names in (walked for place in plain for walked in os.walk(place)):
+            for name in names:
+                path = Path(folder, name)
+                below = path.relative_to(top)
+                if _is_companion(cache, below.parts) and stat.S_ISREG(path.lstat().st_mode):
+                    yield f"{cache}/{below}"
+
+
+def _is_companion(cache: CacheName, parts: tuple[str, ...]) -> bool:
+    utf8 = all(encodable(part) == part for part in parts)
+    return utf8 and classify(cache, parts) is FileKind.COMPANION
+
+
+def _write(layout: Layout, file: PackedFile, out: BinaryIO) -> None:
+    digest = hashlib.sha256()
+    out.write(header(file.path, file.size, file.mtime_ns))
+    try:
+        # O_NONBLOCK: what was a file when it was listed may be a pipe that nobody writes to.
+        descriptor = os.open(layout.profiles / file.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        raise _wrong(file.path, f"cannot be read: {error.strerror}") from None
+    left = file.size
+    with os.fdopen(descriptor, "rb") as source:
+        while left and (chunk := source.read(min(left, CHUNK))):
+            digest.update(chunk)
+            out.write(chunk)
+            left -= len(chunk)
+    if left or f"sha256:{digest.hexdigest()}" != file.sha256:
+        raise _wrong(file.path, "is not what its completion lists")
+    out.write(padding(file.size))
+
+
+def _wrong(path: str, what: str) -> RayprepError:
+    return HostUnfit(f"{printable(path)} {what}", hint="run `rayprep ensure`, which builds it again, then pack again")

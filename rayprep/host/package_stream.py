@@ -1,0 +1,135 @@
+"""The tar stream of a package, written and read member by member.
+
+GNU tar's format, without links, folders or anything else than plain files. The reader knows from the manifest which
+file has to come next and takes nothing else, so an archive can neither place nor announce what was not checked.
+"""
+
+import hashlib
+import tarfile
+from typing import IO, BinaryIO
+
+from rayprep.model.base import encodable
+from rayprep.model.errors import BadRequest
+from rayprep.model.package import MANIFEST_NAME, PackageManifest, PackedFile, check_manifest, parse_manifest
+
+CHUNK = 1 << 20
+_BLOCK = tarfile.BLOCKSIZE
+_LARGEST_MANIFEST = 1 << 29
+_LONGEST_NAME = 1 << 14
+_LONGEST_PADDING = 1 << 20
+_KINDS = {
+    tarfile.SYMTYPE: "a symbolic link",
+    tarfile.LNKTYPE: "a hard link",
+    tarfile.DIRTYPE: "a folder",
+    tarfile.CHRTYPE: "a device",
+    tarfile.BLKTYPE: "a device",
+    tarfile.FIFOTYPE: "a pipe",
+    tarfile.XHDTYPE: "an extended header",
+    tarfile.XGLTYPE: "an extended header",
+}
+
+
+def header(name: str, size: int, mtime_ns: int = 0) -> bytes:
+    """The blocks before a member's content."""
+    info = tarfile.TarInfo(name)
+    info.size, info.mtime, info.mode = size, max(0, mtime_ns) // 10**9, 0o664
+    return info.tobuf(tarfile.GNU_FORMAT, "utf-8", "strict")
+
+
+def padding(size: int) -> bytes:
+    """The zeros after `size` bytes of content."""
+    return bytes(-size % _BLOCK)
+
+
+END = bytes(2 * _BLOCK)
+
+
+class PackageReader:
+    """Reads a package once, from front to back. Everything that it gives out has been checked.
+
+    Raises, in each method, BadRequest where the archive ends too early or holds something else than it must.
+    """
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self.manifest = self._read_manifest()
+
+    def _read_manifest(self) -> PackageManifest:
+        info = self._next_member()
+        if info.name != MANIFEST_NAME or info.type != tarfile.REGTYPE:
+            raise _refused(f"its first member is {info.name}, not {MANIFEST_NAME}")
+        if info.size > _LARGEST_MANIFEST:
+            raise _refused(f"its manifest has {info.size} bytes")
+        text = self._exactly(info.size)
+        self._exactly(-info.size % _BLOCK)
+        manifest = parse_manifest(text)
+        check_manifest(manifest)
+        return manifest
+
+    def copy(self, file: PackedFile, sink: IO[bytes] | None) -> None:
+        """Reads the next file, which has to be `file`, and writes it to `sink`, if any."""
+        info = self._next_member()
+        if info.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
+            raise _refused(f"{info.name} is {_KINDS.get(info.type, 'of a kind')} that is not packed")
+        if info.name != file.path:
+            raise _refused(f"it holds {info.name} where its manifest has {file.path}")
+        if info.size != file.size:
+            raise _refused(f"{file.path} has {info.size} bytes, its manifest says {file.size}")
+        digest = hashlib.sha256()
+        left = file.size
+        while left:
+            chunk = self._exactly(min(left, CHUNK))
+            digest.update(chunk)
+            if sink is not None:
+                sink.write(chunk)
+            left -= len(chunk)
+        self._exactly(-file.size % _BLOCK)
+        if f"sha256:{digest.hexdigest()}" != file.sha256:
+            raise _refused(f"the content of {file.path} is not what its manifest says")
+
+    def end(self) -> None:
+        """Nothing may follow the last file but zeros, and at least one block of them."""
+        rest = self._exactly(_BLOCK)
+        while rest and not any(rest) and len(rest) <= _LONGEST_PADDING:
+            more = self._stream.read(CHUNK)
+            if not more:
+                return
+            rest += more
+        raise _refused("more follows than its manifest says")
+
+    def _next_member(self) -> tarfile.TarInfo:
+        info = self._one_header()
+        if info.type != tarfile.GNUTYPE_LONGNAME:
+            return info
+        if info.size > _LONGEST_NAME:
+            raise _refused(f"a name in it has {info.size} bytes")
+        name = self._exactly(info.size).rstrip(b"\0").decode(errors="backslashreplace")
+        self._exactly(-info.size % _BLOCK)
+        info = self._one_header()
+        info.name = name
+        return info
+
+    def _one_header(self) -> tarfile.TarInfo:
+        block = self._exactly(_BLOCK)
+        if not any(block):
+            raise _refused("it ends too early")
+        try:
+            info = tarfile.TarInfo.frombuf(block, "utf-8", "backslashreplace")
+        except (tarfile.HeaderError, ValueError) as error:
+            raise _refused(f"it is no tar archive: {error}") from None
+        if info.size < 0:
+            raise _refused(f"{info.name} has {info.size} bytes")
+        return info
+
+    def _exactly(self, size: int) -> bytes:
+        parts = []
+        while size and (part := self._stream.read(size)):  # a socket gives what it has
+            parts.append(part)
+            size -= len(part)
+        if size:
+            raise _refused("it ends too early")
+        return b"".join(parts)
+
+
+def _refused(why: str) -> BadRequest:
+    return BadRequest(f"the package is refused: {encodable(why)}", hint="pack it again, and copy it whole")

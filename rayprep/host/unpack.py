@@ -1,0 +1,216 @@
+"""Takes a package in: everything is proved in a scratch folder before one file of it comes near a cache.
+
+The order is what makes a kill harmless at any moment: a marker stands first, completions that no longer hold go, whole
+entries come in by a rename each, then the completions, and the marker goes last. What a killed one leaves are whole
+entries that nobody lists yet.
+"""
+
+import contextlib
+import os
+import shutil
+import socket
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from rayprep.host.completions import write_completion
+from rayprep.host.environment import STORE_MARK, store_mark
+from rayprep.host.epochs import advance_epoch
+from rayprep.host.layout import Layout, os_error_type, prepare_root
+from rayprep.host.locks import OnWait, acquire
+from rayprep.host.markers import Marker, remove_marker, write_marker
+from rayprep.host.package_stream import PackageReader
+from rayprep.host.placing import clear_aborted, move_in, sync
+from rayprep.host.process import marked_processes
+from rayprep.host.scan import printable
+from rayprep.host.unpack_survey import look
+from rayprep.model.base import utc_now
+from rayprep.model.completion import Completion
+from rayprep.model.errors import ErrorType, HostUnfit
+from rayprep.model.package import PackageManifest, PackageReport, check_binding
+from rayprep.model.placement import Placement, place
+from rayprep.model.signature import Signature
+from rayprep.model.stages import StageName
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """Who receives: for the markers and the locks.
+
+    `epoch` is that of the lease under which the package was made; None where there is no fleet.
+    """
+
+    run_id: str
+    invocation: str = ""
+    epoch: int | None = None
+
+
+def receive(
+    layout: Layout,
+    stream: BinaryIO,
+    now: Signature,
+    receipt: Receipt,
+    *,
+    timeout_s: float = 0.0,
+    on_wait: OnWait = lambda *_: None,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> PackageReport:
+    """Unpacks a tar stream under the locks of its slugs and of the store.
+
+    Args:
+        now: this host's signature.
+        timeout_s: how long to wait for a lock.
+
+    Raises:
+        BadRequest: the archive is damaged, or holds what no package may hold. Nothing has changed.
+        HostUnfit: it is for another kind of host, or this one cannot take it.
+        LockTimeout: somebody works on one of the slugs, or in this store.
+        StageError: `lease_lost`, a package of a later epoch was here before.
+    """
+    reader = PackageReader(stream)
+    check_binding(reader.manifest, now)
+    prepare_root(layout.profiles, "profiles")
+    slugs = {each.identity.model_slug for each in reader.manifest.completions}
+    paths = [*(layout.slug_lock(slug) for slug in sorted(slugs)), layout.store_lock]
+    with acquire(paths, receipt.run_id, timeout_s, on_wait, cancelled):
+        return receive_locked(layout, reader, now, receipt)
+
+
+def receive_locked(layout: Layout, reader: PackageReader, now: Signature, receipt: Receipt) -> PackageReport:
+    """The same for who holds those locks already, and has checked the binding."""
+    _refuse_leftovers(layout)
+    try:
+        shutil.rmtree(layout.scratch, ignore_errors=True)  # a dead run's; nobody else works here under the lock
+        placement = place(reader.manifest, look(layout, reader.manifest, now))
+        _Receiver(layout, reader, placement, receipt).go()
+    except OSError as error:
+        raise HostUnfit(
+            f"{printable(str(error.filename or layout.profiles))}: {error.strerror or error}",
+            hint="mend it, then unpack again; what came in so far does not count before",
+            error_type=os_error_type(error),
+        ) from None
+    finally:
+        shutil.rmtree(layout.scratch, ignore_errors=True)
+    return _report(layout, reader.manifest, placement, dry_run=False)
+
+
+def preview(layout: Layout, stream: BinaryIO, now: Signature) -> PackageReport:
+    """Proves the whole archive and says what `receive` would do now. Holds no lock and writes nothing."""
+    reader = PackageReader(stream)
+    check_binding(reader.manifest, now)
+    placement = place(reader.manifest, look(layout, reader.manifest, now))
+    for file in reader.manifest.files:
+        reader.copy(file, None)
+    reader.end()
+    return _report(layout, reader.manifest, placement, dry_run=True)
+
+
+def _refuse_leftovers(layout: Layout) -> None:
+    """Compilers that outlived their owner and its guard could write into what comes in."""
+    ours = {os.getpid(), os.getppid()}
+    for process in marked_processes(STORE_MARK, store_mark(layout)):
+        if process.pid not in ours:
+            raise HostUnfit(
+                f"process {process.pid} of a dead run still works in {layout.profiles}",
+                hint="`rayprep ensure` ends it, or end it yourself",
+                error_type=ErrorType.CLEANUP_FAILED,
+            )
+
+
+class _Receiver:
+    """Carries out one placement, under the locks."""
+
+    def __init__(self, layout: Layout, reader: PackageReader, placement: Placement, receipt: Receipt) -> None:
+        self.layout, self.reader, self.placement, self.receipt = layout, reader, placement, receipt
+        self.fresh = layout.scratch / "package"
+        self.marked: dict[tuple[str, StageName], float] = {}
+        """The markers that stood before, with since when."""
+
+    def go(self) -> None:
+        self._check_epochs()
+        self._unpack()
+        if not self.placement.completions:
+            return
+        # What is renamed in with an old time of change must not be found empty after a loss of power.
+        sync(self.layout.profiles)
+        self._mark()
+        self._drop_completions()
+        clear_aborted(self.layout, self.marked, self.reader.manifest.completions)
+        self._check_epochs()
+        move_in(self.layout, self.fresh, self.placement)
+        self._check_epochs()
+        for each in self.placement.completions:
+            write_completion(self.layout, each)
+        for each in self.placement.completions:
+            remove_marker(self.layout, each.identity.model_slug, each.stage)
+
+    def _check_epochs(self) -> None:
+        if self.receipt.epoch is not None:
+            for each in self.reader.manifest.completions:
+                advance_epoch(self.layout, each.key, self.receipt.epoch)
+
+    def _unpack(self) -> None:
+        """Reads the archive to its end; what is needed of it lies in the scratch folder then, as it was packed."""
+        needed = self.placement.needed
+        files = self.reader.manifest.files
+        self._check_disk(sum(file.size for file in files if file.path in needed))
+        last = None
+        for file in files:
+            if file.path not in needed:
+                self.reader.copy(file, None)
+                continue
+            folder = file.path.rpartition("/")[0]
+            if folder != last:  # files come by folder
+                (self.fresh / folder).mkdir(parents=True, exist_ok=True)
+                last = folder
+            with (self.fresh / file.path).open("xb") as sink:
+                self.reader.copy(file, sink)
+                sink.flush()
+                os.utime(sink.fileno(), ns=(file.mtime_ns, file.mtime_ns))
+        self.reader.end()
+
+    def _check_disk(self, required: int) -> None:
+        free = shutil.disk_usage(self.layout.profiles).free
+        if required > free:
+            raise HostUnfit(
+                f"{self.layout.profiles} has {free} bytes free, the package needs {required}",
+                error_type=ErrorType.INSUFFICIENT_DISK,
+            )
+
+    def _mark(self) -> None:
+        marker = Marker(
+            owner_pid=os.getpid(),
+            started_at=utc_now(),
+            run_id=self.receipt.run_id,
+            invocation=self.receipt.invocation,
+            host=socket.gethostname(),
+        )
+        for who in sorted({(each.identity.model_slug, each.stage) for each in self.placement.completions}):
+            with contextlib.suppress(FileNotFoundError):
+                self.marked[who] = self.layout.marker(*who).lstat().st_mtime
+            write_marker(self.layout, *who, marker, self.marked.get(who))
+
+    def _drop_completions(self) -> None:
+        """Before the files that they list."""
+        for each in (*self.placement.dropped, *self.placement.completions):
+            self.layout.completion(each.stage, each.key).unlink(missing_ok=True)
+
+
+def _report(layout: Layout, manifest: PackageManifest, placement: Placement, *, dry_run: bool) -> PackageReport:
+    sizes = {file.path: file.size for file in manifest.files}
+    needed = placement.needed
+    return PackageReport(
+        action="unpack",
+        dry_run=dry_run,
+        profiles_root=str(layout.profiles),
+        completions=_names(placement.completions),
+        kept=_names(placement.kept),
+        dropped=_names(placement.dropped),
+        entries=len(placement.whole) + len(placement.single),
+        files=len(needed),
+        bytes=sum(sizes[path] for path in needed),
+    )
+
+
+def _names(completions: Iterable[Completion]) -> tuple[str, ...]:
+    return tuple(f"{each.stage}/{each.key}" for each in completions)

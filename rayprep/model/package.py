@@ -1,0 +1,188 @@
+"""A package: the caches of finished stages as one tar archive, and what a host does with one.
+
+The archive's first member is the manifest, `rayprep-package.json`; then come exactly the files that it lists, in its
+order, under their paths below the profiles root. Only plain files: GNU tar's format (POSIX 1003.1-1990 headers, and
+a long-name member before names over 100 bytes), so every tar can list it.
+"""
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import Literal
+
+from pydantic import Field, ValidationError
+
+from rayprep.model.base import Record, Utf8, read_tolerant
+from rayprep.model.caches import CacheName, Entry, FileKind, classify, entry_of
+from rayprep.model.completion import Completion, cache_key
+from rayprep.model.errors import BadRequest, HostUnfit
+from rayprep.model.signature import FORMAT_VERSION, Signature, differences
+from rayprep.model.slug import model_slug
+from rayprep.model.stages import StageName
+
+MANIFEST_NAME = "rayprep-package.json"
+PACKAGE_FORMAT = "1"
+_CACHES = frozenset(CacheName)
+
+Listed = tuple[int, str]
+"""Bytes and `sha256:...`, as a completion lists a file."""
+Key = tuple[StageName, str]
+
+
+class PackedFile(Record):
+    """One file of the archive. `path` is below the profiles root."""
+
+    path: Utf8
+    size: int = Field(ge=0)
+    sha256: str
+    mtime_ns: int
+    """Since the epoch. Kept, since ninja builds again what is older than its sources."""
+
+    @property
+    def listed(self) -> Listed:
+        return (self.size, self.sha256)
+
+
+class PackageManifest(Record):
+    """What is in the archive: the completions, and each file with its hash, sorted by path."""
+
+    schema_version: str = PACKAGE_FORMAT
+    rayprep_version: str
+    completions: tuple[Completion, ...]
+    files: tuple[PackedFile, ...]
+
+
+class PackageReport(Record):
+    """What `pack` or `unpack` did, or with `dry_run` what it would do. Completions are named `<stage>/<key>`."""
+
+    schema_version: str = "1"
+    action: Literal["pack", "unpack"]
+    dry_run: bool = False
+    profiles_root: str
+    completions: tuple[str, ...]
+    """Packed, or written here."""
+    kept: tuple[str, ...] = ()
+    """Of the package's, those that were valid here already."""
+    dropped: tuple[str, ...] = ()
+    """Other completions that listed files that were damaged, and are replaced now."""
+    entries: int
+    """Packed, or moved in."""
+    files: int
+    bytes: int
+
+
+class _Format(Record):
+    schema_version: str
+
+
+def parse_manifest(text: bytes) -> PackageManifest:
+    """Reads the archive's first member. Raises BadRequest where it is none, or of another format."""
+    try:
+        found = read_tolerant(_Format, text).schema_version
+        if found != PACKAGE_FORMAT:
+            raise BadRequest(
+                f"the package has format {found}, this rayprep reads {PACKAGE_FORMAT}",
+                hint="pack and unpack with the same version of rayprep",
+            )
+        return read_tolerant(PackageManifest, text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise _refused(f"the manifest cannot be read: {where}: {first['msg']}") from None
+
+
+def check_manifest(manifest: PackageManifest) -> None:
+    """That the files are what the completions list, plus companions of their entries, and that all paths are plain.
+
+    Raises:
+        BadRequest: names the first thing that is not so.
+    """
+    if not manifest.completions:
+        raise _refused("it holds no completion")
+    seen: set[Key] = set()
+    for each in manifest.completions:
+        _check_completion(each)
+        if (each.stage, each.key) in seen:
+            raise _refused(f"it holds completion {each.key} twice")
+        seen.add((each.stage, each.key))
+    listed = listed_by(manifest.completions)
+    entries = {entry_at(path) for path in listed}
+    paths: set[str] = set()
+    last = ""
+    for file in manifest.files:
+        _check_file(file, listed, entries)
+        if file.path <= last:
+            raise _refused(f"{file.path} is not in order")
+        last = file.path
+        paths.add(file.path)
+    if missing := sorted(listed.keys() - paths):
+        raise _refused(f"{missing[0]} is listed by a completion and not packed")
+    for path in paths:
+        if inside := next((above for above in _above(path) if above in paths), None):
+            raise _refused(f"{inside} is a file and a folder at once")
+
+
+def _check_completion(each: Completion) -> None:
+    if each.schema_version != FORMAT_VERSION:
+        raise _refused(f"completion {each.key} has format {each.schema_version}, this rayprep reads {FORMAT_VERSION}")
+    slug = each.identity.model_slug
+    # The slug and the key become names of files.
+    if model_slug(slug) != slug or each.key != cache_key(each.stage, each.identity, each.signature):
+        raise _refused(f"completion {each.key} is not under the key of what it is for")
+
+
+def _check_file(file: PackedFile, listed: Mapping[str, Listed], entries: Collection[Entry]) -> None:
+    folder, _, below = file.path.partition("/")
+    parts = file.path.split("/")
+    if "\0" in file.path or not {"", ".", ".."}.isdisjoint(parts):
+        raise _refused(f"{file.path!r} is no plain path below the profiles root")
+    if folder not in _CACHES or not below:
+        raise _refused(f"{file.path} lies in no cache")
+    cache = CacheName(folder)
+    if file.path in listed:
+        if file.listed != listed[file.path]:
+            raise _refused(f"{file.path} is not what its completion lists")
+    elif classify(cache, tuple(parts[1:])) is not FileKind.COMPANION or entry_at(file.path) not in entries:
+        raise _refused(f"{file.path} is listed by no completion")
+
+
+def _above(path: str) -> Iterable[str]:
+    while (path := path.rpartition("/")[0]).count("/"):
+        yield path
+
+
+def listed_by(completions: Iterable[Completion]) -> dict[str, Listed]:
+    """All that they list. Raises BadRequest where two list one file with another content, or a file in no cache."""
+    listed: dict[str, Listed] = {}
+    for each in completions:
+        for path, content in each.artifacts.items():
+            if path.partition("/")[0] not in _CACHES or "\0" in path:
+                raise _refused(f"{path!r} lies in no cache")
+            if listed.setdefault(path, content) != content:
+                raise BadRequest(
+                    f"two completions list {path} with different content",
+                    hint="run `rayprep ensure --deep` for both where they were built, then pack again",
+                )
+    return listed
+
+
+def entry_at(path: str) -> Entry:
+    """The entry of a path below the profiles root. Raises ValueError where it lies in no cache."""
+    folder, _, below = path.partition("/")
+    return CacheName(folder), entry_of(CacheName(folder), below)
+
+
+def check_binding(manifest: PackageManifest, now: Signature) -> None:
+    """That the artifacts work on a host with the signature `now`.
+
+    Raises:
+        HostUnfit: names the first field that binds a stage and differs, with both values.
+    """
+    for each in manifest.completions:
+        for difference in differences(each.stage, each.signature, now):
+            raise HostUnfit(
+                f"the package is for another kind of host: {each.stage}: {difference}",
+                hint=f"it binds since {difference.why}; run `rayprep ensure` here instead",
+            )
+
+
+def _refused(why: str) -> BadRequest:
+    return BadRequest(f"the package is refused: {why}", hint="pack it again with `rayprep pack`")

@@ -1,0 +1,179 @@
+"""What a package may hold, and what a host does with one."""
+
+from collections.abc import Sequence
+
+import pytest
+
+from rayprep.model.base import to_json
+from rayprep.model.completion import Completion
+from rayprep.model.errors import BadRequest, HostUnfit
+from rayprep.model.package import (
+    Listed,
+    PackageManifest,
+    PackedFile,
+    check_binding,
+    check_manifest,
+    parse_manifest,
+)
+from rayprep.model.placement import Here, Placement, place
+from rayprep.model.stages import StageName
+from tests.model.samples import completion, identity, signature
+
+MODULE = "flashinfer/.cache/flashinfer/0.6.14/90a/cached_ops/norm"
+SO, NINJA, LOG = f"{MODULE}/norm.so", f"{MODULE}/build.ninja", f"{MODULE}/.ninja_log"
+OURS: Listed = (3, "sha256:" + "a" * 64)
+THEIRS: Listed = (3, "sha256:" + "b" * 64)
+
+
+def flashinfer(slug: str = "qwen", listed: Listed = OURS, path: str = SO, **changes: object) -> Completion:
+    whose = identity(model_slug=slug)
+    return completion(StageName.FLASHINFER, **{"identity": whose, "artifacts": {path: listed}, **changes})
+
+
+def packed(path: str, listed: Listed = OURS) -> PackedFile:
+    return PackedFile(path=path, size=listed[0], sha256=listed[1], mtime_ns=1)
+
+
+def manifest(*paths: str, completions: Sequence[Completion] | None = None) -> PackageManifest:
+    files = tuple(packed(path) for path in (paths or sorted((SO, NINJA, LOG))))
+    chosen = (flashinfer(),) if completions is None else tuple(completions)
+    return PackageManifest(rayprep_version="0.1.0", completions=chosen, files=files)
+
+
+def test_what_pack_writes_is_taken() -> None:
+    good = manifest()
+    check_manifest(good)
+    check_binding(good, signature(driver_version="999"))
+    assert parse_manifest(to_json(good).encode()) == good
+
+
+@pytest.mark.parametrize(
+    ("bad", "why"),
+    [
+        (manifest(completions=()), "no completion"),
+        (manifest(completions=(flashinfer(), flashinfer())), "twice"),
+        (manifest(completions=(flashinfer(key="../../etc/x-tp1-0123456789abcdef"),)), "not under the key"),
+        (manifest(completions=(flashinfer("../x"),)), "not under the key"),
+        (manifest(completions=(flashinfer(schema_version="2"),)), "format 2"),
+        (manifest(NINJA), "not packed"),
+        (manifest("/etc/passwd", SO), "no plain path"),
+        (manifest(f"{MODULE}/../x", SO), "no plain path"),
+        (manifest(f"{MODULE}//build.ninja", SO), "no plain path"),
+        (manifest(f"{MODULE}/a\0b", SO), "no plain path"),
+        (manifest("build.ninja", SO), "in no cache"),
+        (manifest(".rayprep/inductor/x.json", SO), "in no cache"),
+        (manifest("flashinfer", SO), "in no cache"),
+        (manifest(f"{MODULE}/a.so", SO), "listed by no completion"),
+        (manifest(f"{MODULE}2/build.ninja", SO), "listed by no completion"),
+        (manifest(f"{MODULE}/x.lock", SO), "listed by no completion"),
+        (manifest(SO, NINJA), "not in order"),
+        (manifest(SO, SO), "not in order"),
+        (manifest(completions=(flashinfer(listed=THEIRS),)), "not what its completion lists"),
+        (manifest(completions=(flashinfer(), flashinfer("llama", THEIRS))), "two completions list"),
+        (manifest(SO, completions=(flashinfer(), flashinfer("llama", path="etc/passwd"))), "in no cache"),
+        (
+            manifest(SO, f"{SO}/x", completions=(flashinfer(artifacts={SO: OURS, f"{SO}/x": OURS}),)),
+            "a file and a folder at once",
+        ),
+    ],
+)
+def test_what_no_package_may_hold(bad: PackageManifest, why: str) -> None:
+    with pytest.raises(BadRequest, match=why):
+        check_manifest(bad)
+
+
+@pytest.mark.parametrize("text", [b"", b"{}", b"[]", b"\xff", b'{"schema_version": "1"}'])
+def test_what_is_no_manifest(text: bytes) -> None:
+    with pytest.raises(BadRequest, match="manifest cannot be read"):
+        parse_manifest(text)
+
+
+def test_another_format_is_said_whatever_else_it_holds() -> None:
+    with pytest.raises(BadRequest, match="format 2, this rayprep reads 1"):
+        parse_manifest(b'{"schema_version": "2", "shards": []}')
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("profiles_root", "/other"), ("install_prefix", "/other"), ("nvcc", "12.0"), ("libc", "musl")]
+)
+def test_another_kind_of_host_is_named_with_the_field_and_both_values(field: str, value: str) -> None:
+    with pytest.raises(HostUnfit) as raised:
+        check_binding(manifest(), signature(**{field: value}))
+    assert f"flashinfer: {field} was {getattr(signature(), field)}, is {value}" in raised.value.line
+    assert len(raised.value.line.splitlines()) == 1
+
+
+def placed(
+    *local: Completion,
+    artifacts: dict[str, Listed] | None = None,
+    companions: Sequence[str] = (),
+    valid: Sequence[Completion] = (),
+    package: PackageManifest | None = None,
+) -> Placement:
+    here = Here(
+        signature=signature(),
+        artifacts=artifacts or {},
+        companions=companions,
+        completions=local,
+        valid={(each.stage, each.key) for each in valid},
+    )
+    return place(package or manifest(), here)
+
+
+ENTRY = ("flashinfer", MODULE.removeprefix("flashinfer/"))
+
+
+def test_an_empty_root_takes_whole_entries() -> None:
+    found = placed()
+    assert found.whole == {ENTRY: {SO, NINJA, LOG}}
+    assert (found.completions, found.kept, found.dropped, found.single) == ((flashinfer(),), (), (), {})
+
+
+def test_an_entry_that_is_there_is_not_touched_though_its_companions_differ() -> None:
+    found = placed(artifacts={SO: OURS}, companions=(NINJA, LOG))
+    assert found.needed == set()
+    assert found.completions == (flashinfer(),)
+
+
+def test_an_entry_with_another_artifact_or_without_a_companion_comes_in_whole() -> None:
+    assert placed(artifacts={SO: THEIRS}, companions=(NINJA, LOG)).whole == {ENTRY: {SO, NINJA, LOG}}
+    assert placed(artifacts={SO: OURS}, companions=(NINJA,)).whole == {ENTRY: {SO, NINJA, LOG}}
+
+
+def test_a_completion_that_is_valid_here_stays_and_nothing_of_it_comes_in() -> None:
+    mine = flashinfer(run_id="mine", listed=THEIRS)
+    found = placed(mine, artifacts={SO: THEIRS}, valid=(mine,))
+    assert (found.completions, found.kept, found.needed) == ((), (flashinfer(),), set())
+
+
+def test_one_of_the_same_key_that_does_not_hold_is_replaced() -> None:
+    found = placed(flashinfer(listed=THEIRS), artifacts={SO: THEIRS})
+    assert (found.completions, found.dropped) == ((flashinfer(),), ())
+    assert found.whole == {ENTRY: {SO, NINJA, LOG}}
+
+
+def test_anothers_build_of_the_same_file_stays_and_is_listed() -> None:
+    other = flashinfer("llama", THEIRS)
+    found = placed(other, artifacts={SO: THEIRS}, companions=(NINJA, LOG))
+    assert (found.needed, found.dropped) == (set(), ())
+    assert found.completions == (flashinfer(listed=THEIRS),)
+
+
+def test_into_an_entry_that_another_lists_only_what_is_missing_comes() -> None:
+    other = flashinfer("llama", path=f"{MODULE}/other.so")
+    found = placed(other, companions=(NINJA,))
+    assert (found.whole, found.single, found.dropped) == ({}, {ENTRY: {SO, LOG}}, ())
+
+
+@pytest.mark.parametrize("there", [{}, {SO: OURS}, {SO: (3, "sha256:" + "c" * 64)}])
+def test_another_completion_whose_file_is_damaged_goes(there: dict[str, Listed]) -> None:
+    other = flashinfer("llama", THEIRS)
+    found = placed(other, artifacts=there, companions=(NINJA, LOG))
+    assert found.dropped == (other,)
+    assert found.needed == (set() if there.get(SO) == OURS else {SO, NINJA, LOG})
+
+
+def test_a_file_of_another_kind_of_host_is_not_replaced() -> None:
+    other = flashinfer("llama", THEIRS, signature=signature(cpu_arch="x86_64"))
+    with pytest.raises(HostUnfit, match=f"in use by completion {other.key} of another kind of host: cpu_arch"):
+        placed(other, artifacts={SO: THEIRS})
