@@ -18,7 +18,7 @@ def test_help_names_every_command(roots: Roots) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "rayprep", "--help"], env=roots.env, capture_output=True, text=True, check=True
     )
-    for command in ("ensure", "verify", "inspect", "snapshot", "env", "explain", "reset", "doctor"):
+    for command in ("ensure", "verify", "inspect", "snapshot", "env", "explain", "pack", "unpack", "reset", "doctor"):
         assert f"  {command} " in done.stdout
 
 
