@@ -15,6 +15,8 @@ from rayprep.model.server_failure import classify_failure, telling_line
 from rayprep.model.server_log import Hint, LogReader
 
 _TAIL = 12
+_NOTICED_S = 0.5
+"""The guard looks for its command's end ten times in this time."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,9 @@ class ServerProcess:
 
     def failure(self) -> StageError:
         """Why a server that is dead has died."""
+        until = time.monotonic() + _NOTICED_S
+        while not self._child.is_over and time.monotonic() < until:
+            time.sleep(_NOTICED_S / 25)  # a zombie's last threads may still run: then its status is not to be had yet
         status, _ = self._child.end()
         self._follower.finish()
         if status < 0:  # Ray kills a worker's children before the worker itself when its host is lost

@@ -174,7 +174,7 @@ def test_a_second_start_finds_all_that_the_first_compiled(bench: Bench) -> None:
             server.start()
         seen.append((files(), len(server.reader.jit_events)))
     (first, compiled), (second, again) = seen
-    assert len(first) == 9
+    assert len(first) == 11
     assert (second, compiled, again) == (first, 2, 0)
 
 
