@@ -17,6 +17,12 @@ MADE = {
     *(f"triton/ABC/{name}" for name in ("__grp__moe.json", "moe.cubin", "moe.json")),
     "sglang_jit/sgl_kernel_jit_norm_9f/sgl_kernel_jit_norm.so",
     "others/cuda/5/d/5d1f",
+    "torchinductor/ab/cabsum.py",
+    "torchinductor/fxgraph/zz/key/graph",
+}
+ENTRIES = {
+    *("triton/ABC", "sglang_jit/sgl_kernel_jit_norm_9f", "others/cuda/5"),
+    *("torchinductor/ab/cabsum", "torchinductor/fxgraph/zz/key"),
 }
 """What the stand-in writes into the caches that serve fills."""
 KERNEL = {f"deep_gemm/cache/kernel.sm90_fp8_gemm_1d2d.0123/kernel.{end}" for end in ("cu", "cubin")}
@@ -46,7 +52,7 @@ def test_from_cold_to_proved_to_nothing_to_do(host: Host) -> None:
     assert served.artifacts is not None
     assert served.artifacts.files is not None
     assert served.artifacts.files.count == served.artifacts.files_delta == len(MADE)
-    assert set(served.artifacts.built) == {"triton/ABC", "sglang_jit/sgl_kernel_jit_norm_9f", "others/cuda/5"}
+    assert set(served.artifacts.built) == ENTRIES
     assert verify is not None
     assert (verify.status, verify.new_files, verify.jit_events, verify.new, verify.missing) == ("ok", 0, 0, (), ())
     assert verify.ready_s is not None
@@ -155,7 +161,7 @@ def test_a_rebuild_makes_all_of_it_anew(host: Host) -> None:
     result = host.ensure(ops={**SKIPPED, SERVE: StageOp.REBUILD}, verify=False)
     artifacts, completion = result.stages[SERVE].artifacts, host.completion()
     assert artifacts is not None
-    assert set(artifacts.built) == {"triton/ABC", "sglang_jit/sgl_kernel_jit_norm_9f", "others/cuda/5"}
+    assert set(artifacts.built) == ENTRIES
     assert completion is not None
     assert set(completion.artifacts) == MADE
 
