@@ -61,11 +61,13 @@ class Bench:
             self.commands.append((*FAKE, *flags, *words))
             return self.commands[-1]
 
+        # torch, where another test has imported it, leaves a cache variable of its own behind.
+        environ = {name: value for name, value in os.environ.items() if name != "TORCHINDUCTOR_CACHE_DIR"}
         return Server(
             command_for or fake,
             ports or (free_port(),),
             0.96,
-            {**os.environ, MARK: self.mark, "HOME": str(self.folder)},
+            {**environ, MARK: self.mark, "HOME": str(self.folder)},
             self.log,
             Watch(
                 deadline=time.monotonic() + seconds,
