@@ -20,9 +20,9 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import TextIO
 
 from rayprep.model.base import Record, read_tolerant
+from rayprep.stages.child_lines import claim_stdout
 from rayprep.stages.compile_jobs import CompileJob, compile_error, run_jobs
 from rayprep.stages.deep_gemm_cache import SOURCE, adopt, entries, recorded_arguments, whole_entry
 from rayprep.stages.deep_gemm_products import run_task
@@ -45,7 +45,7 @@ Emit = Callable[[Record], None]
 
 def main(argv: Sequence[str]) -> int:
     """Does what the request file asks. Returns the exit status: 0, or 1 after a `GemmFailLine`."""
-    lines = _claim_stdout()
+    lines = claim_stdout()
 
     def emit(line: Record) -> None:
         print(line.model_dump_json(), file=lines, flush=True)
@@ -58,13 +58,6 @@ def main(argv: Sequence[str]) -> int:
         emit(failure(error))
         return 1
     return 0
-
-
-def _claim_stdout() -> TextIO:
-    """The real standard output, for our lines alone: what others print to it goes to standard error from now on."""
-    lines = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    return lines
 
 
 def _list_and_compile(request: GemmRequest, emit: Emit) -> KernelsLine:

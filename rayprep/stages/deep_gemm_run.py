@@ -2,23 +2,22 @@
 
 import os
 import re
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from rayprep.host.process import Child
 from rayprep.host.toolchain import find_nvcc
 from rayprep.model.caches import CacheName
 from rayprep.model.errors import ErrorType, StageError
 from rayprep.model.gemm import GemmShape, chunked_prefill_size, m_values
+from rayprep.stages.child_run import ended, keep_line, log_tail, lost, run_child
 from rayprep.stages.deep_gemm_protocol import GEMM_LINE, GemmFailLine, GemmRequest, KernelsLine, StepLine, Task
-from rayprep.stages.inductor import log_tail
 from rayprep.stages.listing_folder import ListingFolder
 from rayprep.stages.protocol import BuildContext, StageRequest
 
+_WHAT = "kernels' build"
 _MOST_PROCESSES = 8
 """Of those that each import torch, and hold a CUDA context."""
 
@@ -73,22 +72,9 @@ class GemmRun:
     def go(self) -> KernelsLine:
         """Raises as `deep_gemm.build_shapes` does."""
         context = self.context
-        file = self.scratch / "request.json"
-        file.write_text(self.request.model_dump_json(), encoding="utf-8")
-        # -P: a file of the user's that is called like one of Python's own must not be imported in its place.
-        command = [sys.executable, "-P", "-m", "rayprep.stages.deep_gemm_child", str(file)]
         context.report("importing DeepGEMM", None, None)
-        child = Child(command, self.env, context.log, context.lock_descriptors)
-        try:
-            with child:
-                for line in child.lines(context.deadline, context.cancelled, context.tick):
-                    self._hear(line)
-                status, cleanup = child.end()
-        finally:
-            if child.cleanup:
-                context.ended(child.cleanup)
-        if not cleanup.killed:
-            raise StageError(ErrorType.CLEANUP_FAILED, "a process of the kernels' build is still alive after its end")
+        file = self.scratch / "request.json"
+        status = run_child("deep_gemm_child", self.request, file, self.env, context, self._hear, _WHAT)
         if self.failed or status != 0 or self.done is None:
             raise self._error(status)
         return self.done
@@ -97,8 +83,7 @@ class GemmRun:
         try:
             said = GEMM_LINE.validate_json(line)
         except ValidationError:
-            with self.context.log.open("a", encoding="utf-8") as log:
-                log.write(line + "\n")
+            keep_line(self.context, line)
             return
         if isinstance(said, StepLine):
             self.context.report(said.hint, said.n, said.m)
@@ -108,11 +93,6 @@ class GemmRun:
             self.failed = said
 
     def _error(self, status: int) -> StageError:
-        tail = log_tail(self.context)
         if self.failed is not None:
-            return StageError(_ERROR_OF[self.failed.kind], self.failed.message, log_tail=tail)
-        if status < 0:  # Ray kills a worker's children before the worker itself when its host is lost
-            message = f"the guard of the kernels' build was killed by signal {-status}"
-            return StageError(ErrorType.NODE_LOST, message, log_tail=tail)
-        ended = f"signal {status - 128}" if status > 128 else f"status {status}"
-        return StageError(ErrorType.COMPILE_FAILED, f"the kernels' build ended by {ended}", log_tail=tail)
+            return StageError(_ERROR_OF[self.failed.kind], self.failed.message, log_tail=log_tail(self.context))
+        return lost(status, _WHAT, self.context) or ended(status, _WHAT, self.context)

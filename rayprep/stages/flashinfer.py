@@ -8,14 +8,12 @@ of headers (`.ninja_log`, `.ninja_deps`) are companions: a lost one makes the se
 """
 
 import shutil
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from rayprep.host.layout import Layout
-from rayprep.host.process import Child
 from rayprep.host.scan import CacheScan, scan_cache
 from rayprep.model.attention import FlashInferModule, flashinfer_modules, module_of
 from rayprep.model.caches import CacheName
@@ -24,8 +22,8 @@ from rayprep.model.plan import NotNeeded, StagePlan, Unable, Work
 from rayprep.model.result import Artifacts, Tally
 from rayprep.model.spec import DeviceChoice
 from rayprep.model.stages import StageName
+from rayprep.stages.child_run import ended, keep_line, log_tail, lost, run_child
 from rayprep.stages.flashinfer_protocol import CHILD_LINE, ChildRequest, DoneLine, FailLine, ModuleLine
-from rayprep.stages.inductor import log_tail
 from rayprep.stages.plain_paths import unable_under
 from rayprep.stages.protocol import BuildContext, Built, StageRequest
 
@@ -51,6 +49,8 @@ _ERROR_OF = {
     "toolchain": ErrorType.TOOLCHAIN_MISMATCH,
     "unsupported": ErrorType.UNSUPPORTED,
 }
+
+_WHAT = "compiling process"
 
 
 class FlashInferStage:
@@ -160,22 +160,9 @@ class _Run:
     def go(self, count: int) -> tuple[ModuleLine, ...]:
         """Raises StageError when the child failed, and Interrupted when the run was cancelled."""
         context, mode = self.context, self.request.mode
-        file = context.scratch / f"{mode}.json"
-        file.write_text(self.request.model_dump_json(), encoding="utf-8")
-        # -P: a file of the user's that is called like one of Python's own must not be imported in its place.
-        command = [sys.executable, "-P", "-m", "rayprep.stages.flashinfer_child", str(file)]
         context.report(self.hint, 0, count)
-        child = Child(command, {**context.env, **self.env}, context.log, context.lock_descriptors)
-        try:
-            with child:
-                for line in child.lines(context.deadline, context.cancelled, context.tick):
-                    self._hear(line)
-                status, cleanup = child.end()
-        finally:
-            if child.cleanup:
-                context.ended(child.cleanup)
-        if not cleanup.killed:
-            raise StageError(ErrorType.CLEANUP_FAILED, f"a process of the {mode} is still alive after its end")
+        file, env = context.scratch / f"{mode}.json", {**context.env, **self.env}
+        status = run_child("flashinfer_child", self.request, file, env, context, self._hear, mode)
         if self.failed or status != 0 or not self.done or len(self.modules) != count:
             raise self._error(status)
         return tuple(self.modules)
@@ -184,8 +171,7 @@ class _Run:
         try:
             said: ModuleLine | DoneLine | FailLine = CHILD_LINE.validate_json(line)
         except ValidationError:
-            with self.context.log.open("a", encoding="utf-8") as log:
-                log.write(line + "\n")
+            keep_line(self.context, line)
             return
         if isinstance(said, ModuleLine):
             self.modules.append(said)
@@ -201,13 +187,9 @@ class _Run:
         return f"{'compiled' if module.compiled else 'found'} {module.name} in {module.seconds:.1f} s"
 
     def _error(self, status: int) -> StageError:
-        tail = log_tail(self.context)
-        if status < 0:  # Ray kills a worker's children before the worker itself when its host is lost
-            message = f"the guard of the compiling process was killed by signal {-status}"
-            return StageError(ErrorType.NODE_LOST, message, log_tail=tail)
+        if error := lost(status, _WHAT, self.context):
+            return error
         if self.failed is None:
-            ended = f"signal {status - 128}" if status > 128 else f"status {status}"
-            message = f"the compiling process ended by {ended}"
-            return StageError(ErrorType.COMPILE_FAILED, message, log_tail=tail)
+            return ended(status, _WHAT, self.context)
         where = f"{self.failed.module}: " if self.failed.module else ""
-        return StageError(_ERROR_OF[self.failed.kind], where + self.failed.message, log_tail=tail)
+        return StageError(_ERROR_OF[self.failed.kind], where + self.failed.message, log_tail=log_tail(self.context))

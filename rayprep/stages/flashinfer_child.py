@@ -22,10 +22,11 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Protocol, TextIO
+from typing import Protocol
 
 from rayprep.model.attention import FlashInferModule
 from rayprep.model.base import Record, read_tolerant
+from rayprep.stages.child_lines import claim_stdout
 from rayprep.stages.flashinfer_protocol import ChildRequest, DoneLine, ModuleLine, failure
 
 _NICE = 10
@@ -53,7 +54,7 @@ class ModuleFailed(Exception):
 
 
 def main(argv: list[str]) -> int:
-    lines = _claim_stdout()
+    lines = claim_stdout()
 
     def emit(line: Record) -> None:
         print(line.model_dump_json(), file=lines, flush=True)
@@ -70,13 +71,6 @@ def main(argv: list[str]) -> int:
         emit(failure(cause or error, module))
         return 1
     return 0
-
-
-def _claim_stdout() -> TextIO:
-    """The real standard output, for our lines alone: what others print to it goes to standard error from now on."""
-    lines = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    return lines
 
 
 def _build(request: ChildRequest, emit: Callable[[Record], None]) -> None:

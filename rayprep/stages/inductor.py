@@ -6,14 +6,12 @@ files that it reads are those that the completion lists.
 """
 
 import os
-import sys
 from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import ValidationError
 
 from rayprep.host.layout import Layout
-from rayprep.host.process import Child
 from rayprep.host.scan import CacheScan, scan_cache
 from rayprep.model.caches import CacheName
 from rayprep.model.errors import ErrorType, StageError
@@ -22,6 +20,7 @@ from rayprep.model.result import Artifacts, Tally
 from rayprep.model.server_args import pairs
 from rayprep.model.spec import DeviceChoice
 from rayprep.model.stages import StageName
+from rayprep.stages.child_run import ended, keep_line, log_tail, lost, run_child
 from rayprep.stages.inductor_protocol import (
     CHILD_LINE,
     ChildRequest,
@@ -45,7 +44,7 @@ _INTERPRETER_BYTES = 512 << 20
 _COMPILER_BYTES = 350 << 20
 """What one C++ compiler takes; Inductor runs one on each CPU, for the 5 to 8 kernels of a graph."""
 _COMPILERS = 8
-_LOG_TAIL = 12
+_WHAT = "compiling process"
 
 _ERROR_OF = {
     "compile_failed": ErrorType.COMPILE_FAILED,
@@ -170,23 +169,10 @@ class _Run:
     def go(self) -> "_Run":
         """Raises StageError when the child failed, and Interrupted when the run was cancelled."""
         context = self.context
-        file = context.scratch / f"{self.mode}.json"
-        file.write_text(self.request.model_dump_json(), encoding="utf-8")
-        # -P: a file of the user's that is called like one of Python's own must not be imported in its place.
-        command = [sys.executable, "-P", "-m", "rayprep.stages.inductor_child", str(file)]
         count = len(self.request.batch_sizes)
         context.report("compiling" if self.mode == "build" else "checking in a second process", 0, count)
-        child = Child(command, {**context.env, **_CPU_ONLY}, context.log, context.lock_descriptors)
-        try:
-            with child:
-                for line in child.lines(context.deadline, context.cancelled, context.tick):
-                    self._hear(line)
-                status, cleanup = child.end()
-        finally:
-            if child.cleanup:
-                context.ended(child.cleanup)
-        if not cleanup.killed:
-            raise StageError(ErrorType.CLEANUP_FAILED, f"a process of the {self.mode} is still alive after its end")
+        file, env = context.scratch / f"{self.mode}.json", {**context.env, **_CPU_ONLY}
+        status = run_child("inductor_child", self.request, file, env, context, self._hear, self.mode)
         if self.failed or status != 0 or self.done is None or len(self.graphs) != count:
             raise self._error(status)
         return self
@@ -195,8 +181,7 @@ class _Run:
         try:
             said = CHILD_LINE.validate_json(line)
         except ValidationError:
-            with self.context.log.open("a", encoding="utf-8") as log:
-                log.write(line + "\n")
+            keep_line(self.context, line)
             return
         if isinstance(said, GraphLine):
             self.graphs.append(said)
@@ -208,22 +193,9 @@ class _Run:
             self.failed = said
 
     def _error(self, status: int) -> StageError:
-        tail = log_tail(self.context)
-        if status < 0:  # Ray kills a worker's children before the worker itself when its host is lost
-            message = f"the guard of the compiling process was killed by signal {-status}"
-            return StageError(ErrorType.NODE_LOST, message, log_tail=tail)
+        if error := lost(status, _WHAT, self.context):
+            return error
         if self.failed is None:
-            ended = f"signal {status - 128}" if status > 128 else f"status {status}"
-            message = f"the compiling process ended by {ended}"
-            return StageError(ErrorType.COMPILE_FAILED, message, log_tail=tail)
+            return ended(status, _WHAT, self.context)
         where = f"{self.failed.unit}: " if self.failed.unit else ""
-        return StageError(_ERROR_OF[self.failed.kind], where + self.failed.message, log_tail=tail)
-
-
-def log_tail(context: BuildContext) -> tuple[str, ...]:
-    """The last lines of the stage's log."""
-    try:
-        text = context.log.read_bytes()[-8192:].decode(errors="replace")
-    except OSError:
-        return ()
-    return tuple(text.splitlines()[-_LOG_TAIL:])
+        return StageError(_ERROR_OF[self.failed.kind], where + self.failed.message, log_tail=log_tail(self.context))

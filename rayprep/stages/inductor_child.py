@@ -13,9 +13,10 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TextIO
+from typing import TYPE_CHECKING, NamedTuple
 
 from rayprep.model.base import Record, read_tolerant
+from rayprep.stages.child_lines import claim_stdout
 from rayprep.stages.inductor_protocol import (
     ChildRequest,
     DoneLine,
@@ -88,7 +89,7 @@ class SwallowedErrors(logging.Handler):
 
 def main(arguments: list[str]) -> int:
     """Runs one request. Returns the exit code."""
-    lines = _claim_stdout()
+    lines = claim_stdout()
 
     def emit(record: Record) -> None:
         lines.write(record.model_dump_json() + "\n")
@@ -103,13 +104,6 @@ def main(arguments: list[str]) -> int:
         emit(failure(error, progress[-1] if progress else None))
         return 1
     return 0
-
-
-def _claim_stdout() -> TextIO:
-    """The real standard output, for our lines alone: what others print to it goes to standard error from now on."""
-    lines = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    return lines
 
 
 def _run(request: ChildRequest, emit: Callable[[Record], None], progress: list[str]) -> None:

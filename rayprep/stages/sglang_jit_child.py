@@ -12,7 +12,6 @@ and takes it away after, which one thread would do to the other's compile if it 
 """
 
 import importlib
-import os
 import sys
 import threading
 import time
@@ -22,15 +21,15 @@ from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from types import ModuleType
-from typing import TextIO
 
 from rayprep.model.base import encodable, read_tolerant
 from rayprep.model.sglang_jit import PDL, Arg, JitLine, JitModule, JitRequest
+from rayprep.stages.child_lines import claim_stdout
 from rayprep.stages.compile_jobs import first_error
 
 
 def main(argv: list[str]) -> int:
-    lines = _claim_stdout()
+    lines = claim_stdout()
     request = read_tolerant(JitRequest, Path(argv[0]).read_bytes())
     ended: SimpleQueue[JitLine] = SimpleQueue()
     # All imports before all compiles: in threads of their own, those that need each other could wait for each other.
@@ -40,13 +39,6 @@ def main(argv: list[str]) -> int:
     for _ in request.modules:
         print(ended.get().model_dump_json(), file=lines, flush=True)
     return 0
-
-
-def _claim_stdout() -> TextIO:
-    """The real standard output, for our lines alone: what others print to it goes to standard error from now on."""
-    lines = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    return lines
 
 
 def _compiler_of(module: JitModule) -> Callable[[], object]:
