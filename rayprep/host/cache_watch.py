@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from rayprep.host.layout import Layout
 from rayprep.host.reads import ReadTracker
-from rayprep.host.scan import scan_cache
+from rayprep.host.scan import files_of, scan_cache
 from rayprep.model.caches import CacheName, entry_of
 
 
@@ -61,8 +61,7 @@ class CacheWatch:
         )
 
     def _artifacts(self) -> dict[str, int]:
-        scans = (scan_cache(self._layout.profiles, cache) for cache in self._caches)
-        return {path: size for scan in scans for path, size in scan.files.items()}
+        return files_of(scan_cache(self._layout.profiles, cache) for cache in self._caches)
 
     def _times(self, paths: Iterable[str]) -> dict[str, int]:
         found = {}

@@ -8,8 +8,7 @@ from pathlib import Path
 from rayprep.host.completions import read_completions
 from rayprep.host.entries import find_places, group_entries, remove_entry
 from rayprep.host.layout import Layout
-from rayprep.host.scan import scan_cache
-from rayprep.host.unpack_survey import files_of
+from rayprep.host.scan import files_of, scan_cache
 from rayprep.model.caches import Entry
 from rayprep.model.completion import Completion
 from rayprep.model.errors import HostUnfit

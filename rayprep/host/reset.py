@@ -5,22 +5,20 @@ their cache in one step, and markers go last.
 """
 
 import contextlib
-import os
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from rayprep.host.entries import remove_entry, still_there
-from rayprep.host.environment import STORE_MARK, store_mark
 from rayprep.host.layout import Layout
+from rayprep.host.leftovers import refuse_leftovers
 from rayprep.host.locks import HeldLocks, acquire, is_held, read_holder
 from rayprep.host.markers import read_markers, remove_marker
-from rayprep.host.process import marked_processes
 from rayprep.host.reset_survey import all_there, look
 from rayprep.host.scan import printable
 from rayprep.model.caches import Entry
-from rayprep.model.errors import ErrorType, HostUnfit, LockTimeout
+from rayprep.model.errors import LockTimeout
 from rayprep.model.reset import Outcome, ResetReport, planned, report_of
 from rayprep.model.reset_filters import Filters
 from rayprep.model.reset_store import Claim, Found, Store
@@ -51,7 +49,7 @@ def reset(
     if not layout.profiles.exists():  # which taking a lock would change
         return preview(layout, filters, run_id).model_copy(update={"dry_run": False})
     with _locked(_lock_paths(layout, filters), run_id):
-        _refuse_leftovers(layout)
+        refuse_leftovers(layout)
         store = look(layout, filters)
         plan = report_of(store, planned(store), run_id, str(layout.profiles), dry_run=False)
         if not confirm(plan):
@@ -75,18 +73,6 @@ def _lock_paths(layout: Layout, filters: Filters) -> list[Path]:
     slugs |= {path.stem for path in layout.store_lock.parent.glob("*.lock")}
     paths = {layout.slug_lock(slug) for slug in slugs if slug and filters.fits_slug(slug)}
     return [*sorted(paths - {layout.store_lock}), layout.store_lock]
-
-
-def _refuse_leftovers(layout: Layout) -> None:
-    """Compilers that outlived their owner and its guard could write into what is being removed."""
-    ours = {os.getpid(), os.getppid()}
-    for process in marked_processes(STORE_MARK, store_mark(layout)):
-        if process.pid not in ours:
-            raise HostUnfit(
-                f"process {process.pid} of a dead run still works in {layout.profiles}",
-                hint="`rayprep ensure` ends it, or end it yourself",
-                error_type=ErrorType.CLEANUP_FAILED,
-            )
 
 
 class _Reset:

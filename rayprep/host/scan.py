@@ -160,6 +160,11 @@ def _count(  # noqa: PLR0912 - one flat loop on purpose: a call for each of 100,
     return folders
 
 
+def files_of(scans: Iterable[CacheScan]) -> dict[str, int]:
+    """All artifacts of several scans, path below the profiles root -> bytes."""
+    return {path: size for scan in scans for path, size in scan.files.items()}
+
+
 def _is_utf8(text: str) -> bool:
     try:
         text.encode()

@@ -14,14 +14,13 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from rayprep.host.completions import write_completion
-from rayprep.host.environment import STORE_MARK, store_mark
 from rayprep.host.epochs import advance_epoch
 from rayprep.host.layout import Layout, os_error_type, prepare_root
+from rayprep.host.leftovers import refuse_leftovers
 from rayprep.host.locks import OnWait, acquire
 from rayprep.host.markers import Marker, remove_marker, write_marker
 from rayprep.host.package_stream import PackageReader
 from rayprep.host.placing import clear_aborted, move_in, sync
-from rayprep.host.process import marked_processes
 from rayprep.host.scan import printable
 from rayprep.host.unpack_survey import look
 from rayprep.model.base import utc_now
@@ -78,7 +77,7 @@ def receive(
 
 def receive_locked(layout: Layout, reader: PackageReader, now: Signature, receipt: Receipt) -> PackageReport:
     """The same for who holds those locks already, and has checked the binding."""
-    _refuse_leftovers(layout)
+    refuse_leftovers(layout)
     try:
         shutil.rmtree(layout.scratch, ignore_errors=True)  # a dead run's; nobody else works here under the lock
         placement = place(reader.manifest, look(layout, reader.manifest, now))
@@ -103,18 +102,6 @@ def preview(layout: Layout, stream: BinaryIO, now: Signature) -> PackageReport:
         reader.copy(file, None)
     reader.end()
     return _report(layout, reader.manifest, placement, dry_run=True)
-
-
-def _refuse_leftovers(layout: Layout) -> None:
-    """Compilers that outlived their owner and its guard could write into what comes in."""
-    ours = {os.getpid(), os.getppid()}
-    for process in marked_processes(STORE_MARK, store_mark(layout)):
-        if process.pid not in ours:
-            raise HostUnfit(
-                f"process {process.pid} of a dead run still works in {layout.profiles}",
-                hint="`rayprep ensure` ends it, or end it yourself",
-                error_type=ErrorType.CLEANUP_FAILED,
-            )
 
 
 class _Receiver:

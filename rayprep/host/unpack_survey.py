@@ -7,7 +7,7 @@ from pathlib import Path
 from rayprep.host.completions import read_completions
 from rayprep.host.layout import Layout
 from rayprep.host.markers import read_markers
-from rayprep.host.scan import CacheScan, hash_files, scan_cache
+from rayprep.host.scan import files_of, hash_files, scan_cache
 from rayprep.model.caches import CacheName
 from rayprep.model.completion import Completion, check_completion
 from rayprep.model.errors import HostUnfit
@@ -49,10 +49,6 @@ def _caches(manifest: PackageManifest) -> list[CacheName]:
     stages = {each.stage for each in manifest.completions}
     named = {entry_at(file.path)[0] for file in manifest.files}
     return sorted(named | {cache for stage in stages for cache in STAGES[stage].caches})
-
-
-def files_of(scans: Iterable[CacheScan]) -> dict[str, int]:
-    return {path: size for scan in scans for path, size in scan.files.items()}
 
 
 def _same_key(completions: Iterable[Completion], manifest: PackageManifest) -> list[Completion]:

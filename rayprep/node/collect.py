@@ -4,13 +4,12 @@ from collections.abc import Iterable
 
 from rayprep import __version__
 from rayprep.host.completions import write_completion
-from rayprep.host.scan import CacheScan, hash_files
+from rayprep.host.scan import CacheScan, files_of, hash_files
 from rayprep.model.base import utc_now
 from rayprep.model.completion import Completion
 from rayprep.model.errors import ErrorType, StageError
 from rayprep.model.plan import Decision
 from rayprep.model.result import Artifacts
-from rayprep.node.repair import files_of
 from rayprep.node.survey import Survey
 from rayprep.stages import Built
 

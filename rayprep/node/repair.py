@@ -5,7 +5,7 @@ differs goes, and so does what an aborted run has written and nobody lists: it m
 """
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from rayprep.host.completions import read_completions
@@ -103,8 +103,3 @@ def _written_since(layout: Layout, scans: Iterable[CacheScan], since: float) -> 
         for path in scan.files
         if os.lstat(layout.profiles / path).st_mtime >= since - CLOCK_MARGIN_S
     ]
-
-
-def files_of(scans: Iterable[CacheScan]) -> Mapping[str, int]:
-    """All artifacts of several scans."""
-    return {path: size for scan in scans for path, size in scan.files.items()}

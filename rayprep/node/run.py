@@ -1,6 +1,5 @@
 """Carries out a request on this host: locks, repairs, runs the stages one after another, records each."""
 
-import os
 import shutil
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -8,10 +7,11 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
 
-from rayprep.host.environment import STORE_MARK, child_env, store_mark
+from rayprep.host.environment import child_env
 from rayprep.host.layout import os_error_type
+from rayprep.host.leftovers import leftovers
 from rayprep.host.locks import HeldLocks, Holder, acquire, gpu_lock_paths
-from rayprep.host.process import end_processes, marked_processes
+from rayprep.host.process import end_processes
 from rayprep.model.errors import ErrorType, HostUnfit, Interrupted, RayprepError
 from rayprep.model.events import Event, Phase, event
 from rayprep.model.gemm import GemmShape
@@ -114,9 +114,7 @@ class _NodeRun:
 
     def _end_leftovers(self) -> None:
         """Ends what an owner left that died together with its guard. Holding the store's lock proves it is stale."""
-        ours = {os.getpid(), os.getppid()}
-        marked = marked_processes(STORE_MARK, store_mark(self.survey.layout))
-        stale = [each for each in marked if each.pid not in ours]
+        stale = leftovers(self.survey.layout)
         if not stale:
             return
         self._warn(f"ended {len(stale)} processes that a dead run had left: {', '.join(str(p.pid) for p in stale)}")
