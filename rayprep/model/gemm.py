@@ -6,7 +6,7 @@ Source: sglang 0.5.16 on sm_90, `srt/layers/quantization/fp8_utils.py`, `srt/lay
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from pydantic import Field
 
@@ -133,6 +133,11 @@ def operand_bytes(shape: GemmShape, rows: int) -> int:
     element, result = (1 if shape.is_fp8 else 2), (4 if shape.is_float32 else 2)
     copies = shape.groups if shape.is_masked else 1
     return copies * rows * (shape.k * element + shape.n * result) + shape.groups * shape.n * shape.k * element
+
+
+def uses_nvrtc(environ: Mapping[str, str]) -> bool:
+    """SGLang overwrites DG_JIT_USE_NVRTC with this variable of its own."""
+    return environ.get("SGL_DG_USE_NVRTC", "0") not in ("", "0")
 
 
 def missed_shapes(planned: Iterable[str], seen: Iterable[GemmShape]) -> tuple[GemmShape, ...]:

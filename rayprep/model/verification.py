@@ -10,6 +10,8 @@ from rayprep.model.errors import ErrorType
 from rayprep.model.located import Located
 from rayprep.model.stages import ANSWERS_FOR, STAGES, StageName
 
+VERIFY = "verify"
+"""The proof's name in events, beside the stages'."""
 NAMED = 50
 """How many new files, and how many lines of the log, a result names; it counts all of them."""
 
@@ -112,3 +114,8 @@ def in_words(files: Iterable[NewFile]) -> str:
         f"{file.cache}: {file.kernel}" + (f", which {file.stage} should have built" if file.stage else "")
         for file in first.values()
     )
+
+
+def skipped(reason: str) -> VerifyResult:
+    """No proof, and why."""
+    return VerifyResult(ran=False, status="skipped", reason=reason)

@@ -18,14 +18,13 @@ from rayprep.model.gemm import GemmShape
 from rayprep.model.plan import Action, Decision, waves
 from rayprep.model.result import PrepResult, StageResult
 from rayprep.model.stages import StageName, StageStatus
+from rayprep.model.verification import VERIFY, skipped
 from rayprep.node.adopt import adopt
 from rayprep.node.collect import record_skip
 from rayprep.node.record import Recorder, settled_result
 from rayprep.node.request import NodeRequest
 from rayprep.node.stage_run import StageRun
 from rayprep.node.survey import Survey, exact_completions, take_survey
-from rayprep.node.verify import NAME as VERIFY
-from rayprep.node.verify import Verify, skipped
 
 Emit = Callable[[Event], None]
 Cancelled = Callable[[], bool]
@@ -185,6 +184,8 @@ class _NodeRun:
         home = _made(scratch / "verify")
         env = child_env(self.environ, self.survey.layout, home, self.request.invocation)
         survey = replace(self.survey, completions=exact_completions(self.survey))
+        from rayprep.node.verify import Verify  # and with it what runs a server, which a run with nothing to do spares
+
         proof = Verify(self.request, survey, env, home, locks, self.emit, self.cancelled)
         self.recorder.verify(proof.go())
         self._adopt(proof.elsewhere, proof.gemm_shapes)

@@ -20,13 +20,21 @@ from rayprep.model.events import Event, Phase, event
 from rayprep.model.gemm import GemmShape
 from rayprep.model.secrets import redacted_command
 from rayprep.model.stages import StageName
-from rayprep.model.verification import NAMED, NewFile, Verification, VerifyResult, new_file, new_files, shortfall
+from rayprep.model.verification import (
+    NAMED,
+    VERIFY,
+    NewFile,
+    Verification,
+    VerifyResult,
+    new_file,
+    new_files,
+    shortfall,
+)
 from rayprep.node.request import NodeRequest
 from rayprep.node.stage_run import as_rayprep_error
 from rayprep.node.survey import Survey
 from rayprep.stages.warmup_server import implied_command, open_own_server, open_server, rounds_for
 
-NAME = "verify"
 _KEPT_MEMORY = "the GPU's memory was not back to where it was when the server had ended"
 
 
@@ -63,7 +71,7 @@ class Verify:
             Interrupted: the run was cancelled.
         """
         command = " ".join(redacted_command(self._own_command)) or "as requested"
-        self.emit(event(NAME, Phase.START, settings={"command": command}))
+        self.emit(event(VERIFY, Phase.START, settings={"command": command}))
         try:
             result = self._look() if self._listed else self._failed(_unprepared())
             self._keep(result)
@@ -195,7 +203,7 @@ class Verify:
     def _say(self, result: VerifyResult) -> None:
         self.emit(
             event(
-                NAME,
+                VERIFY,
                 Phase.END,
                 status=result.status,
                 error_type=result.error_type,
@@ -207,7 +215,7 @@ class Verify:
     def _report(self, hint: str, done: int | None, total: int | None) -> None:
         self._last_beat = time.monotonic()
         elapsed = round(self._last_beat - self._started, 3)
-        self.emit(event(NAME, Phase.PROGRESS, elapsed_s=elapsed, hint=hint, done=done, total=total))
+        self.emit(event(VERIFY, Phase.PROGRESS, elapsed_s=elapsed, hint=hint, done=done, total=total))
 
     def _tick(self) -> None:
         if time.monotonic() - self._last_beat >= self.survey.request.spec.heartbeat_s:
@@ -228,8 +236,3 @@ def _files_below(folder: Path) -> list[str]:
         for place, _, names in os.walk(folder)
         for name in names
     ]
-
-
-def skipped(reason: str) -> VerifyResult:
-    """No proof, and why."""
-    return VerifyResult(ran=False, status="skipped", reason=reason)

@@ -1,16 +1,23 @@
 """The stages, behind one small protocol. Heavy libraries are imported only in the child processes that need them."""
 
+from rayprep.model.plan import Work
 from rayprep.model.stages import StageName
 from rayprep.stages.deep_gemm import DeepGemmStage
-from rayprep.stages.deep_gemm_server import compile_via_server
 from rayprep.stages.flashinfer import FlashInferStage
 from rayprep.stages.gpu_only import GpuOnlyStage
 from rayprep.stages.inductor import InductorStage
 from rayprep.stages.protocol import BuildContext, Built, Stage, StageRequest
 from rayprep.stages.serve import ServeStage
 
+
+def _via_server(request: StageRequest, work: Work, context: BuildContext) -> Built:
+    from rayprep.stages.deep_gemm_server import compile_via_server  # what runs a server is not imported to plan
+
+    return compile_via_server(request, work, context)
+
+
 BY_NAME: dict[StageName, Stage] = {
-    StageName.DEEP_GEMM: DeepGemmStage(via_server=compile_via_server),
+    StageName.DEEP_GEMM: DeepGemmStage(via_server=_via_server),
     StageName.MOE_TUNE: GpuOnlyStage(StageName.MOE_TUNE),
     StageName.FLASHINFER: FlashInferStage(),
     StageName.INDUCTOR: InductorStage(),

@@ -14,14 +14,13 @@ from rayprep.host.layout import Layout
 from rayprep.host.scan import CacheScan
 from rayprep.model.caches import CacheName
 from rayprep.model.errors import ErrorType, StageError
-from rayprep.model.gemm import KINDS, SERVER_UNIT, GemmShape, gemm_shapes
+from rayprep.model.gemm import KINDS, SERVER_UNIT, GemmShape, gemm_shapes, uses_nvrtc
 from rayprep.model.plan import NotNeeded, StagePlan, Unable, Work
 from rayprep.model.result import Artifacts, Tally
 from rayprep.model.signature import Signature
 from rayprep.model.spec import DeepGemmVia, DeviceChoice
 from rayprep.model.stages import StageName
 from rayprep.stages.deep_gemm_cache import CUBIN, clear_left_over, entries, files_of, whole_entry
-from rayprep.stages.deep_gemm_run import GemmRun, uses_nvrtc
 from rayprep.stages.plain_paths import unable_under
 from rayprep.stages.protocol import BuildContext, Built, StageRequest
 
@@ -146,6 +145,8 @@ def build_shapes(shapes: Sequence[GemmShape], request: StageRequest, context: Bu
     """
     if unknown := [shape for shape in shapes if shape.kind not in KINDS]:
         raise StageError(ErrorType.UNSUPPORTED, f"deep_gemm cannot list kernels of the kind {unknown[0].kind}")
+    from rayprep.stages.deep_gemm_run import GemmRun  # what runs the child is not imported to plan
+
     said = GemmRun(shapes, request, context).go()
     folder = context.layout.cache(CacheName.DEEP_GEMM)
     used = (folder / "cache" / name for name in said.used)

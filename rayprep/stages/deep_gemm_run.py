@@ -3,7 +3,7 @@
 import os
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from rayprep.host.toolchain import find_nvcc
 from rayprep.model.caches import CacheName
 from rayprep.model.errors import ErrorType, StageError
-from rayprep.model.gemm import GemmShape, chunked_prefill_size, m_values
+from rayprep.model.gemm import GemmShape, chunked_prefill_size, m_values, uses_nvrtc
 from rayprep.stages.child_run import ended, keep_line, log_tail, lost, run_child
 from rayprep.stages.deep_gemm_protocol import GEMM_LINE, GemmFailLine, GemmRequest, KernelsLine, StepLine, Task
 from rayprep.stages.listing_folder import ListingFolder
@@ -29,11 +29,6 @@ _ERROR_OF = {
     "nvrtc": ErrorType.NVRTC_COMPILE_FAILED,
     "unlisted": ErrorType.VERIFY_FAILED,
 }
-
-
-def uses_nvrtc(environ: Mapping[str, str]) -> bool:
-    """SGLang overwrites DG_JIT_USE_NVRTC with this variable of its own."""
-    return environ.get("SGL_DG_USE_NVRTC", "0") not in ("", "0")
 
 
 def _second_layout(version: str | None) -> bool:

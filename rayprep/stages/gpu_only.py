@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 from rayprep.host.layout import Layout
 from rayprep.host.scan import CacheScan
-from rayprep.model.caches import CacheName
 from rayprep.model.errors import ErrorType, StageError
 from rayprep.model.plan import NotNeeded, StagePlan, Unable, Work
 from rayprep.model.result import Artifacts, Tally
@@ -14,7 +13,7 @@ from rayprep.stages.protocol import BuildContext, Built, StageRequest
 
 
 class GpuOnlyStage:
-    """`deep_gemm`, `moe_tune` or `flashinfer` on a host for which this version has no builder."""
+    """A stage for which this version has no builder."""
 
     def __init__(self, name: StageName) -> None:
         self.name = name
@@ -32,13 +31,8 @@ class GpuOnlyStage:
 
     def describe(self, layout: Layout, scans: Sequence[CacheScan]) -> Artifacts:
         own = scans[0]
-        folder = layout.located(layout.cache(own.cache))
         tally = Tally(count=own.file_count, bytes=own.size_bytes)
-        if own.cache is CacheName.FLASHINFER:
-            return Artifacts(workspace_dir=folder, files=tally)
-        if own.cache is CacheName.DEEP_GEMM:
-            return Artifacts(cache_dir=folder, cubins=tally)
-        return Artifacts(cache_dir=folder, files=tally)
+        return Artifacts(cache_dir=layout.located(layout.cache(own.cache)), files=tally)
 
 
 def _no_builder(name: StageName) -> str:

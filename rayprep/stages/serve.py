@@ -6,10 +6,8 @@ before it did not know of.
 
 from collections.abc import Sequence
 
-from rayprep.host.cache_watch import CacheWatch
 from rayprep.host.layout import Layout
 from rayprep.host.scan import CacheScan
-from rayprep.host.server import Watch
 from rayprep.model.caches import CacheName
 from rayprep.model.errors import ErrorType
 from rayprep.model.plan import NotNeeded, StagePlan, Unable, Work
@@ -19,8 +17,6 @@ from rayprep.model.stages import STAGES, StageName
 from rayprep.model.warmup import LONGEST_PREFILL
 from rayprep.stages.plain_paths import unable_under
 from rayprep.stages.protocol import BuildContext, Built, StageRequest
-from rayprep.stages.sglang_jit import SglangJit
-from rayprep.stages.warmup_server import implied_command, open_server, record_of, rounds_for
 
 # Measured on an H200 with four layers: 45 s with everything but these caches warm, 30 MiB in them.
 SECONDS = 60.0
@@ -52,6 +48,12 @@ class ServeStage:
         )
 
     def build(self, request: StageRequest, work: Work, context: BuildContext) -> Built:
+        # What runs a server is not imported to plan.
+        from rayprep.host.cache_watch import CacheWatch
+        from rayprep.host.server import Watch
+        from rayprep.stages.sglang_jit import SglangJit
+        from rayprep.stages.warmup_server import implied_command, open_server, record_of, rounds_for
+
         caches = CacheWatch(context.layout, CacheName)
         watch = Watch(context.deadline, context.cancelled, context.tick, context.report)
         command_for = implied_command(request, context.scratch)
