@@ -30,8 +30,10 @@ from rayprep.stages.child_lines import claim_stdout
 from rayprep.stages.flashinfer_protocol import ChildRequest, DoneLine, ModuleLine, failure
 
 _NICE = 10
-"""Of all modules but the first, which compiles longest, so that a server that is starting waits for it. DeepGEMM's
-compilers, which are done sooner, and that server share the CPUs with ours."""
+"""Of the modules that compile sooner than the longest ones, for whose end a starting server waits. All of them want
+more CPUs than a host of 16 has, and DeepGEMM's compilers and that server share these."""
+_LONGEST = 2
+"""So many, the first in the request, are not niced."""
 NOTHING_TO_DO = "ninja: no work to do."
 
 
@@ -75,7 +77,8 @@ def main(argv: list[str]) -> int:
 
 def _build(request: ChildRequest, emit: Callable[[Record], None]) -> None:
     """Builds all modules at once; the first that fails ends it, and the parent ends the compilers of the others."""
-    jobs = [(_NICE if number else 0, str(module), _spec(module)) for number, module in enumerate(request.modules)]
+    modules = enumerate(request.modules)
+    jobs = [(0 if number < _LONGEST else _NICE, str(module), _spec(module)) for number, module in modules]
     ended: SimpleQueue[ModuleLine | tuple[str, BaseException]] = SimpleQueue()
 
     def work(nice: int, unit: str, spec: JitSpec) -> None:
