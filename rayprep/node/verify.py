@@ -30,6 +30,7 @@ from rayprep.model.verification import (
     new_files,
     shortfall,
 )
+from rayprep.node.repair import repair
 from rayprep.node.request import NodeRequest
 from rayprep.node.stage_run import as_rayprep_error
 from rayprep.node.survey import Survey
@@ -189,7 +190,11 @@ class Verify:
         )
 
     def _keep(self, result: VerifyResult) -> None:
-        """A proof that failed takes the completion of `serve` away: the next run warms up again, and looks again."""
+        """A proof that failed takes the completion of `serve` away: the next run warms up again, and looks again.
+
+        What that completion knows to be damaged goes first, for nobody would know it after. A server may not start on
+        it: SGLang dies of a Triton entry whose cubin is gone (`KeyError: "Unknown key: 'cubin'"`).
+        """
         served = self.survey.completions.get(StageName.SERVE)
         if served is None or served.outcome != "built":
             return
@@ -198,7 +203,9 @@ class Verify:
             kept = {"verification": proof, "server_command": redacted_command(self._own_command)}
             write_completion(self.survey.layout, served.model_copy(update=kept))
         elif result.error_type is ErrorType.VERIFY_FAILED:
-            self.survey.layout.completion(StageName.SERVE, served.key).unlink(missing_ok=True)
+            layout = self.survey.layout
+            repair(layout, StageName.SERVE, served, (), None, lambda _: (), rebuild=False)
+            layout.completion(StageName.SERVE, served.key).unlink(missing_ok=True)
 
     def _say(self, result: VerifyResult) -> None:
         self.emit(

@@ -14,7 +14,7 @@ from tests.host.test_ports import free_port
 from tests.node.serving import COMPILES, LIBRARY, SERVER, Host, fault, statuses
 
 LOSSES = {
-    "triton": ("ABC/moe.cubin", "moe", "serve"),
+    "triton": ("ABC/__grp__moe.json", "__grp__moe", "serve"),
     "sglang_jit": ("sgl_kernel_jit_norm_9f/*.so", "sgl_kernel_jit_norm_9f", "serve"),
     "others": ("cuda/5/d/5d1f", "5", "serve"),
     "torchinductor": ("ab/cabsum.py", "cabsum", "serve"),
@@ -81,7 +81,9 @@ def test_the_loss_of_one_artifact_is_caught_and_named(proved: Host, cache: str) 
 
 def test_after_a_proof_that_failed_the_next_run_builds_and_proves_again(proved: Host) -> None:
     proved.artifact("triton/ABC/moe.cubin").unlink()
-    failed(proved.ensure(verify_only=True))
+    verify = failed(proved.ensure(verify_only=True))
+    assert "Unknown key: 'cubin'" in (verify.message or ""), "the server dies of what is left of the entry"
+    assert [each.kernel for each in verify.missing] == ["moe"]
     again = proved.ensure()
     assert again.status_line.endswith(" serve:ok verify:ok")
     completion = proved.completion()
