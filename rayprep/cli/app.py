@@ -9,19 +9,24 @@ from rayprep.cli.options import (
     Address,
     All,
     BatchSizes,
+    Cluster,
     Debug,
     Deep,
     DeepGemm,
     Device,
+    Exclude,
     FlashInfer,
     Heartbeat,
     Inductor,
     Json,
+    Labels,
     LoadFormat,
     MaxSeqLen,
     MemFraction,
     Model,
+    Nodes,
     ProfilesRoot,
+    RequireUniform,
     RunId,
     Serve,
     ServerArgs,
@@ -81,15 +86,28 @@ def ensure(
         str | None, typer.Option("--deep-gemm-via", help="kernels (default), or server: SGLang compiles as it starts.")
     ] = None,
     verify: Annotated[
-        bool | None, typer.Option("--verify/--no-verify", help="Prove it on a server at the end (default), or not.")
+        str | None, typer.Option("--verify", help="Which hosts prove it on a server: all (default), canary or none.")
     ] = None,
+    no_verify: Annotated[bool, typer.Option("--no-verify", help="The same as --verify none.")] = False,
     device: Device = None,
     profiles_root: ProfilesRoot = None,
     telemetry_root: TelemetryRoot = None,
     run_id: RunId = None,
     spec_file: SpecFile = None,
     server_arg: ServerArgs = None,
+    cluster: Cluster = False,
     address: Address = None,
+    nodes: Nodes = None,
+    exclude: Exclude = None,
+    labels: Labels = None,
+    require_uniform: RequireUniform = False,
+    rollout: Annotated[str | None, typer.Option("--rollout", help="all (default): every host at once.")] = None,
+    canary: Annotated[int | None, typer.Option("--canary", help="So many hosts first, then waves.")] = None,
+    wave: Annotated[str | None, typer.Option("--wave", help="Hosts of a wave: 25% (default) or a count.")] = None,
+    max_failures: Annotated[
+        int | None, typer.Option("--max-failures", help="No further wave after more failed hosts (default 0).")
+    ] = None,
+    node_retries: Annotated[int, typer.Option("--node-retries", help="How often a failed host starts again.")] = 1,
     deep: Deep = False,
     json: Json = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and its cost, and do nothing.")] = False,
@@ -97,8 +115,10 @@ def ensure(
 ) -> None:
     """Build what is missing, prove it, and write prep_result.json."""
     from rayprep.cli import ensure as command
-    from rayprep.cli.request import Flags
+    from rayprep.cli.request import Flags, proof_scope
     from rayprep.cli.stage_names import selection
+
+    scope = proof_scope(verify, no_verify=no_verify)
 
     flags = Flags(
         model=model,
@@ -117,7 +137,7 @@ def ensure(
         mem_fraction=mem_fraction,
         load_format=load_format,
         deep_gemm_via=deep_gemm_via,
-        verify=verify,
+        verify=None if scope is None else scope != "none",
         device=device,
         server_args=server_arg,
         spec_file=spec_file,
@@ -126,6 +146,23 @@ def ensure(
         run_id=run_id,
         deep=deep,
     )
+    if cluster:
+        from rayprep.cli import cluster as fleet_command
+
+        fleet = fleet_command.FleetFlags(
+            address=address,
+            nodes=nodes or [],
+            exclude=exclude or [],
+            labels=labels or [],
+            require_uniform=require_uniform,
+            rollout=rollout,
+            canary=canary,
+            wave=wave,
+            max_failures=max_failures,
+            node_retries=node_retries,
+            verify=scope,
+        )
+        raise typer.Exit(fleet_command.run(flags, fleet, json_lines=json))
     raise typer.Exit(command.run(flags, json_lines=json, dry_run=dry_run, address=address, debug=debug))
 
 
@@ -379,3 +416,17 @@ def schema(
     from rayprep.cli import schema as command
 
     command.run(name)
+
+
+@app.command()
+def status(
+    address: Address = None,
+    run_id: Annotated[str | None, typer.Option("--run-id", help="Only this run.")] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Again every two seconds, until no run goes on.")] = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Show what the hosts of a cluster's runs are at. Exit 3 where no run goes on."""
+    from rayprep.cli import cluster as command
+
+    raise typer.Exit(command.status(address, run_id, watch=watch, json_output=json))

@@ -30,3 +30,8 @@ FlashInfer = Annotated[bool, typer.Option("--flashinfer", help="FlashInfer modul
 Inductor = Annotated[bool, typer.Option("--inductor", help="TorchInductor graphs.")]
 Serve = Annotated[bool, typer.Option("--serve", help="What only a running server compiles.")]
 All = Annotated[bool, typer.Option("--all", help="All of them, which is the default.")]
+Cluster = Annotated[bool, typer.Option("--cluster", help="All hosts of the Ray cluster at --address or RAY_ADDRESS.")]
+Nodes = Annotated[list[str] | None, typer.Option("--nodes", help="Only these hosts; commas or repeated.")]
+Exclude = Annotated[list[str] | None, typer.Option("--exclude", help="Not these hosts; commas or repeated.")]
+Labels = Annotated[list[str] | None, typer.Option("--labels", help="Only hosts with these labels, KEY=VALUE.")]
+RequireUniform = Annotated[bool, typer.Option("--require-uniform", help="Stop where two hosts differ in anything.")]

@@ -72,6 +72,13 @@ class Flags:
         return {**given, "ops": ops} if ops else given
 
 
+def proof_scope(verify: str | None, *, no_verify: bool) -> str | None:
+    """Which hosts prove: `all`, `canary` or `none`; null where the user did not say. Raises BadRequest."""
+    if verify not in (None, "all", "canary", "none"):
+        raise BadRequest(f"--verify {verify!r}", hint="it is all, canary or none")
+    return "none" if no_verify else verify
+
+
 def resolve_flags(flags: Flags) -> Resolved:
     """Raises BadRequest for anything wrong in flags or spec file."""
     file = read_spec_file(flags.spec_file) if flags.spec_file else None

@@ -9,6 +9,9 @@ from rayprep.model.completion import Completion
 from rayprep.model.doctor import DoctorReport
 from rayprep.model.errors import BadRequest
 from rayprep.model.events import Event
+from rayprep.model.fleet_result import FleetResult
+from rayprep.model.fleet_status import FleetStatus
+from rayprep.model.leases import LeaseTable
 from rayprep.model.package import PackageManifest, PackageReport
 from rayprep.model.reset import ResetReport
 from rayprep.model.result import PrepResult
@@ -16,6 +19,9 @@ from rayprep.model.snapshot import ProfileSnapshot
 
 FILES: dict[str, type[Record]] = {
     "prep_result": PrepResult,
+    "fleet_result": FleetResult,
+    "fleet_status": FleetStatus,
+    "lease_table": LeaseTable,
     "profile_snapshot": ProfileSnapshot,
     "completion": Completion,
     "marker": Marker,

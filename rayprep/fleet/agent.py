@@ -6,7 +6,6 @@ Methods run off the main thread, so nothing here touches signals.
 
 import contextlib
 import os
-import socket
 import threading
 
 import rayprep
@@ -27,7 +26,6 @@ class Agent:
         self._coordinator = coordinator
         self._cancelled = threading.Event()
         self._last_said: object = None
-        self._node = socket.gethostname()
         os.umask(rayprep.UMASK)
         # Ray runs its workers at nice 15 unless told otherwise; only root may go back, and others lose little.
         with contextlib.suppress(PermissionError):
@@ -40,8 +38,9 @@ class Agent:
         wanted = Wanted(survey.model.slug, survey.model.digest, self._request.resolved.spec.tp)
         layout = self._request.layout
         snapshot = take_snapshot(layout, take_inventory(layout), survey.signature, wanted)
-        self._coordinator.snapshot.remote(self._node, snapshot)  # type: ignore[attr-defined]
-        result = ensure(self._request, environ, self._emit, self._cancelled.is_set, survey)
+        self._coordinator.snapshot.remote(self._request.run_id, None, snapshot)  # type: ignore[attr-defined]
+        request = self._request.model_copy(update={"before": snapshot})
+        result = ensure(request, environ, self._emit, self._cancelled.is_set, survey)
         self._await_the_log()
         return result
 
@@ -62,4 +61,4 @@ class Agent:
 
     def _emit(self, event: Event) -> None:
         # Nothing waits for the answer: a dead coordinator costs the log, not the work.
-        self._last_said = self._coordinator.record.remote(self._node, event)  # type: ignore[attr-defined]
+        self._last_said = self._coordinator.record.remote(self._request.run_id, [event])  # type: ignore[attr-defined]

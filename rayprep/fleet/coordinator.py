@@ -1,30 +1,131 @@
-"""The coordinator actor: gathers heartbeats, events and snapshots, and writes the session log."""
+"""The coordinator actor: gathers what the agents say, writes each run's log and results, and holds the leases.
 
-from rayprep.host.atomic import write_text
+On a cluster it is one named, detached actor on the head, which outlives drivers and comes back when it is killed: its
+leases are on disk, and after a restart it grants none for one time to live. It ends itself when nobody has needed it
+for a while. For a single host it is an unnamed one, which dies with its driver.
+"""
+
+import threading
+import time
+from pathlib import Path
+
+import rayprep
+from rayprep.fleet.runs import KeptRun
 from rayprep.host.layout import Layout
-from rayprep.model.base import to_json
+from rayprep.host.lease_file import read_leases, write_leases
 from rayprep.model.events import Event
+from rayprep.model.fleet_result import FleetResult
+from rayprep.model.fleet_status import FleetStatus
+from rayprep.model.leases import Granted, Holder, LeaseTable, Queued
+from rayprep.model.result import PrepResult
 from rayprep.model.snapshot import ProfileSnapshot
-from rayprep.report.session_log import SessionLog
+
+NAME = "rayprep-coordinator"
+LEASE_TTL_S = 30.0
+IDLE_S = 600.0
+DRIVER_SILENCE_S = 60.0
+"""A driver asks for events several times a second."""
+WATCH_S = 1.0
 
 
 class Coordinator:
-    """Runs as a Ray actor; all its methods return at once."""
+    """All methods return at once, one at a time.
 
-    def __init__(self, layout: Layout, run_id: str) -> None:
-        self._log = SessionLog(layout.session_log(run_id))
-        self._snapshot_path = layout.run(run_id) / "cache_snapshot.json"
-        self._events: list[Event] = []
+    Args:
+        state: the lease table's file; None for a single host, which needs no leases.
+        idle_s: how long it stays with no run and no lease.
+    """
 
-    def record(self, node: str, event: Event) -> None:
-        """One event of one node, a heartbeat among them."""
-        self._events.append(event)
-        self._log.record(event)
+    def __init__(self, state: Path | None = None, ttl_s: float = LEASE_TTL_S, idle_s: float = IDLE_S) -> None:
+        self._state, self._idle_s = state, idle_s
+        self._runs: dict[str, KeptRun] = {}
+        self._used = time.monotonic()
+        self._table = read_leases(state, ttl_s, time.monotonic()) if state else LeaseTable(ttl_s=ttl_s)
+        if state:
+            threading.Thread(target=self._watch, daemon=True).start()
 
-    def snapshot(self, node: str, snapshot: ProfileSnapshot) -> None:
-        """What lay in a node's caches before the work, kept as `cache_snapshot.json` in the run's folder."""
-        write_text(self._snapshot_path, to_json(snapshot))
+    def version(self) -> str:
+        """That of the rayprep that it was started from."""
+        return rayprep.__version__
 
-    def events_since(self, count: int) -> list[Event]:
-        """All events after the first `count`."""
-        return self._events[count:]
+    def open_run(self, layout: Layout, run_id: str) -> None:
+        """A coordinator that has come back is told of the run again; its log goes on."""
+        if run_id not in self._runs:
+            self._runs[run_id] = KeptRun(layout, run_id)
+
+    def record(self, run_id: str, events: list[Event]) -> None:
+        """Events of one host, heartbeats among them. Those of a run that is not known are dropped."""
+        if run := self._runs.get(run_id):
+            run.record(events)
+
+    def events_since(self, run_id: str, count: int) -> list[Event] | None:
+        """All events of the run after the first `count`; None where the run is not known (any more)."""
+        run = self._runs.get(run_id)
+        return run.since(count) if run else None
+
+    def snapshot(self, run_id: str, host: str | None, snapshot: ProfileSnapshot) -> None:
+        """What lay in a host's caches before the work, kept as `cache_snapshot.json`."""
+        if run := self._runs.get(run_id):
+            run.snapshot(host, snapshot)
+
+    def mirror(self, run_id: str, host: str, result: PrepResult) -> None:
+        """Keeps a copy of a host's own result as `hosts/<host>/prep_result.json`."""
+        if run := self._runs.get(run_id):
+            run.mirror(host, result)
+
+    def update(self, run_id: str, result: FleetResult) -> None:
+        """Writes `fleet_result.json`; a finished one ends the run here."""
+        if run := self._runs.get(run_id):
+            run.update(result)
+            self._used = time.monotonic()
+
+    def close_run(self, run_id: str) -> None:
+        """The driver has seen all that it will."""
+        if run := self._runs.pop(run_id, None):
+            run.abandon()
+
+    def status(self, run_id: str | None = None) -> list[FleetStatus]:
+        """Of one run, or of all that go on."""
+        chosen = [run for name, run in self._runs.items() if run_id in (None, name)]
+        return [run.status() for run in chosen]
+
+    def request(self, store: str, key: str, who: Holder, seen_epoch: int) -> Granted | Queued:
+        """Asks for a lease, or for its prolongation."""
+        table, answer = self._table.request(store, key, who, time.monotonic(), seen_epoch)
+        if self._state and isinstance(answer, Granted) and answer.fresh:
+            write_leases(self._state, table)
+        self._keep(table)
+        return answer
+
+    def renew(self, store: str, key: str, who: Holder, epoch: int) -> bool:
+        """False where `who` does not hold it any more."""
+        table, held = self._table.renew(store, key, who, epoch, time.monotonic())
+        self._keep(table)
+        return held
+
+    def release(self, store: str, key: str, who: Holder, epoch: int) -> None:
+        self._keep(self._table.release(store, key, who, epoch, time.monotonic()))
+
+    def withdraw(self, store: str, key: str, who: Holder) -> None:
+        self._keep(self._table.withdraw(store, key, who, time.monotonic()))
+
+    def _keep(self, table: LeaseTable) -> None:
+        self._table, self._used = table, time.monotonic()
+
+    def _watch(self) -> None:
+        """Closes runs whose driver is gone, and ends this actor when it has been idle long enough.
+
+        Only looks; what it changes goes through the actor's own calls, one at a time like all others.
+        """
+        import ray
+
+        own = ray.get_runtime_context().current_actor
+        while True:
+            time.sleep(WATCH_S)
+            now = time.monotonic()
+            for run_id, run in list(self._runs.items()):
+                if now - run.heard > DRIVER_SILENCE_S:
+                    own.close_run.remote(run_id)
+            idle = not self._runs and self._table.expire(now).idle
+            if idle and now - self._used > self._idle_s:
+                ray.kill(own, no_restart=True)

@@ -65,8 +65,9 @@ class _Drive:
         gpus = gpus if self.survey.signature.gpu_count else 0
         options: dict[str, Any] = {"num_cpus": 0, "max_restarts": 0, "scheduling_strategy": pinned}
         make: Any = ray.remote
-        coordinator = make(**options)(Coordinator).remote(self.request.layout, self.request.run_id)
+        coordinator = make(**options)(Coordinator).remote()
         agent_class = make(**options, num_gpus=gpus, concurrency_groups=CONCURRENCY_GROUPS)(Agent)
+        coordinator.open_run.remote(self.request.layout, self.request.run_id)
         return coordinator, agent_class.remote(self.request, coordinator)
 
     def go(self) -> PrepResult:
@@ -120,7 +121,8 @@ class _Drive:
         if not self.coordinator_lives:
             return
         try:
-            events: list[Event] = ray.get(self.coordinator.events_since.remote(self.seen), timeout=10)
+            asked = self.coordinator.events_since.remote(self.request.run_id, self.seen)
+            events: list[Event] = ray.get(asked, timeout=10)
         except ray.exceptions.GetTimeoutError:
             return
         except ray.exceptions.RayTaskError as error:

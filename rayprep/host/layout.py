@@ -36,6 +36,8 @@ class Layout:
 
     profiles: Path
     telemetry: Path
+    host: str | None = None
+    """Where it is one of a fleet: hosts may share a telemetry root, so each has a folder of its own in a run's."""
 
     def cache(self, cache: CacheName) -> Path:
         return self.profiles / cache.value
@@ -69,8 +71,13 @@ class Layout:
         """Held by whoever writes to the caches of this root, whatever the model."""
         return self.profiles / ".locks" / ".store.lock"
 
+    @property
+    def store_id(self) -> Path:
+        return self.profiles / ".rayprep" / "store-id"
+
     def run(self, run_id: str) -> Path:
-        return self.telemetry / "container_runs" / run_id
+        folder = self.telemetry / "container_runs" / run_id
+        return folder / "hosts" / self.host if self.host else folder
 
     def result(self, run_id: str) -> Path:
         return self.run(run_id) / "prep_result.json"

@@ -9,8 +9,8 @@ import contextlib
 import os
 import shutil
 import socket
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import BinaryIO
 
 from rayprep.host.completions import write_completion
@@ -36,12 +36,12 @@ from rayprep.model.stages import StageName
 class Receipt:
     """Who receives: for the markers and the locks.
 
-    `epoch` is that of the lease under which the package was made; None where there is no fleet.
+    `epochs` are those of the leases under which it receives, by key; none where there is no fleet.
     """
 
     run_id: str
     invocation: str = ""
-    epoch: int | None = None
+    epochs: Mapping[str, int] = field(default_factory=dict)
 
 
 def receive(
@@ -132,9 +132,9 @@ class _Receiver:
             remove_marker(self.layout, each.identity.model_slug, each.stage)
 
     def _check_epochs(self) -> None:
-        if self.receipt.epoch is not None:
-            for each in self.reader.manifest.completions:
-                advance_epoch(self.layout, each.key, self.receipt.epoch)
+        for each in self.reader.manifest.completions:
+            if epoch := self.receipt.epochs.get(each.key):
+                advance_epoch(self.layout, each.key, epoch)
 
     def _unpack(self) -> None:
         """Reads the archive to its end; what is needed of it lies in the scratch folder then, as it was packed."""

@@ -36,6 +36,8 @@ class Event(Record):
     held_for_s: float | None = None
     holder: str | None = None
     message: str | None = None
+    host: str | None = None
+    """Which host of a fleet said it; null where there is one."""
 
     @property
     def json_line(self) -> str:
@@ -44,7 +46,8 @@ class Event(Record):
     @property
     def human_line(self) -> str:
         """`[OPTIMIZE deep_gemm] starting {model=..., tp=...}` and its like."""
-        return " ".join(f"[OPTIMIZE {self.name}] {self._words()}".split())
+        where = f"{self.host}: " if self.host else ""
+        return " ".join(f"[OPTIMIZE {self.name}] {where}{self._words()}".split())
 
     def _words(self) -> str:
         elapsed = f" after {self.elapsed_s:.0f} s" if self.elapsed_s is not None else ""

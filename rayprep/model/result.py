@@ -5,11 +5,12 @@ from enum import StrEnum
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
-from rayprep.model.base import Record, Utc
+from rayprep.model.base import Record, Utc, Utf8
 from rayprep.model.cleanup import Cleanup
 from rayprep.model.errors import ErrorType
 from rayprep.model.located import Located
 from rayprep.model.signature import Signature
+from rayprep.model.snapshot import ProfileSnapshot
 from rayprep.model.stages import StageName, StageStatus, exit_code
 from rayprep.model.verification import VerifyResult
 
@@ -183,6 +184,30 @@ class RunError(Record):
     message: str
 
 
+class Received(Record):
+    """What this host took from another before its own work."""
+
+    source: Utf8
+    stages: tuple[StageName, ...]
+    files: int
+    bytes: int
+    duration_s: float
+
+
+class NodeBlock(Record):
+    """Who the host is in its fleet."""
+
+    host: Utf8
+    node_id: str
+    """Ray's."""
+    address: str
+    group: str | None = None
+    """Of hosts whose artifacts are interchangeable."""
+    store: str | None = None
+    """The nonce of the profiles root; hosts that share it have one."""
+    received: tuple[Received, ...] = ()
+
+
 class PrepResult(Record):
     """The whole file."""
 
@@ -195,6 +220,12 @@ class PrepResult(Record):
     telemetry_probe: TelemetryProbe
     errors: tuple[RunError, ...] = ()
     warnings: tuple[str, ...] = ()
+    node: NodeBlock | None = None
+    """In a fleet, who this host is and what it received; null on a single host."""
+    snapshot_before: ProfileSnapshot | None = None
+    """What lay in the caches before the work; null where there was none to do."""
+    heartbeats: dict[str, int] = Field(default_factory=dict)
+    """How many signs of life each stage gave, and `verify`."""
 
     @property
     def exit_code(self) -> int:

@@ -141,11 +141,14 @@ class Difference(Record):
 
 
 def differences(stage: StageName, then: Signature, now: Signature) -> tuple[Difference, ...]:
-    """The binding fields of `stage` in which `then` and `now` differ."""
+    """The binding fields of `stage` in which `then` and `now` differ.
+
+    A host without nvcc can use what any nvcc made: it has none that could build it again.
+    """
     return tuple(
         Difference(field=field, then=getattr(then, field), now=getattr(now, field), why=why)
         for field, why in BINDING[stage].items()
-        if getattr(then, field) != getattr(now, field)
+        if getattr(then, field) != getattr(now, field) and not (field == "nvcc" and now.nvcc is None)
     )
 
 

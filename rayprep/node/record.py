@@ -3,6 +3,7 @@
 import shutil
 import socket
 import time
+from collections import Counter
 from pathlib import Path
 
 from rayprep import __version__
@@ -10,6 +11,7 @@ from rayprep.host.atomic import write_text
 from rayprep.host.layout import root_unfit
 from rayprep.model.base import to_json, utc_now
 from rayprep.model.errors import ErrorType, RayprepError, StageError
+from rayprep.model.events import Event, Phase
 from rayprep.model.plan import Action, Decision
 from rayprep.model.result import (
     Artifacts,
@@ -44,6 +46,7 @@ class Recorder:
         self._errors: list[RunError] = []
         self._warnings: list[str] = list(request.resolved.warnings)
         self._verify: VerifyResult | None = None
+        self._heartbeats: Counter[str] = Counter()
         self._run = _run_block(request, survey)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -85,6 +88,11 @@ class Recorder:
         self._errors.append(RunError(stage=None, error_type=kind, message=error.line))
         self.write()
 
+    def heard(self, each: Event) -> None:
+        """Counts a stage's signs of life."""
+        if each.phase is Phase.PROGRESS:
+            self._heartbeats[each.name] += 1
+
     def warn(self, message: str) -> None:
         self._warnings.append(message)
 
@@ -116,6 +124,9 @@ class Recorder:
             ),
             errors=errors,
             warnings=tuple(self._warnings),
+            node=self._request.node,
+            snapshot_before=self._request.before,
+            heartbeats=dict(self._heartbeats),
         )
 
 
@@ -144,7 +155,7 @@ def _run_block(request: NodeRequest, survey: Survey) -> RunBlock:
         triton_version=signature.triton_version,
         sglang_commit=signature.sglang_commit,
         sglang_version=signature.sglang_version,
-        host=socket.gethostname(),
+        host=request.node.host if request.node else socket.gethostname(),
         rayprep_version=__version__,
         started_at=utc_now(),
         signature=signature,

@@ -7,6 +7,8 @@ from pydantic import Field
 
 from rayprep.host.layout import Layout
 from rayprep.model.base import Record
+from rayprep.model.result import NodeBlock
+from rayprep.model.snapshot import ProfileSnapshot
 from rayprep.model.spec import Resolved
 
 
@@ -23,7 +25,11 @@ class NodeRequest(Record):
     """Hash every listed file before believing a completion."""
     verify_only: bool = False
     """Run no stage, only the proof that nothing is left to compile."""
+    node: NodeBlock | None = None
+    """Who this host is in a fleet; null where there is one."""
+    before: ProfileSnapshot | None = None
+    """What lay in the caches before the work, for the result."""
 
     @property
     def layout(self) -> Layout:
-        return Layout(Path(self.profiles_root), Path(self.telemetry_root))
+        return Layout(Path(self.profiles_root), Path(self.telemetry_root), self.node.host if self.node else None)

@@ -59,9 +59,13 @@ class _NodeRun:
         self, request: NodeRequest, environ: Mapping[str, str], emit: Emit, cancelled: Cancelled, survey: Survey
     ) -> None:
         self.request, self.environ, self.cancelled, self.survey = request, environ, cancelled, survey
-        self.emit = emit
+        self._say = emit
         self._abandoned = threading.Event()
         self.recorder = Recorder(request, survey)
+
+    def emit(self, each: Event) -> None:
+        self.recorder.heard(each)
+        self._say(each)
 
     def go(self) -> PrepResult:
         for warning in self.request.resolved.warnings:

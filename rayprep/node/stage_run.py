@@ -16,7 +16,7 @@ from rayprep.host.scan import CacheScan, scan_cache
 from rayprep.model.base import utc_now
 from rayprep.model.cleanup import Cleanup
 from rayprep.model.completion import Completion
-from rayprep.model.errors import ErrorType, RayprepError, StageError
+from rayprep.model.errors import ErrorType, Interrupted, RayprepError, StageError
 from rayprep.model.events import Event, Phase, event
 from rayprep.model.plan import Decision
 from rayprep.model.result import Artifacts, Headroom, StageResult
@@ -154,6 +154,8 @@ class StageRun:
         after = self._scan()
         empty = new_completion(self.survey, self.decision, self.request.run_id, self.started_at)
         empty = empty.model_copy(update={"duration_s": self.pulse.elapsed})
+        if self.cancelled():  # a holder that was frozen past its lease learns it here at the latest
+            raise Interrupted
         completion = complete(self.survey, empty, built, after, own)
         self._unmark()
         return self._ok(built, before, after, completion)

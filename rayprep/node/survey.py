@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from rayprep.host.completions import of_identity, read_completions
 from rayprep.host.environment import compiler_settings
+from rayprep.host.facts import read_facts
 from rayprep.host.gpu import Gpu, GpuInventory, read_gpus, visible_gpus
 from rayprep.host.layout import Layout
 from rayprep.host.model_files import ModelFiles, find_model
@@ -56,11 +57,13 @@ def take_survey(request: NodeRequest, environ: Mapping[str, str], gpus: GpuInven
     if request.verify_only:
         spec = _recalled(spec, layout, model)
     check_against_model(spec, model.architecture)
-    inventory_of_gpus = visible_gpus(gpus or read_gpus(), environ)
+    facts = read_facts(environ)
+    inventory_of_gpus = visible_gpus(gpus or (facts.inventory if facts else read_gpus()), environ)
     device = choose_device(spec.device, inventory_of_gpus, spec.tp)
     signature = read_signature(layout, environ, device, inventory_of_gpus).model_copy(
         update={"model_slug": model.slug, "tp_size": spec.tp}
     )
+    signature = facts.on(signature) if facts else signature
     stage_request = StageRequest(spec=spec, model=model, device=device, signature=signature)
     identity = Identity(
         model_slug=model.slug,

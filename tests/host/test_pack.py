@@ -383,17 +383,17 @@ def test_while_somebody_works_here_it_is_refused(source: Layout, target: Layout)
 
 def test_the_highest_epoch_is_kept_and_a_lower_one_refused(source: Layout, target: Layout) -> None:
     data, key = archive(source), every(source)[0].key
-    take(target, data, Receipt("r", epoch=7))
+    take(target, data, Receipt("r", epochs={key: 7}))
     assert highest_epoch(target, key) == 7
     before = there(target)
     (target.profiles / "torchinductor/ab/cab.so").unlink()
     with pytest.raises(StageError, match="epoch 6, and epoch 7 was here before") as raised:
-        take(target, data, Receipt("r", epoch=6))
+        take(target, data, Receipt("r", epochs={key: 6}))
     assert raised.value.error_type is ErrorType.LEASE_LOST
     assert not (target.profiles / "torchinductor/ab/cab.so").exists()
-    take(target, data, Receipt("r", epoch=7))
+    take(target, data, Receipt("r", epochs={key: 7}))
     assert there(target) == before
-    take(target, data, Receipt("r", epoch=9))
+    take(target, data, Receipt("r", epochs={key: 9}))
     assert highest_epoch(target, key) == 9
 
 
@@ -414,7 +414,7 @@ def test_a_publisher_that_is_overtaken_meanwhile_is_refused_at_the_rename(source
     key = every(source)[0].key
     stream = Overtaking(archive(source), target.profiles / ".rayprep" / "epochs" / key)
     with pytest.raises(StageError, match="epoch 7, and epoch 8"):
-        receive(target, stream, signature(), Receipt("r", epoch=7))
+        receive(target, stream, signature(), Receipt("r", epochs={key: 7}))
     assert [path for path in there(target) if path[0] != "."] == []
     assert every(target) == []
 

@@ -231,6 +231,8 @@ class Fleet(RuleBasedStateMachine):
     def teardown(self) -> None:
         """Whoever waits gets it: the queue in its order, one time to live after everybody else fell silent."""
         queue = [turn.holder for turn in self.table.lease(STORE, KEY, self.now).waiting]
+        for who in queue:  # who has waited for long would lose its place meanwhile
+            self._asked(who)
         end = self.now + TTL
         while self.now < end:
             self.now += TTL / 4

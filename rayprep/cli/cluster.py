@@ -1,0 +1,146 @@
+"""`rayprep ensure --cluster` and `rayprep status`: the same request on all hosts of a Ray cluster."""
+
+import gc
+import os
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+from rayprep.cli.request import Flags, node_request
+from rayprep.host.interrupts import Interrupts
+from rayprep.host.layout import prepare_root
+from rayprep.host.locks import acquire
+from rayprep.model.base import to_json
+from rayprep.model.errors import BadRequest
+from rayprep.model.fleet import FleetSpec, VerifyScope, parse_labels
+from rayprep.model.fleet_result import FleetResult
+from rayprep.model.fleet_status import FleetStatus
+from rayprep.node.request import NodeRequest
+
+
+@dataclass
+class FleetFlags:
+    """What was given on the command line about the fleet."""
+
+    address: str | None = None
+    nodes: list[str] = field(default_factory=list)
+    exclude: list[str] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
+    require_uniform: bool = False
+    rollout: str | None = None
+    canary: int | None = None
+    wave: str | None = None
+    max_failures: int | None = None
+    node_retries: int = 1
+    verify: str | None = None
+
+    def spec(self) -> FleetSpec:
+        """Raises BadRequest."""
+        if self.rollout not in (None, "all"):
+            raise BadRequest(
+                f"--rollout {self.rollout!r}", hint="it is all; for fewer at once give --canary and --wave"
+            )
+        if self.rollout and (self.canary is not None or self.wave is not None):
+            raise BadRequest("--rollout all and --canary or --wave exclude each other", hint="leave one out")
+        return FleetSpec(
+            nodes=_names(self.nodes),
+            exclude=_names(self.exclude),
+            labels=parse_labels(_names(self.labels)),
+            require_uniform=self.require_uniform,
+            canary=self.canary,
+            wave=self.wave,
+            max_failures=self.max_failures,
+            node_retries=self.node_retries,
+            verify=VerifyScope(self.verify or "all"),
+        )
+
+
+def _names(given: list[str]) -> tuple[str, ...]:
+    """Repeated, or with commas between."""
+    return tuple(name for each in given for name in each.split(",") if name)
+
+
+def run(flags: Flags, fleet: FleetFlags, *, json_lines: bool) -> int:
+    """Returns the exit status.
+
+    Raises:
+        RayprepError: what fails before a result can be written.
+    """
+    environ = dict(os.environ)
+    spec, address = fleet.spec(), address_of(fleet.address, environ)
+    request = node_request(flags, environ)
+    with Interrupts() as interrupts, ExitStack() as stack:
+        prepare_root(request.layout.telemetry, "telemetry")
+        lock = request.layout.run_lock(request.run_id)
+        stack.enter_context(acquire([lock], request.run_id, 0, lambda *_: None, lambda: interrupts.asked))
+        result = _drive(flags, request, spec, address, interrupts, json_lines=json_lines)
+        print(f"RESULT_JSON {request.layout.run(request.run_id) / 'fleet_result.json'}")
+        print(f"RESULT_STATUS {result.status_line}", flush=True)
+        return result.exit_code
+
+
+def _drive(
+    flags: Flags, request: NodeRequest, spec: FleetSpec, address: str, interrupts: Interrupts, *, json_lines: bool
+) -> FleetResult:
+    from rayprep.fleet.asked import Asked
+    from rayprep.fleet.fleet_driver import FleetRequest, drive_fleet
+    from rayprep.fleet.runtime import joined_ray
+    from rayprep.report.fleet_live import choose_fleet_view
+
+    gc.enable()  # a driver may live for hours
+    asked = Asked(
+        resolved=request.resolved,
+        run_id=request.run_id,
+        profiles_root=flags.profiles_root,
+        telemetry_root=flags.telemetry_root,
+        deep=flags.deep,
+        verify_only=flags.verify_only,
+    )
+    with choose_fleet_view(json_lines=json_lines) as view, joined_ray(address):
+        return drive_fleet(FleetRequest(asked, spec, request.layout, address, view, interrupts))
+
+
+def address_of(flag: str | None, environ: Mapping[str, str]) -> str:
+    """Never a guess: a bare Ray would start a cluster of its own beside the one that is meant. Raises BadRequest."""
+    address = flag or environ.get("RAY_ADDRESS")
+    if not address:
+        raise BadRequest("--cluster needs the cluster's address", hint="give --address HOST:PORT, or set RAY_ADDRESS")
+    return address
+
+
+WATCH_S = 2.0
+
+
+def status(address: str | None, run_id: str | None, *, watch: bool, json_output: bool) -> int:
+    """Prints the live state of the cluster's runs, with `watch` until none goes on. Exit 3 where none does."""
+    from rayprep.fleet.members import find_status
+    from rayprep.fleet.runtime import joined_ray
+
+    with joined_ray(address_of(address, dict(os.environ))):
+        found = find_status(run_id)
+        while True:
+            for each in found:
+                print(to_json(each) if json_output else _in_words(each), end="", flush=True)
+            if not found:
+                print(f"no run{f' {run_id}' if run_id else ''} goes on")
+                return 3
+            if not watch:
+                return 0
+            time.sleep(WATCH_S)
+            found = find_status(run_id)
+            if not found:
+                return 0
+
+
+def _in_words(status: FleetStatus) -> str:
+    from rich.console import Console
+
+    from rayprep.report.fleet_live import fleet_table
+
+    console = Console()
+    eta = f", about {status.eta_s / 60:.0f} min left" if status.eta_s else ""
+    with console.capture() as capture:
+        console.print(f"{status.run_id} at {status.taken_at}{eta}", markup=False, highlight=False)
+        console.print(fleet_table(status))
+    return capture.get()

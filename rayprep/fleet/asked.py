@@ -1,0 +1,78 @@
+"""What the driver of a fleet tells each host, and what a host answers."""
+
+import secrets
+from collections.abc import Collection
+
+from pydantic import Field
+
+from rayprep.model.base import Record, Utf8
+from rayprep.model.grouping import HostFacts
+from rayprep.model.result import NodeBlock, PrepResult, Received
+from rayprep.model.spec import Resolved, StageOp
+from rayprep.model.stages import StageName
+from rayprep.node.request import NodeRequest
+
+
+class Asked(Record):
+    """One request for all hosts. A root that is null is each host's own, from its environment."""
+
+    resolved: Resolved
+    run_id: str
+    invocation: str = Field(default_factory=lambda: secrets.token_hex(8))
+    profiles_root: str | None = None
+    telemetry_root: str | None = None
+    deep: bool = False
+    verify_only: bool = False
+
+    def to(self, node: NodeBlock, profiles: str, telemetry: str) -> NodeRequest:
+        return NodeRequest(
+            resolved=self.resolved,
+            run_id=self.run_id,
+            invocation=self.invocation,
+            profiles_root=profiles,
+            telemetry_root=telemetry,
+            deep=self.deep,
+            verify_only=self.verify_only,
+            node=node,
+        )
+
+    def rebuilding(self, stages: Collection[StageName]) -> "Asked":
+        """With no other stage built anew: the others were received from who has rebuilt them."""
+        ops = self.resolved.spec.ops
+        kept = {stage: StageOp.ENSURE for stage, op in ops.items() if op is StageOp.REBUILD and stage not in stages}
+        return self._with_spec(ops={**ops, **kept})
+
+    def without_proof(self) -> "Asked":
+        return self._with_spec(verify=False)
+
+    def _with_spec(self, **changes: object) -> "Asked":
+        spec = self.resolved.spec.model_copy(update=changes)
+        return self.model_copy(update={"resolved": self.resolved.model_copy(update={"spec": spec})})
+
+
+class Report(Record):
+    """A host's look at itself."""
+
+    host: Utf8
+    rayprep_version: str
+    facts: HostFacts | None = None
+    """Null where the host cannot do what is asked, and `problem` says why."""
+    problem: Utf8 = ""
+    problem_code: int = 0
+    """The exit code that it means."""
+    needs_gpus: bool = False
+    extras: dict[StageName, str] = Field(default_factory=dict)
+    """Stages that need no work here and have files all the same, which a server made and others need as well."""
+
+
+class Done(Record):
+    """What one step of a host came to: exactly one of `result`, `received`, `source_problem` and `again`."""
+
+    result: PrepResult | None = None
+    extras: dict[StageName, str] = Field(default_factory=dict)
+    """As in a report, after the work."""
+    received: Received | None = None
+    source_problem: Utf8 = ""
+    """The source could not send; the receiver is as it was."""
+    again: bool = False
+    """Somebody else was at it meanwhile: look again before anything is built."""

@@ -1,0 +1,342 @@
+"""The driver of a fleet's run: who starts when, what each host does next, and the fleet's result.
+
+It decides by pure rules (`model/grouping`, `model/rollout`, `model/moves`) and only acts: the work is the agents'.
+"""
+
+import contextlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from rayprep.fleet.asked import Asked, Done, Report
+from rayprep.fleet.fleet_record import FleetRecord
+from rayprep.fleet.member import RETURN_S, Lost, Member
+from rayprep.fleet.members import check_version, join_coordinator, living_nodes
+from rayprep.host.interrupts import Interrupts
+from rayprep.host.layout import Layout
+from rayprep.host.process import GRACE_S
+from rayprep.model.errors import ErrorType, HostUnfit, Interrupted, RayprepError
+from rayprep.model.events import Phase
+from rayprep.model.fleet import FleetSpec, VerifyScope, choose_nodes
+from rayprep.model.fleet_result import FleetError, FleetResult, failure_of
+from rayprep.model.grouping import Grouping, group_hosts
+from rayprep.model.moves import Move, MoveKind, next_move, with_valid
+from rayprep.model.result import PrepResult, RunStatus
+from rayprep.model.rollout import HostPhase, Rollout, make_rollout, next_step
+from rayprep.model.stages import StageStatus
+from rayprep.report.fleet_live import FleetView
+
+POLL_S = 0.1
+CANCEL_DEADLINE_S = 4 * GRACE_S + 15.0
+"""From the cancel to the agents' return: the children's grace, with time to write the results."""
+SAY_WAITING_S = 10.0
+
+
+@dataclass(frozen=True)
+class FleetRequest:
+    """What the driver was asked."""
+
+    asked: Asked
+    fleet: FleetSpec
+    layout: Layout
+    """Of this driver; the head's is the same."""
+    address: str
+    view: FleetView
+    interrupts: Interrupts
+
+
+def drive_fleet(request: FleetRequest) -> FleetResult:
+    """Carries it out on the cluster that this process has joined, and returns the result that is written.
+
+    Raises:
+        BadRequest, HostUnfit: before any host does anything.
+    """
+    request.interrupts.as_flag()  # Ray puts handlers of its own in place when it starts
+    nodes = living_nodes()
+    chosen = choose_nodes(nodes, request.fleet, request.asked.resolved.spec.device)
+    state = request.layout.telemetry / "coordinator" / "leases.json"
+    coordinator = join_coordinator(nodes, state)
+    members = {node.host: Member(node, coordinator) for node in chosen}
+    record = FleetRecord(request.asked, request.fleet, request.address, request.layout, coordinator, request.view)
+    drive = _Drive(request, members, record)
+    try:
+        return drive.go()
+    finally:
+        for member in members.values():
+            member.let_go()
+        coordinator.close_run.remote(request.asked.run_id)
+
+
+class _Drive:
+    def __init__(self, request: FleetRequest, members: dict[str, Member], record: FleetRecord) -> None:
+        self.asked, self.fleet, self.interrupts = request.asked, request.fleet, request.interrupts
+        self.members, self.record = members, record
+        self.rollout = Rollout(waves=(tuple(members),), node_retries=self.fleet.node_retries)
+        self.grouping: Grouping | None = None
+        self.returning: dict[str, float] = {}
+        """Lost hosts that may come back -> until when."""
+        self.cancel_until: float | None = None
+        self._said_waiting: dict[str, float] = {}
+
+    def go(self) -> FleetResult:
+        try:
+            self._look_at_all()
+            self._form_groups()
+            self._roll_out()
+        except Interrupted as error:
+            self.record.fail(error)
+        except RayprepError as error:
+            self.record.fail(error)
+            self._cancel()
+        return self.record.finish(self.rollout, self.members, interrupted=self.interrupts.asked)
+
+    def _look_at_all(self) -> None:
+        """All at once; a host that cannot do what is asked fails here, and holds up nobody."""
+        for member in self.members.values():
+            member.begin()
+            member.look(self.asked)
+        while any(member.busy for member in self.members.values()):
+            self._ended(self._heard_at_first)
+            self._breathe()
+        for member in self.members.values():
+            if member.state.phase is not HostPhase.FAILED:
+                member.state = member.state.model_copy(update={"starts": 0})
+
+    def _heard_at_first(self, member: Member, found: Report | Done | str) -> None:
+        assert isinstance(found, Report)
+        check_version(member.host, found.rayprep_version)
+        self._reported(member, found)
+        if member.facts is not None:
+            member.end(HostPhase.WAITING)
+        member.record = member.record.model_copy(update={"duration_s": 0.0})
+
+    def _form_groups(self) -> None:
+        facts = [member.facts for member in self.members.values() if member.facts]
+        selected = self.asked.resolved.spec.selected
+        self.grouping = group_hosts(facts, selected)
+        for group in self.grouping.groups:
+            for host in group.hosts:
+                self.members[host].group = group.name
+        self.record.groups(self.grouping)
+        unfit = tuple(host for host, member in self.members.items() if member.facts is None)
+        spec = self.fleet
+        self.rollout = make_rollout(
+            (*self.grouping.order, *unfit),
+            canary=spec.canary,
+            wave=spec.wave,
+            max_failures=spec.max_failures,
+            node_retries=spec.node_retries,
+        )
+        self.record.waves(self.rollout)
+        if spec.require_uniform and not self.grouping.uniform:
+            raise HostUnfit(
+                f"the hosts are not alike: {self.grouping.odd[0]}",
+                hint="mend or --exclude the odd ones, or leave --require-uniform out",
+            )
+
+    def _roll_out(self) -> None:
+        while True:
+            self._ended(self._heard)
+            self._welcome_back()
+            if self.interrupts.asked:
+                self._cancel()
+                raise Interrupted
+            step = next_step(self.rollout, {host: member.state for host, member in self.members.items()})
+            for host in step.start:
+                self._start(self.members[host])
+            self._move_on()
+            if step.ended and not self.returning:
+                self.record.stopped(step.stopped)
+                return
+            self._breathe()
+
+    def _start(self, member: Member) -> None:
+        """Begins an attempt. One after the first looks again, for something may have changed."""
+        again = member.facts is None or member.state.starts > 0
+        if member.state.phase is HostPhase.LOST:
+            if member.host not in self.returning:
+                self.returning[member.host] = time.monotonic() + RETURN_S
+            member.state = member.state.started()
+            return
+        member.begin()
+        if again:
+            member.look(self.asked)
+
+    def _welcome_back(self) -> None:
+        for host, until in list(self.returning.items()):
+            member = self.members[host]
+            if member.come_back():
+                del self.returning[host]
+                member.state = member.state.model_copy(update={"starts": member.state.starts - 1})
+                member.begin()
+                member.look(self.asked)
+            elif time.monotonic() > until:
+                del self.returning[host]
+                member.state = member.state.ended(HostPhase.LOST)
+
+    def _ended(self, heard: Callable[[Member, Report | Done | str], None]) -> list[Member]:
+        """Hands on the steps that have ended, and fails the hosts whose step did."""
+        ended = []
+        for member in self.members.values():
+            if not member.busy:
+                continue
+            try:
+                found = member.outcome()
+                if found is None:
+                    self._say_who_holds(member)
+                    continue
+                heard(member, found)
+            except Lost as error:
+                self.record.say(member.host, Phase.WARNING, message=error.message)
+                member.end(HostPhase.LOST, error)
+            except HostUnfit as error:
+                if error.error_type is ErrorType.RAY_UNAVAILABLE:
+                    raise
+                member.end(HostPhase.FAILED, error)
+            except RayprepError as error:
+                self.record.say(member.host, Phase.WARNING, message=error.line)
+                member.end(HostPhase.FAILED, error)
+            ended.append(member)
+        if ended:
+            self.record.save(self.members)
+        return ended
+
+    def _heard(self, member: Member, found: Report | Done | str) -> None:
+        if isinstance(found, str):  # the claim on its GPUs
+            member.visible = found
+            assert member.move is not None
+            self._work(member, member.move)
+        elif isinstance(found, Report):
+            self._reported(member, found)
+        elif found.again:
+            member.look(self.asked)
+        elif found.source_problem:
+            assert member.move is not None
+            member.gone.add(member.move.other or "")
+            self.record.say(member.host, Phase.WARNING, message=f"not received: {found.source_problem}")
+            member.move = None
+        elif found.received is not None:
+            member.received.append(found.received)
+            member.gone.add(found.received.source)  # what it still lacks after that, this source cannot give
+            member.look(self.asked)
+        elif found.result is not None:
+            member.extras = found.extras
+            self._finished(member, found.result)
+
+    def _reported(self, member: Member, report: Report) -> None:
+        member.facts, member.needs_gpus, member.extras = report.facts, report.needs_gpus, report.extras
+        if report.facts is None:
+            error = FleetError(
+                error_type=ErrorType.UNSUPPORTED, message=report.problem, exit_code=report.problem_code or 3
+            )
+            self.record.say(member.host, Phase.WARNING, message=report.problem)
+            member.end(HostPhase.FAILED, error)
+            # Trying again changes nothing: what is asked does not fit the host.
+            member.state = member.state.model_copy(update={"starts": self.rollout.node_retries + 1})
+
+    def _finished(self, member: Member, result: PrepResult) -> None:
+        move = member.move
+        member.record = self.record.host_line(member, result)
+        good = tuple(
+            stage for stage, each in result.stages.items() if each.status in (StageStatus.OK, StageStatus.NOOP)
+        )
+        for mate in self.members.values():
+            if mate.facts and member.facts and mate.facts.store == member.facts.store:
+                mate.facts = with_valid(mate.facts, good)
+        if result.status is RunStatus.OK:
+            built = tuple(stage for stage in good if result.stages[stage].status is StageStatus.OK)
+            if move is not None and move.kind is MoveKind.BUILD:
+                member.record = member.record.model_copy(update={"built": built})
+            member.end(HostPhase.VERIFIED)
+        else:
+            member.end(HostPhase.FAILED, failure_of(result))
+
+    def _move_on(self) -> None:
+        """Whoever has started and is at nothing gets its next step."""
+        for member in self.members.values():
+            if member.state.phase is not HostPhase.RUNNING or member.busy or member.facts is None:
+                continue
+            if member.host in self.returning or member.agent is None:
+                continue
+            self._move(member)
+
+    def _move(self, member: Member) -> None:
+        mates = {each.host: each.facts for each in self.members.values() if each.group == member.group and each.facts}
+        busy = {each.host: each.move for each in self.members.values() if each.busy and each.move}
+        lost = {host for host, each in self.members.items() if each.agent is None}
+        move = next_move(member.host, mates, busy, frozenset(lost | member.gone))
+        if move.kind is MoveKind.WAIT:
+            member.record = member.record.model_copy(update={"doing": f"waits for {move.other}"})
+        elif move.kind is MoveKind.RECEIVE:
+            assert move.other is not None
+            member.record = member.record.model_copy(update={"doing": f"receives from {move.other}"})
+            member.take(self.asked, self.members[move.other], move)
+        else:
+            self._work(member, move)
+
+    def _work(self, member: Member, move: Move) -> None:
+        doing = "builds " + ", ".join(move.stages) if move.kind is MoveKind.BUILD else "proves"
+        waits = member.needs_gpus and member.node.gpus and member.visible is None
+        member.record = member.record.model_copy(update={"doing": "waits for its GPUs" if waits else doing})
+        asked = self.asked.rebuilding(move.stages)
+        scope = self.fleet.verify
+        canary = self.rollout.waves[0] if self.rollout.waves else ()
+        if scope is VerifyScope.NONE or (scope is VerifyScope.CANARY and member.host not in canary):
+            asked = asked.without_proof()
+        member.work(asked, move)
+
+    def _say_who_holds(self, member: Member) -> None:
+        """A claim that Ray does not place says whose the GPUs are, and ends after the request's time-out."""
+        from rayprep.fleet.members import holders
+
+        if member.claim is None or member.visible is not None:
+            return
+        now, since = time.monotonic(), self._said_waiting.setdefault(member.host + "/since", time.monotonic())
+        if now - self._said_waiting.get(member.host, since) >= SAY_WAITING_S:
+            self._said_waiting[member.host] = now
+            holder = holders(member.node)
+            fields = {"held_for_s": round(now - since, 1), "holder": holder, "message": "GPUs", "slug": "the GPUs"}
+            self.record.say(member.host, Phase.WAIT_LOCK, **fields)
+            if now - since > self.asked.resolved.spec.timeout_s:
+                member.step = None
+                why = f"the GPUs of {member.host} are held by {holder}"
+                member.end(HostPhase.FAILED, HostUnfit(why, hint="end that job, or --exclude the host"))
+
+    def _cancel(self) -> None:
+        """Tells all hosts, and waits for them to write their results."""
+        deadline = time.monotonic() + CANCEL_DEADLINE_S
+        for member in self.members.values():
+            with contextlib.suppress(RayprepError):
+                member.cancel()
+        while any(member.busy for member in self.members.values()) and time.monotonic() < deadline:
+            for member in self.members.values():
+                if member.busy:
+                    self._cancelled(member)
+            self.record.drain()
+            time.sleep(POLL_S)
+        for member in self.members.values():
+            if member.state.phase is HostPhase.RUNNING:
+                member.end(HostPhase.FAILED, Interrupted())
+
+    def _cancelled(self, member: Member) -> None:
+        try:
+            found = member.outcome()
+        except RayprepError as error:
+            member.end(HostPhase.FAILED, error)
+            return
+        if isinstance(found, Done) and found.result is not None:
+            member.record = self.record.host_line(member, found.result)
+            member.end(HostPhase.FAILED, failure_of(found.result) or _as_interrupted())
+
+    def _breathe(self) -> None:
+        self.record.drain()
+        self.record.show(self.members)
+        time.sleep(POLL_S)
+        if self.interrupts.asked and self.grouping is None:
+            self._cancel()
+            raise Interrupted
+
+
+def _as_interrupted() -> FleetError:
+    error = Interrupted()
+    return FleetError(error_type=ErrorType.INTERRUPTED, message=error.message, exit_code=error.exit_code)

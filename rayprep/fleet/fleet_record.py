@@ -1,0 +1,183 @@
+"""What the driver of a fleet keeps and shows: the fleet's result, written as it changes, and everybody's events."""
+
+import contextlib
+import time
+from collections.abc import Mapping
+
+import rayprep
+from rayprep.fleet.asked import Asked
+from rayprep.fleet.handles import Handle
+from rayprep.fleet.member import Member
+from rayprep.host.atomic import write_text
+from rayprep.host.layout import Layout, root_unfit
+from rayprep.model.base import to_json, utc_now
+from rayprep.model.errors import ErrorType, RayprepError
+from rayprep.model.events import Event, Phase, event
+from rayprep.model.fleet import FleetSpec
+from rayprep.model.fleet_result import FleetError, FleetGroup, FleetHost, FleetResult, FleetRun
+from rayprep.model.grouping import Grouping
+from rayprep.model.result import PrepResult, RunStatus
+from rayprep.model.rollout import Rollout, fleet_status
+from rayprep.report.fleet_live import FleetView
+
+CALL_S = 10.0
+DRAIN_EVERY_S = 0.25
+
+
+class FleetRecord:
+    """One run's. A coordinator that does not answer costs the log and the live state, and never the work."""
+
+    def __init__(
+        self, asked: Asked, fleet: FleetSpec, address: str, layout: Layout, coordinator: Handle, view: FleetView
+    ) -> None:
+        import ray
+
+        self._asked, self._layout, self._coordinator, self._view = asked, layout, coordinator, view
+        self._started, self._drained, self._seen = time.monotonic(), 0.0, 0
+        self._silent = False
+        spec = asked.resolved.spec
+        run = FleetRun(
+            run_id=asked.run_id,
+            invocation=asked.invocation,
+            model=spec.model,
+            tp=spec.tp,
+            address=address,
+            rayprep_version=rayprep.__version__,
+            ray_version=ray.__version__,
+            started_at=utc_now(),
+            spec=fleet,
+        )
+        self.result = FleetResult(run=run, warnings=asked.resolved.warnings)
+        self._open()
+
+    @property
+    def path(self) -> str:
+        return str(self._layout.run(self._asked.run_id) / "fleet_result.json")
+
+    def _open(self) -> None:
+        self._coordinator.open_run.remote(self._layout, self._asked.run_id)
+
+    def groups(self, grouping: Grouping) -> None:
+        """Keeps who is alike, and shows who is not, before anything is built."""
+        groups = {
+            group.name: FleetGroup(hosts=group.hosts, stores=len(group.stores), digests=group.digests)
+            for group in grouping.groups
+        }
+        self._change(groups=groups, odd=grouping.odd)
+        for oddity in grouping.odd:
+            binds = f" (so {', '.join(oddity.binds)} cannot be shared)" if oddity.binds else ""
+            self.say(None, Phase.WARNING, message=f"{oddity}{binds}")
+        for name, group in groups.items():
+            hosts = f"{len(group.hosts)} hosts" if len(group.hosts) > 1 else group.hosts[0]
+            stores = f" on {group.stores} stores" if group.stores > 1 else ""
+            self.say(None, Phase.PROGRESS, hint=f"{name}: {hosts}{stores}")
+
+    def waves(self, rollout: Rollout) -> None:
+        self._change(waves=rollout.waves)
+
+    def stopped(self, why: str) -> None:
+        if why:
+            self._change(stopped=why)
+            self.say(None, Phase.WARNING, message=why)
+
+    def fail(self, error: RayprepError) -> None:
+        """Of the run as a whole."""
+        kind = error.error_type or ErrorType.UNSUPPORTED
+        failed = FleetError(error_type=kind, message=error.line, exit_code=error.exit_code)
+        self._change(errors=(*self.result.errors, failed))
+
+    def host_line(self, member: Member, result: PrepResult) -> FleetHost:
+        """What a host's own result says of it."""
+        verify = result.verify
+        return member.record.model_copy(
+            update={
+                "stages": {stage: each.status for stage, each in result.stages.items()},
+                "verify": verify.status if verify else None,
+                "new_files": verify.new_files if verify and verify.ran else None,
+                "heartbeats": sum(result.heartbeats.values()),
+                "warnings": result.warnings,
+                "result": f"hosts/{member.host}/prep_result.json",
+            }
+        )
+
+    def save(self, members: Mapping[str, Member]) -> None:
+        """Hands the result as it stands to the coordinator, which writes it."""
+        self._take(members)
+        self._coordinator.update.remote(self._asked.run_id, self.result)
+
+    def show(self, members: Mapping[str, Member]) -> None:
+        self._take(members)
+        self._view.update(self.result)
+
+    def finish(self, rollout: Rollout, members: Mapping[str, Member], *, interrupted: bool) -> FleetResult:
+        """Writes the end: by the coordinator on the head, and here, which is mostly the same file."""
+        import ray
+
+        self._take(members)
+        states = {host: member.state for host, member in members.items()}
+        status = fleet_status(rollout, states, interrupted=interrupted)
+        if self.result.errors and status is RunStatus.OK:
+            status = RunStatus.PARTIAL
+        if self.result.errors and not interrupted and not any(member.record.stages for member in members.values()):
+            status = RunStatus.ERROR
+        run = self.result.run.model_copy(update={"finished_at": utc_now()})
+        self._change(status=status, run=run)
+        self.say(None, Phase.END, status=status.value, duration_s=self.result.run.duration_s)
+        with contextlib.suppress(ray.exceptions.RayError):
+            ray.get(self._coordinator.update.remote(self._asked.run_id, self.result), timeout=CALL_S)
+        self._drained = 0.0
+        self.drain()
+        self._write_here()
+        return self.result
+
+    def _write_here(self) -> None:
+        path = self._layout.run(self._asked.run_id)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            write_text(path / "fleet_result.json", to_json(self.result))
+        except OSError as error:
+            raise root_unfit(self._layout.telemetry, "telemetry", error) from None
+
+    def _take(self, members: Mapping[str, Member]) -> None:
+        took = round(time.monotonic() - self._started, 3)
+        run = self.result.run.model_copy(update={"duration_s": took})
+        self._change(hosts={host: member.current() for host, member in members.items()}, run=run)
+
+    def _change(self, **fields: object) -> None:
+        self.result = self.result.model_copy(update=fields)
+
+    def say(self, host: str | None, phase: Phase, **fields: object) -> None:
+        """An event of the driver's own."""
+        each = event("ensure", phase, host=host, **fields)
+        if self._silent:
+            self._view.show(each)
+        else:
+            self._coordinator.record.remote(self._asked.run_id, [each])
+
+    def drain(self) -> None:
+        """Shows what was said since the last time."""
+        import ray
+
+        if time.monotonic() - self._drained < DRAIN_EVERY_S:
+            return
+        self._drained = time.monotonic()
+        try:
+            asked = self._coordinator.events_since.remote(self._asked.run_id, self._seen)
+            events: list[Event] | None = ray.get(asked, timeout=CALL_S)
+        except ray.exceptions.RayError as error:
+            self._fell_silent(error)
+            return
+        self._silent = False
+        if events is None:  # one that came back knows nothing of us
+            self._seen = 0
+            self._open()
+            return
+        for each in events:
+            self._view.show(each)
+        self._seen += len(events)
+
+    def _fell_silent(self, error: Exception) -> None:
+        if not self._silent:
+            message = f"the coordinator does not answer ({type(error).__name__}): the work goes on, unlogged"
+            self._view.show(event("ensure", Phase.WARNING, message=message))
+        self._silent = True

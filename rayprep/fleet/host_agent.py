@@ -1,0 +1,221 @@
+"""The agent actor of one host in a fleet: looks, receives, builds, proves, and sends to others.
+
+Three concurrency groups: `ctl` answers and cancels while a step goes on, `stage` does one step at a time, and `ship`
+sends. It takes no GPU of Ray's: whoever drives it has claimed them (`claim`). Methods run off the main thread, so
+nothing here touches signals.
+"""
+
+import contextlib
+import io
+import os
+import threading
+import time
+from collections.abc import Iterator, Sequence
+
+import rayprep
+from rayprep.fleet.asked import Asked, Done, Report
+from rayprep.fleet.handles import Handle
+from rayprep.fleet.leasing import Leases, Wanted
+from rayprep.fleet.shipping import AHEAD, PieceStream, SourceFailed, pieces
+from rayprep.host.epochs import highest_epoch
+from rayprep.host.layout import Layout, choose_roots, prepare_root
+from rayprep.host.locks import Holder as LockHolder
+from rayprep.host.snapshot import Wanted as WantedSnapshot
+from rayprep.host.snapshot import take_inventory, take_snapshot
+from rayprep.host.store_id import store_id
+from rayprep.host.unpack import Receipt, receive
+from rayprep.model.errors import RayprepError
+from rayprep.model.events import Event, Phase, event
+from rayprep.model.grouping import HostFacts, StageFacts, Standing
+from rayprep.model.leases import Holder, Queued
+from rayprep.model.package import Key
+from rayprep.model.plan import Action
+from rayprep.model.result import NodeBlock, Received
+from rayprep.model.slug import model_slug
+from rayprep.model.snapshot import ProfileSnapshot
+from rayprep.model.stages import StageName
+from rayprep.node import NodeRequest, Survey, ensure, take_survey
+from rayprep.node.survey import exact_completions
+
+CONCURRENCY_GROUPS = {"ctl": 4, "stage": 1, "ship": 4}
+EVERYWHERE = "*"
+"""The store of a lease on building a key at all: one host of the fleet builds it."""
+_STANDING = {Action.NOOP: Standing.VALID, Action.BUILD: Standing.MISSING, Action.FAIL: Standing.UNABLE}
+
+
+class HostAgent:
+    """One host, for one run."""
+
+    def __init__(self, node: NodeBlock, coordinator: Handle) -> None:
+        self._node, self._coordinator = node, coordinator
+        self._cancelled = threading.Event()
+        self._leases: Leases | None = None
+        os.umask(rayprep.UMASK)
+        # Ray runs its workers at nice 15 unless told otherwise; only root may go back, and others lose little.
+        with contextlib.suppress(PermissionError):
+            os.setpriority(os.PRIO_PROCESS, 0, 0)
+
+    def ping(self) -> str:
+        """The `ctl` group: the version of rayprep here."""
+        return rayprep.__version__
+
+    def cancel(self) -> None:
+        """The `ctl` group: the running step ends its children and returns."""
+        self._cancelled.set()
+
+    def look(self, asked: Asked) -> Report:
+        """What this host is, and how each stage stands. Hashes with `deep`; builds nothing."""
+        report = Report(host=self._node.host, rayprep_version=rayprep.__version__)
+        try:
+            layout = self._layout(asked)
+            prepare_root(layout.profiles, "profiles")
+            prepare_root(layout.telemetry, "telemetry")
+            survey = take_survey(self._request(asked, self._node), self._environ(None))
+            facts = HostFacts(
+                host=self._node.host,
+                store=store_id(layout),
+                signature=survey.signature,
+                stages={
+                    each.stage: StageFacts(key=each.key, standing=_STANDING[each.action])
+                    for each in survey.plan.decisions
+                    if each.action in _STANDING
+                },
+            )
+            self._send_snapshot(asked, survey)
+        except RayprepError as error:
+            return report.model_copy(update={"problem": error.line, "problem_code": error.exit_code})
+        found = {"facts": facts, "needs_gpus": bool(survey.gpus), "extras": _extras(survey)}
+        return report.model_copy(update=found)
+
+    def take(self, asked: Asked, source: str, agent: Handle, keys: Sequence[Key]) -> Done:
+        """Receives finished stages from another host's agent, and takes them in under this store's leases."""
+        layout, started = self._layout(asked), time.monotonic()
+        survey = take_survey(self._request(asked, self._node), self._environ(None))
+        wanted = [(store_id(layout), key) for _, key in keys]
+        self._emit(asked, event("receive", Phase.START, settings={"source": source, "stages": len(keys)}))
+        with self._held(asked, layout, wanted) as leases:
+            generator = agent.pieces.options(
+                concurrency_group="ship", num_returns="streaming", _generator_backpressure_num_objects=AHEAD
+            ).remote(asked, list(keys))
+            stream = io.BufferedReader(PieceStream(source, generator), 1 << 20)
+            try:
+                report = receive(
+                    layout,
+                    stream,
+                    survey.signature,
+                    Receipt(asked.run_id, asked.invocation, leases.epochs),
+                    timeout_s=asked.resolved.spec.timeout_s,
+                    on_wait=lambda path, holder, waited: self._waiting_here(asked, str(path), holder, waited),
+                    cancelled=self._is_cancelled,
+                )
+            except SourceFailed as error:
+                self._emit(asked, event("receive", Phase.END, status="error", message=error.line))
+                return Done(source_problem=error.message)
+        took = round(time.monotonic() - started, 3)
+        received = Received(
+            source=source,
+            stages=tuple(stage for stage, _ in keys),
+            files=report.files,
+            bytes=report.bytes,
+            duration_s=took,
+        )
+        said = f"{report.files} files, {report.bytes / 2**20:.1f} MiB from {source}"
+        self._emit(asked, event("receive", Phase.END, status="ok", duration_s=took, message=said))
+        return Done(received=received)
+
+    def pieces(self, asked: Asked, keys: Sequence[Key]) -> Iterator[bytes]:
+        """The `ship` group: a package of finished stages."""
+        yield from pieces(self._layout(asked), keys)
+
+    def work(self, asked: Asked, node: NodeBlock, build: Sequence[Key], visible: str | None) -> Done:
+        """Does what the plan says, which is to build only what `build` names, and to prove.
+
+        Args:
+            visible: CUDA_VISIBLE_DEVICES, as Ray gave the GPUs to the claim; None without one.
+        """
+        environ = self._environ(visible)
+        request = self._request(asked, node)
+        layout = request.layout
+        with self._held(asked, layout, [(EVERYWHERE, key) for _, key in build]) as leases:
+            if leases.waited:
+                return Done(again=True)
+            survey = take_survey(request, environ)
+            request = request.model_copy(update={"before": self._snapshot(survey)})
+            result = ensure(request, environ, lambda each: self._emit(asked, each), self._is_cancelled, survey)
+        self._coordinator.mirror.remote(asked.run_id, self._node.host, result)
+        return Done(result=result, extras=_extras(survey))
+
+    def _is_cancelled(self) -> bool:
+        """Raises StageError where a lease is lost: the step ends by that, and not as if it had been interrupted."""
+        if self._leases is not None:
+            self._leases.check()
+        return self._cancelled.is_set()
+
+    @contextlib.contextmanager
+    def _held(self, asked: Asked, layout: Layout, wanted: Sequence[Wanted]) -> Iterator[Leases]:
+        spec = asked.resolved.spec
+        who = Holder(host=self._node.host, invocation=asked.invocation, node_id=self._node.node_id)
+        said = 0.0
+
+        def waiting(which: Wanted, answer: Queued) -> None:
+            nonlocal said
+            if time.monotonic() - said >= min(spec.heartbeat_s, 10.0):
+                said = time.monotonic()
+                holder = answer.holder.host if answer.holder else "nobody yet"
+                self._say_waiting(asked, f"lease {which[1]}", holder, answer.held_for_s)
+
+        leases = Leases(
+            self._coordinator,
+            who,
+            wanted,
+            lambda key: highest_epoch(layout, key) or 0,
+            waiting,
+            self._cancelled.is_set,
+            time.monotonic() + spec.timeout_s,
+        )
+        with leases:
+            self._leases = leases
+            try:
+                yield leases
+            finally:
+                self._leases = None
+
+    def _waiting_here(self, asked: Asked, path: str, holder: LockHolder | None, waited: float) -> None:
+        held = holder.held_for() if holder else waited
+        self._say_waiting(asked, path, str(holder or "somebody who has not signed it"), held)
+
+    def _say_waiting(self, asked: Asked, what: str, holder: str, held_for_s: float) -> None:
+        slug = model_slug(asked.resolved.spec.model)
+        fields = {"slug": slug, "held_for_s": round(held_for_s, 1), "holder": holder, "message": what}
+        self._emit(asked, event("ensure", Phase.WAIT_LOCK, **fields))
+
+    def _layout(self, asked: Asked) -> Layout:
+        roots = choose_roots(dict(os.environ), asked.profiles_root, asked.telemetry_root)
+        return Layout(roots.profiles, roots.telemetry, self._node.host)
+
+    def _request(self, asked: Asked, node: NodeBlock) -> NodeRequest:
+        layout = self._layout(asked)
+        return asked.to(node, str(layout.profiles), str(layout.telemetry))
+
+    def _environ(self, visible: str | None) -> dict[str, str]:
+        """Ray blanks CUDA_VISIBLE_DEVICES for an actor without GPUs, or leaves it as it is, by its version."""
+        environ = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+        return environ if visible is None else {**environ, "CUDA_VISIBLE_DEVICES": visible}
+
+    def _snapshot(self, survey: Survey) -> ProfileSnapshot:
+        wanted = WantedSnapshot(survey.model.slug, survey.model.digest, survey.identity.tp)
+        return take_snapshot(survey.layout, take_inventory(survey.layout), survey.signature, wanted)
+
+    def _send_snapshot(self, asked: Asked, survey: Survey) -> None:
+        self._coordinator.snapshot.remote(asked.run_id, self._node.host, self._snapshot(survey))
+
+    def _emit(self, asked: Asked, each: Event) -> None:
+        # Nothing waits for the answer: a dead coordinator costs the log, not the work.
+        self._coordinator.record.remote(asked.run_id, [each.model_copy(update={"host": self._node.host})])
+
+
+def _extras(survey: Survey) -> dict[StageName, str]:
+    """What a server used of stages that the plan skips, as `node.adopt` keeps it; read from disk now."""
+    skipped = {each.stage for each in survey.plan.decisions if each.action is Action.SKIP}
+    found = exact_completions(survey)
+    return {stage: each.key for stage, each in found.items() if stage in skipped and each.outcome == "built"}

@@ -1,0 +1,145 @@
+"""A host's leases, from asking for them to giving them back: renewed by a thread, and lost rather than doubted.
+
+A holder counts its time to live from when it asked, by its own monotonic clock, which also runs while the process is
+stopped. So one that was frozen past its lease finds that out by itself, with the coordinator gone, too.
+"""
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Sequence
+from types import TracebackType
+
+from rayprep.fleet.handles import Handle
+from rayprep.model.errors import ErrorType, Interrupted, LockTimeout, StageError
+from rayprep.model.leases import Granted, Holder, Queued
+
+CALL_S = 10.0
+ASK_EVERY_S = 1.0
+
+Wanted = tuple[str, str]
+"""Store and key."""
+
+
+class Leases:
+    """Several leases, held together. A context manager: entering waits for all of them, leaving gives them back.
+
+    Args:
+        coordinator: its actor handle.
+        wanted: asked for one after another in one order for all hosts, so that no two wait for each other.
+        seen: the highest epoch that this host's store has kept for a key.
+        waiting: called while somebody else holds one, with who and for how long.
+        deadline: by the monotonic clock.
+    """
+
+    def __init__(
+        self,
+        coordinator: Handle,
+        who: Holder,
+        wanted: Sequence[Wanted],
+        seen: Callable[[str], int],
+        waiting: Callable[[Wanted, Queued], None],
+        cancelled: Callable[[], bool],
+        deadline: float,
+    ) -> None:
+        self._coordinator, self._who, self._wanted = coordinator, who, sorted(wanted)
+        self._seen, self._waiting, self._cancelled, self._deadline = seen, waiting, cancelled, deadline
+        self._held: dict[Wanted, Granted] = {}
+        self._until: dict[Wanted, float] = {}
+        self._lost = self._ended = False
+        self._wake = threading.Event()
+        self.waited = False
+        """Somebody else held one: what was to be built may be there by now."""
+
+    @property
+    def epochs(self) -> dict[str, int]:
+        """Key -> epoch."""
+        return {key: granted.epoch for (_, key), granted in self._held.items()}
+
+    def check(self) -> None:
+        """Raises StageError `lease_lost` where one is, or may be, somebody else's by now."""
+        if self._lost or any(time.monotonic() > until for until in self._until.values()):
+            self._lost = True
+            raise StageError(
+                ErrorType.LEASE_LOST, f"{self._who.host} has lost its lease, so what it was at does not count"
+            )
+
+    def __enter__(self) -> "Leases":
+        renewer = threading.Thread(target=self._renew_all, daemon=True)
+        renewer.start()
+        try:
+            for wanted in self._wanted:
+                self._acquire(wanted)
+        except BaseException:
+            self._give_back()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._give_back()
+
+    def _acquire(self, wanted: Wanted) -> None:
+        while True:
+            asked = time.monotonic()
+            answer = self._ask(wanted)
+            if isinstance(answer, Granted):
+                self._held[wanted], self._until[wanted] = answer, asked + answer.ttl_s
+                return
+            if answer is not None:
+                self.waited |= answer.holder is not None
+                self._waiting(wanted, answer)
+            if self._cancelled():
+                self._withdraw(wanted)
+                raise Interrupted
+            if time.monotonic() > self._deadline:
+                self._withdraw(wanted)
+                holder = answer.holder.host if answer and answer.holder else "a coordinator that does not answer"
+                raise LockTimeout(f"the lease on {wanted[1]} is with {holder}")
+            time.sleep(ASK_EVERY_S)
+
+    def _ask(self, wanted: Wanted) -> Granted | Queued | None:
+        """None where the coordinator does not answer: it may be on its way back."""
+        import ray
+
+        try:
+            asked = self._coordinator.request.remote(*wanted, self._who, self._seen(wanted[1]))
+            answer: Granted | Queued = ray.get(asked, timeout=CALL_S)
+            return answer
+        except ray.exceptions.RayError:
+            return None
+
+    def _withdraw(self, wanted: Wanted) -> None:
+        self._coordinator.withdraw.remote(*wanted, self._who)
+
+    def _renew_all(self) -> None:
+        import ray
+
+        while not self._wake.wait(self._pause_s()):
+            for wanted, granted in list(self._held.items()):
+                asked = time.monotonic()
+                try:
+                    answer = self._coordinator.renew.remote(*wanted, self._who, granted.epoch)
+                    held = ray.get(answer, timeout=CALL_S)
+                except ray.exceptions.RayError:
+                    continue  # as long as the time to live lasts, it may come back
+                if held and asked <= self._until[wanted]:
+                    self._until[wanted] = asked + granted.ttl_s
+                else:
+                    self._lost = True
+
+    def _pause_s(self) -> float:
+        return min((granted.ttl_s for granted in self._held.values()), default=3.0) / 3
+
+    def _give_back(self) -> None:
+        import ray
+
+        self._wake.set()
+        given = [
+            self._coordinator.release.remote(*wanted, self._who, granted.epoch)
+            for wanted, granted in self._held.items()
+        ]
+        self._held, self._until = {}, {}
+        with contextlib.suppress(ray.exceptions.RayError):
+            ray.wait(given, num_returns=len(given), timeout=CALL_S) if given else None

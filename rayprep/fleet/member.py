@@ -1,0 +1,211 @@
+"""One host as the driver sees it: its agent, what it is at, and how each step of it ended."""
+
+import contextlib
+import time
+from dataclasses import dataclass, field
+
+from rayprep.fleet.asked import Asked, Done, Report
+from rayprep.fleet.handles import Handle
+from rayprep.fleet.members import answers, claim_gpus, living_nodes, start_agent
+from rayprep.model.errors import ErrorType, Interrupted, RayprepError
+from rayprep.model.fleet import NodeInfo
+from rayprep.model.fleet_result import FleetError, FleetHost
+from rayprep.model.grouping import HostFacts
+from rayprep.model.moves import Move
+from rayprep.model.package import Key
+from rayprep.model.result import NodeBlock, Received
+from rayprep.model.rollout import HostPhase, HostState
+from rayprep.model.stages import StageName
+
+PING_EVERY_S = 15.0
+SILENCE_S = 60.0
+"""A host whose agent does not answer for so long is given up, whatever Ray thinks of it."""
+RETURN_S = 30.0
+"""For a lost host to come back, under whatever node id."""
+
+
+class Lost(RayprepError):
+    """The host does not answer any more."""
+
+    exit_code = 3
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, error_type=ErrorType.NODE_LOST)
+
+
+@dataclass
+class Member:
+    """One host. What it does is one remote call at a time, `step`."""
+
+    node: NodeInfo
+    coordinator: Handle
+    agent: Handle = None
+    facts: HostFacts | None = None
+    needs_gpus: bool = False
+    extras: dict[StageName, str] = field(default_factory=dict)
+    group: str | None = None
+    state: HostState = field(default_factory=HostState)
+    record: FleetHost = field(init=False)
+    move: Move | None = None
+    step: Handle = None
+    """What the remote call will give."""
+    claim: Handle = None
+    visible: str | None = None
+    received: list[Received] = field(default_factory=list)
+    gone: set[str] = field(default_factory=set)
+    """Hosts that failed it as a source."""
+    _began: float = 0.0
+    _ping: Handle = None
+    _pinged: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.record = FleetHost(node_id=self.node.node_id, address=self.node.address)
+
+    @property
+    def host(self) -> str:
+        return self.node.host
+
+    @property
+    def busy(self) -> bool:
+        return self.step is not None
+
+    def begin(self) -> None:
+        """Starts an attempt: a new agent where the last one is gone."""
+        self.state = self.state.started()
+        self._began = time.monotonic()
+        self.received, self.gone, self.move = [], set(), None
+        if self.agent is None:
+            self.agent = start_agent(self.node, self.coordinator)
+        self._pinged = time.monotonic()
+
+    def look(self, asked: Asked) -> None:
+        self.move = None
+        self.step = self.agent.look.options(concurrency_group="stage").remote(asked)
+
+    def take(self, asked: Asked, source: "Member", move: Move) -> None:
+        self.move = move
+        keys = source.keys(move.stages) + [key for key in source.extras.items() if key[0] not in move.stages]
+        call = self.agent.take.options(concurrency_group="stage")
+        self.step = call.remote(asked, source.host, source.agent, keys)
+
+    def work(self, asked: Asked, move: Move) -> None:
+        """Builds or proves. The GPUs are claimed first, which is a step of its own."""
+        self.move = move
+        if self.needs_gpus and self.node.gpus and self.visible is None:
+            self.claim = self.claim or claim_gpus(self.node)
+            self.step = self.claim.visible.remote()
+            return
+        block = NodeBlock(
+            host=self.host,
+            node_id=self.node.node_id,
+            address=self.node.address,
+            group=self.group,
+            store=self.facts.store if self.facts else None,
+            received=tuple(self.received),
+        )
+        call = self.agent.work.options(concurrency_group="stage")
+        self.step = call.remote(asked, block, self.keys(move.stages), self.visible)
+
+    def keys(self, stages: tuple[StageName, ...]) -> list[Key]:
+        assert self.facts is not None
+        return [(stage, self.facts.stages[stage].key) for stage in stages]
+
+    def outcome(self) -> Report | Done | str | None:
+        """What the step came to; None while it goes on.
+
+        Raises:
+            Lost: the host, or its agent, is not there any more.
+            RayprepError: the step failed on the host.
+        """
+        import ray
+
+        if not ray.wait([self.step], timeout=0)[0]:
+            self._keep_asking()
+            return None
+        step, self.step = self.step, None
+        try:
+            found: Report | Done | str = ray.get(step)  # type: ignore[assignment]
+            return found
+        except ray.exceptions.RayTaskError as error:
+            cause = getattr(error, "cause", None)
+            if isinstance(cause, RayprepError):
+                raise cause from None
+            if isinstance(cause, ray.exceptions.RayError):
+                raise Lost(f"{self.host}: {type(cause).__name__} while it worked") from None
+            raise RayprepError(f"{cause or error}", error_type=ErrorType.INTERNAL_ERROR) from None
+        except ray.exceptions.RayError as error:
+            raise Lost(f"{self.host} was lost: {type(error).__name__}") from None
+
+    def _keep_asking(self) -> None:
+        """Ray sees a dead host in seconds or minutes, and a frozen agent never."""
+        import ray
+
+        now = time.monotonic()
+        if self._ping is not None and ray.wait([self._ping], timeout=0)[0]:
+            self._ping, self._pinged = None, now
+        elif self._ping is None and now - self._pinged > PING_EVERY_S:
+            self._ping, self._pinged = self.agent.ping.options(concurrency_group="ctl").remote(), now
+        elif self._ping is not None and now - self._pinged > SILENCE_S:
+            raise Lost(f"{self.host} has not answered for {SILENCE_S:.0f} s")
+
+    def end(self, phase: HostPhase, error: RayprepError | FleetError | None = None) -> None:
+        """Ends the attempt. The agent stays, to send to others, unless it is lost."""
+        self.state = self.state.ended(phase)
+        self.move = self.step = self._ping = None
+        self.let_gpus_go()
+        if phase is HostPhase.LOST:
+            self.let_go()
+        found = error if isinstance(error, FleetError) else _as_fleet_error(error) if error else None
+        took = round(time.monotonic() - self._began, 3) if self._began else 0.0
+        self.record = self.record.model_copy(update={"error": found, "duration_s": took, "doing": ""})
+
+    def cancel(self) -> None:
+        if self.agent is not None and self.busy:
+            self.agent.cancel.options(concurrency_group="ctl").remote()
+
+    def let_gpus_go(self) -> None:
+        import ray
+
+        if self.claim is not None:
+            with contextlib.suppress(ray.exceptions.RayError):
+                ray.kill(self.claim)
+        self.claim = self.visible = None
+
+    def let_go(self) -> None:
+        """Ends the agent, whose guards end whatever it had started."""
+        import ray
+
+        self.let_gpus_go()
+        if self.agent is not None:
+            with contextlib.suppress(ray.exceptions.RayError):
+                ray.kill(self.agent)
+        self.agent = None
+
+    def come_back(self) -> bool:
+        """Whether the host can be tried again: as a living node, under whatever id. Looks for a while where it is not.
+
+        Only for a lost one; blocks for no more than a knock.
+        """
+        found = [node for node in living_nodes() if node.host == self.host]
+        for node in found:
+            if answers(node):
+                self.node = node
+                self.record = self.record.model_copy(update={"node_id": node.node_id, "address": node.address})
+                return True
+        return False
+
+    def current(self) -> FleetHost:
+        """Its line in the fleet's result, as it stands."""
+        update = {
+            "state": self.state.phase,
+            "attempts": self.state.starts,
+            "group": self.group,
+            "store": self.facts.store if self.facts else None,
+            "received": tuple(self.received) or self.record.received,
+        }
+        return self.record.model_copy(update=update)
+
+
+def _as_fleet_error(error: RayprepError) -> FleetError:
+    kind = error.error_type or (ErrorType.INTERRUPTED if isinstance(error, Interrupted) else ErrorType.INTERNAL_ERROR)
+    return FleetError(error_type=kind, message=error.line, exit_code=error.exit_code)

@@ -1,0 +1,129 @@
+"""The actors of a fleet's run: the coordinator on the head, an agent on each host, and claims on its GPUs."""
+
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import rayprep
+from rayprep.fleet.claim import GpuClaim
+from rayprep.fleet.coordinator import NAME, Coordinator
+from rayprep.fleet.handles import Handle
+from rayprep.fleet.host_agent import CONCURRENCY_GROUPS, HostAgent
+from rayprep.fleet.runtime import NAMESPACE
+from rayprep.model.errors import ErrorType, HostUnfit
+from rayprep.model.fleet import NodeInfo, nodes_of
+from rayprep.model.fleet_status import FleetStatus
+from rayprep.model.result import NodeBlock
+
+START_S = 60.0
+"""For an actor to be placed and to answer."""
+KNOCK_S = 2.0
+
+
+def living_nodes() -> tuple[NodeInfo, ...]:
+    """The cluster's nodes as Ray sees them now."""
+    import ray
+
+    return nodes_of(ray.nodes())  # type: ignore[no-untyped-call]
+
+
+def answers(node: NodeInfo) -> bool:
+    """Whether its raylet takes a connection. Ray itself calls a node alive for a while after its end."""
+    try:
+        socket.create_connection((node.address, node.port), timeout=KNOCK_S).close()
+    except OSError:
+        return False
+    return True
+
+
+def join_coordinator(nodes: Sequence[NodeInfo], state: Path) -> Handle:
+    """The cluster's one coordinator, made where there is none.
+
+    Raises:
+        HostUnfit: it cannot be placed, or was started from another version of rayprep.
+    """
+    import ray
+
+    head = next((node for node in nodes if node.head), nodes[0])
+    made = _remote(Coordinator).options(
+        **_pinned(head),
+        name=NAME,
+        namespace=NAMESPACE,
+        lifetime="detached",
+        get_if_exists=True,
+        max_restarts=-1,
+    )
+    coordinator = made.remote(state)
+    try:
+        version: str = ray.get(coordinator.version.remote(), timeout=START_S)
+    except ray.exceptions.RayError as error:
+        raise HostUnfit(
+            f"the coordinator does not start on {head.host}: {str(error).splitlines()[0]}",
+            hint="is rayprep installed there, in the Python that Ray runs?",
+            error_type=ErrorType.RAY_UNAVAILABLE,
+        ) from None
+    check_version(f"the coordinator on {head.host}", version)
+    return coordinator
+
+
+def check_version(who: str, version: str) -> None:
+    """Raises HostUnfit where `who` has another rayprep than this driver."""
+    if version != rayprep.__version__:
+        raise HostUnfit(
+            f"{who} has rayprep {version}, this one is {rayprep.__version__}",
+            hint="install one version on all hosts; a coordinator of the old one ends 10 minutes after its last run",
+            error_type=ErrorType.RAY_UNAVAILABLE,
+        )
+
+
+def start_agent(node: NodeInfo, coordinator: Handle) -> Handle:
+    """An agent on exactly this node. It dies with its driver."""
+    block = NodeBlock(host=node.host, node_id=node.node_id, address=node.address)
+    made = _remote(HostAgent, concurrency_groups=CONCURRENCY_GROUPS).options(**_pinned(node), max_restarts=0)
+    return made.remote(block, coordinator)
+
+
+def claim_gpus(node: NodeInfo) -> Handle:
+    """An actor that waits for all GPUs of the node."""
+    return _remote(GpuClaim).options(**_pinned(node), max_restarts=0, num_gpus=node.gpus).remote()
+
+
+def holders(node: NodeInfo) -> str:
+    """Who may have its GPUs: the living actors there that are not ours."""
+    from ray._private.state import actors
+
+    ours = {HostAgent.__name__, GpuClaim.__name__, Coordinator.__name__}
+    there = [
+        each for each in actors().values() if each["State"] == "ALIVE" and each["Address"]["NodeID"] == node.node_id
+    ]
+    others = [f"{each['ActorClassName']} (job {each['JobID']}, pid {each['Pid']})" for each in there]
+    named = [name for name in others if name.partition(" ")[0] not in ours]
+    claims = [each for each in there if each["ActorClassName"] == GpuClaim.__name__]
+    named += [f"another rayprep (job {each['JobID']})" for each in claims]
+    return ", ".join(named) or "a task of another job"
+
+
+def _remote(kind: type, **options: object) -> Any:  # noqa: ANN401 - Ray's own type for it is private
+    import ray
+
+    make: Any = ray.remote
+    return make(num_cpus=0, **options)(kind)
+
+
+def _pinned(node: NodeInfo) -> dict[str, object]:
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node_id=node.node_id, soft=False)}
+
+
+def find_status(run_id: str | None) -> list[FleetStatus]:
+    """What the cluster's coordinator knows of one run, or of all; empty where there is none."""
+    import ray
+
+    try:
+        coordinator = ray.get_actor(NAME, namespace=NAMESPACE)
+        found: list[FleetStatus] = ray.get(coordinator.status.remote(run_id), timeout=START_S)
+        return found
+    except (ValueError, ray.exceptions.RayError):
+        return []

@@ -1,0 +1,70 @@
+"""What the coordinator keeps of one run: its events, its log, its hosts' results, and what `status` shows."""
+
+import time
+from pathlib import Path
+
+from rayprep.host.atomic import write_text
+from rayprep.host.layout import Layout
+from rayprep.model.base import to_json, utc_now
+from rayprep.model.events import Event
+from rayprep.model.fleet_result import FleetResult
+from rayprep.model.fleet_status import FleetStatus, HostNow
+from rayprep.model.result import PrepResult
+from rayprep.model.snapshot import ProfileSnapshot
+from rayprep.report.session_log import SessionLog
+
+
+class KeptRun:
+    """One run of one host or of a fleet. Times are of this process's monotonic clock."""
+
+    def __init__(self, layout: Layout, run_id: str) -> None:
+        self.run_id, self._layout = run_id, layout
+        self._log = SessionLog(layout.session_log(run_id))
+        self._events: list[Event] = []
+        self._last: dict[str, tuple[float, Event]] = {}
+        self._result: FleetResult | None = None
+        self.heard = time.monotonic()
+        """When its driver last said something."""
+
+    def record(self, events: list[Event]) -> None:
+        for each in events:
+            self._events.append(each)
+            if each.host:
+                self._last[each.host] = (time.monotonic(), each)
+            self._log.record(each)
+
+    def since(self, count: int) -> list[Event]:
+        self.heard = time.monotonic()
+        return self._events[count:]
+
+    def snapshot(self, host: str | None, snapshot: ProfileSnapshot) -> None:
+        write_text(self._folder(host) / "cache_snapshot.json", to_json(snapshot))
+
+    def mirror(self, host: str, result: PrepResult) -> None:
+        write_text(self._folder(host) / "prep_result.json", to_json(result))
+
+    def update(self, result: FleetResult) -> Path:
+        self.heard = time.monotonic()
+        self._result = result
+        path = self._folder(None) / "fleet_result.json"
+        write_text(path, to_json(result))
+        return path
+
+    def abandon(self) -> None:
+        """Closes the fleet's result of a driver that is not heard any more; it stays `partial`."""
+        if self._result is not None and self._result.run.finished_at is None:
+            run = self._result.run.model_copy(update={"finished_at": utc_now()})
+            why = "the driver of this run was not heard any more"
+            self.update(self._result.model_copy(update={"run": run, "warnings": (*self._result.warnings, why)}))
+        self._log.close()
+
+    def status(self) -> FleetStatus:
+        now = time.monotonic()
+        hosts = {host: HostNow(age_s=round(now - when, 1), last=event) for host, (when, event) in self._last.items()}
+        return FleetStatus(run_id=self.run_id, taken_at=utc_now(), result=self._result, now=hosts)
+
+    def _folder(self, host: str | None) -> Path:
+        run = self._layout.run(self.run_id)
+        folder = run / "hosts" / host if host else run
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder

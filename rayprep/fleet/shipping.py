@@ -1,0 +1,112 @@
+"""A package on its way from one host to another: the tar stream of `rayprep pack`, in pieces, over Ray's object plane.
+
+The source packs while the receiver unpacks: it makes a piece when the last few are taken, so no tree has to fit into
+memory on either side.
+"""
+
+import io
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from rayprep.fleet.handles import Handle
+from rayprep.host.completions import read_completions
+from rayprep.host.layout import Layout
+from rayprep.host.pack import pack
+from rayprep.model.completion import Completion
+from rayprep.model.errors import ErrorType, HostUnfit, RayprepError
+from rayprep.model.package import Key
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
+PIECE = 4 << 20
+"""Bytes. Ray keeps anything above 100 kB in its object store."""
+AHEAD = 4
+"""So many pieces may lie ready that nobody has taken."""
+SILENCE_S = 60.0
+"""After which a source is given up that sends nothing."""
+
+
+def pieces(layout: Layout, keys: Sequence[Key]) -> Iterator[bytes]:
+    """The package of these completions, piece by piece.
+
+    Raises:
+        HostUnfit: one is not there, or a file is not what it lists. The receiver then has a part, and takes none.
+    """
+    chosen = [_completion(layout, key) for key in keys]
+    reading, writing = os.pipe()
+    failed: list[BaseException] = []
+    packer = threading.Thread(target=_pack, args=(layout, chosen, writing, failed), daemon=True)
+    packer.start()
+    with os.fdopen(reading, "rb", buffering=PIECE) as stream:
+        while piece := stream.read(PIECE):
+            yield piece
+    packer.join()
+    if failed:
+        raise failed[0]
+
+
+def _completion(layout: Layout, key: Key) -> Completion:
+    found = next((each for each in read_completions(layout, key[0])[0] if each.key == key[1]), None)
+    if found is None:
+        raise HostUnfit(f"{layout.profiles} has no completion {key[0]}/{key[1]} any more")
+    return found
+
+
+def _pack(layout: Layout, completions: Sequence[Completion], writing: int, failed: list[BaseException]) -> None:
+    try:
+        with os.fdopen(writing, "wb", buffering=1 << 20) as out:
+            pack(layout, completions, out)
+    except BrokenPipeError:
+        pass  # the receiver has gone
+    except BaseException as error:  # noqa: BLE001 - raised again where the pieces are asked for
+        failed.append(error)
+
+
+class SourceFailed(RayprepError):
+    """The source could not send all of it. Another one may."""
+
+
+class PieceStream(io.RawIOBase):
+    """The receiver's end: a readable stream over the pieces that a source's actor yields.
+
+    Raises:
+        SourceFailed: while it is read, where the source died, fell silent, or could not pack.
+    """
+
+    def __init__(self, source: str, generator: Handle) -> None:
+        self._source, self._generator = source, generator
+        self._piece = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: "WriteableBuffer") -> int:
+        if not self._piece:
+            self._piece = memoryview(self._next())
+        view = memoryview(buffer)
+        count = min(len(view), len(self._piece))
+        view[:count] = self._piece[:count]
+        self._piece = self._piece[count:]
+        return count
+
+    def _next(self) -> bytes:
+        import ray
+
+        try:
+            if not ray.wait([self._generator], timeout=SILENCE_S)[0]:
+                raise self._failed(f"has sent nothing for {SILENCE_S:.0f} s")
+            piece: bytes = ray.get(next(self._generator), timeout=SILENCE_S)
+            return piece
+        except StopIteration:
+            return b""
+        except ray.exceptions.RayTaskError as error:
+            cause = getattr(error, "cause", None)
+            raise self._failed(cause.message if isinstance(cause, RayprepError) else str(cause or error)) from None
+        except ray.exceptions.RayError as error:
+            raise self._failed(f"was lost while it sent: {type(error).__name__}") from None
+
+    def _failed(self, why: str) -> RayprepError:
+        return SourceFailed(f"{self._source} {why}", error_type=ErrorType.NODE_LOST)

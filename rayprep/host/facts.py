@@ -1,0 +1,45 @@
+"""A host that is not there: GPUs and signature fields from a file, for a rehearsal of a fleet on other hardware.
+
+`RAYPREP_FACTS` names a JSON file, `{"gpus": [...], "driver_version": ..., "cuda_version": ..., "signature": {...}}`:
+the GPUs in place of what NVML shows, and signature fields in place of what was read. All else is the real host's.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import Field, ValidationError
+
+from rayprep.host.gpu import Gpu, GpuInventory
+from rayprep.model.base import Record, read_tolerant
+from rayprep.model.errors import BadRequest
+from rayprep.model.signature import Signature
+
+VARIABLE = "RAYPREP_FACTS"
+
+
+class Facts(Record):
+    """What the file says."""
+
+    gpus: tuple[Gpu, ...] = ()
+    driver_version: str | None = None
+    cuda_version: str | None = None
+    signature: dict[str, str | int | None] = Field(default_factory=dict)
+
+    @property
+    def inventory(self) -> GpuInventory:
+        return GpuInventory(gpus=self.gpus, driver_version=self.driver_version, cuda_version=self.cuda_version)
+
+    def on(self, signature: Signature) -> Signature:
+        """`signature` with the fields that the file names. Raises ValidationError for one that there is not."""
+        return Signature.model_validate({**signature.model_dump(), **self.signature})
+
+
+def read_facts(environ: Mapping[str, str]) -> Facts | None:
+    """None where the variable is not set. Raises BadRequest where its file cannot be read."""
+    name = environ.get(VARIABLE)
+    if not name:
+        return None
+    try:
+        return read_tolerant(Facts, Path(name).read_bytes())
+    except (OSError, ValidationError) as error:
+        raise BadRequest(f"{VARIABLE}={name} cannot be read: {str(error).splitlines()[0]}") from None

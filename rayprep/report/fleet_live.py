@@ -1,0 +1,102 @@
+"""A fleet's progress on the screen: hosts in a live table on a terminal, plain or JSON lines elsewhere."""
+
+import sys
+import time
+from typing import TYPE_CHECKING, Protocol, TextIO
+
+from rayprep.model.events import Event, Phase
+from rayprep.model.fleet_result import FleetResult
+from rayprep.model.fleet_status import FleetStatus, HostNow
+from rayprep.report.live import LineView, View
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+PROGRESS_EVERY_S = 10.0
+STYLE = {"verified": "green", "failed": "bold red", "lost": "bold red", "running": "bold cyan", "waiting": "dim"}
+
+
+class FleetView(View, Protocol):
+    """Where a fleet's events are shown. A context manager around the run."""
+
+    def update(self, result: FleetResult) -> None:
+        """The state of all hosts, several times a second."""
+        ...
+
+    def __enter__(self) -> "FleetView": ...
+
+
+def choose_fleet_view(*, json_lines: bool, stream: TextIO | None = None) -> FleetView:
+    """`--json` wins; otherwise what the stream is."""
+    stream = stream or sys.stdout
+    return LiveFleetView() if stream.isatty() and not json_lines else FleetLineView(stream, json_lines=json_lines)
+
+
+class FleetLineView(LineView):
+    """One line an event; each names its host. Of what goes on, no more than one line a host every ten seconds."""
+
+    def __init__(self, stream: TextIO, *, json_lines: bool) -> None:
+        super().__init__(stream, json_lines=json_lines)
+        self._all = json_lines
+        self._said: dict[str, float] = {}
+
+    def show(self, event: Event) -> None:
+        if event.phase is Phase.PROGRESS and event.host and not self._all:
+            now = time.monotonic()
+            if now - self._said.setdefault(event.host, now) < PROGRESS_EVERY_S:
+                return
+            self._said[event.host] = now
+        super().show(event)
+
+    def update(self, result: FleetResult) -> None:
+        """The events have said it."""
+
+    def __enter__(self) -> "FleetLineView":
+        return self
+
+
+class LiveFleetView:
+    """A row for each host, redrawn in place; warnings above it."""
+
+    def __init__(self) -> None:
+        from rich.live import Live
+
+        self._last: dict[str, HostNow] = {}
+        self._status: FleetStatus | None = None
+        self._live = Live(get_renderable=self._draw, refresh_per_second=4)
+
+    def show(self, event: Event) -> None:
+        if event.host:
+            self._last[event.host] = HostNow(age_s=0, last=event)
+        if event.phase in (Phase.WARNING, Phase.WAIT_LOCK):
+            self._live.console.print(event.human_line, style="yellow", markup=False, highlight=False)
+
+    def update(self, result: FleetResult) -> None:
+        self._status = FleetStatus(run_id=result.run.run_id, taken_at=result.run.started_at, result=result)
+        self._status = self._status.model_copy(update={"now": dict(self._last)})
+
+    def refresh(self) -> None:
+        self._live.refresh()
+
+    def _draw(self) -> "Table":
+        return fleet_table(self._status)
+
+    def __enter__(self) -> "LiveFleetView":
+        self._live.__enter__()
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        self._live.__exit__(None, None, None)
+
+
+def fleet_table(status: FleetStatus | None) -> "Table":
+    """The hosts of one run; failures first."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False)
+    for heading in ("host", "group", "state", "now", "done", "heard"):
+        table.add_column(heading, no_wrap=heading != "now", overflow="ellipsis")
+    for host, group, state, *rest in status.rows if status else []:
+        table.add_row(host, group, Text(state, style=STYLE.get(state, "")), *map(Text, rest))
+    return table
