@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
+from rayprep.cli.main import say
 from rayprep.cli.request import Flags, node_request
 from rayprep.host.interrupts import Interrupts
 from rayprep.host.layout import prepare_root
@@ -16,6 +17,7 @@ from rayprep.model.errors import BadRequest
 from rayprep.model.fleet import FleetSpec, VerifyScope, parse_labels
 from rayprep.model.fleet_result import FleetResult
 from rayprep.model.fleet_status import FleetStatus
+from rayprep.model.rollout import make_rollout
 from rayprep.node.request import NodeRequest
 
 
@@ -43,6 +45,10 @@ class FleetFlags:
             )
         if self.rollout and (self.canary is not None or self.wave is not None):
             raise BadRequest("--rollout all and --canary or --wave exclude each other", hint="leave one out")
+        # Wrong values are refused before anybody is asked.
+        make_rollout(
+            (), canary=self.canary, wave=self.wave, max_failures=self.max_failures, node_retries=self.node_retries
+        )
         return FleetSpec(
             nodes=_names(self.nodes),
             exclude=_names(self.exclude),
@@ -75,6 +81,8 @@ def run(flags: Flags, fleet: FleetFlags, *, json_lines: bool) -> int:
         lock = request.layout.run_lock(request.run_id)
         stack.enter_context(acquire([lock], request.run_id, 0, lambda *_: None, lambda: interrupts.asked))
         result = _drive(flags, request, spec, address, interrupts, json_lines=json_lines)
+        for error in result.errors:
+            say(error.error_type.value, error.message, error.exit_code)
         print(f"RESULT_JSON {request.layout.run(request.run_id) / 'fleet_result.json'}")
         print(f"RESULT_STATUS {result.status_line}", flush=True)
         return result.exit_code

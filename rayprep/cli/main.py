@@ -34,7 +34,7 @@ def run(app: "typer.Typer", argv: list[str] | None = None) -> int:
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 1 if end.code else 0
     except KeyboardInterrupt:
-        return _say("interrupted", "interrupted", 130)
+        return say("interrupted", "interrupted", 130)
     except Exception as error:
         if "--debug" in arguments:
             raise
@@ -48,12 +48,12 @@ def _fail(error: Exception, *, as_event: bool) -> int:
     if not isinstance(error, RayprepError):
         what = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
         kind = type(error).__name__
-        return _say(
+        return say(
             kind, f"{what or kind} (run again with --debug to see where)", 3 if isinstance(error, OSError) else 1
         )
     if as_event:
         _say_json(error)
-    return _say(error.error_type.value if error.error_type else type(error).__name__, error.line, error.exit_code)
+    return say(error.error_type.value if error.error_type else type(error).__name__, error.line, error.exit_code)
 
 
 def _say_json(error: Exception) -> None:
@@ -67,10 +67,11 @@ def _say_json(error: Exception) -> None:
 
 def say_error(error: "RayprepError") -> None:
     """The error's one line, on standard error."""
-    _say(error.error_type.value if error.error_type else type(error).__name__, error.line, error.exit_code)
+    say(error.error_type.value if error.error_type else type(error).__name__, error.line, error.exit_code)
 
 
-def _say(kind: str, text: str, code: int) -> int:
+def say(kind: str, text: str, code: int) -> int:
+    """One line on standard error. Returns `code`."""
     line = " ".join(text.split()).encode(errors="backslashreplace").decode()
     if len(line) > _LONGEST:  # somebody's whole file in an argument
         line = f"{line[: _LONGEST // 2]} ... {line[-_LONGEST // 2 :]}"

@@ -1,12 +1,13 @@
 """What the driver of a fleet tells each host, and what a host answers."""
 
 import secrets
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 from pydantic import Field
 
 from rayprep.model.base import Record, Utf8
 from rayprep.model.grouping import HostFacts
+from rayprep.model.package import Key
 from rayprep.model.result import NodeBlock, PrepResult, Received
 from rayprep.model.spec import Resolved, StageOp
 from rayprep.model.stages import StageName
@@ -41,6 +42,11 @@ class Asked(Record):
         ops = self.resolved.spec.ops
         kept = {stage: StageOp.ENSURE for stage, op in ops.items() if op is StageOp.REBUILD and stage not in stages}
         return self._with_spec(ops={**ops, **kept})
+
+    def rebuilt(self, keys: Iterable[Key]) -> frozenset[Key]:
+        """Those of `keys` that are to be built anew, by whoever builds them."""
+        spec = self.resolved.spec
+        return frozenset(key for key in keys if spec.op(key[0]) is StageOp.REBUILD)
 
     def without_proof(self) -> "Asked":
         return self._with_spec(verify=False)

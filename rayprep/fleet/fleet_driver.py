@@ -218,7 +218,8 @@ class _Drive:
         elif found.received is not None:
             member.received.append(found.received)
             member.gone.add(found.received.source)  # what it still lacks after that, this source cannot give
-            member.look(self.asked)
+            there = {stage for each in member.received for stage in each.stages}
+            member.look(self.asked.rebuilding(set(self.asked.resolved.spec.selected) - there))
         elif found.result is not None:
             member.extras = found.extras
             self._finished(member, found.result)

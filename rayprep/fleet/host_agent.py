@@ -50,6 +50,8 @@ class HostAgent:
         self._node, self._coordinator = node, coordinator
         self._cancelled = threading.Event()
         self._leases: Leases | None = None
+        self._before: ProfileSnapshot | None = None
+        """What lay here when it first looked, before anything was received."""
         os.umask(rayprep.UMASK)
         # Ray runs its workers at nice 15 unless told otherwise; only root may go back, and others lose little.
         with contextlib.suppress(PermissionError):
@@ -81,7 +83,7 @@ class HostAgent:
                     if each.action in _STANDING
                 },
             )
-            self._send_snapshot(asked, survey)
+            self._keep_snapshot(asked, survey)
         except RayprepError as error:
             return report.model_copy(update={"problem": error.line, "problem_code": error.exit_code})
         found = {"facts": facts, "needs_gpus": bool(survey.gpus), "extras": _extras(survey)}
@@ -103,7 +105,7 @@ class HostAgent:
                     layout,
                     stream,
                     survey.signature,
-                    Receipt(asked.run_id, asked.invocation, leases.epochs),
+                    Receipt(asked.run_id, asked.invocation, leases.epochs, asked.rebuilt(keys)),
                     timeout_s=asked.resolved.spec.timeout_s,
                     on_wait=lambda path, holder, waited: self._waiting_here(asked, str(path), holder, waited),
                     cancelled=self._is_cancelled,
@@ -140,7 +142,7 @@ class HostAgent:
             if leases.waited:
                 return Done(again=True)
             survey = take_survey(request, environ)
-            request = request.model_copy(update={"before": self._snapshot(survey)})
+            request = request.model_copy(update={"before": self._before})
             result = ensure(request, environ, lambda each: self._emit(asked, each), self._is_cancelled, survey)
         self._coordinator.mirror.remote(asked.run_id, self._node.host, result)
         return Done(result=result, extras=_extras(survey))
@@ -202,12 +204,12 @@ class HostAgent:
         environ = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
         return environ if visible is None else {**environ, "CUDA_VISIBLE_DEVICES": visible}
 
-    def _snapshot(self, survey: Survey) -> ProfileSnapshot:
+    def _keep_snapshot(self, asked: Asked, survey: Survey) -> None:
+        if self._before is not None:
+            return
         wanted = WantedSnapshot(survey.model.slug, survey.model.digest, survey.identity.tp)
-        return take_snapshot(survey.layout, take_inventory(survey.layout), survey.signature, wanted)
-
-    def _send_snapshot(self, asked: Asked, survey: Survey) -> None:
-        self._coordinator.snapshot.remote(asked.run_id, self._node.host, self._snapshot(survey))
+        self._before = take_snapshot(survey.layout, take_inventory(survey.layout), survey.signature, wanted)
+        self._coordinator.snapshot.remote(asked.run_id, self._node.host, self._before)
 
     def _emit(self, asked: Asked, each: Event) -> None:
         # Nothing waits for the answer: a dead coordinator costs the log, not the work.

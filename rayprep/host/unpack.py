@@ -10,7 +10,7 @@ import os
 import shutil
 import socket
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import BinaryIO
 
 from rayprep.host.completions import write_completion
@@ -26,7 +26,7 @@ from rayprep.host.unpack_survey import look
 from rayprep.model.base import utc_now
 from rayprep.model.completion import Completion
 from rayprep.model.errors import ErrorType, HostUnfit
-from rayprep.model.package import PackageManifest, PackageReport, check_binding
+from rayprep.model.package import Key, PackageManifest, PackageReport, check_binding
 from rayprep.model.placement import Placement, place
 from rayprep.model.signature import Signature
 from rayprep.model.stages import StageName
@@ -42,6 +42,8 @@ class Receipt:
     run_id: str
     invocation: str = ""
     epochs: Mapping[str, int] = field(default_factory=dict)
+    replace: frozenset[Key] = frozenset()
+    """What comes in although it is valid here: it was built anew where it comes from."""
 
 
 def receive(
@@ -80,7 +82,9 @@ def receive_locked(layout: Layout, reader: PackageReader, now: Signature, receip
     refuse_leftovers(layout)
     try:
         shutil.rmtree(layout.scratch, ignore_errors=True)  # a dead run's; nobody else works here under the lock
-        placement = place(reader.manifest, look(layout, reader.manifest, now))
+        here = look(layout, reader.manifest, now)
+        here = replace(here, valid=frozenset(here.valid) - receipt.replace)
+        placement = place(reader.manifest, here)
         _Receiver(layout, reader, placement, receipt).go()
     except OSError as error:
         raise HostUnfit(

@@ -1,0 +1,149 @@
+"""`ensure --cluster` on real Ray nodes of one machine, with the stand-in SGLang: who builds, receives and proves."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.fleet.fleet import STAND_IN, Fleet, Node, fleet_of
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    base = tmp_path_factory.mktemp("three")
+    with fleet_of(base, *(Node(f"gpu-{index}", base / f"n{index}") for index in range(3))) as fleet:
+        yield fleet
+
+
+@pytest.fixture
+def fleet(three: Fleet) -> Fleet:
+    """With empty caches."""
+    for node in three.nodes.values():
+        shutil.rmtree(node.layout.profiles)
+        node.layout.profiles.mkdir()
+    return three
+
+
+def test_one_builds_two_receive_and_all_prove(fleet: Fleet) -> None:
+    done = fleet.ensure(*STAND_IN, run_id="first")
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = fleet.result("first")
+    assert done.stdout.splitlines()[-2:] == [
+        f"RESULT_JSON {fleet.telemetry}/container_runs/first/fleet_result.json",
+        "RESULT_STATUS ok hosts:verified=3 deep_gemm:skipped=3 moe_tune:skipped=3 flashinfer:skipped=3 "
+        "inductor:skipped=3 serve:noop=2,ok=1 verify:ok=3",
+    ]
+    hosts = found["hosts"]
+    builder = next(name for name, host in hosts.items() if host["built"])
+    receivers = sorted(hosts.keys() - {builder})
+    assert [hosts[name]["received"][0]["source"] for name in receivers] == [builder, builder]
+    assert {host["new_files"] for host in hosts.values()} == {0}
+    artifacts = fleet.nodes[builder].artifacts()
+    assert artifacts
+    for name in receivers:
+        # What the server used of stages that were skipped has come along.
+        assert fleet.nodes[name].artifacts() == artifacts
+    own = fleet.host_result("first", receivers[0])
+    assert (own["node"]["host"], own["node"]["group"], own["run"]["host"]) == (receivers[0], "group-1", receivers[0])
+    assert own["snapshot_before"]["triton"]["file_count"] == 0, "from before it received"
+    assert own["heartbeats"]["verify"] > 0
+    written = fleet.nodes[receivers[0]].layout.result("first")
+    assert json.loads(written.read_text(encoding="utf-8")) == own
+
+
+def test_a_second_run_has_nothing_to_do(fleet: Fleet) -> None:
+    assert fleet.ensure(*STAND_IN, run_id="once").returncode == 0
+    before = {name: node.artifacts() for name, node in fleet.nodes.items()}
+    done = fleet.ensure(*STAND_IN, run_id="twice")
+    assert done.returncode == 0
+    assert "serve:noop=3 verify:skipped=3" in done.stdout
+    assert {name: node.artifacts() for name, node in fleet.nodes.items()} == before
+    assert all(not host["received"] for host in fleet.result("twice")["hosts"].values())
+
+
+def test_a_host_with_a_valid_cache_is_the_source(fleet: Fleet) -> None:
+    assert fleet.ensure(*STAND_IN, "--nodes", "gpu-1", run_id="alone").returncode == 0
+    done = fleet.ensure(*STAND_IN, run_id="others")
+    assert done.returncode == 0
+    hosts = fleet.result("others")["hosts"]
+    assert [hosts[name]["built"] for name in sorted(hosts)] == [[], [], []]
+    assert {each["source"] for name in ("gpu-0", "gpu-2") for each in hosts[name]["received"]} == {"gpu-1"}
+
+
+def test_a_canary_goes_first_and_stops_the_rest(fleet: Fleet) -> None:
+    faulty = ("--server-arg=--fault=dies-at-start", "--canary", "1", "--wave", "1", "--node-retries", "0")
+    done = fleet.ensure(*STAND_IN, *faulty, run_id="canary")
+    assert done.returncode == 14, done.stdout + done.stderr
+    found = fleet.result("canary")
+    assert found["status"] == "error"
+    states = {name: host["state"] for name, host in found["hosts"].items()}
+    assert sorted(states.values()) == ["failed", "waiting", "waiting"]
+    assert "not started: 2" in found["stopped"]
+    failed = next(host for host in found["hosts"].values() if host["state"] == "failed")
+    assert (failed["error"]["stage"], failed["error"]["error_type"]) == ("serve", "server_start_failed")
+
+
+def test_a_rebuild_is_done_once(fleet: Fleet) -> None:
+    assert fleet.ensure(*STAND_IN, run_id="built").returncode == 0
+    done = fleet.ensure(*STAND_IN, "--rebuild", "serve", run_id="rebuilt")
+    assert done.returncode == 0, done.stdout + done.stderr
+    hosts = fleet.result("rebuilt")["hosts"]
+    assert sorted(len(host["built"]) for host in hosts.values()) == [0, 0, 1]
+    assert sorted(host["stages"]["serve"] for host in hosts.values()) == ["noop", "noop", "ok"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "words"),
+    [
+        (("--nodes", "gpu-9"), 2, "no living node gpu-9"),
+        (("--labels", "pool"), 2, "not KEY=VALUE"),
+        (("--labels", "pool=none"), 3, "no living node"),
+        (("--canary", "0"), 2, "--canary 0"),
+        (("--rollout", "all", "--canary", "1"), 2, "exclude each other"),
+        (("--model", "/not/here"), 2, "/not/here"),
+    ],
+)
+def test_what_cannot_be_is_one_line(fleet: Fleet, flags: tuple[str, ...], code: int, words: str) -> None:
+    done = fleet.ensure(*STAND_IN, *flags, run_id="bad")
+    assert done.returncode == code, done.stdout + done.stderr
+    assert words in done.stderr + done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_groups_and_odd_ones_out(tmp_path: Path) -> None:
+    """Two kinds of host, one of each odd in something that binds nothing, and two that share their storage."""
+    other = {"device_name": "NVIDIA H100", "triton_version": "3.5.0"}
+    first = Node("a-0", tmp_path / "a0")
+    nodes = [
+        first,
+        Node("a-1", tmp_path / "a1", shares=first),
+        Node("a-2", tmp_path / "a2", signature={"driver_version": "575.57"}),
+        Node("b-0", tmp_path / "b0", signature=other),
+        Node("b-1", tmp_path / "b1", signature=other),
+    ]
+    with fleet_of(tmp_path, *nodes) as fleet:
+        strict = fleet.ensure(*STAND_IN, "--require-uniform", run_id="strict")
+        assert strict.returncode == 3, strict.stdout + strict.stderr
+        assert not any(node.artifacts() for node in nodes)
+        done = fleet.ensure(*STAND_IN, run_id="kinds")
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "a-2: driver 575.57 where 4 hosts have 580.95" in done.stdout
+        assert "b-0, b-1: triton 3.5.0 where 3 hosts have" in done.stdout
+        found = fleet.result("kinds")
+        assert {name: group["hosts"] for name, group in found["groups"].items()} == {
+            "group-1": ["a-0", "a-1", "a-2"],
+            "group-2": ["b-0", "b-1"],
+        }
+        hosts = found["hosts"]
+        assert hosts["a-0"]["store"] == hosts["a-1"]["store"] != hosts["a-2"]["store"]
+        builders = [name for name, host in hosts.items() if host["built"]]
+        assert [name[0] for name in builders] == ["a", "b"]
+        received = {name: [each["source"][0] for each in host["received"]] for name, host in hosts.items()}
+        assert sum(map(len, received.values())) == 2, "one of each group: what shares a store needs no shipping"
+        assert all(source == name[0] for name, sources in received.items() for source in sources)
+        proofs = sorted(host["verify"] for host in hosts.values())
+        assert proofs == ["ok"] * 4 + ["skipped"], "a store is proved once"
