@@ -109,6 +109,10 @@ class Coordinator:
     def withdraw(self, store: str, key: str, who: Holder) -> None:
         self._keep(self._table.withdraw(store, key, who, time.monotonic()))
 
+    def forget(self, who: Holder) -> None:
+        """Gives back whatever a dead agent held."""
+        self._keep(self._table.forget(who))
+
     def _keep(self, table: LeaseTable) -> None:
         self._table, self._used = table, time.monotonic()
 

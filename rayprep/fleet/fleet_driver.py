@@ -188,6 +188,8 @@ class _Drive:
                 heard(member, found)
             except Lost as error:
                 self.record.say(member.host, Phase.WARNING, message=error.message)
+                if error.dead:
+                    member.forget_leases(self.asked.invocation)
                 member.end(HostPhase.LOST, error)
             except HostUnfit as error:
                 if error.error_type is ErrorType.RAY_UNAVAILABLE:

@@ -11,6 +11,7 @@ from rayprep.model.errors import ErrorType, Interrupted, RayprepError
 from rayprep.model.fleet import NodeInfo
 from rayprep.model.fleet_result import FleetError, FleetHost
 from rayprep.model.grouping import HostFacts
+from rayprep.model.leases import Holder
 from rayprep.model.moves import Move
 from rayprep.model.package import Key
 from rayprep.model.result import NodeBlock, Received
@@ -25,12 +26,16 @@ RETURN_S = 30.0
 
 
 class Lost(RayprepError):
-    """The host does not answer any more."""
+    """The host does not answer any more.
+
+    `dead` where its agent is known to have ended; otherwise it may only be silent, and still at work.
+    """
 
     exit_code = 3
 
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str, *, dead: bool = False) -> None:
         super().__init__(message, error_type=ErrorType.NODE_LOST)
+        self.dead = dead
 
 
 @dataclass
@@ -68,6 +73,10 @@ class Member:
     @property
     def busy(self) -> bool:
         return self.step is not None
+
+    def forget_leases(self, invocation: str) -> None:
+        """Of its agent, which is dead: nobody has to wait for their time to run out."""
+        self.coordinator.forget.remote(Holder(host=self.host, invocation=invocation, node_id=self.node.node_id))
 
     def begin(self) -> None:
         """Starts an attempt: a new agent where the last one is gone."""
@@ -134,7 +143,9 @@ class Member:
                 raise Lost(f"{self.host}: {type(cause).__name__} while it worked") from None
             raise RayprepError(f"{cause or error}", error_type=ErrorType.INTERNAL_ERROR) from None
         except ray.exceptions.RayError as error:
-            raise Lost(f"{self.host} was lost: {type(error).__name__}") from None
+            # Ray also calls those dead which it only cannot reach; their raylet does not answer.
+            dead = isinstance(error, ray.exceptions.ActorDiedError) and answers(self.node)
+            raise Lost(f"{self.host} was lost: {type(error).__name__}", dead=dead) from None
 
     def _keep_asking(self) -> None:
         """Ray sees a dead host in seconds or minutes, and a frozen agent never."""

@@ -40,7 +40,10 @@ def look(layout: Layout, manifest: PackageManifest, now: Signature) -> Here:
         valid={
             (each.stage, each.key)
             for each in own
-            if (each.identity.model_slug, each.stage) not in markers and _holds(each, now, there, hashes)
+            # "Nothing to build here" is no reason to leave out what a server elsewhere has used all the same.
+            if each.outcome == "built"
+            and (each.identity.model_slug, each.stage) not in markers
+            and _holds(each, now, there, hashes)
         },
     )
 

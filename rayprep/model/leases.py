@@ -161,6 +161,10 @@ class LeaseTable(Record):
         lease = self.lease(store, key, now)
         return self if lease.is_held_by(who) else self._with(store, key, lease.without(who))
 
+    def forget(self, who: Holder) -> "LeaseTable":
+        """Without `who`, wherever it holds or waits. Only for one that is known to be dead, and not just silent."""
+        return self._mapped(lambda lease: lease.without(who))
+
     def expire(self, now: float) -> "LeaseTable":
         """Without those whose time has run out. Every other transition looks for itself; this is for what is shown."""
         return self._mapped(lambda lease: lease.at(now))

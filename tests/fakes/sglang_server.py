@@ -5,7 +5,8 @@
 It prints the log that sglang 0.5.16 wrote on an H200 (tests/data/server-*.log). With --compile it leaves in each
 cache what it does not find there, as a cold server does, and then prints the cold log. The texts of its faults are
 those of the libraries' own sources, which stand beside them. FAKE_FAULTS in the environment names faults, too: a
-server's flags are part of a cache's key. Only the standard library: it has to start fast.
+server's flags are part of a cache's key. While the file that FAKE_HOLD names is there, it goes no further. Only the
+standard library: it has to start fast.
 """
 
 import argparse
@@ -198,6 +199,8 @@ def fail(text: str, code: int) -> None:
 
 def before_ready(args: argparse.Namespace, faults: frozenset[str], log: bytes) -> None:
     pool = log.index(b"Memory pool end")
+    while os.environ.get("FAKE_HOLD") and Path(os.environ["FAKE_HOLD"]).exists():
+        time.sleep(0.05)
     if "dies-at-start" in faults:
         sys.exit(3)
     if "litters" in faults:

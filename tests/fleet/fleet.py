@@ -58,7 +58,13 @@ class Node:
             "RAYPREP_FACTS": str(self.base / "facts.json"),
             "PYTHONPATH": os.pathsep.join([str(LIBRARY), *filter(None, [os.environ.get("PYTHONPATH")])]),
             "TORCHINDUCTOR_VEC_ISA_OK": "1",
+            "FAKE_HOLD": str(self.hold),
         }
+
+    @property
+    def hold(self) -> Path:
+        """While it exists, this host's servers get no further than their start."""
+        return self.base / "hold"
 
     def artifacts(self) -> dict[str, int]:
         found = [path for path in self.layout.profiles.rglob("*") if path.is_file() and ".rayprep" not in path.parts]
