@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
-from rayprep.cli.main import say
+from rayprep.cli.main import say, set_ray_environment
 from rayprep.cli.request import Flags, node_request
 from rayprep.host.interrupts import Interrupts
 from rayprep.host.layout import prepare_root
@@ -93,10 +93,11 @@ def _drive(
 ) -> FleetResult:
     from rayprep.fleet.asked import Asked
     from rayprep.fleet.fleet_driver import FleetRequest, drive_fleet
-    from rayprep.fleet.runtime import joined_ray
+    from rayprep.fleet.runtime import CLUSTER_ENVIRONMENT, joined_ray
     from rayprep.report.fleet_live import choose_fleet_view
 
     gc.enable()  # a driver may live for hours
+    set_ray_environment(CLUSTER_ENVIRONMENT)
     asked = Asked(
         resolved=request.resolved,
         run_id=request.run_id,
@@ -123,8 +124,9 @@ WATCH_S = 2.0
 def status(address: str | None, run_id: str | None, *, watch: bool, json_output: bool) -> int:
     """Prints the live state of the cluster's runs, with `watch` until none goes on. Exit 3 where none does."""
     from rayprep.fleet.members import find_status
-    from rayprep.fleet.runtime import joined_ray
+    from rayprep.fleet.runtime import CLUSTER_ENVIRONMENT, joined_ray
 
+    set_ray_environment(CLUSTER_ENVIRONMENT)
     with joined_ray(address_of(address, dict(os.environ))):
         found = find_status(run_id)
         while True:

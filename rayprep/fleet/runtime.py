@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import secrets
 import socket
 import subprocess
@@ -18,6 +19,8 @@ OBJECT_STORE_BYTES = 80 << 20
 MEMORY_BYTES = 1 << 30
 """What Ray may hand out; it would otherwise take its share of all that the host has."""
 CONNECT_TIMEOUT_S = 5.0
+CLUSTER_ENVIRONMENT = {"RAY_BACKEND_LOG_LEVEL": "error", "RAY_USAGE_STATS_ENABLED": "0"}
+"""Of a driver that joins a cluster: Ray's C++ would write warnings between our lines."""
 _MARK = "RAY_AUTH_TOKEN_PATH"
 """In the environment of each process of a local Ray, with a value of its own."""
 _SWEEP_DEADLINE_S = 30.0
@@ -102,14 +105,16 @@ def local_ray(folder: RayFolder) -> Iterator[None]:
 
 @contextlib.contextmanager
 def joined_ray(address: str) -> Iterator[None]:
-    """An existing cluster, of which this host is a node. The TCP port is tried first: Ray itself waits for minutes.
+    """An existing cluster, of which this host is a node. It is asked first: Ray itself waits for minutes.
 
     Raises:
-        HostUnfit: nothing answers there, or it is no cluster for this Ray.
+        HostUnfit: nothing answers there, it wants a token, or it is no cluster for this Ray.
     """
+    _knock(address)
+    _check_token_file(os.environ.get("RAY_AUTH_TOKEN_PATH"))
     import ray
 
-    _knock(address)
+    _ask(address)
     try:
         ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
         yield
@@ -134,6 +139,49 @@ def _knock(address: str) -> None:
         raise _unavailable(
             f"nothing answers at {address}: {error.strerror or error}", "check --address, and that the head runs"
         ) from None
+
+
+def _check_token_file(path: str | None) -> None:
+    """Ray aborts the whole process over one that it cannot read."""
+    if path is None:
+        return
+    try:
+        empty = not Path(path).read_text(encoding="utf-8").strip()
+    except (OSError, ValueError) as error:
+        raise _unavailable(
+            f"RAY_AUTH_TOKEN_PATH={path} cannot be read: {error}", "copy the head's token there"
+        ) from None
+    if empty:
+        raise _unavailable(f"RAY_AUTH_TOKEN_PATH={path} is empty", "copy the head's token there")
+
+
+def _ask(address: str) -> None:
+    """A cluster that wants a token says so at once here, and after 20 s, and not in so many words, to `ray.init`."""
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
+
+    try:
+        with _quiet():
+            GcsClient(address=address)
+    except Exception as error:  # noqa: BLE001 - Ray has several for it, by its version
+        if "InvalidAuthToken" in str(error):
+            raise _unavailable(
+                f"the cluster at {address} wants another token than this shell has",
+                "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to a copy of the head's token file",
+            ) from None
+        # Whatever else it is, `ray.init` says it better.
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what Ray's C++ writes to descriptor 2 before it has its log level."""
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:  # noqa: PTH123
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _unavailable(message: str, hint: str) -> HostUnfit:

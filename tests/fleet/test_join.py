@@ -1,11 +1,17 @@
 """`--address`: the work goes to an agent on a Ray cluster that is there, which stays when the run ends."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 import pytest
 
+from rayprep.host.process import end_processes, marked_processes
 from tests.conftest import ENSURE_TINY, Built, Roots
+from tests.host.test_ports import free_port
 from tests.needs import needs_torch
 from tests.processes import family, named, wait_for
 
@@ -54,3 +60,29 @@ def test_the_cluster_is_gone_in_the_middle(cluster: str, roots: Roots) -> None:
     stage = roots.result("cut")["stages"]["inductor"]
     assert (stage["status"], stage["error_type"]) == ("error", "node_lost")
     assert roots.marker("tiny-dense", "inductor").exists()
+
+
+@pytest.fixture
+def guarded(tmp_path: Path) -> Iterator[tuple[str, Path]]:
+    """A cluster that wants a token: its address, and the token's file."""
+    token, port = tmp_path / "token", free_port()
+    token.write_text("0123456789abcdef0123456789abcdef", encoding="ascii")
+    env = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "SPT_NOENV": "1"}
+    start = [Path(sys.executable).with_name("ray"), "start", "--head", f"--port={port}", "--num-cpus=0"]
+    quiet = ["--include-dashboard=false", "--object-store-memory=80000000"]
+    try:
+        subprocess.run([*start, *quiet], env=env, capture_output=True, timeout=60, check=True)
+        yield f"127.0.0.1:{port}", token
+    finally:
+        assert not end_processes(marked_processes("RAY_AUTH_TOKEN_PATH", str(token)))
+
+
+def test_a_missing_token_is_one_line_within_ten_seconds(guarded: tuple[str, Path], roots: Roots) -> None:
+    address, token = guarded
+    without = {**roots.env, "RAY_AUTH_MODE": "disabled"}
+    nowhere = {**roots.env, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": f"{token}.none"}
+    command = [*roots.command("ensure", *ENSURE_TINY), "--cluster", "--address", address]
+    for env, words in ((without, "wants another token"), (nowhere, "token.none cannot be read")):
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=10, check=False)
+        assert (done.returncode, len(done.stderr.splitlines())) == (3, 1), done.stderr
+        assert words in done.stderr
