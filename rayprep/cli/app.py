@@ -185,7 +185,11 @@ def verify(
     run_id: RunId = None,
     spec_file: SpecFile = None,
     server_arg: ServerArgs = None,
+    cluster: Cluster = False,
     address: Address = None,
+    nodes: Nodes = None,
+    exclude: Exclude = None,
+    labels: Labels = None,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -214,6 +218,12 @@ def verify(
         telemetry_root=telemetry_root,
         run_id=run_id,
     )
+    if cluster:
+        from rayprep.cli import cluster as fleet_command
+
+        # A second try would find what the server of the first has compiled.
+        fleet = fleet_command.FleetFlags(address, nodes or [], exclude or [], labels or [], node_retries=0)
+        raise typer.Exit(fleet_command.run(flags, fleet, json_lines=json))
     raise typer.Exit(command.run(flags, json_lines=json, dry_run=False, address=address, debug=debug))
 
 
@@ -264,10 +274,33 @@ def inspect(
     device: Device = None,
     profiles_root: ProfilesRoot = None,
     deep: Deep = False,
+    cluster: Cluster = False,
+    address: Address = None,
+    nodes: Nodes = None,
+    exclude: Exclude = None,
+    labels: Labels = None,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Show what lies in each cache, and whether this host can use it."""
+    if cluster:
+        from rayprep.cli import cluster as fleet_command
+        from rayprep.cli import everywhere
+
+        options = {
+            "--model": model,
+            "--tp": tp,
+            "--deep-gemm": deep_gemm,
+            "--triton": triton,
+            "--flashinfer": flashinfer,
+            "--inductor": inductor,
+            "--serve": serve,
+            "--device": device,
+            "--profiles-root": profiles_root,
+            "--deep": deep,
+        }
+        fleet = fleet_command.FleetFlags(address, nodes or [], exclude or [], labels or [])
+        raise typer.Exit(everywhere.run("inspect", options, fleet, json_output=json))
     from rayprep.cli import inspect as command
     from rayprep.cli.stage_names import selection
 
@@ -309,10 +342,22 @@ def doctor(
     device: Device = None,
     profiles_root: ProfilesRoot = None,
     telemetry_root: TelemetryRoot = None,
+    cluster: Cluster = False,
+    address: Address = None,
+    nodes: Nodes = None,
+    exclude: Exclude = None,
+    labels: Labels = None,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Say what this host has and lacks, and what to do about it."""
+    if cluster:
+        from rayprep.cli import cluster as fleet_command
+        from rayprep.cli import everywhere
+
+        options = {"--device": device, "--profiles-root": profiles_root, "--telemetry-root": telemetry_root}
+        fleet = fleet_command.FleetFlags(address, nodes or [], exclude or [], labels or [])
+        raise typer.Exit(everywhere.run("doctor", options, fleet, json_output=json))
     from rayprep.cli import doctor as command
 
     raise typer.Exit(command.run(device, profiles_root, telemetry_root, json_output=json))
@@ -339,6 +384,11 @@ def reset(
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would go, and change nothing.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    cluster: Cluster = False,
+    address: Address = None,
+    nodes: Nodes = None,
+    exclude: Exclude = None,
+    labels: Labels = None,
     json: Json = False,
     profiles_root: ProfilesRoot = None,
     telemetry_root: TelemetryRoot = None,
@@ -353,6 +403,27 @@ def reset(
 
     Refused while a run holds a lock here. Exit 3 where something could not be removed; the rest is.
     """
+    if cluster:
+        from rayprep.cli import cluster as fleet_command
+        from rayprep.cli import everywhere
+
+        options = {
+            "--older-than": older_than,
+            "--match-slug": match_slug,
+            "--deep-gemm": deep_gemm,
+            "--triton": triton,
+            "--flashinfer": flashinfer,
+            "--inductor": inductor,
+            "--serve": serve,
+            "--unreferenced": unreferenced,
+            "--dry-run": dry_run,
+            "--yes": yes,
+            "--profiles-root": profiles_root,
+            "--telemetry-root": telemetry_root,
+            "--run-id": run_id,
+        }
+        fleet = fleet_command.FleetFlags(address, nodes or [], exclude or [], labels or [])
+        raise typer.Exit(everywhere.run("reset", options, fleet, json_output=json))
     from rayprep.cli import reset as command
     from rayprep.cli.stage_names import selection
 

@@ -84,6 +84,11 @@ def start_agent(node: NodeInfo, coordinator: Handle) -> Handle:
     return made.remote(block, coordinator)
 
 
+def pinned_actor(kind: type, node: NodeInfo) -> Handle:
+    """A plain actor on exactly this node. It dies with its driver."""
+    return _remote(kind).options(**_pinned(node), max_restarts=0).remote()
+
+
 def claim_gpus(node: NodeInfo) -> Handle:
     """An actor that waits for all GPUs of the node."""
     return _remote(GpuClaim).options(**_pinned(node), max_restarts=0, num_gpus=node.gpus).remote()

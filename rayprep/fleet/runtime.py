@@ -19,8 +19,8 @@ OBJECT_STORE_BYTES = 80 << 20
 MEMORY_BYTES = 1 << 30
 """What Ray may hand out; it would otherwise take its share of all that the host has."""
 CONNECT_TIMEOUT_S = 5.0
-CLUSTER_ENVIRONMENT = {"RAY_BACKEND_LOG_LEVEL": "error", "RAY_USAGE_STATS_ENABLED": "0"}
-"""Of a driver that joins a cluster: Ray's C++ would write warnings between our lines."""
+CLUSTER_ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0"}
+"""Of a driver that joins a cluster."""
 _MARK = "RAY_AUTH_TOKEN_PATH"
 """In the environment of each process of a local Ray, with a value of its own."""
 _SWEEP_DEADLINE_S = 30.0

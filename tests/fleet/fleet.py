@@ -67,7 +67,7 @@ class Node:
         return self.base / "hold"
 
     def artifacts(self) -> dict[str, int]:
-        found = [path for path in self.layout.profiles.rglob("*") if path.is_file() and ".rayprep" not in path.parts]
+        found = [path for path in self.layout.profiles.glob("[!.]*/**/*") if path.is_file()]
         return {str(path.relative_to(self.layout.profiles)): path.stat().st_size for path in found}
 
 
@@ -108,6 +108,12 @@ class Fleet:
         home.mkdir(parents=True, exist_ok=True)
         inherited = {name: value for name, value in os.environ.items() if name not in HIDDEN}
         return {**inherited, "HOME": str(home), "HOST_TELEMETRY_ROOT": str(self.telemetry)}
+
+    def run(self, *args: str, timeout: float = 120) -> "subprocess.CompletedProcess[str]":
+        """Any other command."""
+        return subprocess.run(
+            self.command(*args), env=self.env, capture_output=True, text=True, timeout=timeout, check=False
+        )
 
     def start(self, *args: str, run_id: str) -> "subprocess.Popen[str]":
         asked = ("ensure", "--cluster", "--model", "tiny-dense", "--run-id", run_id, *args)

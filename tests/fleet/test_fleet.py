@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from rayprep.model.caches import CacheName
 from tests.fleet.fleet import STAND_IN, Fleet, Node, fleet_of
 
 pytestmark = pytest.mark.ray
@@ -147,3 +148,39 @@ def test_groups_and_odd_ones_out(tmp_path: Path) -> None:
         assert all(source == name[0] for name, sources in received.items() for source in sources)
         proofs = sorted(host["verify"] for host in hosts.values())
         assert proofs == ["ok"] * 4 + ["skipped"], "a store is proved once"
+
+
+def test_the_commands_that_look_and_clean_up_on_all_hosts(fleet: Fleet) -> None:
+    assert fleet.ensure(*STAND_IN, run_id="looked-at").returncode == 0
+    doctor = fleet.run("doctor", "--cluster", "--device", "cpu")
+    assert [line.split()[0] for line in doctor.stdout.splitlines()] == ["gpu-0", "gpu-1", "gpu-2"], doctor.stderr
+    seen = json.loads(fleet.run("inspect", "--cluster", "--json").stdout)
+    assert {host: each["report"]["triton"]["file_count"] for host, each in seen["hosts"].items()} == {
+        "gpu-0": 3,
+        "gpu-1": 3,
+        "gpu-2": 3,
+    }
+    unasked = fleet.run("reset", "--cluster", "--nodes", "gpu-1")
+    assert unasked.returncode != 0, "nobody is there to say yes"
+    assert fleet.nodes["gpu-1"].artifacts()
+    done = fleet.run("reset", "--cluster", "--nodes", "gpu-1", "--yes")
+    assert (done.returncode, fleet.nodes["gpu-1"].artifacts()) == (0, {}), done.stdout + done.stderr
+    assert fleet.nodes["gpu-0"].artifacts()
+
+
+def test_a_proof_alone_on_all_hosts(fleet: Fleet) -> None:
+    assert fleet.ensure(*STAND_IN, "--verify", "none", run_id="unproved").returncode == 0
+    asked = ("--model", "tiny-dense", "--server-arg=--compile", "--run-id", "proof")
+    done = fleet.run("verify", "--cluster", *asked)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {host["verify"] for host in fleet.result("proof")["hosts"].values()} == {"ok"}
+    fleet.nodes["gpu-2"].layout.cache(CacheName.TRITON).joinpath("ABC/__grp__moe.json").unlink()
+    done = fleet.run("verify", "--cluster", *asked[:-1], "loss")
+    assert done.returncode == 14, done.stdout + done.stderr
+    states = {name: host["state"] for name, host in fleet.result("loss")["hosts"].items()}
+    assert states == {"gpu-0": "verified", "gpu-1": "verified", "gpu-2": "failed"}
+
+
+def test_status_while_nothing_goes_on(fleet: Fleet) -> None:
+    done = fleet.run("status")
+    assert (done.returncode, done.stdout) == (3, "no run goes on\n")
