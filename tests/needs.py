@@ -11,6 +11,8 @@ import subprocess
 
 import pytest
 
+from tests.report.browser import browser
+
 
 def _need(present: bool, reason: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(not present and not os.environ.get("RAYPREP_REQUIRE_ALL"), reason=reason)
@@ -19,6 +21,11 @@ def _need(present: bool, reason: str) -> pytest.MarkDecorator:
 def needs_tool(name: str) -> pytest.MarkDecorator:
     """Needs a program on PATH."""
     return _need(shutil.which(name) is not None, f"{name} is not installed")
+
+
+def needs_browser() -> pytest.MarkDecorator:
+    """Needs Chromium, under any of its names."""
+    return _need(browser() is not None, "chromium is not installed")
 
 
 def needs_torch() -> pytest.MarkDecorator:

@@ -501,3 +501,21 @@ def status(
     from rayprep.cli import cluster as command
 
     raise typer.Exit(command.status(address, run_id, watch=watch, json_output=json))
+
+
+@app.command()
+def report(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="The run's id.")],
+    telemetry_root: TelemetryRoot = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The page (default: report.html in the run's folder).")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Write one HTML page of a run: failures, timeline, what was built and shipped, and each host.
+
+    Exit 2 where a file of the run is missing or damaged; the page then shows what the others say.
+    """
+    from rayprep.cli import report as command
+
+    command.run(run, telemetry_root, output)

@@ -1,0 +1,38 @@
+"""`rayprep report`: one HTML page of what a run has left."""
+
+import os
+from pathlib import Path
+
+from rayprep.host.atomic import write_text
+from rayprep.host.layout import choose_roots
+from rayprep.host.run_files import read_run
+from rayprep.model.errors import BadRequest
+from rayprep.report.page import render
+from rayprep.report.words import counted
+
+
+def run(run_id: str, telemetry_root: str | None, output: Path | None) -> None:
+    """Writes the page and prints its path.
+
+    Raises:
+        BadRequest: there is no such run, the page cannot be written, or a file of it is missing or damaged. In the
+            last case the page is there all the same, and shows what the other files say.
+    """
+    layout = choose_roots(dict(os.environ), telemetry=telemetry_root)
+    record = read_run(layout, run_id)
+    path = output or layout.run(run_id) / "report.html"
+    _write(path, render(record))
+    print(path, flush=True)
+    if record.damaged:
+        more = f", and {counted(len(record.damaged) - 1, 'more such file')}" if record.damaged[1:] else ""
+        raise BadRequest(f"{record.damaged[0]}{more}", hint="the page shows what the other files say")
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        if path.exists() and not path.is_file():
+            path.write_text(text, encoding="utf-8")  # such as /dev/stdout, which no file may take the place of
+        else:
+            write_text(path, text)
+    except OSError as error:
+        raise BadRequest(f"report {path} cannot be written: {error.strerror}", hint="choose another --output") from None

@@ -1,0 +1,172 @@
+"""Reads back what a run has left under the telemetry root.
+
+Nothing that these files say is followed as a path: they may come from other hosts.
+"""
+
+import os
+import re
+from dataclasses import replace
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from rayprep.host.layout import Layout
+from rayprep.model.base import R, encodable, parse_utc, read_tolerant
+from rayprep.model.errors import BadRequest
+from rayprep.model.events import Event
+from rayprep.model.fleet_result import FleetResult
+from rayprep.model.result import PrepResult
+from rayprep.model.run_record import LogTails, RunRecord, failed_without_tail, only_host
+
+_TAIL_LINES = 12
+_TAIL_BYTES = 8192
+_NAMED = 3
+_JSON = "OPTIMIZE_JSON "
+_TS = re.compile(r'"ts":"([-0-9T:]{19}Z)"')
+_PROGRESS = '"phase":"progress"'
+
+
+def read_run(layout: Layout, run_id: str) -> RunRecord:
+    """What the run has left so far, a fleet's where there is one.
+
+    A host's damaged file, or a log's, is named in the record, and all others are there.
+
+    Raises:
+        BadRequest: there is no such run, or its own result is damaged.
+    """
+    if not _is_name(run_id):
+        raise BadRequest(f"run {run_id!r} cannot be a folder's name", hint="give the run's id, and no path")
+    folder = layout.run(run_id)
+    fleet_file, own_file = folder / "fleet_result.json", layout.result(run_id)
+    if _is_file(fleet_file):
+        record = _read_fleet(layout, run_id, _read_or_refuse(FleetResult, fleet_file))
+    elif _is_file(own_file):
+        result = _read_or_refuse(PrepResult, own_file)
+        host = result.run.host
+        record = RunRecord(run_id, None, {host: only_host(result)}, {host: result})
+        record = replace(record, log_tails=_log_tails(layout, run_id, {host: result}))
+    else:
+        raise BadRequest(f"{folder} has neither a fleet_result.json nor a prep_result.json", hint=_hint(folder))
+    return _with_events(record, layout.session_log(run_id))
+
+
+def _hint(folder: Path) -> str:
+    try:
+        runs = sorted(folder.parent.iterdir(), key=lambda path: -path.stat().st_mtime)
+    except OSError:
+        return "give the --telemetry-root that the run had"
+    named = [path.name for path in runs if path.is_dir() and path != folder][:_NAMED]
+    return f"the latest runs there: {', '.join(named)}" if named else "give the --telemetry-root that the run had"
+
+
+def _is_name(text: str) -> bool:
+    """Whether it is one plain part of a path."""
+    return text not in ("", "..") and text == Path(text).name == encodable(text) and "\0" not in text
+
+
+def _is_file(path: Path) -> bool:
+    """False as well where the name is one that no file can have."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
+def _read_or_refuse(kind: type[R], path: Path) -> R:
+    found = _read(kind, path)
+    if isinstance(found, str):
+        raise BadRequest(found, hint="no report can be made of it; run ensure again")
+    return found
+
+
+def _read(kind: type[R], path: Path) -> R | str:
+    """The file, or in one line what is wrong with it."""
+    try:
+        return read_tolerant(kind, path.read_bytes())
+    except OSError as error:
+        return f"{path} cannot be read: {error.strerror}"
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        return f"{path} is damaged: {f'{where}: ' if where else ''}{first['msg']}"
+
+
+def _read_fleet(layout: Layout, run_id: str, fleet: FleetResult) -> RunRecord:
+    results: dict[str, PrepResult] = {}
+    damaged = []
+    for host, known in fleet.hosts.items():
+        path = Layout(layout.profiles, layout.telemetry, host).result(run_id) if _is_name(host) else None
+        if path is None or not _is_file(path):
+            # Before a host has ended it may have none. A driver away from the head has no host's at all.
+            damaged += [f"{known.result} is missing below {layout.run(run_id)}"] if known.result else []
+            continue
+        found = _read(PrepResult, path)
+        if isinstance(found, str):
+            damaged.append(found)
+        elif found.run.invocation == fleet.run.invocation:  # else it is of an earlier run of this id
+            results[host] = found
+    tails = _log_tails(layout, run_id, results)
+    return RunRecord(run_id, fleet, fleet.hosts, results, log_tails=tails, damaged=tuple(damaged))
+
+
+def _log_tails(layout: Layout, run_id: str, results: dict[str, PrepResult]) -> LogTails:
+    tails = {}
+    for host, result in results.items():
+        folder = Layout(layout.profiles, layout.telemetry, host if result.node else None).run(run_id)
+        for stage in failed_without_tail(result):
+            if lines := _tail(folder / f"{stage}.log"):
+                tails[host, stage] = lines
+    return tails
+
+
+def _tail(path: Path) -> tuple[str, ...]:
+    """Empty where there is no such file."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return ()
+    return tuple(text.splitlines()[-_TAIL_LINES:])
+
+
+def _with_events(record: RunRecord, log: Path) -> RunRecord:
+    try:
+        events, last_ts = _events(log, record.result.run.started_at)
+    except OSError as error:
+        why = f"{log} cannot be read: {error.strerror}"
+        return replace(record, damaged=(*record.damaged, why))
+    return replace(record, events=events, last_ts=last_ts)
+
+
+def _events(log: Path, since: str) -> tuple[tuple[Event, ...], str | None]:
+    """The events from the first that is not before `since`, for an earlier run of this id may stand in the log.
+
+    Lines of progress, which are most of it, are only asked for their time. A line that a kill has cut is left out.
+    """
+    events: list[Event] = []
+    last_ts = None
+    with log.open(encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            said = _TS.search(line) if line.startswith(_JSON) else None
+            if said is None or (last_ts is None and said[1] < since):
+                continue
+            last_ts = said[1]
+            if _PROGRESS not in line:
+                events += _event(line)
+    return tuple(events), last_ts if last_ts and _is_utc(last_ts) else None
+
+
+def _is_utc(text: str) -> bool:
+    try:
+        parse_utc(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _event(line: str) -> list[Event]:
+    try:
+        return [read_tolerant(Event, line.removeprefix(_JSON))]
+    except ValidationError:
+        return []

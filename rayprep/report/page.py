@@ -1,0 +1,32 @@
+"""The report page of a run: one HTML file that needs nothing else, neither a network nor a script."""
+
+from typing import TYPE_CHECKING
+
+from rayprep.model.run_record import RunRecord
+from rayprep.report import timeline, words
+from rayprep.report.page_model import Page, page_of
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+
+def render(record: RunRecord) -> str:
+    """The page's text. Whatever the files of the run hold is shown as text, and nothing of it as markup."""
+    page = page_of(record)
+    return _environment().get_template("page.html").render(page=page, anchors=_anchors(page), geometry=timeline)
+
+
+def _anchors(page: Page) -> dict[str, str]:
+    """A host's name can be anything, so what leads to its section is a number."""
+    return {host.name: f"host-{number}" for number, host in enumerate(page.hosts)}
+
+
+def _environment() -> "Environment":
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    loader = PackageLoader("rayprep.report", "templates")
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters.update(duration=words.duration, size=words.size, counted=words.counted)
+    return environment

@@ -1,0 +1,38 @@
+"""Numbers as people read them. What a file holds may be any number, so none is too large, negative or no number."""
+
+import math
+
+_MOST = 10**15
+
+
+def seconds(value: float | None) -> float:
+    """As a finite number that is not negative."""
+    return min(max(value, 0.0), float(_MOST)) if value is not None and math.isfinite(value) else 0.0
+
+
+def duration(value: float | None) -> str:
+    """`4.2 s`, `3 min 05 s`, `2 h 10 min`; `-` for none."""
+    if value is None:
+        return "-"
+    length = seconds(value)
+    if length < 59.95:
+        return f"{length:.1f} s"
+    whole = round(length)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02} s"
+    return f"{whole // 3600:,} h {whole % 3600 // 60:02} min"
+
+
+def size(count: int) -> str:
+    """`0 B`, `27.6 KiB`, `1.2 TiB`."""
+    length = float(min(max(count, -_MOST), _MOST))
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(length) < 1024:
+            return f"{length:.0f} {unit}" if unit == "B" else f"{length:.1f} {unit}"
+        length /= 1024
+    return f"{length:.1f} TiB"
+
+
+def counted(count: int, one: str, many: str = "") -> str:
+    """`1 host`, `1,000 hosts`."""
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
