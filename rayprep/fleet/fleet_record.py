@@ -50,10 +50,6 @@ class FleetRecord:
         self.result = FleetResult(run=run, warnings=asked.resolved.warnings)
         self._open()
 
-    @property
-    def path(self) -> str:
-        return str(self._layout.run(self._asked.run_id) / "fleet_result.json")
-
     def _open(self) -> None:
         self._coordinator.open_run.remote(self._layout, self._asked.run_id)
 

@@ -193,13 +193,9 @@ class Member:
         self.agent = None
 
     def come_back(self) -> bool:
-        """Whether the host can be tried again: as a living node, under whatever id. Looks for a while where it is not.
-
-        Only for a lost one; blocks for no more than a knock.
-        """
-        found = [node for node in living_nodes() if node.host == self.host]
-        for node in found:
-            if answers(node):
+        """Whether the host is there (again), as a living node under whatever id. Blocks for no more than a knock."""
+        for node in living_nodes():
+            if node.host == self.host and answers(node):
                 self.node = node
                 self.record = self.record.model_copy(update={"node_id": node.node_id, "address": node.address})
                 return True

@@ -33,6 +33,8 @@ class Node:
     signature: dict[str, object] = field(default_factory=dict)
     """Fields that are said to be others than this machine's."""
     ray_node: Any = None
+    rehearsed: bool = True
+    """With the facts of a host that is not there."""
     shares: "Node | None" = None
     """A node whose profiles root it has, too."""
 
@@ -55,9 +57,15 @@ class Node:
             "HOST_PROFILES_ROOT": str(self.layout.profiles),
             "HOST_TELEMETRY_ROOT": str(self.layout.telemetry),
             "HOME": str(self.base / "home"),
+            "TORCHINDUCTOR_VEC_ISA_OK": "1",
+            **(self._stand_in if self.rehearsed else {}),
+        }
+
+    @property
+    def _stand_in(self) -> dict[str, str]:
+        return {
             "RAYPREP_FACTS": str(self.base / "facts.json"),
             "PYTHONPATH": os.pathsep.join([str(LIBRARY), *filter(None, [os.environ.get("PYTHONPATH")])]),
-            "TORCHINDUCTOR_VEC_ISA_OK": "1",
             "FAKE_HOLD": str(self.hold),
         }
 
@@ -157,7 +165,8 @@ class Fleet:
 def fleet_of(base: Path, *nodes: Node) -> Iterator[Fleet]:
     from ray.cluster_utils import Cluster
 
-    head = {"num_cpus": 0, "object_store_memory": 80 << 20, "include_dashboard": False}
+    named = {"labels": {"rayprep-host": "head"}}
+    head = {"num_cpus": 0, "object_store_memory": 80 << 20, "include_dashboard": False, **named}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     fleet = Fleet(base, cluster, {})
     try:
