@@ -139,16 +139,23 @@ def two_at_once(roots: Roots) -> dict[str, object]:
     return {"stdout": stdout[builder], "run_id": builder, "waiter": waiter, "build_s": build_s}
 
 
+LONG = ("ray", "torch", "slow")
+"""The markers of tests that take long."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The long tests first, so that no worker has the last of them left when all others have ended.
 
     Of these the ones that do without the build, behind one that makes it: else the other workers would wait for it.
     """
 
+    def is_long(item: pytest.Item) -> bool:
+        return any(item.get_closest_marker(name) for name in LONG)
+
     def needs_build(item: pytest.Item) -> bool:
         return "built" in getattr(item, "fixturenames", ())
 
-    items.sort(key=lambda item: (item.get_closest_marker("ray") is None, needs_build(item)))
+    items.sort(key=lambda item: (not is_long(item), needs_build(item)))
     maker = next(filter(needs_build, items), None)
     items.sort(key=lambda item: item is not maker)
 
