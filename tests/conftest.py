@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 TIMEOUT_S = 300
 
@@ -94,11 +95,11 @@ def roots(tmp_path: Path) -> Roots:
 class Built:
     """What two runs of one request, started at once, left of tiny-dense at batch size 1: one has built, one waited.
 
-    Kept for the whole session and never changed.
+    All workers look at it for the whole session. A test that writes starts from a copy.
     """
 
     roots: Roots
-    done: subprocess.CompletedProcess[str]
+    stdout: str
     run_id: str
     waiter: str
     build_s: float
@@ -112,23 +113,51 @@ ENSURE_TINY = ("--model", "tiny-dense", "--batch-size", "1", "--device", "cpu")
 
 
 @pytest.fixture(scope="session")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
-    roots = Roots(tmp_path_factory.mktemp("built"))
+def built(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Built:
+    """Made once for all workers, by the first that needs it, in the folder above their own. No set-up takes longer."""
+    folder = tmp_path_factory.getbasetemp()
+    base = (folder if worker_id == "master" else folder.parent) / "built"
+    base.mkdir(exist_ok=True)
+    facts = base / "facts.json"
+    with FileLock(base / "lock"):
+        if not facts.exists():
+            facts.write_text(json.dumps(two_at_once(Roots(base))), encoding="utf-8")
+    return Built(Roots(base), **json.loads(facts.read_text(encoding="utf-8")))
+
+
+def two_at_once(roots: Roots) -> dict[str, object]:
+    """Waits for both runs to end, and says which of them has built."""
     args = (*ENSURE_TINY, "--json", "--heartbeat-sec", "1")
     runs = {run_id: roots.start("ensure", *args, "--run-id", run_id) for run_id in ("one", "two")}
-    done = {}
+    stdout = {}
     for run_id, process in runs.items():
-        out, err = process.communicate(timeout=TIMEOUT_S)
-        assert process.returncode == 0, out + err
-        done[run_id] = subprocess.CompletedProcess(process.args, 0, out, err)
+        stdout[run_id], err = process.communicate(timeout=TIMEOUT_S)
+        assert process.returncode == 0, stdout[run_id] + err
     stages = {run_id: roots.result(run_id)["stages"]["inductor"] for run_id in runs}
     builder, waiter = sorted(runs, key=lambda run_id: stages[run_id]["status"], reverse=True)
-    return Built(roots, done[builder], builder, waiter, stages[builder]["duration_s"])
+    build_s = stages[builder]["duration_s"]
+    return {"stdout": stdout[builder], "run_id": builder, "waiter": waiter, "build_s": build_s}
+
+
+LONG = ("ray", "torch", "slow")
+"""The markers of tests that take long."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The long tests first, so that no worker has the last of them left when all others have ended."""
-    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
+    """The long tests first, so that no worker has the last of them left when all others have ended.
+
+    Of these the ones that do without the build, behind one that makes it: else the other workers would wait for it.
+    """
+
+    def is_long(item: pytest.Item) -> bool:
+        return any(item.get_closest_marker(name) for name in LONG)
+
+    def needs_build(item: pytest.Item) -> bool:
+        return "built" in getattr(item, "fixturenames", ())
+
+    items.sort(key=lambda item: (not is_long(item), needs_build(item)))
+    maker = next(filter(needs_build, items), None)
+    items.sort(key=lambda item: item is not maker)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

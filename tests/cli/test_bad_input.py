@@ -203,6 +203,7 @@ def test_a_root_on_a_mount_that_has_gone(roots: Roots, tmp_path: Path) -> None:
         subprocess.run(["umount", "-l", str(roots.profiles)], check=True)
 
 
+@pytest.mark.ray
 def test_a_cache_folder_that_is_a_link_outside(roots: Roots, tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()

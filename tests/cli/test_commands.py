@@ -135,7 +135,8 @@ def test_the_cost_is_reckoned_from_what_was_measured(built: Built) -> None:
     assert "1 earlier builds" in done.stdout
 
 
-def test_a_spec_file_with_an_unknown_key(built: Built, tmp_path: Path) -> None:
+def test_a_spec_file_with_an_unknown_key(built: Built, roots: Roots, tmp_path: Path) -> None:
+    built.copy_to(roots)
     spec = {
         "schema_version": "1",
         "model_path": "tiny-dense",
@@ -144,7 +145,6 @@ def test_a_spec_file_with_an_unknown_key(built: Built, tmp_path: Path) -> None:
         "ops": {"deep_gemm": "ensure", "moe": {"mode": "tune", "policy": {"strategy": "triton", "blocks": [1]}}},
     }
     (tmp_path / "spec.json").write_text(json.dumps(spec), encoding="utf-8")
-    roots = Roots(built.roots.base)
     done = roots.run("ensure", "--spec-file", str(tmp_path / "spec.json"), "--tp", "1", "--run-id", "from-spec")
     assert done.returncode == 0, done.stdout + done.stderr
     result = roots.result("from-spec")
@@ -158,17 +158,18 @@ def test_a_spec_file_with_an_unknown_key(built: Built, tmp_path: Path) -> None:
     assert "unknown key timout_s ignored" in log
 
 
-def test_sgl_admin_is_the_same_code_under_the_contracts_name(built: Built) -> None:
+def test_sgl_admin_is_the_same_code_under_the_contracts_name(built: Built, roots: Roots) -> None:
+    built.copy_to(roots)
     admin = [sys.executable, "-c", "import sys; from rayprep.cli.sgl_admin import main; sys.exit(main())", "caches"]
-    roots = ["--profiles-root", str(built.roots.profiles)]
+    where = ["--profiles-root", str(roots.profiles)]
     done = subprocess.run(
-        [*admin, "inspect", "--json", *roots], env=built.roots.env, capture_output=True, text=True, check=True
+        [*admin, "inspect", "--json", *where], env=roots.env, capture_output=True, text=True, check=True
     )
     assert json.loads(done.stdout)["torchinductor"]["valid"] is True
-    roots += ["--telemetry-root", str(built.roots.telemetry)]
+    where += ["--telemetry-root", str(roots.telemetry)]
     done = subprocess.run(
-        [*admin, "ensure", "--json", *ENSURE_TINY, *roots, "--run-id", "admin"],
-        env=built.roots.env,
+        [*admin, "ensure", "--json", *ENSURE_TINY, *where, "--run-id", "admin"],
+        env=roots.env,
         capture_output=True,
         text=True,
         check=True,

@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -83,7 +84,7 @@ def test_the_log_has_each_line_once(built: Built) -> None:
 
 
 def test_json_lines_and_the_result_pointers_come_last(built: Built) -> None:
-    lines = built.done.stdout.splitlines()
+    lines = built.stdout.splitlines()
     assert all(line.startswith("OPTIMIZE_JSON {") for line in lines[:-2])
     assert lines[-2] == f"RESULT_JSON {built.roots.telemetry}/container_runs/{built.run_id}/prep_result.json"
     stages = "deep_gemm:skipped moe_tune:skipped flashinfer:skipped inductor:ok serve:skipped"
@@ -99,6 +100,7 @@ def test_nothing_of_ours_is_left_running_or_lying_about(built: Built) -> None:
 
 
 def test_a_second_run_does_nothing_and_starts_no_ray(built: Built) -> None:
+    """At the very place, since that is what it proves: all that it writes is a result of its own."""
     roots = Roots(built.roots.base)
     before = {path: path.stat().st_mtime_ns for path in roots.profiles.rglob("*") if path.is_file()}
     roots.extra_env["PYTHONPROFILEIMPORTTIME"] = "1"
@@ -178,8 +180,9 @@ def test_a_lock_held_too_long_is_exit_4(built: Built, roots: Roots) -> None:
     assert not roots.marker("tiny-dense", "inductor").exists()
 
 
-def test_a_run_id_that_is_in_use_is_refused(built: Built) -> None:
-    roots = Roots(built.roots.base)
+def test_a_run_id_that_is_in_use_is_refused(built: Built, roots: Roots) -> None:
+    built.copy_to(roots)
+    shutil.copytree(built.roots.telemetry, roots.telemetry)
     lock = roots.telemetry / "container_runs" / built.run_id / ".lock"
     before = roots.result(built.run_id)
     holder = subprocess.Popen(["flock", str(lock), "sleep", "60"])

@@ -22,6 +22,12 @@ pytestmark = [pytest.mark.ray, pytest.mark.torch, needs_torch()]
 SLUG, STAGE, CACHE = "tiny-dense", "inductor", "torchinductor"
 
 
+@pytest.fixture(autouse=True)
+def scalar_kernels(roots: Roots) -> None:
+    """They compile in three quarters of the time, and here it is all the same what is hit and mended."""
+    roots.extra_env["ATEN_CPU_CAPABILITY"] = "default"
+
+
 @dataclass
 class Aborted:
     """A run that was hit in the middle of its stage."""

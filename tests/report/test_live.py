@@ -80,9 +80,10 @@ def test_a_terminal_shows_stages_as_they_go(tmux: list[str], roots: Roots) -> No
 
 @needs_tool("tmux")
 @pytest.mark.terminal
-def test_a_terminal_shows_a_run_with_nothing_to_do(tmux: list[str], built: Built) -> None:
+def test_a_terminal_shows_a_run_with_nothing_to_do(tmux: list[str], built: Built, roots: Roots) -> None:
+    built.copy_to(roots)
     terminal = Terminal(tmux)
-    terminal.type(Roots(built.roots.base), *ENSURE_TINY)
+    terminal.type(roots, *ENSURE_TINY)
     wait_for(lambda: terminal.shows(r"^inductor +noop +valid_signature"), "the noop")
     assert terminal.shows(r"^serve +skipped +no_gpu")
     assert terminal.shows(r"^verify +skipped +no_gpu")
