@@ -31,9 +31,9 @@ class PackedFile(Record):
     """One file of the archive. `path` is below the profiles root."""
 
     path: Utf8
-    size: int = Field(ge=0)
+    size: int = Field(ge=0, lt=2**63)
     sha256: str
-    mtime_ns: int
+    mtime_ns: int = Field(ge=-(2**63) * 10**9, lt=2**63 * 10**9)
     """Since the epoch. Kept, since ninja builds again what is older than its sources."""
 
     @property
