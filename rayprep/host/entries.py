@@ -36,15 +36,25 @@ def find_places(profiles: Path, entries: Iterable[Entry]) -> dict[Entry, list[st
         OSError: a folder cannot be listed, or an entry lies elsewhere than its name says.
     """
     places: dict[Entry, list[str]] = {entry: [] for entry in entries}
-    for cache, folder in {(entry[0], _plain_parent(profiles, entry)) for entry in places}:
-        for path in folder.iterdir() if folder.is_dir() else ():
-            below = path.relative_to(profiles / cache.value).as_posix()
+    for cache, folder in {(entry[0], _parent(profiles, entry)) for entry in places}:
+        for found in _list(_plain_folder(profiles / cache.value, folder)):
+            below = f"{folder}/{found.name}" if folder else found.name
+            owners = {entry_of(cache, f"{below}/.")}
             # A folder nearer to the root than entries are holds others' entries, though it may have an entry's name.
-            owners = {entry_of(cache, f"{below}/.")} | (set() if _is_folder(path) else {entry_of(cache, below)})
+            if not found.is_dir(follow_symlinks=False):
+                owners.add(entry_of(cache, below))
             for owner in owners:
                 if (cache, owner) in places:
                     places[cache, owner].append(below)
     return places
+
+
+def _list(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as found:
+            return list(found)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def remove_entry(layout: Layout, entry: Entry, places: Sequence[str]) -> None:
@@ -53,7 +63,8 @@ def remove_entry(layout: Layout, entry: Entry, places: Sequence[str]) -> None:
     Raises:
         OSError: something of it cannot be removed, or it lies elsewhere than its name says.
     """
-    top, folder = layout.cache(entry[0]), _plain_parent(layout.profiles, entry)
+    top = layout.cache(entry[0])
+    folder = _plain_folder(top, _parent(layout.profiles, entry))
     for path in (top / place for place in places):
         if _is_folder(path):
             _remove_folder(path, layout.scratch)
@@ -72,15 +83,25 @@ def still_there(top: Path, places: Iterable[str]) -> bool:
     return any(os.path.lexists(top / place) for place in places)
 
 
-def _plain_parent(profiles: Path, entry: Entry) -> Path:
-    """The folder that the entry lies in: in its cache, and behind no link."""
-    top, below = profiles / entry[0].value, entry[1]
-    parent = (top / below).parent
+def _parent(profiles: Path, entry: Entry) -> str:
+    """The folder that the entry lies in, below its cache's, by its name."""
+    cache, below = entry
     # The name as it is written, since pathlib would take `//etc` for `/etc`, and an empty one for the whole cache.
-    plain = {"", ".", ".."}.isdisjoint(below.split("/"))
-    if not plain or any(part.is_symlink() for part in (parent, *parent.parents) if part.is_relative_to(top)):
-        raise OSError(errno.ELOOP, f"it does not lie in {top} by plain folders", f"{top}/{below}")
-    return parent
+    if not {"", ".", ".."}.isdisjoint(below.split("/")):
+        raise _elsewhere(profiles / cache.value, below)
+    return below.rpartition("/")[0]
+
+
+def _plain_folder(top: Path, below: str) -> Path:
+    """The folder `below` the cache at `top`, which is behind no link."""
+    folder = top / below
+    if any(part.is_symlink() for part in (folder, *folder.parents) if part.is_relative_to(top)):
+        raise _elsewhere(top, below)
+    return folder
+
+
+def _elsewhere(top: Path, below: str) -> OSError:
+    return OSError(errno.ELOOP, f"it does not lie in {top} by plain folders", f"{top}/{below}")
 
 
 def _is_folder(path: Path) -> bool:

@@ -144,7 +144,7 @@ def make_manifest(layout: Layout, completions: Sequence[Completion]) -> PackageM
 
 def _described(layout: Layout, path: str, content: Listed, plain: bool) -> PackedFile:
     try:
-        status = (layout.profiles / path).lstat()
+        status = os.lstat(f"{layout.profiles}/{path}")
     except OSError as error:
         raise _wrong(path, f"cannot be read: {error.strerror}") from None
     if not plain:
@@ -178,15 +178,17 @@ def _write(layout: Layout, file: PackedFile, out: BinaryIO) -> None:
     out.write(header(file.path, file.size, file.mtime_ns))
     try:
         # O_NONBLOCK: what was a file when it was listed may be a pipe that nobody writes to.
-        descriptor = os.open(layout.profiles / file.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        descriptor = os.open(f"{layout.profiles}/{file.path}", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
         raise _wrong(file.path, f"cannot be read: {error.strerror}") from None
     left = file.size
-    with os.fdopen(descriptor, "rb") as source:
-        while left and (chunk := source.read(min(left, CHUNK))):
+    try:
+        while left and (chunk := os.read(descriptor, min(left, CHUNK))):
             digest.update(chunk)
             out.write(chunk)
             left -= len(chunk)
+    finally:
+        os.close(descriptor)
     if left or f"sha256:{digest.hexdigest()}" != file.sha256:
         raise _wrong(file.path, "is not what its completion lists")
     out.write(padding(file.size))

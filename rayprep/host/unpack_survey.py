@@ -11,7 +11,7 @@ from rayprep.host.scan import files_of, hash_files, scan_cache
 from rayprep.model.caches import CacheName
 from rayprep.model.completion import Completion, check_completion
 from rayprep.model.errors import HostUnfit
-from rayprep.model.package import Key, PackageManifest, entry_at
+from rayprep.model.package import Key, PackageManifest
 from rayprep.model.placement import Here
 from rayprep.model.signature import Signature
 from rayprep.model.stages import STAGES, StageName
@@ -30,12 +30,13 @@ def look(layout: Layout, manifest: PackageManifest, now: Signature) -> Here:
     completions = [each for stage in StageName for each in read_completions(layout, stage)[0]]
     own = _same_key(completions, manifest)
     listed = {path for each in (*manifest.completions, *own) for path in each.artifacts}
+    packed = {file.path for file in manifest.files}
     hashes = hash_files(layout.profiles, sorted(listed & there.keys()))
     markers = read_markers(layout)
     return Here(
         signature=now,
         artifacts={path: (there[path], digest) for path, digest in hashes.items()},
-        companions={file.path for file in manifest.files if _is_plain_file(layout.profiles / file.path)} - listed,
+        companions={path for path in packed - listed if _is_plain_file(layout.profiles / path)},
         completions=completions,
         valid={
             (each.stage, each.key)
@@ -50,7 +51,7 @@ def look(layout: Layout, manifest: PackageManifest, now: Signature) -> Here:
 
 def _caches(manifest: PackageManifest) -> list[CacheName]:
     stages = {each.stage for each in manifest.completions}
-    named = {entry_at(file.path)[0] for file in manifest.files}
+    named = {CacheName(folder) for folder in {file.path.partition("/")[0] for file in manifest.files}}
     return sorted(named | {cache for stage in stages for cache in STAGES[stage].caches})
 
 

@@ -4,7 +4,8 @@ The variables are those that each library really reads, which is not always what
 the two differ, both are exported. Sources: the libraries' own code at the versions of the `sglang` extra.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 
@@ -45,7 +46,7 @@ class CacheFacts:
     """
 
     env: dict[str, str]
-    entry_depth: tuple[tuple[str, int], ...] = ()
+    entry_depth: Mapping[str, int] = field(default_factory=dict)
     default_depth: int = 1
     companion_names: frozenset[str] = frozenset()
     volatile_suffixes: tuple[str, ...] = (".lock", ".log", ".tmp")
@@ -71,7 +72,7 @@ CACHES: dict[CacheName, CacheFacts] = {
     CacheName.TORCHINDUCTOR: CacheFacts(
         env={"TORCHINDUCTOR_CACHE_DIR": ""},
         # fxgraph/<2 letters>/<key>/, aotautograd/<key>/; code folders hold files of one stem each.
-        entry_depth=(("fxgraph", 3), ("aotautograd", 2)),
+        entry_depth={"fxgraph": 3, "aotautograd": 2},
         default_depth=2,
     ),
     CacheName.FLASHINFER: CacheFacts(
@@ -121,7 +122,7 @@ def entry_of(cache: CacheName, relative: str) -> str:
     """
     facts = CACHES[cache]
     parts = relative.split("/")
-    depth = dict(facts.entry_depth).get(parts[0], facts.default_depth)
+    depth = facts.entry_depth.get(parts[0], facts.default_depth)
     if len(parts) > depth:
         return "/".join(parts[:depth])
     stem = parts[-1].split(".", 1)[0] or parts[-1]

@@ -20,7 +20,7 @@ from rayprep.model.stages import StageName
 
 MANIFEST_NAME = "rayprep-package.json"
 PACKAGE_FORMAT = "1"
-_CACHES = frozenset(CacheName)
+_CACHES = {cache.value: cache for cache in CacheName}
 
 Listed = tuple[int, str]
 """Bytes and `sha256:...`, as a completion lists a file."""
@@ -31,9 +31,9 @@ class PackedFile(Record):
     """One file of the archive. `path` is below the profiles root."""
 
     path: Utf8
-    size: int = Field(ge=0)
+    size: int = Field(ge=0, lt=2**63)
     sha256: str
-    mtime_ns: int
+    mtime_ns: int = Field(ge=-(2**63) * 10**9, lt=2**63 * 10**9)
     """Since the epoch. Kept, since ninja builds again what is older than its sources."""
 
     @property
@@ -115,9 +115,8 @@ def check_manifest(manifest: PackageManifest) -> None:
         paths.add(file.path)
     if missing := sorted(listed.keys() - paths):
         raise _refused(f"{missing[0]} is listed by a completion and not packed")
-    for path in paths:
-        if inside := next((above for above in _above(path) if above in paths), None):
-            raise _refused(f"{inside} is a file and a folder at once")
+    if both := paths & _folders(paths):
+        raise _refused(f"{min(both)} is a file and a folder at once")
 
 
 def _check_completion(each: Completion) -> None:
@@ -136,17 +135,22 @@ def _check_file(file: PackedFile, listed: Mapping[str, Listed], entries: Collect
         raise _refused(f"{file.path!r} is no plain path below the profiles root")
     if folder not in _CACHES or not below:
         raise _refused(f"{file.path} lies in no cache")
-    cache = CacheName(folder)
     if file.path in listed:
         if file.listed != listed[file.path]:
             raise _refused(f"{file.path} is not what its completion lists")
-    elif classify(cache, tuple(parts[1:])) is not FileKind.COMPANION or entry_at(file.path) not in entries:
+    elif classify(_CACHES[folder], tuple(parts[1:])) is not FileKind.COMPANION or entry_at(file.path) not in entries:
         raise _refused(f"{file.path} is listed by no completion")
 
 
-def _above(path: str) -> Iterable[str]:
-    while (path := path.rpartition("/")[0]).count("/"):
-        yield path
+def _folders(paths: Iterable[str]) -> set[str]:
+    """All folders above the paths."""
+    found: set[str] = set()
+    for path in paths:
+        above = path.rpartition("/")[0]
+        while above and above not in found:
+            found.add(above)
+            above = above.rpartition("/")[0]
+    return found
 
 
 def listed_by(completions: Iterable[Completion]) -> dict[str, Listed]:
@@ -165,9 +169,10 @@ def listed_by(completions: Iterable[Completion]) -> dict[str, Listed]:
 
 
 def entry_at(path: str) -> Entry:
-    """The entry of a path below the profiles root. Raises ValueError where it lies in no cache."""
+    """The entry of a path below the profiles root, which has to lie in a cache."""
     folder, _, below = path.partition("/")
-    return CacheName(folder), entry_of(CacheName(folder), below)
+    cache = _CACHES[folder]
+    return cache, entry_of(cache, below)
 
 
 def check_binding(manifest: PackageManifest, now: Signature) -> None:

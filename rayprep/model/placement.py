@@ -101,12 +101,10 @@ def _contested(
 
 
 def _by_entry(files: Iterable[PackedFile], wanted: Mapping[str, Listed]) -> dict[Entry, list[PackedFile]]:
-    entries = {entry_at(path) for path in wanted}
     found: dict[Entry, list[PackedFile]] = defaultdict(list)
     for file in files:
-        if (entry := entry_at(file.path)) in entries:
-            found[entry].append(file)
-    return found
+        found[entry_at(file.path)].append(file)
+    return {entry: inside for entry, inside in found.items() if any(file.path in wanted for file in inside)}
 
 
 def _is_there(file: PackedFile, wanted: Mapping[str, Listed], here: Here) -> bool:

@@ -1,6 +1,7 @@
 """Whole entries: what is removed together, and what is never touched."""
 
 import errno
+import os
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -186,13 +187,13 @@ def test_a_folder_is_listed_once_for_all_its_entries(tmp_path: Path, monkeypatch
     entries = [(TRITON, f"KEY{number}") for number in range(20)]
     write(tmp_path, *(f"triton/{name}{end}" for _, name in entries for end in ("/a", ".lock")))
     listed = []
-    iterdir = Path.iterdir
+    scandir = os.scandir
 
-    def counted(path: Path) -> Iterable[Path]:
+    def counted(path: Path) -> Iterable[os.DirEntry[str]]:
         listed.append(path)
-        return iterdir(path)
+        return scandir(path)
 
-    monkeypatch.setattr(Path, "iterdir", counted)
+    monkeypatch.setattr("rayprep.host.entries.os.scandir", counted)
     places = find_places(tmp_path, entries)
     assert listed == [tmp_path / "triton"]
     assert {entry: sorted(each) for entry, each in places.items()} == {
