@@ -2,7 +2,8 @@
 
 import typer
 
-from rayprep.cli import app as rayprep_app
+from rayprep.cli.commands_look import inspect
+from rayprep.cli.commands_request import ensure
 from rayprep.cli.main import run
 
 app = typer.Typer(
@@ -14,8 +15,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 caches = typer.Typer(no_args_is_help=True, help="Inspect the caches, or ensure that they are valid.")
-caches.command("inspect")(rayprep_app.inspect)
-caches.command("ensure")(rayprep_app.ensure)
+caches.command("inspect")(inspect)
+caches.command("ensure")(ensure)
 app.add_typer(caches, name="caches")
 
 

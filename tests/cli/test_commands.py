@@ -14,12 +14,16 @@ from tests.needs import needs_torch
 CACHES = ["triton", "torchinductor", "flashinfer", "deep_gemm", "moe_configs", "sglang_jit", "others"]
 
 
-def test_help_names_every_command(roots: Roots) -> None:
+def test_help_names_every_command_and_imports_none(roots: Roots) -> None:
+    roots.extra_env["PYTHONPROFILEIMPORTTIME"] = "1"
     done = subprocess.run(
         [sys.executable, "-m", "rayprep", "--help"], env=roots.env, capture_output=True, text=True, check=True
     )
     for command in ("ensure", "verify", "inspect", "snapshot", "env", "explain", "pack", "unpack", "reset", "doctor"):
         assert f"  {command} " in done.stdout
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "rayprep.cli.app" in imported
+    assert not {"pydantic", "rayprep.model", "rayprep.host", "rayprep.node", "rayprep.fleet"} & imported
 
 
 def test_inspect_of_an_empty_root_writes_nothing(roots: Roots) -> None:
