@@ -33,6 +33,7 @@ def look(layout: Layout, manifest: PackageManifest, now: Signature) -> Here:
     packed = {file.path for file in manifest.files}
     hashes = hash_files(layout.profiles, sorted(listed & there.keys()))
     markers = read_markers(layout)
+    nothing = {(each.stage, each.key) for each in manifest.completions if each.outcome == "skipped"}
     return Here(
         signature=now,
         artifacts={path: (there[path], digest) for path, digest in hashes.items()},
@@ -42,7 +43,7 @@ def look(layout: Layout, manifest: PackageManifest, now: Signature) -> Here:
             (each.stage, each.key)
             for each in own
             # "Nothing to build here" is no reason to leave out what a server elsewhere has used all the same.
-            if each.outcome == "built"
+            if (each.outcome == "built" or (each.stage, each.key) in nothing)
             and (each.identity.model_slug, each.stage) not in markers
             and _holds(each, now, there, hashes)
         },
