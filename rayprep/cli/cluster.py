@@ -101,8 +101,9 @@ def _drive(
     asked = Asked(
         resolved=request.resolved,
         run_id=request.run_id,
-        profiles_root=flags.profiles_root,
-        telemetry_root=flags.telemetry_root,
+        # Absolute, since the agents run in other folders; without a flag each host has its own.
+        profiles_root=str(request.layout.profiles) if flags.profiles_root else None,
+        telemetry_root=str(request.layout.telemetry) if flags.telemetry_root else None,
         deep=flags.deep,
         verify_only=flags.verify_only,
     )
