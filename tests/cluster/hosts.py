@@ -20,6 +20,7 @@ class Hosts:
 
     def __init__(self, *names: str) -> None:
         self.addresses = {name: f"10.77.0.{number}" for number, name in enumerate(names, 1)}
+        self._started: list[subprocess.Popen[str]] = []
 
     def __enter__(self) -> "Hosts":
         user = () if os.getuid() == 0 else ("--user", "--map-root-user")
@@ -35,7 +36,8 @@ class Hosts:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._unshare.kill()
-        self._unshare.communicate(timeout=STEP_S)
+        for process in (self._unshare, *self._started):
+            process.communicate(timeout=STEP_S)
 
     def command(self, host: str, *args: str | Path) -> list[str | Path]:
         """What runs `args` on that host."""
@@ -45,7 +47,7 @@ class Hosts:
         return [*enter, "ip", "netns", "exec", host, *name, *args]
 
     def start(self, host: str, *args: str | Path, env: Mapping[str, str] = os.environ) -> subprocess.Popen[str]:
-        return subprocess.Popen(
+        started = subprocess.Popen(
             self.command(host, *args),
             env=env,
             stdin=subprocess.DEVNULL,
@@ -53,6 +55,8 @@ class Hosts:
             stderr=subprocess.STDOUT,
             text=True,
         )
+        self._started.append(started)
+        return started
 
     def daemons(self) -> list[psutil.Process]:
         """What runs on any of them and has not us for a parent, with all below it; zombies, too."""

@@ -16,22 +16,13 @@ import psutil
 import pytest
 
 from tests.cluster.hosts import STEP_S, Hosts
+from tests.cluster.stand_ins import stand_in_for_ray, write_program
 from tests.needs import needs_hosts, needs_namespaces
 from tests.processes import alive, named, wait_for
 
 BARE = Path(__file__).parents[2] / "cluster" / "bare"
 NODES = Path(__file__).with_name("nodes.py")
 UNFIT = 3
-
-RAY = r"""#!/bin/bash
-echo "$@" >>"$NOTES/arguments"
-env >"$NOTES/environment"
-raylet 60 >/dev/null 2>&1 &
-until [ "$(<"/proc/$!/comm")" = raylet ]; do sleep 0.01; done
-[ -z "$FAILS" ] || { rm "$FAILS" 2>/dev/null && exit 1; }
-exit 0
-"""
-"""Leaves a process behind, as Ray does, and fails where a file is that $FAILS names."""
 
 
 @dataclass
@@ -43,10 +34,8 @@ class Machine:
     def __post_init__(self) -> None:
         programs = self.base / "programs"
         programs.mkdir()
-        for name, text in (("ray", RAY), ("hostname", "#!/bin/sh\necho 10.0.0.1\n")):
-            (programs / name).write_text(text, encoding="utf-8")
-            (programs / name).chmod(0o755)
-        shutil.copy("/bin/sleep", programs / "raylet")
+        stand_in_for_ray(programs)
+        write_program(programs / "hostname", "#!/bin/sh\necho 10.0.0.1\n")
         self.env = {
             "PATH": f"{programs}:{os.environ['PATH']}",
             "HOME": str(self.base),

@@ -46,7 +46,7 @@ def shell_scripts() -> Iterator[Path]:
 @needs_tool("shellcheck")
 def test_shellcheck() -> None:
     scripts = sorted(shell_scripts())
-    expected = {"scripts/quickstart", ".ci/run", "cluster/bare/head"}
+    expected = {"scripts/quickstart", ".ci/run", "cluster/bare/head", "cluster/slurm/rayprep.sbatch"}
     assert {ROOT / name for name in expected} <= set(scripts)
     # With what they source, whose paths are from the root.
     command = ["shellcheck", "--external-sources", *scripts]
