@@ -64,6 +64,6 @@ def needs_fuse() -> pytest.MarkDecorator:
     return _need(present, "bindfs or /dev/fuse is missing")
 
 
-def needs_root() -> pytest.MarkDecorator:
-    """Needs to give files to another user."""
-    return pytest.mark.skipif(os.getuid() != 0, reason="only root can give files to another user")
+def needs_root(to: str = "give files to another user") -> pytest.MarkDecorator:
+    """Needs to do what others may not."""
+    return pytest.mark.skipif(os.getuid() != 0, reason=f"only root can {to}")

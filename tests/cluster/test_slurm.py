@@ -16,7 +16,13 @@ from tests.cluster.stand_ins import stand_in_for_ray, write_program
 from tests.needs import needs_hosts, needs_root, needs_tool
 from tests.processes import wait_for
 
-pytestmark = [pytest.mark.namespaces, needs_root(), needs_tool("slurmctld"), needs_tool("slurmd"), needs_hosts()]
+pytestmark = [
+    pytest.mark.namespaces,
+    needs_root("start Slurm"),
+    needs_tool("slurmctld"),
+    needs_tool("slurmd"),
+    needs_hosts(),
+]
 
 ROOT = Path(__file__).parents[2]
 NODES = Path(__file__).with_name("nodes.py")
