@@ -48,12 +48,29 @@ def needs_namespaces() -> pytest.MarkDecorator:
     return _need(shutil.which("unshare") is not None and namespaces_work(), "unshare -rm is not allowed here")
 
 
+def needs_hosts() -> pytest.MarkDecorator:
+    """Needs to make hosts: network namespaces with addresses of their own."""
+    present = all(shutil.which(tool) for tool in ("unshare", "nsenter", "ip")) and _hosts_work()
+    return _need(present, "iproute2 or nsenter is missing, or network namespaces are not allowed here")
+
+
+@functools.cache
+def _hosts_work() -> bool:
+    from tests.cluster.hosts import Hosts
+
+    try:
+        with Hosts("one"):
+            return True
+    except OSError:
+        return False
+
+
 def needs_fuse() -> pytest.MarkDecorator:
     """Needs bindfs and a /dev/fuse that this user may open."""
     present = shutil.which("bindfs") is not None and os.access("/dev/fuse", os.R_OK | os.W_OK)
     return _need(present, "bindfs or /dev/fuse is missing")
 
 
-def needs_root() -> pytest.MarkDecorator:
-    """Needs to give files to another user."""
-    return pytest.mark.skipif(os.getuid() != 0, reason="only root can give files to another user")
+def needs_root(to: str = "give files to another user") -> pytest.MarkDecorator:
+    """Needs to do what others may not."""
+    return pytest.mark.skipif(os.getuid() != 0, reason=f"only root can {to}")
