@@ -33,8 +33,6 @@ class Node:
     signature: dict[str, object] = field(default_factory=dict)
     """Fields that are said to be others than this machine's."""
     ray_node: Any = None
-    rehearsed: bool = True
-    """With the facts of a host that is not there."""
     shares: "Node | None" = None
     """A node whose profiles root it has, too."""
 
@@ -58,12 +56,6 @@ class Node:
             "HOST_TELEMETRY_ROOT": str(self.layout.telemetry),
             "HOME": str(self.base / "home"),
             "TORCHINDUCTOR_VEC_ISA_OK": "1",
-            **(self._stand_in if self.rehearsed else {}),
-        }
-
-    @property
-    def _stand_in(self) -> dict[str, str]:
-        return {
             "RAYPREP_FACTS": str(self.base / "facts.json"),
             "PYTHONPATH": os.pathsep.join([str(LIBRARY), *filter(None, [os.environ.get("PYTHONPATH")])]),
             "FAKE_HOLD": str(self.hold),
