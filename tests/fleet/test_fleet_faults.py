@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -223,7 +224,7 @@ def test_a_frozen_builder_cannot_publish(two: Fleet) -> None:
 
 def test_a_wrong_address_is_one_line_within_ten_seconds(tmp_path: Path) -> None:
     env = {**os.environ, "HOME": str(tmp_path), "HOST_TELEMETRY_ROOT": str(tmp_path)}
-    command = ["python", "-m", "rayprep", "ensure", "--cluster", "--model", "tiny-dense", "--device", "cpu"]
+    command = [sys.executable, "-m", "rayprep", "ensure", "--cluster", "--model", "tiny-dense", "--device", "cpu"]
     for more, code, words in (
         (("--address", f"127.0.0.1:{free_port()}"), 3, "nothing answers"),
         (("--address", "nonsense"), 3, "not HOST:PORT"),
