@@ -3,6 +3,7 @@
 import contextlib
 import time
 from collections.abc import Mapping
+from pathlib import Path
 
 import rayprep
 from rayprep.fleet.asked import Asked
@@ -35,6 +36,8 @@ class FleetRecord:
         self._asked, self._layout, self._coordinator, self._view = asked, layout, coordinator, view
         self._started, self._drained, self._seen = time.monotonic(), 0.0, 0
         self._silent = False
+        self._results: dict[str, PrepResult] = {}
+        """The hosts' own, as last heard; kept for a coordinator that has forgotten them."""
         spec = asked.resolved.spec
         run = FleetRun(
             run_id=asked.run_id,
@@ -52,6 +55,8 @@ class FleetRecord:
 
     def _open(self) -> None:
         self._coordinator.open_run.remote(self._layout, self._asked.run_id)
+        for host, result in self._results.items():
+            self._coordinator.mirror.remote(self._asked.run_id, host, result)
 
     def groups(self, grouping: Grouping) -> None:
         """Keeps who is alike, and shows who is not, before anything is built."""
@@ -83,7 +88,9 @@ class FleetRecord:
         self._change(errors=(*self.result.errors, failed))
 
     def host_line(self, member: Member, result: PrepResult) -> FleetHost:
-        """What a host's own result says of it."""
+        """What a host's own result says of it, which the coordinator keeps a copy of."""
+        self._results[member.host] = result
+        self._coordinator.mirror.remote(self._asked.run_id, member.host, result)
         verify = result.verify
         return member.record.model_copy(
             update={
@@ -106,7 +113,7 @@ class FleetRecord:
         self._view.update(self.result)
 
     def finish(self, rollout: Rollout, members: Mapping[str, Member], *, interrupted: bool) -> FleetResult:
-        """Writes the end: by the coordinator on the head, and here, which is mostly the same file."""
+        """Writes the end: by the coordinator on the head, and here, which are mostly the same files."""
         import ray
 
         self._take(members)
@@ -119,18 +126,19 @@ class FleetRecord:
         run = self.result.run.model_copy(update={"finished_at": utc_now()})
         self._change(status=status, run=run)
         self.say(None, Phase.END, status=status.value, duration_s=self.result.run.duration_s)
+        self.drain(at_once=True)  # tells whether the coordinator still knows this run
         with contextlib.suppress(ray.exceptions.RayError):
             ray.get(self._coordinator.update.remote(self._asked.run_id, self.result), timeout=CALL_S)
-        self._drained = 0.0
-        self.drain()
+        self.drain(at_once=True)
         self._write_here()
         return self.result
 
     def _write_here(self) -> None:
-        path = self._layout.run(self._asked.run_id)
+        folder = self._layout.run(self._asked.run_id)
         try:
-            path.mkdir(parents=True, exist_ok=True)
-            write_text(path / "fleet_result.json", to_json(self.result))
+            for host, result in self._results.items():
+                _write(folder / "hosts" / host / "prep_result.json", result)
+            _write(folder / "fleet_result.json", self.result)
         except OSError as error:
             raise root_unfit(self._layout.telemetry, "telemetry", error) from None
 
@@ -150,11 +158,11 @@ class FleetRecord:
         else:
             self._coordinator.record.remote(self._asked.run_id, [each])
 
-    def drain(self) -> None:
+    def drain(self, *, at_once: bool = False) -> None:
         """Shows what was said since the last time."""
         import ray
 
-        if time.monotonic() - self._drained < DRAIN_EVERY_S:
+        if not at_once and time.monotonic() - self._drained < DRAIN_EVERY_S:
             return
         self._drained = time.monotonic()
         try:
@@ -177,3 +185,8 @@ class FleetRecord:
             message = f"the coordinator does not answer ({type(error).__name__}): the work goes on, unlogged"
             self._view.show(event("ensure", Phase.WARNING, message=message))
         self._silent = True
+
+
+def _write(path: Path, result: PrepResult | FleetResult) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, to_json(result))

@@ -144,7 +144,6 @@ class HostAgent:
             survey = take_survey(request, environ)
             request = request.model_copy(update={"before": self._before})
             result = ensure(request, environ, lambda each: self._emit(asked, each), self._is_cancelled, survey)
-        self._coordinator.mirror.remote(asked.run_id, self._node.host, result)
         return Done(result=result, extras=_extras(survey))
 
     def _is_cancelled(self) -> bool:
