@@ -13,12 +13,22 @@ from typing import Any
 import jsonschema
 
 from rayprep.cli.schema import schema
+from rayprep.fleet.members import join_coordinator, living_nodes
+from rayprep.fleet.runtime import NAMESPACE
 from rayprep.host.layout import Layout
 from tests.host.test_ports import free_port
 
 FAKES = Path(__file__).resolve().parent.parent / "fakes"
 LIBRARY = FAKES / "sglang_lib"
 HIDDEN = ("HOST_PROFILES_ROOT", "HOST_TELEMETRY_ROOT", "XDG_CACHE_HOME", "XDG_DATA_HOME", "HF_HOME", "RAY_ADDRESS")
+JSON = "OPTIMIZE_JSON "
+HEALTH_CHECKS = {
+    "health_check_initial_delay_ms": 1000,
+    "health_check_period_ms": 1000,
+    "health_check_timeout_ms": 2000,
+    "health_check_failure_threshold": 3,
+}
+"""As cluster/bare has them."""
 STAND_IN = ("--server-arg=--compile", "--skip", "moe_tune", "--skip", "flashinfer")
 """A request for the stand-in SGLang, which fills the caches that it does not find filled."""
 
@@ -35,6 +45,7 @@ class Node:
     ray_node: Any = None
     shares: "Node | None" = None
     """A node whose profiles root it has, too."""
+    extra_env: dict[str, str] = field(default_factory=dict)
 
     @property
     def layout(self) -> Layout:
@@ -59,6 +70,7 @@ class Node:
             "RAYPREP_FACTS": str(self.base / "facts.json"),
             "PYTHONPATH": os.pathsep.join([str(LIBRARY), *filter(None, [os.environ.get("PYTHONPATH")])]),
             "FAKE_HOLD": str(self.hold),
+            **self.extra_env,
         }
 
     @property
@@ -78,6 +90,8 @@ class Fleet:
     base: Path
     cluster: Any
     nodes: dict[str, Node]
+    coordinator: Any = None
+    """Where this process has joined the cluster itself."""
 
     @property
     def address(self) -> str:
@@ -87,6 +101,21 @@ class Fleet:
     @property
     def telemetry(self) -> Path:
         return self.base / "driver" / "telemetry"
+
+    @property
+    def leases(self) -> Path:
+        return self.telemetry / "coordinator" / "leases.json"
+
+    def shorten_leases(self, ttl_s: float) -> None:
+        """Starts the coordinator ahead of the drivers, with leases of another length than theirs would have."""
+        self.cluster.connect(namespace=NAMESPACE)
+        self.coordinator = join_coordinator(living_nodes(), self.leases, ttl_s)
+
+    def events(self, run_id: str) -> list[dict[str, Any]]:
+        """What the hosts of a run have said until now, as its session log has it."""
+        log = self.telemetry / "logs" / f"{run_id}.log"
+        lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+        return [json.loads(line.removeprefix(JSON)) for line in lines if line.startswith(JSON) and line.endswith("}")]
 
     def add(self, node: Node) -> None:
         node.ray_node = self.cluster.add_node(
@@ -154,16 +183,28 @@ class Fleet:
 
 
 @contextmanager
-def fleet_of(base: Path, *nodes: Node) -> Iterator[Fleet]:
+def fleet_of(base: Path, *nodes: Node, ttl_s: float | None = None) -> Iterator[Fleet]:
+    """A cluster of these hosts and a head.
+
+    Args:
+        ttl_s: for tests of what dies: so long a lease lasts, and Ray finds out within seconds as on bare hosts.
+    """
+    import ray
     from ray.cluster_utils import Cluster
 
     named = {"labels": {"rayprep-host": "head"}}
     head = {"num_cpus": 0, "object_store_memory": 80 << 20, "include_dashboard": False, **named}
+    if ttl_s:
+        head["_system_config"] = HEALTH_CHECKS
     cluster = Cluster(initialize_head=True, head_node_args=head)
     fleet = Fleet(base, cluster, {})
     try:
+        if ttl_s:
+            fleet.shorten_leases(ttl_s)
         for node in nodes:
             fleet.add(node)
         yield fleet
     finally:
+        if fleet.coordinator is not None:
+            ray.shutdown()
         cluster.shutdown()
