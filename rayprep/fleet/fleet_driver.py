@@ -267,7 +267,8 @@ class _Drive:
         mates = {each.host: each.facts for each in self.members.values() if each.group == member.group and each.facts}
         busy = {each.host: each.move for each in self.members.values() if each.busy and each.move}
         lost = {host for host, each in self.members.items() if each.agent is None}
-        move = next_move(member.host, mates, busy, frozenset(lost | member.gone))
+        running = {host for host, each in self.members.items() if each.state.phase is HostPhase.RUNNING} - lost
+        move = next_move(member.host, mates, busy, frozenset(lost | member.gone), frozenset(running))
         if move.kind is MoveKind.WAIT:
             member.record = member.record.model_copy(update={"doing": f"waits for {move.other}"})
         elif move.kind is MoveKind.RECEIVE:

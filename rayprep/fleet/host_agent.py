@@ -29,7 +29,7 @@ from rayprep.model.events import Event, Phase, event
 from rayprep.model.grouping import HostFacts, StageFacts, Standing
 from rayprep.model.leases import Holder, Queued
 from rayprep.model.package import Key
-from rayprep.model.plan import Action
+from rayprep.model.plan import Action, Decision
 from rayprep.model.result import NodeBlock, Received
 from rayprep.model.slug import model_slug
 from rayprep.model.snapshot import ProfileSnapshot
@@ -78,7 +78,7 @@ class HostAgent:
                 store=store_id(layout),
                 signature=survey.signature,
                 stages={
-                    each.stage: StageFacts(key=each.key, standing=_STANDING[each.action])
+                    each.stage: StageFacts(key=_key(survey, each), standing=_STANDING[each.action])
                     for each in survey.plan.decisions
                     if each.action in _STANDING
                 },
@@ -213,6 +213,12 @@ class HostAgent:
     def _emit(self, asked: Asked, each: Event) -> None:
         # Nothing waits for the answer: a dead coordinator costs the log, not the work.
         self._coordinator.record.remote(asked.run_id, [each.model_copy(update={"host": self._node.host})])
+
+
+def _key(survey: Survey, decision: Decision) -> str:
+    """Under which it is here, or would be built: a host without nvcc has what others built, under their key."""
+    there = survey.completions.get(decision.stage) if decision.action is Action.NOOP else None
+    return there.key if there else decision.key
 
 
 def _extras(survey: Survey) -> dict[StageName, str]:

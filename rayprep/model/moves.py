@@ -1,7 +1,8 @@
 """What a host of a group does next: receive what another has, build what nobody has, wait, or prove. Pure.
 
 Whatever is there already is received first, from the host that has most of what is lacking and serves the fewest. What
-nobody has is built by the first host that asks; the others wait for it. Hosts of one store work one after another.
+nobody has is built by the first host that asks; the others wait for it. Hosts of one store work one after another. A
+host without nvcc leaves the building to those that have one, which could not use what it would build.
 """
 
 from collections.abc import Mapping
@@ -33,13 +34,20 @@ class Move(Record):
     """What it receives or builds."""
 
 
-def next_move(host: str, facts: Mapping[str, HostFacts], busy: Mapping[str, Move], gone: frozenset[str]) -> Move:
+def next_move(
+    host: str,
+    facts: Mapping[str, HostFacts],
+    busy: Mapping[str, Move],
+    gone: frozenset[str],
+    running: frozenset[str] = frozenset(),
+) -> Move:
     """Decides for one host that is about to begin, or that has just done a step.
 
     Args:
         facts: of all hosts of its group, as they stand now, itself among them.
         busy: what the others do at this moment.
         gone: hosts that cannot serve: lost, or failed as a source.
+        running: hosts that are at work, or about to be.
     """
     own = facts[host]
     lacking = tuple(stage for stage, each in own.stages.items() if each.standing is not Standing.VALID)
@@ -53,6 +61,8 @@ def next_move(host: str, facts: Mapping[str, HostFacts], busy: Mapping[str, Move
         return _take(offers, busy)
     if builder := _builder(host, lacking, facts, busy):
         return Move(kind=MoveKind.WAIT, other=builder, stages=lacking)
+    if builder := _better_equipped(own, lacking, facts, running):
+        return Move(kind=MoveKind.WAIT, other=builder, stages=lacking)
     able = tuple(stage for stage in lacking if own.stages[stage].standing is Standing.MISSING)
     return Move(kind=MoveKind.BUILD if able else MoveKind.PROVE, stages=able)
 
@@ -65,7 +75,7 @@ def _working_mate(host: str, facts: Mapping[str, HostFacts], busy: Mapping[str, 
 
 
 def _offered(other: HostFacts, own: HostFacts, lacking: tuple[StageName, ...]) -> tuple[StageName, ...]:
-    if other.host == own.host:
+    if other.host == own.host or (other.signature.nvcc is None and own.signature.nvcc is not None):
         return ()
     return tuple(stage for stage in lacking if stage in other.stages and other.stages[stage].standing is Standing.VALID)
 
@@ -89,6 +99,21 @@ def _builder(
         if other != host and other in facts and move.kind is MoveKind.BUILD and set(move.stages) & set(lacking)
     )
     return min(building, default=None)
+
+
+def _better_equipped(
+    own: HostFacts, lacking: tuple[StageName, ...], facts: Mapping[str, HostFacts], running: frozenset[str]
+) -> str | None:
+    """Who will build some of what is lacking, where this host has no nvcc."""
+    if own.signature.nvcc is not None:
+        return None
+    others = (facts[host] for host in sorted(running & facts.keys()) if facts[host].signature.nvcc is not None)
+    can = (other.host for other in others if any(_misses(other, stage) for stage in lacking))
+    return next(can, None)
+
+
+def _misses(facts: HostFacts, stage: StageName) -> bool:
+    return stage in facts.stages and facts.stages[stage].standing is Standing.MISSING
 
 
 def with_valid(facts: HostFacts, stages: tuple[StageName, ...]) -> HostFacts:
