@@ -191,11 +191,9 @@ class _Drive:
                 if error.dead:
                     member.forget_leases(self.asked.invocation)
                 member.end(HostPhase.LOST, error)
-            except HostUnfit as error:
-                if error.error_type is ErrorType.RAY_UNAVAILABLE:
-                    raise
-                member.end(HostPhase.FAILED, error)
             except RayprepError as error:
+                if isinstance(error, HostUnfit) and error.error_type is ErrorType.RAY_UNAVAILABLE:
+                    raise
                 self.record.say(member.host, Phase.WARNING, message=error.line)
                 member.end(HostPhase.FAILED, error)
             ended.append(member)

@@ -128,13 +128,14 @@ def nothing_is_left_behind(fleet: Fleet, run_id: str) -> None:
 
 
 def valid(layout: Layout) -> list[Completion]:
-    """Completions that a look without hashing takes for good: no marker stands, and all files have their sizes."""
+    """Builds that a look without hashing takes for good: no marker stands, and all files have their sizes."""
     marked = read_markers(layout)
     found = [each for stage in StageName for each in read_completions(layout, stage)[0]]
     return [
         each
         for each in found
-        if (each.identity.model_slug, each.stage) not in marked
+        if each.outcome == "built"
+        and (each.identity.model_slug, each.stage) not in marked
         and all(_size(layout.profiles / path) == size for path, (size, _) in each.artifacts.items())
     ]
 

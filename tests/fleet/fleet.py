@@ -1,6 +1,7 @@
 """A Ray cluster of several hosts on one machine: each node has roots, facts and a name of its own."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -56,12 +57,7 @@ class Node:
     def env(self) -> dict[str, str]:
         for folder in (self.layout.profiles, self.layout.telemetry, self.base / "home"):
             folder.mkdir(parents=True, exist_ok=True)
-        gpu = {"name": "NVIDIA H200", "compute_capability": "sm_90", "sm_count": 132, "memory_bytes": 141 << 30}
-        gpus = [{**gpu, "uuid": f"GPU-{self.base}-{index}", "index": index} for index in range(self.gpus)]
-        # Libraries bake the root's path in; the stand-in does not, and real hosts have one path.
-        signature = {"profiles_root": "/profiles", **self.signature}
-        facts = {"gpus": gpus, "driver_version": "580.95", "cuda_version": "13.0", "signature": signature}
-        (self.base / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
+        self.write_facts()
         return {
             "HOST_PROFILES_ROOT": str(self.layout.profiles),
             "HOST_TELEMETRY_ROOT": str(self.layout.telemetry),
@@ -72,6 +68,15 @@ class Node:
             "FAKE_HOLD": str(self.hold),
             **self.extra_env,
         }
+
+    def write_facts(self) -> None:
+        """What is said of it in place of what this machine is; read at every look."""
+        gpu = {"name": "NVIDIA H200", "compute_capability": "sm_90", "sm_count": 132, "memory_bytes": 141 << 30}
+        gpus = [{**gpu, "uuid": f"GPU-{self.base}-{index}", "index": index} for index in range(self.gpus)]
+        # Libraries bake the root's path in; the stand-in does not, and real hosts have one path.
+        signature = {"profiles_root": "/profiles", **self.signature}
+        facts = {"gpus": gpus, "driver_version": "580.95", "cuda_version": "13.0", "signature": signature}
+        (self.base / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
 
     @property
     def hold(self) -> Path:
@@ -108,7 +113,9 @@ class Fleet:
 
     def shorten_leases(self, ttl_s: float) -> None:
         """Starts the coordinator ahead of the drivers, with leases of another length than theirs would have."""
-        self.cluster.connect(namespace=NAMESPACE)
+        import ray
+
+        ray.init(address=self.address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
         self.coordinator = join_coordinator(living_nodes(), self.leases, ttl_s)
 
     def events(self, run_id: str) -> list[dict[str, Any]]:
@@ -127,6 +134,14 @@ class Fleet:
             wait=True,
         )
         self.nodes[node.name] = node
+
+    def restart(self, node: Node, **env: str) -> None:
+        """Takes a host away, and brings it back with `env` added to its environment."""
+        self.cluster.remove_node(node.ray_node)
+        own = node.extra_env
+        node.extra_env = {**own, **env}
+        self.add(node)
+        node.extra_env = own
 
     def command(self, *args: str) -> list[str]:
         return [sys.executable, "-m", "rayprep", *args, "--address", self.address]
