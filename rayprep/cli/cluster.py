@@ -93,7 +93,7 @@ def _drive(
 ) -> FleetResult:
     from rayprep.fleet.asked import Asked
     from rayprep.fleet.fleet_driver import FleetRequest, drive_fleet
-    from rayprep.fleet.runtime import CLUSTER_ENVIRONMENT, joined_ray
+    from rayprep.fleet.runtime import CLUSTER_ENVIRONMENT, joined_ray, kept_off_stdout
     from rayprep.report.fleet_live import choose_fleet_view
 
     gc.enable()  # a driver may live for hours
@@ -107,7 +107,7 @@ def _drive(
         deep=flags.deep,
         verify_only=flags.verify_only,
     )
-    with choose_fleet_view(json_lines=json_lines) as view, joined_ray(address):
+    with choose_fleet_view(json_lines=json_lines) as view, kept_off_stdout(), joined_ray(address):
         return drive_fleet(FleetRequest(asked, spec, request.layout, address, view, interrupts))
 
 

@@ -100,10 +100,11 @@ class _Run:
 
     def _with_ray(self) -> PrepResult:
         from rayprep.fleet.driver import drive
-        from rayprep.fleet.runtime import RayFolder, joined_ray, local_ray
+        from rayprep.fleet.runtime import RayFolder, joined_ray, kept_off_stdout, local_ray
 
         gc.enable()  # a driver may live for hours
         with ExitStack() as stack:
+            stack.enter_context(kept_off_stdout())
             if self.address:
                 return drive(self.request, self.survey, self.view, self.interrupts, joined_ray(self.address))
             folder = stack.enter_context(RayFolder())

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from rayprep.model.errors import ErrorType, HostUnfit
@@ -71,6 +72,14 @@ class RayFolder:
         except subprocess.TimeoutExpired:
             self._sweeper.kill()
             self._sweeper.wait()
+
+
+def kept_off_stdout() -> AbstractContextManager[object]:
+    """Around a Ray whose driver's standard output is read by tools.
+
+    Ray tells there of a worker that died, whatever its `log_to_driver` says; this has it on standard error.
+    """
+    return contextlib.redirect_stdout(sys.stderr)
 
 
 @contextlib.contextmanager
