@@ -10,7 +10,7 @@ import pytest
 from rayprep.model.caches import CacheName
 from tests.fleet.fleet import STAND_IN, Fleet, Node, fleet_of
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.xdist_group("fleet")]
 
 
 @pytest.fixture(scope="module")
