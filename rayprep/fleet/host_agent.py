@@ -78,9 +78,7 @@ class HostAgent:
                 store=store_id(layout),
                 signature=survey.signature,
                 stages={
-                    each.stage: StageFacts(key=_key(survey, each), standing=_STANDING[each.action])
-                    for each in survey.plan.decisions
-                    if each.action in _STANDING
+                    each.stage: _stage_facts(survey, each) for each in survey.plan.decisions if each.action in _STANDING
                 },
             )
             self._keep_snapshot(asked, survey)
@@ -138,13 +136,17 @@ class HostAgent:
         environ = self._environ(visible)
         request = self._request(asked, node)
         layout = request.layout
+        if asked.part:
+            decisions = take_survey(request, environ).plan.decisions
+            build = [(each.stage, each.key) for each in decisions if each.action is Action.BUILD]
         with self._held(asked, layout, [(EVERYWHERE, key) for _, key in build]) as leases:
             if leases.waited:
                 return Done(again=True)
             survey = take_survey(request, environ)
             request = request.model_copy(update={"before": self._before})
             result = ensure(request, environ, lambda each: self._emit(asked, each), self._is_cancelled, survey)
-        return Done(result=result, extras=_extras(survey))
+        made = [(stage, each.key) for stage, each in exact_completions(survey).items() if stage in asked.part]
+        return Done(result=result, extras=_extras(survey), made=tuple(made))
 
     def _is_cancelled(self) -> bool:
         """Raises StageError where a lease is lost: the step ends by that, and not as if it had been interrupted."""
@@ -215,10 +217,16 @@ class HostAgent:
         self._coordinator.record.remote(asked.run_id, [each.model_copy(update={"host": self._node.host})])
 
 
-def _key(survey: Survey, decision: Decision) -> str:
-    """Under which it is here, or would be built: a host without nvcc has what others built, under their key."""
+def _stage_facts(survey: Survey, decision: Decision) -> StageFacts:
+    work = decision.work if decision.action is Action.BUILD else None
+    # A host without nvcc has what others built, under their key.
     there = survey.completions.get(decision.stage) if decision.action is Action.NOOP else None
-    return there.key if there else decision.key
+    return StageFacts(
+        key=there.key if there else decision.key,
+        standing=_STANDING[decision.action],
+        units=work.units if work else (),
+        seconds=work.seconds if work else 0.0,
+    )
 
 
 def _extras(survey: Survey) -> dict[StageName, str]:
