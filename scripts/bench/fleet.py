@@ -3,10 +3,10 @@
 
     PYTHONPATH=. scripts/bench/fleet.py [--hosts 1 2 4 8] [--rounds 3] [--compile-s 1.0] [--folder /tmp]
 
-The hosts are real Ray nodes of this machine, with roots, facts and a stand-in SGLang of their own. Whatever the stand-in
-does not find it compiles: a program is run for each file, which notes that it was run and takes `--compile-s`. It only
-waits, for each real host has cores of its own, so the loop loses nothing here by sharing this machine's. What shares
-them are the fleet's own processes. Prints tables and, last, one line of JSON. Exits 1 when a fleet of any size
+The hosts are real Ray nodes of this machine, each with roots, facts and a stand-in SGLang of its own. The stand-in
+compiles what it does not find: a program is run for each file, which notes that it was run and takes `--compile-s`.
+That only waits, as each real host has cores of its own, so the loop loses nothing by sharing this machine's; what
+shares them are the fleet's own processes. Prints tables and, last, one line of JSON. Exits 1 when a fleet of any size
 compiles more than a fleet of one.
 
     fleet     rayprep ensure --cluster on N hosts with empty caches, to the end of the command

@@ -5,9 +5,9 @@
 It prints the log that sglang 0.5.16 wrote on an H200 (tests/data/server-*.log). With --compile it leaves in each
 cache what it does not find there, as a cold server does, and then prints the cold log. The texts of its faults are
 those of the libraries' own sources, which stand beside them. FAKE_FAULTS in the environment names faults, too: a
-server's flags are part of a cache's key. While the file that FAKE_HOLD names is there, it goes no further. FAKE_COMPILER
-names a program that is run for each file that is missing, with its name. Only the standard library: it has to start
-fast.
+server's flags are part of a cache's key. While the file that FAKE_HOLD names is there, it goes no further. The
+program that FAKE_COMPILER names is run for each missing file, with its name. Only the standard library: it has to
+start fast.
 """
 
 import argparse
