@@ -9,8 +9,11 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from enum import StrEnum
 
+from pydantic import Field
+
 from rayprep.model.base import Record, Utf8
 from rayprep.model.grouping import HostFacts, Standing
+from rayprep.model.package import Key
 from rayprep.model.stages import StageName
 
 RECEIVERS_AT_ONCE = 3
@@ -20,9 +23,16 @@ RECEIVERS_AT_ONCE = 3
 class MoveKind(StrEnum):
     RECEIVE = "receive"
     BUILD = "build"
+    PART = "part"
+    """Builds some units of what its group lacks."""
+    GATHER = "gather"
+    """Receives the part that another has built."""
     PROVE = "prove"
     """Nothing is left to build: all stages are no-ops, or cannot be built here and say so, and the proof remains."""
     WAIT = "wait"
+
+
+_WRITES = (MoveKind.RECEIVE, MoveKind.BUILD, MoveKind.PART, MoveKind.GATHER)
 
 
 class Move(Record):
@@ -33,6 +43,10 @@ class Move(Record):
     """From whom it receives, or for whom it waits."""
     stages: tuple[StageName, ...] = ()
     """What it receives or builds."""
+    part: dict[StageName, tuple[str, ...]] = Field(default_factory=dict)
+    """The units of a part."""
+    keys: tuple[Key, ...] = ()
+    """The completions of a part to be gathered."""
 
 
 class Board:
@@ -71,7 +85,7 @@ class Board:
             self._serving[move.other] += 1
 
     def _note(self, host: str, move: Move) -> None:
-        if move.kind in (MoveKind.RECEIVE, MoveKind.BUILD):
+        if move.kind in _WRITES:
             self._writers.setdefault(self.facts[host].store, host)
         if move.kind is MoveKind.BUILD:
             for stage in move.stages:
