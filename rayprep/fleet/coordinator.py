@@ -12,7 +12,7 @@ from pathlib import Path
 import rayprep
 from rayprep.fleet.runs import KeptRun
 from rayprep.host.layout import Layout
-from rayprep.host.lease_file import read_leases, write_leases
+from rayprep.host.lease_file import LeaseFile
 from rayprep.model.events import Event
 from rayprep.model.fleet_result import FleetResult
 from rayprep.model.fleet_status import FleetStatus
@@ -37,11 +37,11 @@ class Coordinator:
     """
 
     def __init__(self, state: Path | None = None, ttl_s: float = LEASE_TTL_S, idle_s: float = IDLE_S) -> None:
-        self._state, self._idle_s = state, idle_s
+        self._file, self._idle_s = LeaseFile(state) if state else None, idle_s
         self._runs: dict[str, KeptRun] = {}
         self._used = time.monotonic()
-        self._table = read_leases(state, ttl_s, time.monotonic()) if state else LeaseTable(ttl_s=ttl_s)
-        if state:
+        self._table = self._file.read(ttl_s, time.monotonic()) if self._file else LeaseTable(ttl_s=ttl_s)
+        if self._file:
             threading.Thread(target=self._watch, daemon=True).start()
 
     def version(self) -> str:
@@ -92,8 +92,8 @@ class Coordinator:
     def request(self, store: str, key: str, who: Holder, seen_epoch: int) -> Granted | Queued:
         """Asks for a lease, or for its prolongation."""
         table, answer = self._table.request(store, key, who, time.monotonic(), seen_epoch)
-        if self._state and isinstance(answer, Granted) and answer.fresh:
-            write_leases(self._state, table)
+        if self._file and isinstance(answer, Granted) and answer.fresh:
+            self._file.keep(table, store, key)
         self._keep(table)
         return answer
 
@@ -130,6 +130,5 @@ class Coordinator:
             for run_id, run in list(self._runs.items()):
                 if now - run.heard > DRIVER_SILENCE_S:
                     own.close_run.remote(run_id)
-            idle = not self._runs and self._table.expire(now).idle
-            if idle and now - self._used > self._idle_s:
+            if not self._runs and now - self._used > self._idle_s and self._table.expire(now).idle:
                 ray.kill(own, no_restart=True)

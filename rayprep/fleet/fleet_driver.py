@@ -56,7 +56,7 @@ def drive_fleet(request: FleetRequest) -> FleetResult:
     request.interrupts.as_flag()  # Ray puts handlers of its own in place when it starts
     nodes = living_nodes()
     chosen = choose_nodes(nodes, request.fleet, request.asked.resolved.spec.device)
-    state = request.layout.telemetry / "coordinator" / "leases.json"
+    state = request.layout.telemetry / "coordinator" / "leases.jsonl"
     coordinator = join_coordinator(nodes, state)
     members = {node.host: Member(node, coordinator) for node in chosen}
     record = FleetRecord(request.asked, request.fleet, request.address, request.layout, coordinator, request.view)

@@ -100,7 +100,7 @@ def play(folder: Path, hosts: int, receive_s: float, prove_s: float) -> tuple[Fl
 
     layout = Layout(folder / "profiles", folder / "telemetry")
     nodes = living_nodes()
-    coordinator = join_coordinator(nodes, layout.telemetry / "coordinator" / "leases.json")
+    coordinator = join_coordinator(nodes, layout.telemetry / "coordinator" / "leases.jsonl")
     asked = Asked(resolved=resolve({"model": "tiny-dense"}), run_id=RUN_ID)
     players = start_players(coordinator, read_script(receive_s, prove_s), hosts)
     ray.get(players[0].has_all.remote("gpu-0000"))
@@ -145,7 +145,7 @@ def write_result(folder: Path, result: FleetResult) -> float:
     import ray
 
     layout = Layout(folder / "profiles", folder / "telemetry")
-    coordinator = join_coordinator(living_nodes(), layout.telemetry / "coordinator" / "leases.json")
+    coordinator = join_coordinator(living_nodes(), layout.telemetry / "coordinator" / "leases.jsonl")
     ray.get(coordinator.open_run.remote(layout, "written"))
     seconds = median_s(lambda: ray.get(coordinator.update.remote("written", result)))
     coordinator.close_run.remote("written")
