@@ -183,6 +183,7 @@ def rules(folder: Path, result: FleetResult) -> dict[str, float]:
 def report(hosts: int, cost: dict[str, object], wrote_s: float, timed: dict[str, float]) -> list[bool]:
     core, mib = float(str(cost["coordinator_core"])), float(str(cost["coordinator_mib"]))
     checks = [core < CORE_BOUND, mib < MEMORY_BOUND_MIB, wrote_s < RESULT_BOUND_S]
+    print("$", *sys.argv)
     print(f"{hosts} simulated hosts of one group on {os.cpu_count()} cores, {cost['wall_s']} s at true rate")
     print(f"coordinator   {core * 100:5.1f} % of a core (bound {CORE_BOUND:.0%})  {mib:5.0f} MiB (bound 300)")
     print(f"              {cost['events']} events, {cost['coordinator_ms_per_event']} ms of CPU an event, all included")

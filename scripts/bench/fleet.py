@@ -197,6 +197,7 @@ def main() -> int:
     parser.add_argument("--folder", help="where the hosts' roots go")
     options = parser.parse_args()
     sizes = sorted(set(options.hosts))
+    print("$", *sys.argv)
     print(f"{max(sizes)} simulated hosts on one machine of {os.cpu_count()} cores, which all their processes share")
     with tempfile.TemporaryDirectory(prefix="rayprep-bench-", dir=options.folder) as base:
         rows = measure(Path(base), sizes, options.rounds, options.compile_s)

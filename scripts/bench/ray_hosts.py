@@ -1,20 +1,18 @@
 """Hosts on real Ray nodes of this machine, which ship to each other as the agents of a fleet do."""
 
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from finished_cache import FinishedCache
-from shipping_sides import Split, Stopwatch, receive, send
+from shipping_sides import Split, Stopwatch, hashing_s, receive, time_hashing
 
-from rayprep.fleet import shipping
 from rayprep.fleet.handles import Handle
 from rayprep.fleet.runtime import NAMESPACE
 from rayprep.fleet.shipping import AHEAD, PieceStream, pieces
-from rayprep.host.layout import Layout
-from rayprep.model.completion import Completion
 from rayprep.model.package import Key
 
 STORE_BYTES = 256 << 20
@@ -31,12 +29,11 @@ class Host:
         """Answers once it is there."""
 
     def pieces(self, cache: FinishedCache, keys: Sequence[Key]) -> Iterator[bytes]:
-        def timed(layout: Layout, completions: Sequence[Completion], out: BinaryIO) -> None:
-            del layout, completions
-            self._splits.append(send(cache, out))
-
-        shipping.pack = timed
-        yield from pieces(cache.layout, keys)
+        time_hashing()
+        stream, packing = pieces(cache.layout, keys), Stopwatch(time.thread_time)
+        while piece := packing(lambda: next(stream, b"")):
+            yield piece
+        self._splits.append({"pack": packing.seconds - hashing_s(), "hash": hashing_s()})
 
     def splits(self) -> list[Split]:
         """Of what it has sent since the last time."""

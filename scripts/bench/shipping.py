@@ -197,6 +197,8 @@ def main() -> int:
     parser.add_argument("--per-entry", type=int, default=8)
     parser.add_argument("--folder", help="where the files go; one in memory leaves the disk out of it")
     options = parser.parse_args()
+    print("$", *sys.argv)
+    print(f"sender and receivers on one machine of {os.cpu_count()} cores", flush=True)
     shapes = {"many": (options.files, 131 * MIB // options.files, options.per_entry), "one": (1, 1024 * MIB, 1)}
     with tempfile.TemporaryDirectory(prefix="rayprep-bench-", dir=options.folder) as base:
         folder = Path(base)

@@ -52,19 +52,23 @@ class _TimedDigest:
         return self._digest.hexdigest()
 
 
-def _time_hashing() -> None:
-    """In this thread, from now on."""
+def time_hashing() -> None:
+    """Counts in this thread from now on."""
     _TimedDigest.taken.seconds = 0.0
     for module in (pack, package_stream):
         module.hashlib = SimpleNamespace(sha256=_TimedDigest)
 
 
+def hashing_s() -> float:
+    return float(_TimedDigest.taken.seconds)
+
+
 def send(cache: FinishedCache, out: BinaryIO) -> Split:
     """In seconds of CPU, for it waits for the stream in between."""
-    _time_hashing()
+    time_hashing()
     started = time.thread_time()
     pack.pack(cache.layout, [cache.completion], out)
-    hashing = _TimedDigest.taken.seconds
+    hashing = hashing_s()
     return {"pack": time.thread_time() - started - hashing, "hash": hashing}
 
 
@@ -73,14 +77,14 @@ def receive(cache: FinishedCache, target: Path, stream: io.RawIOBase, moving: St
     syncing, sync = Stopwatch(), unpack.sync
     unpack.sync = lambda folder: syncing(lambda: sync(folder))
     layout = Layout(target, target.parent / "telemetry")
-    _time_hashing()
+    time_hashing()
     started = time.perf_counter()
     try:
         source = io.BufferedReader(stream, 1 << 20)
         unpack.receive(layout, source, cache.completion.signature, unpack.Receipt(run_id="bench"))
     finally:
         unpack.sync = sync
-    ended, hashing = time.perf_counter(), _TimedDigest.taken.seconds
+    ended, hashing = time.perf_counter(), hashing_s()
     assert read_completions(layout, cache.completion.stage)[0] == [cache.completion]
     return {
         "move": moving.seconds,
