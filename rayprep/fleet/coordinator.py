@@ -7,6 +7,7 @@ for a while. For a single host it is an unnamed one, which dies with its driver.
 
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import rayprep
@@ -89,22 +90,38 @@ class Coordinator:
         chosen = [run for name, run in self._runs.items() if run_id in (None, name)]
         return [run.status() for run in chosen]
 
-    def request(self, store: str, key: str, who: Holder, seen_epoch: int) -> Granted | Queued:
-        """Asks for a lease, or for its prolongation."""
+    def request(self, wanted: Sequence[tuple[str, str, int]], who: Holder) -> list[Granted | Queued]:
+        """Asks for leases, or for their prolongation: one after another, to the first that somebody else holds.
+
+        Args:
+            wanted: store, key and the epoch that the store has seen.
+        """
+        answers = list[Granted | Queued]()
+        for store, key, seen_epoch in wanted:
+            answers.append(self._request(store, key, who, seen_epoch))
+            if isinstance(answers[-1], Queued):
+                break
+        return answers
+
+    def _request(self, store: str, key: str, who: Holder, seen_epoch: int) -> Granted | Queued:
         table, answer = self._table.request(store, key, who, time.monotonic(), seen_epoch)
         if self._file and isinstance(answer, Granted) and answer.fresh:
             self._file.keep(table, store, key)
         self._keep(table)
         return answer
 
-    def renew(self, store: str, key: str, who: Holder, epoch: int) -> bool:
-        """False where `who` does not hold it any more."""
-        table, held = self._table.renew(store, key, who, epoch, time.monotonic())
-        self._keep(table)
-        return held
+    def renew(self, held: Sequence[tuple[str, str, int]], who: Holder) -> list[bool]:
+        """Of each store, key and epoch: false where `who` does not hold it any more."""
+        answers = []
+        for store, key, epoch in held:
+            table, still = self._table.renew(store, key, who, epoch, time.monotonic())
+            self._keep(table)
+            answers.append(still)
+        return answers
 
-    def release(self, store: str, key: str, who: Holder, epoch: int) -> None:
-        self._keep(self._table.release(store, key, who, epoch, time.monotonic()))
+    def release(self, held: Sequence[tuple[str, str, int]], who: Holder) -> None:
+        for store, key, epoch in held:
+            self._keep(self._table.release(store, key, who, epoch, time.monotonic()))
 
     def withdraw(self, store: str, key: str, who: Holder) -> None:
         self._keep(self._table.withdraw(store, key, who, time.monotonic()))

@@ -6,13 +6,14 @@ It decides by pure rules (`model/grouping`, `model/rollout`, `model/moves`) and 
 import contextlib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rayprep.fleet.asked import Asked, Done, Report
 from rayprep.fleet.dealer import Dealer
 from rayprep.fleet.fleet_record import FleetRecord
 from rayprep.fleet.member import RETURN_S, Lost, Member, ended_steps
 from rayprep.fleet.members import check_version, holders, join_coordinator, living_actors, living_nodes
+from rayprep.fleet.reporter import GATHER_S_PER_HOST
 from rayprep.host.interrupts import Interrupts
 from rayprep.host.layout import Layout
 from rayprep.host.process import GRACE_S
@@ -56,6 +57,8 @@ def drive_fleet(request: FleetRequest) -> FleetResult:
     request.interrupts.as_flag()  # Ray puts handlers of its own in place when it starts
     nodes = living_nodes()
     chosen = choose_nodes(nodes, request.fleet, request.asked.resolved.spec.device)
+    asked = request.asked.model_copy(update={"gather_s": GATHER_S_PER_HOST * len(chosen)})
+    request = replace(request, asked=asked)
     state = request.layout.telemetry / "coordinator" / "leases.jsonl"
     coordinator = join_coordinator(nodes, state)
     members = {node.host: Member(node, coordinator) for node in chosen}

@@ -23,8 +23,6 @@ from rayprep.report.fleet_live import FleetView
 
 CALL_S = 10.0
 DRAIN_EVERY_S = SHOW_EVERY_S = 0.25
-SAVE_EVERY_S_PER_HOST = 0.005
-"""The whole result goes over and is written each time, so that a large fleet's goes less often."""
 
 
 class FleetRecord:
@@ -112,14 +110,17 @@ class FleetRecord:
         self._unsaved = True
 
     def show(self, members: Mapping[str, Member]) -> None:
-        """Shows all hosts as they stand, and where one has changed hands them to the coordinator, which writes them."""
+        """Shows all hosts as they stand, and where one has changed hands them to the coordinator, which writes them.
+
+        Both go as a whole each time, so that a large fleet's go less often.
+        """
         now = time.monotonic()
         if now - self._shown < SHOW_EVERY_S:
             return
         self._shown = now
         self._take(members)
         self._view.update(self.result)
-        if self._unsaved and now - self._saved >= SAVE_EVERY_S_PER_HOST * len(members):
+        if self._unsaved and now - self._saved >= self._asked.gather_s:
             self._coordinator.update.remote(self._asked.run_id, self.result)
             self._saved, self._unsaved = now, False
 

@@ -34,6 +34,7 @@ from rayprep.fleet.fleet_driver import FleetRequest, _Drive
 from rayprep.fleet.fleet_record import FleetRecord
 from rayprep.fleet.handles import Handle
 from rayprep.fleet.members import join_coordinator, living_nodes
+from rayprep.fleet.reporter import GATHER_S_PER_HOST
 from rayprep.fleet.runs import KeptRun
 from rayprep.fleet.runtime import NAMESPACE
 from rayprep.host.interrupts import Interrupts
@@ -101,7 +102,8 @@ def play(folder: Path, hosts: int, receive_s: float, prove_s: float) -> tuple[Fl
     layout = Layout(folder / "profiles", folder / "telemetry")
     nodes = living_nodes()
     coordinator = join_coordinator(nodes, layout.telemetry / "coordinator" / "leases.jsonl")
-    asked = Asked(resolved=resolve({"model": "tiny-dense"}), run_id=RUN_ID)
+    resolved = resolve({"model": "tiny-dense"})
+    asked = Asked(resolved=resolved, run_id=RUN_ID, gather_s=GATHER_S_PER_HOST * hosts)
     players = start_players(coordinator, read_script(receive_s, prove_s), hosts)
     ray.get(players[0].has_all.remote("gpu-0000"))
     members: dict[str, SimulatedMember] = {}

@@ -5,7 +5,8 @@
 
 Two caches: `many` files of 131 MiB together, and `one` of 1 GiB; each to one receiver and to three at once, all on
 this host, whose cores sender and receivers share. The ways run in turn, A B C A B C, and medians are compared. Prints
-a table and, last, one line of JSON. Exits 1 when rayprep takes more than twice what tar does.
+a table and, last, one line of JSON. Exits 1 when rayprep takes more than twice what tar does. On a disk with ext4, a
+way that comes after the removal of another's thousands of files is slower for it; /dev/shm has no such memory.
 
     tar      GNU tar, one for each receiver, over TCP on the loopback to GNU tar; then sha256sum -c of every file
     rsync    rsync -a from folder to folder, one for each receiver, without a hash; where rsync is installed

@@ -12,6 +12,7 @@ from rayprep.fleet.asked import Asked, Done, Report
 from rayprep.fleet.handles import Handle
 from rayprep.fleet.leasing import Leases
 from rayprep.fleet.member import Member
+from rayprep.fleet.reporter import Reporter
 from rayprep.model.base import read_tolerant, utc_now
 from rayprep.model.caches import CacheName
 from rayprep.model.events import Event, Phase, event
@@ -69,6 +70,7 @@ class Player:
     def __init__(self, coordinator: Handle, script: Script) -> None:
         self._coordinator, self._script = coordinator, script
         self._has_all: set[str] = set()
+        self._reporters: dict[str, Reporter] = {}
 
     def has_all(self, host: str) -> None:
         self._has_all.add(host)
@@ -117,7 +119,11 @@ class Player:
         return Done(result=script.result.model_copy(update={"node": node, "snapshot_before": self._snapshot()}))
 
     def _say(self, host: str, asked: Asked, each: Event) -> None:
-        self._coordinator.record.remote(asked.run_id, [each.model_copy(update={"host": host, "ts": utc_now()})])
+        if host not in self._reporters:
+            self._reporters[host] = Reporter(self._coordinator, asked.run_id, host, asked.gather_s)
+        self._reporters[host].say(each.model_copy(update={"ts": utc_now()}))
+        if each.phase is Phase.END and each.name in ("receive", "ensure"):
+            self._reporters[host].flush()
 
     def _snapshot(self) -> ProfileSnapshot:
         cache = CacheSnapshot(exists=False, valid=False, path="nowhere", signature=self._script.result.run.signature)
