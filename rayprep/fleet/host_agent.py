@@ -16,6 +16,7 @@ import rayprep
 from rayprep.fleet.asked import Asked, Done, Report
 from rayprep.fleet.handles import Handle
 from rayprep.fleet.leasing import Leases, Wanted
+from rayprep.fleet.reporter import Reporter
 from rayprep.fleet.shipping import AHEAD, PieceStream, SourceFailed, pieces
 from rayprep.host.epochs import highest_epoch
 from rayprep.host.layout import Layout, choose_roots, prepare_root
@@ -40,6 +41,7 @@ from rayprep.node.survey import exact_completions
 CONCURRENCY_GROUPS = {"ctl": 4, "stage": 1, "ship": 4}
 EVERYWHERE = "*"
 """The store of a lease on building a key at all: one host of the fleet builds it."""
+_STEPS = ("receive", "ensure")
 _STANDING = {Action.NOOP: Standing.VALID, Action.BUILD: Standing.MISSING, Action.FAIL: Standing.UNABLE}
 
 
@@ -50,6 +52,7 @@ class HostAgent:
         self._node, self._coordinator = node, coordinator
         self._cancelled = threading.Event()
         self._leases: Leases | None = None
+        self._reporter: Reporter | None = None
         self._before: ProfileSnapshot | None = None
         """What lay here when it first looked, before anything was received."""
         os.umask(rayprep.UMASK)
@@ -211,8 +214,11 @@ class HostAgent:
         self._coordinator.snapshot.remote(asked.run_id, self._node.host, self._before)
 
     def _emit(self, asked: Asked, each: Event) -> None:
-        # Nothing waits for the answer: a dead coordinator costs the log, not the work.
-        self._coordinator.record.remote(asked.run_id, [each.model_copy(update={"host": self._node.host})])
+        if self._reporter is None or self._reporter.run_id != asked.run_id:
+            self._reporter = Reporter(self._coordinator, asked.run_id, self._node.host, asked.gather_s)
+        self._reporter.say(each)
+        if each.phase is Phase.END and each.name in _STEPS:  # which the driver must not hear of first
+            self._reporter.flush()
 
 
 def _stage_facts(decision: Decision) -> StageFacts:

@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from rayprep.fleet.asked import Asked, Done, Report
@@ -74,6 +75,10 @@ class Member:
     def busy(self) -> bool:
         return self.step is not None
 
+    @property
+    def waits_for_gpus(self) -> bool:
+        return self.busy and self.claim is not None and self.visible is None
+
     def forget_leases(self, invocation: str) -> None:
         """Of its agent, which is dead: nobody has to wait for their time to run out."""
         self.coordinator.forget.remote(Holder(host=self.host, invocation=invocation, node_id=self.node.node_id))
@@ -120,8 +125,8 @@ class Member:
         assert self.facts is not None
         return [(stage, self.facts.stages[stage].key) for stage in stages]
 
-    def outcome(self) -> Report | Done | str | None:
-        """What the step came to; None while it goes on.
+    def outcome(self) -> Report | Done | str:
+        """What the step came to, which has ended.
 
         Raises:
             Lost: the host, or its agent, is not there any more.
@@ -129,9 +134,6 @@ class Member:
         """
         import ray
 
-        if not ray.wait([self.step], timeout=0)[0]:
-            self._keep_asking()
-            return None
         step, self.step = self.step, None
         try:
             found: Report | Done | str = ray.get(step)  # type: ignore[assignment]
@@ -148,8 +150,12 @@ class Member:
             dead = isinstance(error, ray.exceptions.ActorDiedError) and answers(self.node)
             raise Lost(f"{self.host} was lost: {type(error).__name__}", dead=dead) from None
 
-    def _keep_asking(self) -> None:
-        """Ray sees a dead host in seconds or minutes, and a frozen agent never."""
+    def keep_asking(self) -> None:
+        """While the step goes on. Ray sees a dead host in seconds or minutes, and a frozen agent never.
+
+        Raises:
+            Lost: it has not answered for too long.
+        """
         import ray
 
         now = time.monotonic()
@@ -212,6 +218,14 @@ class Member:
             "received": tuple(self.received) or self.record.received,
         }
         return self.record.model_copy(update=update)
+
+
+def ended_steps(members: Iterable[Member]) -> frozenset[Handle]:
+    """Those steps of theirs that have ended; for all at once, since Ray takes as long to be asked for one."""
+    import ray
+
+    steps = [member.step for member in members if member.busy]
+    return frozenset(ray.wait(steps, num_returns=len(steps), timeout=0)[0]) if steps else frozenset()
 
 
 def _as_fleet_error(error: RayprepError) -> FleetError:

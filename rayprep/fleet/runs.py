@@ -21,6 +21,8 @@ class KeptRun:
         self.run_id, self._layout = run_id, layout
         self._log = SessionLog(layout.session_log(run_id))
         self._events: list[Event] = []
+        self._dropped = 0
+        """So many came before `_events`: their driver has them, and the log."""
         self._last: dict[str, tuple[float, Event]] = {}
         self._result: FleetResult | None = None
         self.heard = time.monotonic()
@@ -34,8 +36,12 @@ class KeptRun:
             self._log.record(each)
 
     def since(self, count: int) -> list[Event]:
+        """All events after the first `count`, which nobody asks for any more."""
         self.heard = time.monotonic()
-        return self._events[count:]
+        known = min(max(0, count - self._dropped), len(self._events))
+        del self._events[:known]
+        self._dropped += known
+        return list(self._events)
 
     def snapshot(self, host: str | None, snapshot: ProfileSnapshot) -> None:
         write_text(self._folder(host) / "cache_snapshot.json", to_json(snapshot))
