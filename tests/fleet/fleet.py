@@ -14,6 +14,8 @@ import jsonschema
 
 from rayprep.cli.schema import schema
 from rayprep.host.layout import Layout
+from rayprep.model.base import read_tolerant
+from rayprep.model.ray_versions import RayVersions
 from tests.host.test_ports import free_port
 
 FAKES = Path(__file__).resolve().parent.parent / "fakes"
@@ -98,6 +100,20 @@ class Fleet:
             wait=True,
         )
         self.nodes[node.name] = node
+
+    @contextmanager
+    def said_to_be(self, **versions: str) -> Iterator[tuple[RayVersions, RayVersions]]:
+        """Within the block the cluster says that it runs these versions. Yields what it says, and what it is."""
+        from ray._raylet import GcsClient  # type: ignore[attr-defined]
+
+        gcs, key, namespace = GcsClient(address=self.address), b"CLUSTER_METADATA", b"cluster"
+        kept = gcs.internal_kv_get(key, namespace=namespace)
+        said = {**json.loads(kept), **versions}
+        gcs.internal_kv_put(key, json.dumps(said).encode(), True, namespace=namespace)
+        try:
+            yield read_tolerant(RayVersions, json.dumps(said)), read_tolerant(RayVersions, kept)
+        finally:
+            gcs.internal_kv_put(key, kept, True, namespace=namespace)
 
     def command(self, *args: str) -> list[str]:
         return [sys.executable, "-m", "rayprep", *args, "--address", self.address]

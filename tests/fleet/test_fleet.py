@@ -181,6 +181,16 @@ def test_a_proof_alone_on_all_hosts(fleet: Fleet) -> None:
     assert states == {"gpu-0": "verified", "gpu-1": "verified", "gpu-2": "failed"}
 
 
+@pytest.mark.parametrize(
+    "skew", [{"ray_version": "2.9.0"}, {"python_version": "3.10.1"}], ids=lambda skew: next(iter(skew))
+)
+def test_another_ray_or_python_is_one_line_within_ten_seconds(three: Fleet, skew: dict[str, str]) -> None:
+    with three.said_to_be(**skew) as (cluster, here):
+        done = three.run("status", timeout=10)
+    assert (done.returncode, len(done.stderr.splitlines())) == (3, 1), done.stderr
+    assert f"error [ray_unavailable]: the cluster at {three.address} runs {cluster}, and this is {here}" in done.stderr
+
+
 def test_status_while_nothing_goes_on(fleet: Fleet) -> None:
     done = fleet.run("status")
     assert (done.returncode, done.stdout) == (3, "no run goes on\n")
