@@ -13,6 +13,7 @@ import rayprep
 from rayprep.fleet.runs import KeptRun
 from rayprep.host.layout import Layout
 from rayprep.host.lease_file import read_leases, write_leases
+from rayprep.model.campaign import is_run_of
 from rayprep.model.events import Event
 from rayprep.model.fleet_result import FleetResult
 from rayprep.model.fleet_status import FleetStatus
@@ -85,8 +86,8 @@ class Coordinator:
             run.abandon()
 
     def status(self, run_id: str | None = None) -> list[FleetStatus]:
-        """Of one run, or of all that go on."""
-        chosen = [run for name, run in self._runs.items() if run_id in (None, name)]
+        """Of one run, or a campaign's, or of all that go on."""
+        chosen = [run for name, run in self._runs.items() if run_id is None or is_run_of(name, run_id)]
         return [run.status() for run in chosen]
 
     def request(self, store: str, key: str, who: Holder, seen_epoch: int) -> Granted | Queued:

@@ -8,7 +8,6 @@ nothing here touches signals.
 import contextlib
 import io
 import os
-import threading
 import time
 from collections.abc import Iterator, Sequence
 
@@ -44,14 +43,15 @@ _STANDING = {Action.NOOP: Standing.VALID, Action.BUILD: Standing.MISSING, Action
 
 
 class HostAgent:
-    """One host, for one run."""
+    """One host, for the run of one driver: one request, or those of a campaign, told apart by their invocation."""
 
     def __init__(self, node: NodeBlock, coordinator: Handle) -> None:
         self._node, self._coordinator = node, coordinator
-        self._cancelled = threading.Event()
+        self._cancelled = ""
+        """The invocation that was cancelled last."""
         self._leases: Leases | None = None
-        self._before: ProfileSnapshot | None = None
-        """What lay here when it first looked, before anything was received."""
+        self._before: tuple[str, ProfileSnapshot] | None = None
+        """What lay here when it first looked for an invocation, before anything was received."""
         os.umask(rayprep.UMASK)
         # Ray runs its workers at nice 15 unless told otherwise; only root may go back, and others lose little.
         with contextlib.suppress(PermissionError):
@@ -61,9 +61,9 @@ class HostAgent:
         """The `ctl` group: the version of rayprep here."""
         return rayprep.__version__
 
-    def cancel(self) -> None:
-        """The `ctl` group: the running step ends its children and returns."""
-        self._cancelled.set()
+    def cancel(self, invocation: str) -> None:
+        """The `ctl` group: the invocation's step ends its children and returns."""
+        self._cancelled = invocation
 
     def look(self, asked: Asked) -> Report:
         """What this host is, and how each stage stands. Hashes with `deep`; builds nothing."""
@@ -108,7 +108,7 @@ class HostAgent:
                     Receipt(asked.run_id, asked.invocation, leases.epochs, asked.rebuilt(keys)),
                     timeout_s=asked.resolved.spec.timeout_s,
                     on_wait=lambda path, holder, waited: self._waiting_here(asked, str(path), holder, waited),
-                    cancelled=self._is_cancelled,
+                    cancelled=lambda: self._is_cancelled(asked),
                 )
             except SourceFailed as error:
                 self._emit(asked, event("receive", Phase.END, status="error", message=error.line))
@@ -142,15 +142,16 @@ class HostAgent:
             if leases.waited:
                 return Done(again=True)
             survey = take_survey(request, environ)
-            request = request.model_copy(update={"before": self._before})
-            result = ensure(request, environ, lambda each: self._emit(asked, each), self._is_cancelled, survey)
+            request = request.model_copy(update={"before": self._before[1] if self._before else None})
+            emit, cancelled = (lambda each: self._emit(asked, each)), (lambda: self._is_cancelled(asked))
+            result = ensure(request, environ, emit, cancelled, survey)
         return Done(result=result, extras=_extras(survey))
 
-    def _is_cancelled(self) -> bool:
+    def _is_cancelled(self, asked: Asked) -> bool:
         """Raises StageError where a lease is lost: the step ends by that, and not as if it had been interrupted."""
         if self._leases is not None:
             self._leases.check()
-        return self._cancelled.is_set()
+        return self._cancelled == asked.invocation
 
     @contextlib.contextmanager
     def _held(self, asked: Asked, layout: Layout, wanted: Sequence[Wanted]) -> Iterator[Leases]:
@@ -171,7 +172,7 @@ class HostAgent:
             wanted,
             lambda key: highest_epoch(layout, key) or 0,
             waiting,
-            self._cancelled.is_set,
+            lambda: self._cancelled == asked.invocation,
             time.monotonic() + spec.timeout_s,
         )
         with leases:
@@ -204,11 +205,12 @@ class HostAgent:
         return environ if visible is None else {**environ, "CUDA_VISIBLE_DEVICES": visible}
 
     def _keep_snapshot(self, asked: Asked, survey: Survey) -> None:
-        if self._before is not None:
+        if self._before is not None and self._before[0] == asked.invocation:
             return
         wanted = WantedSnapshot(survey.model.slug, survey.model.digest, survey.identity.tp)
-        self._before = take_snapshot(survey.layout, take_inventory(survey.layout), survey.signature, wanted)
-        self._coordinator.snapshot.remote(asked.run_id, self._node.host, self._before)
+        snapshot = take_snapshot(survey.layout, take_inventory(survey.layout), survey.signature, wanted)
+        self._before = (asked.invocation, snapshot)
+        self._coordinator.snapshot.remote(asked.run_id, self._node.host, snapshot)
 
     def _emit(self, asked: Asked, each: Event) -> None:
         # Nothing waits for the answer: a dead coordinator costs the log, not the work.

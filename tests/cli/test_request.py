@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from rayprep.cli.request import Flags, node_request, resolve_flags
+from rayprep.cli.request import Flags, node_requests, resolve_flags
 from rayprep.model.errors import BadRequest
 from rayprep.model.spec import StageOp
 from rayprep.model.stages import StageName
@@ -58,7 +58,8 @@ def test_a_commands_program_is_looked_up_where_the_user_stands(tmp_path: Path, m
 
     def program(name: str) -> str:
         environ = {"PATH": str(tmp_path), "HOME": str(tmp_path)}
-        asked = node_request(Flags(model="m", server_command=[name, "--port", "1"], profiles_root="p"), environ)
+        flags = Flags(model="m", server_command=[name, "--port", "1"], profiles_root="p")
+        asked = node_requests(flags, environ).each[0]
         assert asked.resolved.spec.server_command[1:] == ("--port", "1")
         return asked.resolved.spec.server_command[0]
 
