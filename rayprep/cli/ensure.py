@@ -18,7 +18,9 @@ from rayprep.host.layout import prepare_root, root_unfit
 from rayprep.host.locks import acquire
 from rayprep.model.errors import ErrorType, HostUnfit, Interrupted, RayprepError
 from rayprep.model.events import Event, Phase, event
+from rayprep.model.metrics import host_samples, state_samples
 from rayprep.model.result import PrepResult
+from rayprep.model.run_record import only_host
 from rayprep.node import NodeRequest, Survey, close_result, ensure, take_survey
 from rayprep.report.live import View, choose_view
 from rayprep.report.session_log import SessionLog
@@ -120,16 +122,31 @@ class _Run:
 
     def go(self) -> PrepResult:
         with self.view:
-            try:
-                return self._with_ray() if self.survey.plan.needs_work else self._without_ray()
-            except (KeyboardInterrupt, SystemExit):  # the latter is how Ray takes SIGTERM while it starts
-                return self._close(Interrupted())
-            except RayprepError as error:
-                return self._fail(error)
-            except Exception as error:
-                if self.debug:
-                    raise
-                return self._fail(RayprepError(f"{type(error).__name__}: {error}", error_type=ErrorType.INTERNAL_ERROR))
+            result = self._carried_out()
+            self._tell_metrics(result)
+            return result
+
+    def _carried_out(self) -> PrepResult:
+        try:
+            return self._with_ray() if self.survey.plan.needs_work else self._without_ray()
+        except (KeyboardInterrupt, SystemExit):  # the latter is how Ray takes SIGTERM while it starts
+            return self._close(Interrupted())
+        except RayprepError as error:
+            return self._fail(error)
+        except Exception as error:
+            if self.debug:
+                raise
+            return self._fail(RayprepError(f"{type(error).__name__}: {error}", error_type=ErrorType.INTERNAL_ERROR))
+
+    def _tell_metrics(self, result: PrepResult) -> None:
+        from rayprep.report.metrics_file import add_to_metrics_file
+
+        path = self.request.layout.metrics
+        try:
+            add_to_metrics_file(path, [*host_samples(result), *state_samples([only_host(result)])])
+        except OSError as error:
+            message = f"metrics file {path} cannot be written: {error.strerror or error}"
+            self.view.show(event("ensure", Phase.WARNING, message=message))
 
     def _fail(self, error: RayprepError) -> PrepResult:
         result = self._close(error)

@@ -114,8 +114,13 @@ def node_requests(flags: Flags, environ: Mapping[str, str]) -> Requests:
     run_id = flags.run_id or new_run_id("rayprep")
     if file is None or not file.campaign:
         return Requests((_node_request(flags, file, run_id, environ),), campaign=False)
-    named = zip(file.campaign, run_ids(run_id, len(file.campaign)), strict=True)
-    return Requests(tuple(_node_request(flags, each, name, environ) for each, name in named), campaign=True)
+    found = []
+    for number, name in enumerate(run_ids(run_id, len(file.campaign)), 1):
+        try:
+            found.append(_node_request(flags, file.campaign[number - 1], name, environ))
+        except BadRequest as error:
+            raise BadRequest(f"request {number} of the campaign: {error.message}", hint=error.hint) from None
+    return Requests(tuple(found), campaign=True)
 
 
 def _node_request(flags: Flags, file: SpecFile | None, run_id: str, environ: Mapping[str, str]) -> NodeRequest:

@@ -10,6 +10,7 @@ import io
 import os
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import rayprep
 from rayprep.fleet.asked import Asked, Done, Report
@@ -42,6 +43,17 @@ EVERYWHERE = "*"
 _STANDING = {Action.NOOP: Standing.VALID, Action.BUILD: Standing.MISSING, Action.FAIL: Standing.UNABLE}
 
 
+@dataclass
+class _Invocation:
+    """What an agent remembers of one request, from its first look to its result."""
+
+    name: str
+    before: ProfileSnapshot | None = None
+    """What lay here when it first looked, before anything was received."""
+    waited_s: float = 0.0
+    """For leases."""
+
+
 class HostAgent:
     """One host, for the run of one driver: one request, or those of a campaign, told apart by their invocation."""
 
@@ -50,8 +62,7 @@ class HostAgent:
         self._cancelled = ""
         """The invocation that was cancelled last."""
         self._leases: Leases | None = None
-        self._before: tuple[str, ProfileSnapshot] | None = None
-        """What lay here when it first looked for an invocation, before anything was received."""
+        self._invocation = _Invocation("")
         os.umask(rayprep.UMASK)
         # Ray runs its workers at nice 15 unless told otherwise; only root may go back, and others lose little.
         with contextlib.suppress(PermissionError):
@@ -142,7 +153,8 @@ class HostAgent:
             if leases.waited:
                 return Done(again=True)
             survey = take_survey(request, environ)
-            request = request.model_copy(update={"before": self._before[1] if self._before else None})
+            known = self._known(asked)
+            request = request.model_copy(update={"before": known.before, "waited_s": known.waited_s})
             emit, cancelled = (lambda each: self._emit(asked, each)), (lambda: self._is_cancelled(asked))
             result = ensure(request, environ, emit, cancelled, survey)
         return Done(result=result, extras=_extras(survey))
@@ -177,6 +189,7 @@ class HostAgent:
         )
         with leases:
             self._leases = leases
+            self._known(asked).waited_s += leases.waited_s
             try:
                 yield leases
             finally:
@@ -205,12 +218,17 @@ class HostAgent:
         return environ if visible is None else {**environ, "CUDA_VISIBLE_DEVICES": visible}
 
     def _keep_snapshot(self, asked: Asked, survey: Survey) -> None:
-        if self._before is not None and self._before[0] == asked.invocation:
+        known = self._known(asked)
+        if known.before is not None:
             return
         wanted = WantedSnapshot(survey.model.slug, survey.model.digest, survey.identity.tp)
-        snapshot = take_snapshot(survey.layout, take_inventory(survey.layout), survey.signature, wanted)
-        self._before = (asked.invocation, snapshot)
-        self._coordinator.snapshot.remote(asked.run_id, self._node.host, snapshot)
+        known.before = take_snapshot(survey.layout, take_inventory(survey.layout), survey.signature, wanted)
+        self._coordinator.snapshot.remote(asked.run_id, self._node.host, known.before)
+
+    def _known(self, asked: Asked) -> _Invocation:
+        if self._invocation.name != asked.invocation:
+            self._invocation = _Invocation(asked.invocation)
+        return self._invocation
 
     def _emit(self, asked: Asked, each: Event) -> None:
         # Nothing waits for the answer: a dead coordinator costs the log, not the work.

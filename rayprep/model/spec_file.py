@@ -70,9 +70,10 @@ def parse_spec_file(text: str, source: str) -> SpecFile:
             a campaign of no requests or with values beside them.
     """
     document = _as_object(_load(text, source), source)
-    requests = document.pop("campaign", None)
-    around = _read(document, source)
-    return around if requests is None else _campaign(requests, around, source)
+    if "campaign" not in document:
+        return _read(document, source)
+    requests = document.pop("campaign")
+    return _campaign(requests, _read(document, source), source)
 
 
 def _campaign(requests: object, around: SpecFile, source: str) -> SpecFile:

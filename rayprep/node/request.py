@@ -27,6 +27,8 @@ class NodeRequest(Record):
     """Run no stage, only the proof that nothing is left to compile."""
     node: NodeBlock | None = None
     """Who this host is in a fleet; null where there is one."""
+    waited_s: float = 0.0
+    """For leases, before this."""
     before: ProfileSnapshot | None = None
     """What lay in the caches before the work, for the result."""
 
