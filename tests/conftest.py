@@ -14,6 +14,20 @@ import pytest
 from filelock import FileLock
 
 TIMEOUT_S = 300
+QUICK_COMPILER = Path(__file__).parent / "fakes" / "pch" / "g++"
+"""The host's own, with the headers that all of TorchInductor's kernels share compiled once."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled_headers(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> None:
+    """Where QUICK_COMPILER keeps them, for all workers."""
+    os.environ["RAYPREP_PCH"] = str(shared_folder(tmp_path_factory, worker_id) / "pch")
+
+
+def shared_folder(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """The folder above the workers' own."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder if worker_id == "master" else folder.parent
 
 
 @dataclass
@@ -39,7 +53,8 @@ class Roots:
         home = self.base / "home"
         home.mkdir(exist_ok=True)
         # Spares each build the compiling of four probes of the CPU, about a third of its time.
-        return {**inherited, "HOME": str(home), "TORCHINDUCTOR_VEC_ISA_OK": "1", **self.extra_env}
+        compiler = {"CXX": str(QUICK_COMPILER), "TORCHINDUCTOR_VEC_ISA_OK": "1"}
+        return {**inherited, "HOME": str(home), **compiler, **self.extra_env}
 
     def command(self, name: str, *args: str) -> list[str]:
         roots = ["--profiles-root", str(self.profiles)]
@@ -115,8 +130,7 @@ ENSURE_TINY = ("--model", "tiny-dense", "--batch-size", "1", "--device", "cpu")
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Built:
     """Made once for all workers, by the first that needs it, in the folder above their own. No set-up takes longer."""
-    folder = tmp_path_factory.getbasetemp()
-    base = (folder if worker_id == "master" else folder.parent) / "built"
+    base = shared_folder(tmp_path_factory, worker_id) / "built"
     base.mkdir(exist_ok=True)
     facts = base / "facts.json"
     with FileLock(base / "lock"):

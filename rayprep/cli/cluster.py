@@ -16,6 +16,7 @@ from rayprep.host.interrupts import Interrupts
 from rayprep.host.layout import prepare_root
 from rayprep.host.locks import acquire
 from rayprep.model.base import to_json
+from rayprep.model.dealing import WORTH_S
 from rayprep.model.errors import BadRequest
 from rayprep.model.fleet import FleetSpec, VerifyScope, parse_labels
 from rayprep.model.fleet_result import FleetResult
@@ -42,6 +43,7 @@ class FleetFlags:
     wave: str | None = None
     max_failures: int | None = None
     node_retries: int = 1
+    deal_from: float | None = None
     verify: str | None = None
 
     def spec(self) -> FleetSpec:
@@ -52,6 +54,8 @@ class FleetFlags:
             )
         if self.rollout and (self.canary is not None or self.wave is not None):
             raise BadRequest("--rollout all and --canary or --wave exclude each other", hint="leave one out")
+        if self.deal_from is not None and not self.deal_from >= 0:
+            raise BadRequest(f"--deal-from {self.deal_from} is no time", hint="give 0 or more seconds")
         # Wrong values are refused before anybody is asked.
         make_rollout(
             (), canary=self.canary, wave=self.wave, max_failures=self.max_failures, node_retries=self.node_retries
@@ -66,6 +70,7 @@ class FleetFlags:
             max_failures=self.max_failures,
             node_retries=self.node_retries,
             verify=VerifyScope(self.verify or "all"),
+            deal_from_s=WORTH_S if self.deal_from is None else self.deal_from,
         )
 
 

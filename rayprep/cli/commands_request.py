@@ -87,6 +87,10 @@ def ensure(
         int | None, typer.Option("--max-failures", help="No further wave after more failed hosts (default 0).")
     ] = None,
     node_retries: Annotated[int, typer.Option("--node-retries", help="How often a failed host starts again.")] = 1,
+    deal_from: Annotated[
+        float | None,
+        typer.Option("--deal-from", help="Seconds of compiling from which hosts of one kind share it (default 300)."),
+    ] = None,
     deep: Deep = False,
     json: Json = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and its cost, and do nothing.")] = False,
@@ -142,6 +146,7 @@ def ensure(
             wave=wave,
             max_failures=max_failures,
             node_retries=node_retries,
+            deal_from=deal_from,
             verify=scope,
         )
         raise typer.Exit(fleet_command.run(flags, fleet, json_lines=json))

@@ -24,6 +24,8 @@ class Asked(Record):
     telemetry_root: str | None = None
     deep: bool = False
     verify_only: bool = False
+    part: dict[StageName, tuple[str, ...]] = Field(default_factory=dict)
+    """Build just these units, for another host of the group to gather."""
 
     def to(self, node: NodeBlock, profiles: str, telemetry: str) -> NodeRequest:
         return NodeRequest(
@@ -34,6 +36,7 @@ class Asked(Record):
             telemetry_root=telemetry,
             deep=self.deep,
             verify_only=self.verify_only,
+            part=self.part,
             node=node,
         )
 
@@ -50,6 +53,9 @@ class Asked(Record):
 
     def without_proof(self) -> "Asked":
         return self._with_spec(verify=False)
+
+    def only(self, part: dict[StageName, tuple[str, ...]]) -> "Asked":
+        return self.without_proof().model_copy(update={"part": part})
 
     def _with_spec(self, **changes: object) -> "Asked":
         spec = self.resolved.spec.model_copy(update=changes)
@@ -77,6 +83,8 @@ class Done(Record):
     result: PrepResult | None = None
     extras: dict[StageName, str] = Field(default_factory=dict)
     """As in a report, after the work."""
+    made: tuple[Key, ...] = ()
+    """Where a part was asked for, its completions."""
     received: Received | None = None
     source_problem: Utf8 = ""
     """The source could not send; the receiver is as it was."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from rayprep.fleet.agent_pool import AgentPool, let_idle_gpus_go
 from rayprep.fleet.asked import Asked, Done, Report
+from rayprep.fleet.dealer import Dealer
 from rayprep.fleet.fleet_record import FleetRecord
 from rayprep.fleet.member import RETURN_S, Lost, Member
 from rayprep.fleet.members import check_version, join_coordinator, living_nodes
@@ -31,6 +32,7 @@ POLL_S = 0.1
 CANCEL_DEADLINE_S = 4 * GRACE_S + 15.0
 """From the cancel to the agents' return: the children's grace, with time to write the results."""
 SAY_WAITING_S = 10.0
+_DOING = {MoveKind.BUILD: "builds ", MoveKind.PART: "builds a part of ", MoveKind.PROVE: "proves"}
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,7 @@ class _Drive:
         self.members, self.record = members, record
         self.rollout = Rollout(waves=(tuple(members),), node_retries=self.fleet.node_retries)
         self.grouping: Grouping | None = None
+        self.dealer = Dealer(self.asked.resolved.spec, self.fleet.deal_from_s)
         self.returning: dict[str, float] = {}
         """Lost hosts that may come back -> until when."""
         self.cancel_until: float | None = None
@@ -112,7 +115,9 @@ class _Drive:
 
     def _form_groups(self) -> None:
         facts = [member.facts for member in self.members.values() if member.facts]
-        selected = self.asked.resolved.spec.selected
+        # A stage that nobody needs binds nobody.
+        needed = {stage for each in facts for stage in each.stages}
+        selected = [stage for stage in self.asked.resolved.spec.selected if stage in needed]
         self.grouping = group_hosts(facts, selected)
         for group in self.grouping.groups:
             for host in group.hosts:
@@ -215,13 +220,19 @@ class _Drive:
         elif found.source_problem:
             assert member.move is not None
             member.gone.add(member.move.other or "")
+            self.dealer.gathered(member, member.move.other or "")
             self.record.say(member.host, Phase.WARNING, message=f"not received: {found.source_problem}")
             member.move = None
         elif found.received is not None:
             member.received.append(found.received)
+            if member.move and member.move.kind is MoveKind.GATHER:
+                self.dealer.gathered(member, found.received.source)
+                return
             member.gone.add(found.received.source)  # what it still lacks after that, this source cannot give
             there = {stage for each in member.received for stage in each.stages}
             member.look(self.asked.rebuilding(set(self.asked.resolved.spec.selected) - there))
+        elif member.move and member.move.kind is MoveKind.PART:
+            self._part_ended(member, found)
         elif found.result is not None:
             member.extras = found.extras
             self._finished(member, found.result)
@@ -236,6 +247,13 @@ class _Drive:
             member.end(HostPhase.FAILED, error)
             # Trying again changes nothing: what is asked does not fit the host.
             member.state = member.state.model_copy(update={"starts": self.rollout.node_retries + 1})
+
+    def _part_ended(self, member: Member, done: Done) -> None:
+        if self.dealer.made(member, done):
+            member.record = member.record.model_copy(update={"helped": tuple(stage for stage, _ in done.made)})
+        elif done.result and (failure := failure_of(done.result)):
+            why = f"its part is left to the publisher: {failure.message}"
+            self.record.say(member.host, Phase.WARNING, message=why)
 
     def _finished(self, member: Member, result: PrepResult) -> None:
         move = member.move
@@ -265,12 +283,18 @@ class _Drive:
 
     def _move(self, member: Member) -> None:
         mates = {each.host: each.facts for each in self.members.values() if each.group == member.group and each.facts}
+        if dealt := self.dealer.move(member, self.members):
+            self._carry_out(member, dealt)
+            return
         busy = {each.host: each.move for each in self.members.values() if each.busy and each.move}
         lost = {host for host, each in self.members.items() if each.agent is None}
         move = next_move(member.host, mates, busy, frozenset(lost | member.gone))
+        self._carry_out(member, self.dealer.deal(move, member, self.members))
+
+    def _carry_out(self, member: Member, move: Move) -> None:
         if move.kind is MoveKind.WAIT:
             member.record = member.record.model_copy(update={"doing": f"waits for {move.other}"})
-        elif move.kind is MoveKind.RECEIVE:
+        elif move.kind in (MoveKind.RECEIVE, MoveKind.GATHER):
             assert move.other is not None
             member.record = member.record.model_copy(update={"doing": f"receives from {move.other}"})
             member.take(self.asked, self.members[move.other], move)
@@ -278,7 +302,7 @@ class _Drive:
             self._work(member, move)
 
     def _work(self, member: Member, move: Move) -> None:
-        doing = "builds " + ", ".join(move.stages) if move.kind is MoveKind.BUILD else "proves"
+        doing = _DOING[move.kind] + ", ".join(move.stages)
         waits = member.needs_gpus and member.node.gpus and member.visible is None
         member.record = member.record.model_copy(update={"doing": "waits for its GPUs" if waits else doing})
         asked = self.asked.rebuilding(move.stages)
@@ -286,6 +310,8 @@ class _Drive:
         canary = self.rollout.waves[0] if self.rollout.waves else ()
         if scope is VerifyScope.NONE or (scope is VerifyScope.CANARY and member.host not in canary):
             asked = asked.without_proof()
+        if move.kind is MoveKind.PART:
+            asked = asked.only(move.part)
         member.work(asked, move)
 
     def _say_who_holds(self, member: Member) -> None:

@@ -29,7 +29,7 @@ from rayprep.model.events import Event, Phase, event
 from rayprep.model.grouping import HostFacts, StageFacts, Standing
 from rayprep.model.leases import Holder, Queued
 from rayprep.model.package import Key
-from rayprep.model.plan import Action
+from rayprep.model.plan import Action, Decision
 from rayprep.model.result import NodeBlock, Received
 from rayprep.model.slug import model_slug
 from rayprep.model.snapshot import ProfileSnapshot
@@ -88,11 +88,7 @@ class HostAgent:
                 host=self._node.host,
                 store=store_id(layout),
                 signature=survey.signature,
-                stages={
-                    each.stage: StageFacts(key=each.key, standing=_STANDING[each.action])
-                    for each in survey.plan.decisions
-                    if each.action in _STANDING
-                },
+                stages={each.stage: _stage_facts(each) for each in survey.plan.decisions if each.action in _STANDING},
             )
             self._keep_snapshot(asked, survey)
         except RayprepError as error:
@@ -149,6 +145,9 @@ class HostAgent:
         environ = self._environ(visible)
         request = self._request(asked, node)
         layout = request.layout
+        if asked.part:
+            decisions = take_survey(request, environ).plan.decisions
+            build = [(each.stage, each.key) for each in decisions if each.action is Action.BUILD]
         with self._held(asked, layout, [(EVERYWHERE, key) for _, key in build]) as leases:
             if leases.waited:
                 return Done(again=True)
@@ -157,7 +156,8 @@ class HostAgent:
             request = request.model_copy(update={"before": known.before, "waited_s": known.waited_s})
             emit, cancelled = (lambda each: self._emit(asked, each)), (lambda: self._is_cancelled(asked))
             result = ensure(request, environ, emit, cancelled, survey)
-        return Done(result=result, extras=_extras(survey))
+        made = [(stage, each.key) for stage, each in exact_completions(survey).items() if stage in asked.part]
+        return Done(result=result, extras=_extras(survey), made=tuple(made))
 
     def _is_cancelled(self, asked: Asked) -> bool:
         """Raises StageError where a lease is lost: the step ends by that, and not as if it had been interrupted."""
@@ -233,6 +233,16 @@ class HostAgent:
     def _emit(self, asked: Asked, each: Event) -> None:
         # Nothing waits for the answer: a dead coordinator costs the log, not the work.
         self._coordinator.record.remote(asked.run_id, [each.model_copy(update={"host": self._node.host})])
+
+
+def _stage_facts(decision: Decision) -> StageFacts:
+    work = decision.work if decision.action is Action.BUILD else None
+    return StageFacts(
+        key=decision.key,
+        standing=_STANDING[decision.action],
+        units=work.units if work else (),
+        seconds=work.seconds if work else 0.0,
+    )
 
 
 def _extras(survey: Survey) -> dict[StageName, str]:

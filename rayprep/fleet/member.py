@@ -100,7 +100,8 @@ class Member:
 
     def take(self, asked: Asked, source: "Member", move: Move) -> None:
         self.move = move
-        keys = source.keys(move.stages) + [key for key in source.extras.items() if key[0] not in move.stages]
+        whole = source.keys(move.stages) + [key for key in source.extras.items() if key[0] not in move.stages]
+        keys = list(move.keys) or whole
         call = self.agent.take.options(concurrency_group="stage")
         self.step = call.remote(asked, source.host, source.agent, keys)
 

@@ -27,7 +27,16 @@ def write_completion(layout: Layout, completion: Completion) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     # One line: it lists every file, and indenting them would add a third to what each `ensure` has to read.
     write_text(path, completion.model_dump_json() + "\n")
+    _drop_parts(layout, completion)
     return path
+
+
+def _drop_parts(layout: Layout, whole: Completion) -> None:
+    """Whose place `whole` has taken."""
+    found, _ = read_completions(layout, whole.stage, whole.identity.model_slug, whole.identity.tp)
+    for each in found:
+        if each.identity.part and each.identity.model_copy(update={"part": ""}) == whole.identity:
+            layout.completion(each.stage, each.key).unlink(missing_ok=True)
 
 
 def read_completions(

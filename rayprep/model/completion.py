@@ -28,11 +28,14 @@ class Identity(Record):
     """Those that change which kernels a server compiles, sorted."""
     compiler_settings: tuple[str, ...] = ()
     """Variables of the environment that change what TorchInductor and Triton compile, `NAME=value`, sorted."""
+    part: str = ""
+    """Of a fleet's build that several hosts share: which units; empty for the whole."""
 
 
 def cache_key(stage: StageName, identity: Identity, signature: Signature) -> str:
     """`<slug>-tp<N>-<16 hex digits>`; the digits cover the whole identity and the fields that bind the stage."""
-    whole = [identity.model_dump(), binding_digest(stage, signature)]
+    fields = identity.model_dump(exclude=None if identity.part else {"part"})
+    whole = [fields, binding_digest(stage, signature)]
     digits = hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:16]
     return f"{identity.model_slug}-tp{identity.tp}-{digits}"
 

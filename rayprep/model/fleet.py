@@ -7,6 +7,7 @@ from itertools import pairwise
 from pydantic import Field
 
 from rayprep.model.base import Record, Utf8
+from rayprep.model.dealing import WORTH_S
 from rayprep.model.errors import BadRequest, HostUnfit
 from rayprep.model.spec import DeviceChoice
 
@@ -37,6 +38,8 @@ class FleetSpec(Record):
     max_failures: int | None = None
     node_retries: int = 1
     verify: VerifyScope = VerifyScope.ALL
+    deal_from_s: float = Field(default=WORTH_S, ge=0)
+    """Reckoned seconds from which the hosts of a group share what is to be built."""
 
 
 class NodeInfo(Record):

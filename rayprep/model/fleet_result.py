@@ -36,6 +36,8 @@ class FleetHost(Record):
     attempts: int = 0
     built: tuple[StageName, ...] = ()
     """What it built for its group in this run."""
+    helped: tuple[StageName, ...] = ()
+    """What it built a part of, which another host gathered."""
     received: tuple[Received, ...] = ()
     stages: dict[StageName, StageStatus] = Field(default_factory=dict)
     verify: str | None = None

@@ -34,6 +34,10 @@ class StageFacts(Record):
 
     key: str
     standing: Standing
+    units: tuple[str, ...] = ()
+    """What it would build."""
+    seconds: float = 0.0
+    """Which is reckoned to take so long."""
 
 
 class HostFacts(Record):

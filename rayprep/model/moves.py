@@ -7,8 +7,11 @@ nobody has is built by the first host that asks; the others wait for it. Hosts o
 from collections.abc import Mapping
 from enum import StrEnum
 
+from pydantic import Field
+
 from rayprep.model.base import Record, Utf8
 from rayprep.model.grouping import HostFacts, Standing
+from rayprep.model.package import Key
 from rayprep.model.stages import StageName
 
 RECEIVERS_AT_ONCE = 3
@@ -18,6 +21,10 @@ RECEIVERS_AT_ONCE = 3
 class MoveKind(StrEnum):
     RECEIVE = "receive"
     BUILD = "build"
+    PART = "part"
+    """Builds some units of what its group lacks."""
+    GATHER = "gather"
+    """Receives the part that another has built."""
     PROVE = "prove"
     """Nothing is left to build: all stages are no-ops, or cannot be built here and say so, and the proof remains."""
     WAIT = "wait"
@@ -31,6 +38,10 @@ class Move(Record):
     """From whom it receives, or for whom it waits."""
     stages: tuple[StageName, ...] = ()
     """What it receives or builds."""
+    part: dict[StageName, tuple[str, ...]] = Field(default_factory=dict)
+    """The units of a part."""
+    keys: tuple[Key, ...] = ()
+    """The completions of a part to be gathered."""
 
 
 def next_move(host: str, facts: Mapping[str, HostFacts], busy: Mapping[str, Move], gone: frozenset[str]) -> Move:
@@ -59,7 +70,7 @@ def next_move(host: str, facts: Mapping[str, HostFacts], busy: Mapping[str, Move
 
 def _working_mate(host: str, facts: Mapping[str, HostFacts], busy: Mapping[str, Move]) -> str | None:
     """Another host that writes into the same store now."""
-    writes = (MoveKind.RECEIVE, MoveKind.BUILD)
+    writes = (MoveKind.RECEIVE, MoveKind.BUILD, MoveKind.PART, MoveKind.GATHER)
     mates = (other for other, move in busy.items() if move.kind in writes and other != host and other in facts)
     return next((other for other in sorted(mates) if facts[other].store == facts[host].store), None)
 

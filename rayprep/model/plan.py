@@ -47,6 +47,19 @@ def with_missed(work: Work, earlier: Sequence[Completion]) -> Work:
     return work.model_copy(update={"units": (*work.units, *sorted(missed))})
 
 
+def only(work: Work, units: Sequence[str]) -> Work:
+    """`work` for those of its units that are among `units`."""
+    kept = tuple(unit for unit in work.units if unit in units)
+    share = len(kept) / max(len(work.units), 1)
+    changed = {
+        "units": kept,
+        "required_bytes": int(work.required_bytes * share),
+        "seconds": work.seconds * share,
+        "estimate": f"{len(kept)} of {len(work.units)} units: {work.estimate}",
+    }
+    return work.model_copy(update=changed)
+
+
 def calibrate(work: Work, earlier: Sequence[Completion]) -> Work:
     """`work` with its cost reckoned from what earlier completions of the stage took, where there are any.
 

@@ -10,6 +10,7 @@ from rayprep.model.base import Record
 from rayprep.model.result import NodeBlock
 from rayprep.model.snapshot import ProfileSnapshot
 from rayprep.model.spec import Resolved
+from rayprep.model.stages import StageName
 
 
 class NodeRequest(Record):
@@ -25,6 +26,8 @@ class NodeRequest(Record):
     """Hash every listed file before believing a completion."""
     verify_only: bool = False
     """Run no stage, only the proof that nothing is left to compile."""
+    part: dict[StageName, tuple[str, ...]] = Field(default_factory=dict)
+    """Build just these units, of a build that several hosts share; empty for the whole."""
     node: NodeBlock | None = None
     """Who this host is in a fleet; null where there is one."""
     waited_s: float = 0.0

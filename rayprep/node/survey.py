@@ -12,7 +12,8 @@ from rayprep.host.model_files import ModelFiles, find_model
 from rayprep.host.snapshot import Inventory, take_inventory, wrong_hashes
 from rayprep.host.survey import choose_device, read_signature
 from rayprep.model.completion import Check, CheckState, Completion, Identity, best, cache_key, check_completion
-from rayprep.model.plan import Decision, Plan, StagePlan, Work, calibrate, decide, decide_verify, with_missed
+from rayprep.model.dealing import Part, part_name
+from rayprep.model.plan import Decision, Plan, StagePlan, Work, calibrate, decide, decide_verify, only, with_missed
 from rayprep.model.server_args import kernel_flags
 from rayprep.model.server_command import request_of
 from rayprep.model.signature import Signature
@@ -71,9 +72,10 @@ def take_survey(request: NodeRequest, environ: Mapping[str, str], gpus: GpuInven
         tp=spec.tp,
         server_flags=kernel_flags(spec.server_args),
         compiler_settings=compiler_settings(environ),
+        part=part_name(request.part) if request.part else "",
     )
     inventory = take_inventory(layout, model.slug, spec.tp)
-    decider = _Decider(spec, layout, identity, stage_request, inventory, request.deep)
+    decider = _Decider(spec, layout, identity, stage_request, inventory, request.part, request.deep)
     return Survey(
         layout=layout,
         model=model,
@@ -116,6 +118,7 @@ class _Decider:
     identity: Identity
     request: StageRequest
     inventory: Inventory
+    part: Part
     deep: bool
 
     def plan(self, *, verify_only: bool) -> Plan:
@@ -137,7 +140,8 @@ class _Decider:
             if stage is StageName.DEEP_GEMM:  # whose units can be built by name alone
                 plan = with_missed(plan, of_identity(self.inventory.completions[stage], self.identity))
             plan = calibrate(plan, self.inventory.completions[stage])
-        selected = selected and stage in self.spec.selected
+            plan = only(plan, self.part[stage]) if stage in self.part else plan
+        selected = selected and stage in (self.part or self.spec.selected)
         return decide(stage, self.spec.op(stage), selected, plan, self._check(stage, plan), self.key(stage))
 
     def key(self, stage: StageName) -> str:

@@ -20,11 +20,12 @@ from rayprep.cli.schema import schema
 from rayprep.host.layout import Layout
 from rayprep.model.base import read_tolerant
 from rayprep.model.ray_versions import RayVersions
+from tests.conftest import QUICK_COMPILER
 from tests.host.test_ports import free_port
 from tests.processes import family, named
 
 FAKES = Path(__file__).resolve().parent.parent / "fakes"
-LIBRARY = FAKES / "sglang_lib"
+LIBRARIES = (FAKES / "sglang_lib", FAKES / "deep_gemm_lib")
 HIDDEN = ("HOST_PROFILES_ROOT", "HOST_TELEMETRY_ROOT", "XDG_CACHE_HOME", "XDG_DATA_HOME", "HF_HOME", "RAY_ADDRESS")
 STAND_IN = ("--server-arg=--compile", "--skip", "moe_tune", "--skip", "flashinfer")
 """A request for the stand-in SGLang, which fills the caches that it does not find filled."""
@@ -39,6 +40,8 @@ class Node:
     gpus: int = 1
     signature: dict[str, object] = field(default_factory=dict)
     """Fields that are said to be others than this machine's."""
+    libraries: tuple[Path, ...] = LIBRARIES
+    """What stands in for real packages."""
     ray_node: Any = None
     shares: "Node | None" = None
     """A node whose profiles root it has, too."""
@@ -55,16 +58,20 @@ class Node:
         gpu = {"name": "NVIDIA H200", "compute_capability": "sm_90", "sm_count": 132, "memory_bytes": 141 << 30}
         gpus = [{**gpu, "uuid": f"GPU-{self.base}-{index}", "index": index} for index in range(self.gpus)]
         # Libraries bake the root's path in; the stand-in does not, and real hosts have one path.
-        signature = {"profiles_root": "/profiles", **self.signature}
+        kernels = {"deep_gemm_version": "0.1.4.post1", "nvcc": "13.0.88"}
+        signature = {"profiles_root": "/profiles", **kernels, **self.signature}
         facts = {"gpus": gpus, "driver_version": "580.95", "cuda_version": "13.0", "signature": signature}
         (self.base / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
         return {
             "HOST_PROFILES_ROOT": str(self.layout.profiles),
             "HOST_TELEMETRY_ROOT": str(self.layout.telemetry),
             "HOME": str(self.base / "home"),
+            "CXX": str(QUICK_COMPILER),
             "TORCHINDUCTOR_VEC_ISA_OK": "1",
             "RAYPREP_FACTS": str(self.base / "facts.json"),
-            "PYTHONPATH": os.pathsep.join([str(LIBRARY), *filter(None, [os.environ.get("PYTHONPATH")])]),
+            "DG_JIT_NVCC_COMPILER": str(FAKES / "nvcc"),
+            "FAKE_NVCC_LOG": str(self.base / "calls"),
+            "PYTHONPATH": os.pathsep.join([*map(str, self.libraries), *filter(None, [os.environ.get("PYTHONPATH")])]),
             "FAKE_HOLD": str(self.hold),
         }
 
@@ -72,6 +79,13 @@ class Node:
     def hold(self) -> Path:
         """While it exists, this host's servers get no further than their start."""
         return self.base / "hold"
+
+    @property
+    def compiles(self) -> int:
+        """How often DeepGEMM's compiler was run, but for the few small kernels that every listing needs."""
+        calls = self.base / "calls"
+        text = calls.read_text(encoding="utf-8") if calls.exists() else ""
+        return sum("/listing." not in line for line in text.splitlines())
 
     def artifacts(self) -> dict[str, int]:
         found = [path for path in self.layout.profiles.glob("[!.]*/**/*") if path.is_file()]

@@ -8,12 +8,16 @@ from pathlib import Path
 import pytest
 
 from rayprep.model.caches import CacheName
+from rayprep.model.stages import StageName
 from tests.conftest import write_model
 from tests.fleet.fleet import STAND_IN, Fleet, Node, actors, fleet_of
 from tests.host.test_ports import free_port
 from tests.processes import wait_for
 
-pytestmark = pytest.mark.ray
+FP8_MODEL = Path(__file__).parents[1] / "gpu" / "models" / "qwen3-moe-fp8-4l"
+KERNELS = 6
+"""That the stand-in for DeepGEMM has for this model's two products."""
+pytestmark = [pytest.mark.ray, pytest.mark.xdist_group("fleet")]
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +80,25 @@ def test_a_host_with_a_valid_cache_is_the_source(fleet: Fleet) -> None:
     hosts = fleet.result("others")["hosts"]
     assert [hosts[name]["built"] for name in sorted(hosts)] == [[], [], []]
     assert {each["source"] for name in ("gpu-0", "gpu-2") for each in hosts[name]["received"]} == {"gpu-1"}
+
+
+def test_much_to_build_is_dealt_over_the_hosts(fleet: Fleet) -> None:
+    asked = ("--model", str(FP8_MODEL), "--deep-gemm", "--no-verify")
+    done = fleet.ensure(*asked, "--deal-from", "0", run_id="dealt")
+    assert done.returncode == 0, done.stdout + done.stderr
+    hosts = fleet.result("dealt")["hosts"]
+    helpers = [name for name, host in hosts.items() if host["helped"]]
+    (publisher,) = [name for name, host in hosts.items() if host["built"]]
+    assert len(helpers) == 2, "two products to build"
+    assert publisher in helpers
+    compiled = {name: node.compiles for name, node in fleet.nodes.items()}
+    assert {name for name, count in compiled.items() if count} == set(helpers)
+    assert sum(compiled.values()) == KERNELS
+    kept = [node.artifacts() for node in fleet.nodes.values()]
+    assert kept[0]
+    assert kept[1:] == kept[:1] * 2
+    for node in fleet.nodes.values():
+        assert len(list(node.layout.completions(StageName.DEEP_GEMM).glob("*.json"))) == 1, "no part is left"
 
 
 def test_a_canary_goes_first_and_stops_the_rest(fleet: Fleet) -> None:

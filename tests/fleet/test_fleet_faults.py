@@ -19,7 +19,7 @@ from tests.fleet.fleet import STAND_IN, Fleet, Node, actors, fleet_of
 from tests.host.test_ports import free_port
 from tests.processes import wait_for
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.xdist_group("fleet-faults")]
 
 
 class Run:
@@ -123,7 +123,7 @@ def test_a_builder_dies_and_the_other_host_builds(two: Fleet) -> None:
     assert {host["state"] for host in hosts.values()} == {"verified"}
     assert hosts[other]["built"] == ["serve"]
     assert (hosts[builder.name]["attempts"], hosts[builder.name]["received"][0]["source"]) == (2, other)
-    assert not run.said('"phase":"wait_lock"'), "a dead agent's leases are given back at once"
+    assert not run.said('"phase":"wait_lock"', '"message":"lease'), "a dead agent's leases are given back at once"
 
 
 def test_a_host_is_lost_for_good_and_the_others_end_well(two: Fleet) -> None:

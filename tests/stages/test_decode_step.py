@@ -48,6 +48,7 @@ from rayprep.stages.inductor_protocol import (  # noqa: E402
     unit_name,
     weight_bytes,
 )
+from tests.conftest import QUICK_COMPILER  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -412,7 +413,7 @@ def test_a_cache_entry_that_torch_could_not_write_is_noticed() -> None:
 def start(sent: ChildRequest, folder: Path, **env: str) -> subprocess.CompletedProcess[str]:
     file = folder / "request.json"
     file.write_text(sent.model_dump_json())
-    child_env = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": sent.cache_dir, **env}
+    child_env = {**os.environ, "CXX": str(QUICK_COMPILER), "TORCHINDUCTOR_CACHE_DIR": sent.cache_dir, **env}
     command = [sys.executable, "-m", "rayprep.stages.inductor_child", str(file)]
     return subprocess.run(command, env=child_env, capture_output=True, text=True, timeout=300, check=False)
 
