@@ -1,4 +1,4 @@
-"""The coordinator actor: gathers what the agents say, writes each run's log and results, and holds the leases.
+"""The coordinator actor: gathers what the agents say, writes logs and results, shows metrics, holds the leases.
 
 On a cluster it is one named, detached actor on the head, which outlives drivers and comes back when it is killed: its
 leases are on disk, and after a restart it grants none for one time to live. It ends itself when nobody has needed it
@@ -11,9 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import rayprep
+from rayprep.fleet.ray_metrics import RayMetrics
 from rayprep.fleet.runs import KeptRun
 from rayprep.host.layout import Layout
 from rayprep.host.lease_file import LeaseFile
+from rayprep.model.campaign import is_run_of
 from rayprep.model.events import Event
 from rayprep.model.fleet_result import FleetResult
 from rayprep.model.fleet_status import FleetStatus
@@ -42,6 +44,7 @@ class Coordinator:
         self._runs: dict[str, KeptRun] = {}
         self._used = time.monotonic()
         self._table = self._file.read(ttl_s, time.monotonic()) if self._file else LeaseTable(ttl_s=ttl_s)
+        self._metrics = RayMetrics() if state else None
         if self._file:
             threading.Thread(target=self._watch, daemon=True).start()
 
@@ -78,16 +81,21 @@ class Coordinator:
         """Writes `fleet_result.json`; a finished one ends the run here."""
         if run := self._runs.get(run_id):
             run.update(result)
+            self._measure(run)
             self._used = time.monotonic()
+
+    def _measure(self, run: KeptRun) -> None:
+        if self._metrics:
+            self._metrics.record(run.samples())
 
     def close_run(self, run_id: str) -> None:
         """The driver has seen all that it will."""
-        if run := self._runs.pop(run_id, None):
-            run.abandon()
+        if (run := self._runs.pop(run_id, None)) and run.abandon():
+            self._measure(run)
 
     def status(self, run_id: str | None = None) -> list[FleetStatus]:
-        """Of one run, or of all that go on."""
-        chosen = [run for name, run in self._runs.items() if run_id in (None, name)]
+        """Of one run, or a campaign's, or of all that go on."""
+        chosen = [run for name, run in self._runs.items() if run_id is None or is_run_of(name, run_id)]
         return [run.status() for run in chosen]
 
     def request(self, wanted: Sequence[tuple[str, str, int]], who: Holder) -> list[Granted | Queued]:

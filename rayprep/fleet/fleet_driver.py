@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from rayprep.fleet.agent_pool import AgentPool, let_idle_gpus_go
 from rayprep.fleet.asked import Asked, Done, Report
 from rayprep.fleet.dealer import Dealer
 from rayprep.fleet.fleet_record import FleetRecord
@@ -46,29 +47,28 @@ class FleetRequest:
     address: str
     view: FleetView
     interrupts: Interrupts
+    more: bool = False
+    """Another request of the same campaign follows."""
 
 
-def drive_fleet(request: FleetRequest) -> FleetResult:
+def drive_fleet(request: FleetRequest, pool: AgentPool) -> FleetResult:
     """Carries it out on the cluster that this process has joined, and returns the result that is written.
 
     Raises:
         BadRequest, HostUnfit: before any host does anything.
     """
-    request.interrupts.as_flag()  # Ray puts handlers of its own in place when it starts
-    nodes = living_nodes()
-    chosen = choose_nodes(nodes, request.fleet, request.asked.resolved.spec.device)
+    living = living_nodes()
+    chosen = choose_nodes(pool.with_gone(living), request.fleet, request.asked.resolved.spec.device)
     asked = request.asked.model_copy(update={"gather_s": GATHER_S_PER_HOST * len(chosen)})
     request = replace(request, asked=asked)
     state = request.layout.telemetry / "coordinator" / "leases.jsonl"
-    coordinator = join_coordinator(nodes, state)
-    members = {node.host: Member(node, coordinator) for node in chosen}
+    coordinator = join_coordinator(living, state)
+    members = pool.members(chosen, coordinator, more=request.more)
     record = FleetRecord(request.asked, request.fleet, request.address, request.layout, coordinator, request.view)
     drive = _Drive(request, members, record)
     try:
         return drive.go()
     finally:
-        for member in members.values():
-            member.let_go()
         coordinator.close_run.remote(request.asked.run_id)
 
 
@@ -334,6 +334,7 @@ class _Drive:
             holder, waited = holders(living.get(member.node.node_id, [])), now - since
             fields = {"held_for_s": round(waited, 1), "holder": holder, "message": "GPUs", "slug": "the GPUs"}
             self.record.say(member.host, Phase.WAIT_LOCK, **fields)
+            let_idle_gpus_go(self.members)
             if waited > self.asked.resolved.spec.timeout_s:
                 why = f"the GPUs of {member.host} are held by {holder}"
                 member.end(HostPhase.FAILED, HostUnfit(why, hint="end that job, or --exclude the host"))
@@ -344,7 +345,7 @@ class _Drive:
         deadline = time.monotonic() + CANCEL_DEADLINE_S
         for member in self.members.values():
             with contextlib.suppress(RayprepError):
-                member.cancel()
+                member.cancel(self.asked.invocation)
         while any(member.busy for member in self.members.values()) and time.monotonic() < deadline:
             ready = ended_steps(self.members.values())
             for member in self.members.values():

@@ -50,6 +50,7 @@ class Leases:
         self._wake = threading.Event()
         self.waited = False
         """Somebody else held one: what was to be built may be there by now."""
+        self.waited_s = 0.0
 
     @property
     def epochs(self) -> dict[str, int]:
@@ -67,11 +68,13 @@ class Leases:
     def __enter__(self) -> "Leases":
         renewer = threading.Thread(target=self._renew_all, daemon=True)
         renewer.start()
+        started = time.monotonic()
         try:
             self._acquire()
         except BaseException:
             self._give_back()
             raise
+        self.waited_s = time.monotonic() - started
         return self
 
     def __exit__(

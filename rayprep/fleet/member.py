@@ -60,6 +60,8 @@ class Member:
     received: list[Received] = field(default_factory=list)
     gone: set[str] = field(default_factory=set)
     """Hosts that failed it as a source."""
+    keeps_gpus: bool = False
+    """Another request of its campaign follows: the claim outlasts this one."""
     _began: float = 0.0
     _ping: Handle = None
     _pinged: float = 0.0
@@ -78,6 +80,11 @@ class Member:
     @property
     def waits_for_gpus(self) -> bool:
         return self.busy and self.claim is not None and self.visible is None
+
+    @property
+    def ended(self) -> bool:
+        """It has done what there was to do for this request, well or not."""
+        return self.state.phase in (HostPhase.VERIFIED, HostPhase.FAILED, HostPhase.LOST)
 
     def forget_leases(self, invocation: str) -> None:
         """Of its agent, which is dead: nobody has to wait for their time to run out."""
@@ -119,7 +126,8 @@ class Member:
             received=tuple(self.received),
         )
         call = self.agent.work.options(concurrency_group="stage")
-        self.step = call.remote(asked, block, self.keys(move.stages), self.visible)
+        visible = self.visible if self.needs_gpus else None
+        self.step = call.remote(asked, block, self.keys(move.stages), visible)
 
     def keys(self, stages: tuple[StageName, ...]) -> list[Key]:
         assert self.facts is not None
@@ -170,16 +178,17 @@ class Member:
         """Ends the attempt. The agent stays, to send to others, unless it is lost."""
         self.state = self.state.ended(phase)
         self.move = self.step = self._ping = None
-        self.let_gpus_go()
+        if self.visible is None or not self.keeps_gpus:
+            self.let_gpus_go()
         if phase is HostPhase.LOST:
             self.let_go()
         found = error if isinstance(error, FleetError) else _as_fleet_error(error) if error else None
         took = round(time.monotonic() - self._began, 3) if self._began else 0.0
         self.record = self.record.model_copy(update={"error": found, "duration_s": took, "doing": ""})
 
-    def cancel(self) -> None:
+    def cancel(self, invocation: str) -> None:
         if self.agent is not None and self.busy:
-            self.agent.cancel.options(concurrency_group="ctl").remote()
+            self.agent.cancel.options(concurrency_group="ctl").remote(invocation)
 
     def let_gpus_go(self) -> None:
         import ray

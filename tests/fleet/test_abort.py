@@ -161,13 +161,16 @@ def test_an_interrupt_leaves_a_partial_result_and_nothing_else(
     assert any(line.startswith("RESULT_STATUS partial") for line in run.output)
 
 
-def test_an_interrupt_while_ray_starts_leaves_a_partial_result(roots: Roots) -> None:
-    driver = roots.start("ensure", *ENSURE_TINY, "--json", "--run-id", "early")
+def test_an_interrupt_while_ray_starts_leaves_a_partial_result_and_ends_the_campaign(roots: Roots) -> None:
+    file = roots.base / "campaign.json"
+    file.write_text(json.dumps({"campaign": [{"batch_sizes": [1]}, {"batch_sizes": [2]}]}), encoding="utf-8")
+    driver = roots.start("ensure", "--spec-file", str(file), *ENSURE_TINY[:2], "--json", "--run-id", "early")
     wait_for(lambda: named(family(driver.pid), "gcs_server"), "Ray's first process")
     processes = family(driver.pid)
     driver.send_signal(signal.SIGTERM)
     out, err = driver.communicate(timeout=60)
     assert driver.returncode == 130, out + err
     wait_for(lambda: not alive(processes), "Ray's processes to end")
-    assert roots.result("early")["status"] == "partial"
+    assert roots.result("early-1")["status"] == "partial"
+    assert out.splitlines()[-1] == "RESULT_CAMPAIGN partial early-1:partial early-2:not_started"
     assert "Traceback" not in err

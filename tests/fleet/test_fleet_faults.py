@@ -15,9 +15,9 @@ import pytest
 
 from rayprep.host.environment import STORE_MARK, store_mark
 from rayprep.host.process import marked_processes
-from tests.fleet.fleet import STAND_IN, Fleet, Node, fleet_of
+from tests.fleet.fleet import STAND_IN, Fleet, Node, actors, fleet_of
 from tests.host.test_ports import free_port
-from tests.processes import family, named, wait_for
+from tests.processes import wait_for
 
 pytestmark = [pytest.mark.ray, pytest.mark.xdist_group("fleet-faults")]
 
@@ -72,10 +72,6 @@ def left(fleet: Fleet) -> list[psutil.Process]:
     """What works in a host's store, with its guards."""
     marks = [store_mark(node.layout) for node in fleet.nodes.values()]
     return [process for mark in marks for process in marked_processes(STORE_MARK, mark)]
-
-
-def actors(*words: str) -> list[psutil.Process]:
-    return named(family(psutil.Process().pid), *words)
 
 
 def agents_of(node: Node) -> list[psutil.Process]:
