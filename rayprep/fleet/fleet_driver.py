@@ -119,7 +119,9 @@ class _Drive:
 
     def _form_groups(self) -> None:
         facts = [member.facts for member in self.members.values() if member.facts]
-        selected = self.asked.resolved.spec.selected
+        # A stage that nobody needs binds nobody.
+        needed = {stage for each in facts for stage in each.stages}
+        selected = [stage for stage in self.asked.resolved.spec.selected if stage in needed]
         self.grouping = group_hosts(facts, selected)
         for group in self.grouping.groups:
             for host in group.hosts:

@@ -14,6 +14,7 @@ import jsonschema
 
 from rayprep.cli.schema import schema
 from rayprep.host.layout import Layout
+from tests.conftest import QUICK_COMPILER
 from tests.host.test_ports import free_port
 
 FAKES = Path(__file__).resolve().parent.parent / "fakes"
@@ -32,6 +33,8 @@ class Node:
     gpus: int = 1
     signature: dict[str, object] = field(default_factory=dict)
     """Fields that are said to be others than this machine's."""
+    libraries: tuple[Path, ...] = LIBRARIES
+    """What stands in for real packages."""
     ray_node: Any = None
     shares: "Node | None" = None
     """A node whose profiles root it has, too."""
@@ -56,11 +59,12 @@ class Node:
             "HOST_PROFILES_ROOT": str(self.layout.profiles),
             "HOST_TELEMETRY_ROOT": str(self.layout.telemetry),
             "HOME": str(self.base / "home"),
+            "CXX": str(QUICK_COMPILER),
             "TORCHINDUCTOR_VEC_ISA_OK": "1",
             "RAYPREP_FACTS": str(self.base / "facts.json"),
             "DG_JIT_NVCC_COMPILER": str(FAKES / "nvcc"),
             "FAKE_NVCC_LOG": str(self.base / "calls"),
-            "PYTHONPATH": os.pathsep.join([*map(str, LIBRARIES), *filter(None, [os.environ.get("PYTHONPATH")])]),
+            "PYTHONPATH": os.pathsep.join([*map(str, self.libraries), *filter(None, [os.environ.get("PYTHONPATH")])]),
             "FAKE_HOLD": str(self.hold),
         }
 

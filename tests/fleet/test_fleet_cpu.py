@@ -1,0 +1,31 @@
+"""`ensure --cluster --device cpu`: three hosts without a GPU, and graphs that torch really compiles."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ENSURE_TINY
+from tests.fleet.fleet import Node, fleet_of
+from tests.needs import needs_torch
+
+pytestmark = [pytest.mark.ray, pytest.mark.torch, needs_torch()]
+
+
+def test_one_host_compiles_for_three(tmp_path: Path) -> None:
+    hosts = [Node(f"cpu-{index}", tmp_path / f"n{index}", gpus=0, libraries=()) for index in range(3)]
+    with fleet_of(tmp_path, *hosts) as fleet:
+        done = fleet.ensure(*ENSURE_TINY, "--nodes", "cpu-0,cpu-1,cpu-2", run_id="cpu")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "hosts:verified=3 " in done.stdout
+    found = fleet.result("cpu")["hosts"]
+    (builder,) = [name for name, host in found.items() if host["built"]]
+    assert found[builder]["built"] == ["inductor"]
+    received = [host["received"][0] for name, host in found.items() if name != builder]
+    assert [(each["source"], each["stages"]) for each in received] == [(builder, ["inductor"])] * 2
+    # The head has no GPU either, and would take part; without a GPU nothing is proved on a server.
+    assert {host["verify"] for host in found.values()} == {"skipped"}
+    made = fleet.nodes[builder].artifacts()
+    first, second = (node.artifacts() for node in hosts if node.name != builder)
+    assert first
+    assert first == second
+    assert first.items() <= made.items(), "the builder has its compiler's locks beside them"
