@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from rayprep.fleet.handles import Handle
 from rayprep.fleet.leasing import Leases
 from rayprep.fleet.member import Member
 from rayprep.fleet.reporter import Reporter
-from rayprep.model.base import read_tolerant, utc_now
+from rayprep.model.base import parse_utc, read_tolerant, utc_now
 from rayprep.model.caches import CacheName
 from rayprep.model.events import Event, Phase, event
 from rayprep.model.grouping import HostFacts, StageFacts, Standing
@@ -35,6 +35,8 @@ _EVIDENCE = Path(__file__).parents[2] / "tests" / "gpu" / "evidence" / "hopper" 
 class Script:
     """What every host says and how long it takes, from a session on an H200, and the result that it ended with."""
 
+    build: tuple[tuple[float, Event], ...]
+    """Of the host that builds, to the start of its proof, with the seconds from the first."""
     noops: tuple[Event, ...]
     """Of the stages, when all that was received is found."""
     proof: tuple[Event, ...]
@@ -48,14 +50,20 @@ class Script:
 def read_script(receive_s: float, prove_s: float) -> Script:
     text = (_EVIDENCE / "sessions.txt").read_text(encoding="utf-8")
     built, again = (_events(text, session) for session in ("timed", "again"))
+    first = parse_utc(built[0].ts)
     return Script(
-        noops=tuple(each for each in again if each.name not in (VERIFY, "ensure")),
+        build=tuple(((parse_utc(each.ts) - first).total_seconds(), each) for each in built if _of_a_stage(each)),
+        noops=tuple(each for each in again if _of_a_stage(each)),
         proof=tuple(each for each in built if each.name == VERIFY and each.phase is not Phase.END),
         ends=tuple(each for each in built if each.name in (VERIFY, "ensure") and each.phase is Phase.END),
         result=read_tolerant(PrepResult, (_EVIDENCE / "timed.json").read_bytes()),
         receive_s=receive_s,
         prove_s=prove_s,
     )
+
+
+def _of_a_stage(each: Event) -> bool:
+    return each.name not in (VERIFY, "ensure")
 
 
 def _events(text: str, session: str) -> list[Event]:
@@ -72,9 +80,6 @@ class Player:
         self._has_all: set[str] = set()
         self._reporters: dict[str, Reporter] = {}
 
-    def has_all(self, host: str) -> None:
-        self._has_all.add(host)
-
     def ping(self, _: str) -> str:
         return rayprep.__version__
 
@@ -88,14 +93,8 @@ class Player:
 
     def take(self, host: str, asked: Asked, source: str, _: object, keys: Sequence[Key]) -> Done:
         self._say(host, asked, event("receive", Phase.START, settings={"source": source, "stages": len(keys)}))
-        who = Holder(host=host, invocation=asked.invocation, node_id="0")
-        wanted = [(f"store-of-{host}", key) for _, key in keys]
-        deadline = time.monotonic() + asked.resolved.spec.timeout_s
         took = self._script.receive_s
-        leases = Leases(
-            self._coordinator, who, wanted, lambda _: 0, lambda *_: None, threading.Event().is_set, deadline
-        )
-        with leases:
+        with self._held(host, asked, [(f"store-of-{host}", key) for _, key in keys]) as leases:
             time.sleep(took)
             leases.check()
         self._has_all.add(host)
@@ -104,19 +103,33 @@ class Player:
         received = Received(source=source, stages=stages, files=400, bytes=RECEIVED_BYTES, duration_s=took)
         return Done(received=received)
 
-    def work(self, host: str, asked: Asked, node: NodeBlock, _: Sequence[Key], __: str | None) -> Done:
+    def work(self, host: str, asked: Asked, node: NodeBlock, build: Sequence[Key], _: str | None) -> Done:
+        with self._held(host, asked, [("*", key) for _, key in build]):
+            self._replay(host, asked, self._script.build if build else [(0.0, each) for each in self._script.noops])
+            self._prove(host, asked)
+        self._has_all.add(host)
+        result = self._script.result.model_copy(update={"node": node, "snapshot_before": self._snapshot()})
+        return Done(result=result)
+
+    def _prove(self, host: str, asked: Asked) -> None:
         script, started = self._script, time.monotonic()
-        for each in script.noops:
-            self._say(host, asked, each)
-        for each in script.proof:
-            time.sleep(max(0.0, started + (each.elapsed_s or 0.0) - time.monotonic()))
-            self._say(host, asked, each)
+        self._replay(host, asked, [(each.elapsed_s or 0.0, each) for each in script.proof])
         while (left := started + script.prove_s - time.monotonic()) > 0:
             time.sleep(min(left, HEARTBEAT_S))
             self._say(host, asked, script.proof[-1])
-        for each in script.ends:
+        self._replay(host, asked, [(0.0, each) for each in script.ends])
+
+    def _replay(self, host: str, asked: Asked, lines: Iterable[tuple[float, Event]]) -> None:
+        started = time.monotonic()
+        for after, each in lines:
+            time.sleep(max(0.0, started + after - time.monotonic()))
             self._say(host, asked, each)
-        return Done(result=script.result.model_copy(update={"node": node, "snapshot_before": self._snapshot()}))
+
+    def _held(self, host: str, asked: Asked, wanted: Sequence[tuple[str, str]]) -> Leases:
+        who = Holder(host=host, invocation=asked.invocation, node_id="0")
+        deadline = time.monotonic() + asked.resolved.spec.timeout_s
+        never = threading.Event().is_set
+        return Leases(self._coordinator, who, wanted, lambda _: 0, lambda *_: None, never, deadline)
 
     def _say(self, host: str, asked: Asked, each: Event) -> None:
         if host not in self._reporters:
