@@ -198,11 +198,9 @@ class _Drive:
                 if error.dead:
                     member.forget_leases(self.asked.invocation)
                 member.end(HostPhase.LOST, error)
-            except HostUnfit as error:
-                if error.error_type is ErrorType.RAY_UNAVAILABLE:
-                    raise
-                member.end(HostPhase.FAILED, error)
             except RayprepError as error:
+                if isinstance(error, HostUnfit) and error.error_type is ErrorType.RAY_UNAVAILABLE:
+                    raise
                 self.record.say(member.host, Phase.WARNING, message=error.line)
                 member.end(HostPhase.FAILED, error)
             ended.append(member)
@@ -291,7 +289,8 @@ class _Drive:
         mates = {each.host: each.facts for each in self.members.values() if each.group == group and each.facts}
         busy = {each.host: each.move for each in self.members.values() if each.busy and each.move}
         lost = frozenset(host for host, each in self.members.items() if each.agent is None)
-        return Board(mates, busy, lost)
+        running = frozenset(host for host, each in self.members.items() if each.state.phase is HostPhase.RUNNING)
+        return Board(mates, busy, lost, running - lost)
 
     def _move(self, member: Member, board: Board) -> None:
         move = self.dealer.move(member, self.members)

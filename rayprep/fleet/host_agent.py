@@ -91,7 +91,9 @@ class HostAgent:
                 host=self._node.host,
                 store=store_id(layout),
                 signature=survey.signature,
-                stages={each.stage: _stage_facts(each) for each in survey.plan.decisions if each.action in _STANDING},
+                stages={
+                    each.stage: _stage_facts(survey, each) for each in survey.plan.decisions if each.action in _STANDING
+                },
             )
             self._keep_snapshot(asked, survey)
         except RayprepError as error:
@@ -241,14 +243,20 @@ class HostAgent:
             self._reporter.flush()
 
 
-def _stage_facts(decision: Decision) -> StageFacts:
+def _stage_facts(survey: Survey, decision: Decision) -> StageFacts:
     work = decision.work if decision.action is Action.BUILD else None
     return StageFacts(
-        key=decision.key,
+        key=_key(survey, decision),
         standing=_STANDING[decision.action],
         units=work.units if work else (),
         seconds=work.seconds if work else 0.0,
     )
+
+
+def _key(survey: Survey, decision: Decision) -> str:
+    """Under which it is here, or would be built: a host without nvcc has what others built, under their key."""
+    there = survey.completions.get(decision.stage) if decision.action is Action.NOOP else None
+    return there.key if there else decision.key
 
 
 def _extras(survey: Survey) -> dict[StageName, str]:

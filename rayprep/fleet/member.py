@@ -148,6 +148,8 @@ class Member:
             return found
         except ray.exceptions.RayTaskError as error:
             cause = getattr(error, "cause", None)
+            if isinstance(cause, RayprepError) and cause.error_type is ErrorType.NODE_LOST:
+                raise Lost(f"{self.host}: {cause.message}") from None
             if isinstance(cause, RayprepError):
                 raise cause from None
             if isinstance(cause, ray.exceptions.RayError):

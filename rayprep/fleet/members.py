@@ -8,7 +8,7 @@ from typing import Any
 
 import rayprep
 from rayprep.fleet.claim import GpuClaim
-from rayprep.fleet.coordinator import NAME, Coordinator
+from rayprep.fleet.coordinator import LEASE_TTL_S, NAME, Coordinator
 from rayprep.fleet.handles import Handle
 from rayprep.fleet.host_agent import CONCURRENCY_GROUPS, HostAgent
 from rayprep.fleet.runtime import NAMESPACE
@@ -38,8 +38,11 @@ def answers(node: NodeInfo) -> bool:
     return True
 
 
-def join_coordinator(nodes: Sequence[NodeInfo], state: Path) -> Handle:
+def join_coordinator(nodes: Sequence[NodeInfo], state: Path, ttl_s: float = LEASE_TTL_S) -> Handle:
     """The cluster's one coordinator, made where there is none.
+
+    Args:
+        ttl_s: how long a lease lasts that is not renewed, where the coordinator is made here.
 
     Raises:
         HostUnfit: it cannot be placed, or was started from another version of rayprep.
@@ -55,7 +58,7 @@ def join_coordinator(nodes: Sequence[NodeInfo], state: Path) -> Handle:
         get_if_exists=True,
         max_restarts=-1,
     )
-    coordinator = made.remote(state)
+    coordinator = made.remote(state, ttl_s)
     try:
         version: str = ray.get(coordinator.version.remote(), timeout=START_S)
     except ray.exceptions.RayError as error:

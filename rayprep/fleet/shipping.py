@@ -13,7 +13,7 @@ from rayprep.host.completions import read_completions
 from rayprep.host.layout import Layout
 from rayprep.host.pack import blocks, make_manifest
 from rayprep.model.completion import Completion
-from rayprep.model.errors import ErrorType, HostUnfit, RayprepError
+from rayprep.model.errors import ErrorType, HostUnfit, RayprepError, StageError
 from rayprep.model.package import Key
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ class PieceStream(io.RawIOBase):
 
     Raises:
         SourceFailed: while it is read, where the source died, fell silent, or could not pack.
+        StageError: `node_lost`, the receiver's own part of Ray is gone.
     """
 
     def __init__(self, source: str, generator: Handle) -> None:
@@ -93,6 +94,8 @@ class PieceStream(io.RawIOBase):
             raise self._failed(cause.message if isinstance(cause, RayprepError) else str(cause or error)) from None
         except ray.exceptions.RayError as error:
             raise self._failed(f"was lost while it sent: {type(error).__name__}") from None
+        except OSError as error:  # Ray's for its own socket; it must not be taken for one of the cache's files
+            raise StageError(ErrorType.NODE_LOST, f"this host has lost its raylet: {error}") from None
 
     def _failed(self, why: str) -> RayprepError:
         return SourceFailed(f"{self._source} {why}", error_type=ErrorType.NODE_LOST)

@@ -177,7 +177,7 @@ def _share(stage: StageName, stores: Sequence[Sequence[HostFacts]]) -> StageShar
     if not needing:
         return None
     sources = _standing(stage, needing, Standing.VALID)
-    builders = () if sources else _standing(stage, needing, Standing.MISSING)
+    builders = () if sources else _equipped(_standing(stage, needing, Standing.MISSING))
     givers = sources or builders[:1]
     lacking = [hosts for hosts in needing if not any(each in givers for each in hosts)]
     key_of = givers[0] if givers else needing[0][0]
@@ -193,6 +193,11 @@ def _share(stage: StageName, stores: Sequence[Sequence[HostFacts]]) -> StageShar
 
 def _standing(stage: StageName, stores: Sequence[Sequence[HostFacts]], standing: Standing) -> tuple[HostFacts, ...]:
     return tuple(each for hosts in stores for each in hosts if each.stages[stage].standing is standing)
+
+
+def _equipped(builders: tuple[HostFacts, ...]) -> tuple[HostFacts, ...]:
+    """Those with nvcc, where any has it: hosts with one cannot use what was built without."""
+    return tuple(each for each in builders if each.signature.nvcc is not None) or builders
 
 
 def _names(hosts: Iterable[HostFacts]) -> tuple[str, ...]:

@@ -1,7 +1,8 @@
 """What a host of a group does next: receive what another has, build what nobody has, wait, or prove. Pure.
 
 Whatever is there already is received first, from the host that has most of what is lacking and serves the fewest. What
-nobody has is built by the first host that asks; the others wait for it. Hosts of one store work one after another.
+nobody has is built by the first host that asks; the others wait for it. Hosts of one store work one after another. A
+host without nvcc leaves the building to those that have one, which could not use what it would build.
 """
 
 from bisect import insort
@@ -58,10 +59,15 @@ class Board:
         facts: of all hosts of the group, as they stand now.
         busy: what they do now; other groups' hosts may be among them.
         gone: hosts that cannot serve.
+        running: hosts that are at work, or about to be.
     """
 
     def __init__(
-        self, facts: Mapping[str, HostFacts], busy: Mapping[str, Move], gone: frozenset[str] = frozenset()
+        self,
+        facts: Mapping[str, HostFacts],
+        busy: Mapping[str, Move],
+        gone: frozenset[str] = frozenset(),
+        running: frozenset[str] = frozenset(),
     ) -> None:
         self.facts = facts
         self._writers: dict[str, str] = {}
@@ -74,6 +80,12 @@ class Board:
             insort(self._givers[_valid(facts[host])], (self._serving[host], host))
         for host in sorted(busy.keys() & facts.keys()):
             self._note(host, busy[host])
+        self._equipped: dict[StageName, str] = {}
+        """Who has nvcc and will build what it lacks."""
+        for host in sorted(running & facts.keys()):
+            if facts[host].signature.nvcc is not None:
+                for stage in _missing(facts[host]):
+                    self._equipped.setdefault(stage, host)
 
     def begin(self, host: str, move: Move) -> None:
         """`host` does `move` from now on."""
@@ -100,12 +112,18 @@ class Board:
         """Who builds some of these now."""
         return min((self._builders[stage] for stage in stages if stage in self._builders), default=None)
 
+    def better_equipped(self, own: HostFacts, stages: Iterable[StageName]) -> str | None:
+        """Who will build some of these, where this host has no nvcc."""
+        if own.signature.nvcc is not None:
+            return None
+        return next((self._equipped[stage] for stage in stages if stage in self._equipped), None)
+
     def giver(self, own: HostFacts, lacking: tuple[StageName, ...], failed: Collection[str]) -> Move | None:
         """To receive from whoever has most of what is lacking and serves the fewest, or to wait for it."""
         found = []
         for valid, givers in self._givers.items():
             offered = tuple(stage for stage in lacking if stage in valid)
-            able = (each for each in givers if each[1] not in failed and self.facts[each[1]].store != own.store)
+            able = (each for each in givers if each[1] not in failed and _serves(self.facts[each[1]], own))
             if offered and (first := next(able, None)):
                 found.append((-len(offered), first, offered))
         if not found:
@@ -123,6 +141,15 @@ def _valid(facts: HostFacts) -> frozenset[StageName]:
     return frozenset(stage for stage, each in facts.stages.items() if each.standing is Standing.VALID)
 
 
+def _missing(facts: HostFacts) -> list[StageName]:
+    return [stage for stage, each in facts.stages.items() if each.standing is Standing.MISSING]
+
+
+def _serves(other: HostFacts, own: HostFacts) -> bool:
+    """What was built without nvcc does not serve a host that has one."""
+    return other.store != own.store and (other.signature.nvcc is not None or own.signature.nvcc is None)
+
+
 def next_move(host: str, board: Board, failed: Collection[str] = ()) -> Move:
     """Decides for one host of the board that is about to begin, or that has just done a step.
 
@@ -138,6 +165,8 @@ def next_move(host: str, board: Board, failed: Collection[str] = ()) -> Move:
     if move := board.giver(own, lacking, failed):
         return move
     if builder := board.builder(lacking):
+        return Move(kind=MoveKind.WAIT, other=builder, stages=lacking)
+    if builder := board.better_equipped(own, lacking):
         return Move(kind=MoveKind.WAIT, other=builder, stages=lacking)
     able = tuple(stage for stage in lacking if own.stages[stage].standing is Standing.MISSING)
     return Move(kind=MoveKind.BUILD if able else MoveKind.PROVE, stages=able)

@@ -36,6 +36,8 @@ class Unable(Record):
 
     error_type: ErrorType
     message: str
+    units: tuple[str, ...] = ()
+    """What it would build, where that is known: a host that has all of it from elsewhere needs no compiler."""
 
 
 StagePlan = Work | NotNeeded | Unable
@@ -127,7 +129,7 @@ def decide(  # noqa: PLR0911 - one return for each rule, in order of precedence
         return verdict(Action.SKIP, "requested")
     if isinstance(plan, NotNeeded):
         return verdict(Action.SKIP, plan.reason, plan.detail).model_copy(update={"record_skip": True})
-    if isinstance(plan, Unable):
+    if isinstance(plan, Unable) and not (plan.units and check.valid and op is not StageOp.REBUILD):
         failed = verdict(Action.FAIL, plan.error_type.value, plan.message)
         return failed.model_copy(update={"error_type": plan.error_type})
     if op is StageOp.REBUILD:

@@ -1,6 +1,6 @@
 """Looks at this host and decides what each stage will do. Fast: no torch, no Ray, nothing is written."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rayprep.host.completions import of_identity, read_completions
@@ -13,10 +13,21 @@ from rayprep.host.snapshot import Inventory, take_inventory, wrong_hashes
 from rayprep.host.survey import choose_device, read_signature
 from rayprep.model.completion import Check, CheckState, Completion, Identity, best, cache_key, check_completion
 from rayprep.model.dealing import Part, part_name
-from rayprep.model.plan import Decision, Plan, StagePlan, Work, calibrate, decide, decide_verify, only, with_missed
+from rayprep.model.plan import (
+    Decision,
+    NotNeeded,
+    Plan,
+    StagePlan,
+    Work,
+    calibrate,
+    decide,
+    decide_verify,
+    only,
+    with_missed,
+)
 from rayprep.model.server_args import kernel_flags
 from rayprep.model.server_command import request_of
-from rayprep.model.signature import Signature
+from rayprep.model.signature import Signature, differences
 from rayprep.model.spec import DeviceChoice, PrepSpec, check_against_model
 from rayprep.model.stages import StageName
 from rayprep.node.request import NodeRequest
@@ -38,7 +49,7 @@ class Survey:
     inventory: Inventory
     plan: Plan
     completions: Mapping[StageName, Completion]
-    """Of exactly this key, where there is one that can be read."""
+    """Of exactly this request and kind of host, where there is one that can be read."""
 
     @property
     def gpus(self) -> tuple[Gpu, ...]:
@@ -104,11 +115,21 @@ def _recalled(spec: PrepSpec, layout: Layout, model: ModelFiles) -> PrepSpec:
 
 
 def exact_completions(survey: Survey) -> dict[StageName, Completion]:
-    """The completions of this request's keys as they are on disk now."""
-    keys = {each.stage: each.key for each in survey.plan.decisions}
+    """The completions of this request as they are on disk now."""
     slug, tp = survey.model.slug, survey.identity.tp
     found = {stage: read_completions(survey.layout, stage, slug, tp)[0] for stage in StageName}
-    return {stage: each for stage, several in found.items() for each in several if each.key == keys[stage]}
+    own = {stage: own_completion(each, survey.identity, survey.signature) for stage, each in found.items()}
+    return {stage: each for stage, each in own.items() if each}
+
+
+def own_completion(found: Sequence[Completion], identity: Identity, now: Signature) -> Completion | None:
+    """That of a request on a host with signature `now`; `found` are of one stage.
+
+    There is one under its key, or none. A host without nvcc keeps what it received under the key of who built it,
+    perhaps beside a note of its own that there is nothing to build.
+    """
+    fits = [each for each in of_identity(list(found), identity) if not differences(each.stage, each.signature, now)]
+    return max(fits, key=lambda each: each.outcome == "built", default=None)
 
 
 @dataclass(frozen=True)
@@ -148,13 +169,12 @@ class _Decider:
         return cache_key(stage, self.identity, self.request.signature)
 
     def exact(self, stage: StageName) -> Completion | None:
-        key = self.key(stage)
-        return next((each for each in self.inventory.completions[stage] if each.key == key), None)
+        return own_completion(self.inventory.completions[stage], self.identity, self.request.signature)
 
     def _check(self, stage: StageName, plan: StagePlan) -> Check:
         if marker := self.inventory.markers.get((self.identity.model_slug, stage)):
             return Check(state=CheckState.IN_PROGRESS, detail=f"since {marker.started_at}, by pid {marker.owner_pid}")
-        units = plan.units if isinstance(plan, Work) else ()
+        units = () if isinstance(plan, NotNeeded) else plan.units
         checks = [
             self._check_one(each, units)
             for each in of_identity(self.inventory.completions[stage], self.identity)

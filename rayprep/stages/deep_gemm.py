@@ -59,11 +59,11 @@ class DeepGemmStage:
             return NotNeeded(reason="no_fp8_blocks", detail="SGLang runs nothing of this model through DeepGEMM")
         if reason := _unused(request.signature, self._environ):
             return NotNeeded(reason="deep_gemm_off", detail=reason)
+        known = shapes is not None and request.signature.compute_capability == "sm_90"
+        units = tuple(unit_name(shape, self._environ) for shape in shapes or ()) if known else (SERVER_UNIT,)
         if unable := _unable(request.signature, self._environ):
-            return unable
-        if shapes is None or request.signature.compute_capability != "sm_90":
-            return _work((SERVER_UNIT,))
-        return _work(tuple(unit_name(shape, self._environ) for shape in shapes))
+            return unable.model_copy(update={"units": units})
+        return _work(units)
 
     def build(self, request: StageRequest, work: Work, context: BuildContext) -> Built:
         remove_half_written(context.layout)

@@ -67,10 +67,11 @@ class FlashInferStage:
         modules = _modules(request)
         if not modules:
             return NotNeeded(reason="no_modules", detail="a server with these arguments uses no FlashInfer kernel")
+        units = tuple(str(module) for module in modules)
         if unable := _unable(request):
-            return unable
+            return unable.model_copy(update={"units": units})
         return Work(
-            units=tuple(str(module) for module in modules),
+            units=units,
             required_bytes=_BYTES_ONCE + _BYTES_PER_MODULE * len(modules),
             seconds=max(_SECONDS.get(module.generator, _SECONDS_OF_OTHERS) for module in modules),
             estimate=f"{len(modules)} modules side by side at the shipped guess for the longest",

@@ -6,8 +6,8 @@ It prints the log that sglang 0.5.16 wrote on an H200 (tests/data/server-*.log).
 cache what it does not find there, as a cold server does, and then prints the cold log. The texts of its faults are
 those of the libraries' own sources, which stand beside them. FAKE_FAULTS in the environment names faults, too: a
 server's flags are part of a cache's key. While the file that FAKE_HOLD names is there, it goes no further. The
-program that FAKE_COMPILER names is run for each missing file, with its name. Only the standard library: it has to
-start fast.
+program that FAKE_COMPILER names is run for each missing file, with its name. FAKE_MIB is how many MiB it compiles
+beside that, in files of one, never twice the same. Only the standard library: it has to start fast.
 """
 
 import argparse
@@ -92,7 +92,10 @@ def parse() -> argparse.Namespace:
 def fill_caches(faults: frozenset[str]) -> bool:
     """Writes what is missing, as a compiler would. Returns whether anything was."""
     missing = False
-    more = {"FLASHINFER_WORKSPACE_BASE": [ROPE]} if "wants-more" in faults else {}
+    more = {
+        "FLASHINFER_WORKSPACE_BASE": [ROPE] if "wants-more" in faults else [],
+        "TRITON_CACHE_DIR": [f"BIG{number:02}/moe.cubin" for number in range(int(os.environ.get("FAKE_MIB", "0")))],
+    }
     for variable, (default, usual) in CACHES.items():
         names = [*usual, *more.get(variable, [])]
         root = Path(os.environ.get(variable) or Path(os.environ["HOME"], default))
@@ -105,7 +108,7 @@ def fill_caches(faults: frozenset[str]) -> bool:
             path.parent.mkdir(parents=True, exist_ok=True)
             if compiler := os.environ.get("FAKE_COMPILER"):
                 subprocess.run([compiler, name], check=True)
-            path.write_bytes(f"made for {name}\n".encode() * 64)
+            path.write_bytes(os.urandom(1 << 20) if name.startswith("BIG") else f"made for {name}\n".encode() * 64)
             compiled = True
         switch, line = SAYS_SO.get(variable, ("", ""))
         if compiled and os.environ.get(switch) == "1":

@@ -1,6 +1,7 @@
 """A Ray cluster of several hosts on one machine: each node has roots, facts and a name of its own."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -17,6 +18,8 @@ import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
 from rayprep.cli.schema import schema
+from rayprep.fleet.members import join_coordinator, living_nodes
+from rayprep.fleet.runtime import NAMESPACE
 from rayprep.host.layout import Layout
 from rayprep.model.base import read_tolerant
 from rayprep.model.ray_versions import RayVersions
@@ -27,6 +30,14 @@ from tests.processes import family, named
 FAKES = Path(__file__).resolve().parent.parent / "fakes"
 LIBRARIES = (FAKES / "sglang_lib", FAKES / "deep_gemm_lib")
 HIDDEN = ("HOST_PROFILES_ROOT", "HOST_TELEMETRY_ROOT", "XDG_CACHE_HOME", "XDG_DATA_HOME", "HF_HOME", "RAY_ADDRESS")
+JSON = "OPTIMIZE_JSON "
+HEALTH_CHECKS = {
+    "health_check_initial_delay_ms": 1000,
+    "health_check_period_ms": 1000,
+    "health_check_timeout_ms": 2000,
+    "health_check_failure_threshold": 3,
+}
+"""As cluster/bare has them."""
 STAND_IN = ("--server-arg=--compile", "--skip", "moe_tune", "--skip", "flashinfer")
 """A request for the stand-in SGLang, which fills the caches that it does not find filled."""
 
@@ -45,6 +56,7 @@ class Node:
     ray_node: Any = None
     shares: "Node | None" = None
     """A node whose profiles root it has, too."""
+    extra_env: dict[str, str] = field(default_factory=dict)
 
     @property
     def layout(self) -> Layout:
@@ -55,13 +67,7 @@ class Node:
     def env(self) -> dict[str, str]:
         for folder in (self.layout.profiles, self.layout.telemetry, self.base / "home"):
             folder.mkdir(parents=True, exist_ok=True)
-        gpu = {"name": "NVIDIA H200", "compute_capability": "sm_90", "sm_count": 132, "memory_bytes": 141 << 30}
-        gpus = [{**gpu, "uuid": f"GPU-{self.base}-{index}", "index": index} for index in range(self.gpus)]
-        # Libraries bake the root's path in; the stand-in does not, and real hosts have one path.
-        kernels = {"deep_gemm_version": "0.1.4.post1", "nvcc": "13.0.88"}
-        signature = {"profiles_root": "/profiles", **kernels, **self.signature}
-        facts = {"gpus": gpus, "driver_version": "580.95", "cuda_version": "13.0", "signature": signature}
-        (self.base / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
+        self.write_facts()
         return {
             "HOST_PROFILES_ROOT": str(self.layout.profiles),
             "HOST_TELEMETRY_ROOT": str(self.layout.telemetry),
@@ -73,7 +79,18 @@ class Node:
             "FAKE_NVCC_LOG": str(self.base / "calls"),
             "PYTHONPATH": os.pathsep.join([*map(str, self.libraries), *filter(None, [os.environ.get("PYTHONPATH")])]),
             "FAKE_HOLD": str(self.hold),
+            **self.extra_env,
         }
+
+    def write_facts(self) -> None:
+        """What is said of it in place of what this machine is; read at every look."""
+        gpu = {"name": "NVIDIA H200", "compute_capability": "sm_90", "sm_count": 132, "memory_bytes": 141 << 30}
+        gpus = [{**gpu, "uuid": f"GPU-{self.base}-{index}", "index": index} for index in range(self.gpus)]
+        # Libraries bake the root's path in; the stand-in does not, and real hosts have one path.
+        kernels = {"deep_gemm_version": "0.1.4.post1", "nvcc": "13.0.88"}
+        signature = {"profiles_root": "/profiles", **kernels, **self.signature}
+        facts = {"gpus": gpus, "driver_version": "580.95", "cuda_version": "13.0", "signature": signature}
+        (self.base / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
 
     @property
     def hold(self) -> Path:
@@ -99,6 +116,8 @@ class Fleet:
     base: Path
     cluster: Any
     nodes: dict[str, Node]
+    coordinator: Any = None
+    """Where this process has joined the cluster itself."""
 
     @property
     def address(self) -> str:
@@ -108,6 +127,23 @@ class Fleet:
     @property
     def telemetry(self) -> Path:
         return self.base / "driver" / "telemetry"
+
+    @property
+    def leases(self) -> Path:
+        return self.telemetry / "coordinator" / "leases.jsonl"
+
+    def shorten_leases(self, ttl_s: float) -> None:
+        """Starts the coordinator ahead of the drivers, with leases of another length than theirs would have."""
+        import ray
+
+        ray.init(address=self.address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
+        self.coordinator = join_coordinator(living_nodes(), self.leases, ttl_s)
+
+    def events(self, run_id: str) -> list[dict[str, Any]]:
+        """What the hosts of a run have said until now, as its session log has it."""
+        log = self.telemetry / "logs" / f"{run_id}.log"
+        lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+        return [json.loads(line.removeprefix(JSON)) for line in lines if line.startswith(JSON) and line.endswith("}")]
 
     def add(self, node: Node) -> None:
         node.ray_node = self.cluster.add_node(
@@ -133,6 +169,14 @@ class Fleet:
             yield read_tolerant(RayVersions, json.dumps(said)), read_tolerant(RayVersions, kept)
         finally:
             gcs.internal_kv_put(key, kept, True, namespace=namespace)
+
+    def restart(self, node: Node, **env: str) -> None:
+        """Takes a host away, and brings it back with `env` added to its environment."""
+        self.cluster.remove_node(node.ray_node)
+        own = node.extra_env
+        node.extra_env = {**own, **env}
+        self.add(node)
+        node.extra_env = own
 
     def command(self, *args: str) -> list[str]:
         return [sys.executable, "-m", "rayprep", *args, "--address", self.address]
@@ -213,16 +257,28 @@ def actors(*words: str) -> list[psutil.Process]:
 
 
 @contextmanager
-def fleet_of(base: Path, *nodes: Node) -> Iterator[Fleet]:
+def fleet_of(base: Path, *nodes: Node, ttl_s: float | None = None) -> Iterator[Fleet]:
+    """A cluster of these hosts and a head.
+
+    Args:
+        ttl_s: for tests of what dies: so long a lease lasts, and Ray finds out within seconds as on bare hosts.
+    """
+    import ray
     from ray.cluster_utils import Cluster
 
     named = {"labels": {"rayprep-host": "head"}}
     head = {"num_cpus": 0, "object_store_memory": 80 << 20, "include_dashboard": False, **named}
+    if ttl_s:
+        head["_system_config"] = HEALTH_CHECKS
     cluster = Cluster(initialize_head=True, head_node_args=head)
     fleet = Fleet(base, cluster, {})
     try:
+        if ttl_s:
+            fleet.shorten_leases(ttl_s)
         for node in nodes:
             fleet.add(node)
         yield fleet
     finally:
+        if fleet.coordinator is not None:
+            ray.shutdown()
         cluster.shutdown()

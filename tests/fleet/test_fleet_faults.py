@@ -2,112 +2,40 @@
 
 import contextlib
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
-from rayprep.host.environment import STORE_MARK, store_mark
-from rayprep.host.process import marked_processes
-from tests.fleet.fleet import STAND_IN, Fleet, Node, actors, fleet_of
+from tests.fleet.faults import Run, agents_of, all_is_well, empty, held_builder, hold, left, on, ours, release, valid
+from tests.fleet.fleet import STAND_IN, Fleet, Node, fleet_of
 from tests.host.test_ports import free_port
 from tests.processes import wait_for
 
 pytestmark = [pytest.mark.ray, pytest.mark.xdist_group("fleet-faults")]
 
-
-class Run:
-    """A run of `ensure --cluster` that goes on beside the test; what it prints is read as it comes."""
-
-    def __init__(self, fleet: Fleet, run_id: str, *args: str) -> None:
-        self.process = fleet.start(*STAND_IN, "--json", "--warmup-port", str(free_port()), *args, run_id=run_id)
-        self.lines: list[str] = []
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        self.lines.extend(iter(self.process.stdout.readline, ""))
-
-    def said(self, *words: str) -> str | None:
-        """The first line with all `words`."""
-        return next((line for line in list(self.lines) if all(word in line for word in words)), None)
-
-    def wait(self, timeout: float = 150) -> int:
-        code = self.process.wait(timeout)
-        self._reader.join(10)
-        return code
-
-    @property
-    def text(self) -> str:
-        assert self.process.stderr is not None
-        return "".join(self.lines) + (self.process.stderr.read() if self.process.poll() is not None else "")
+TTL_S = 6.0
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     base = tmp_path_factory.mktemp("two")
-    with fleet_of(base, *(Node(f"gpu-{index}", base / f"n{index}") for index in range(2))) as fleet:
+    nodes = (Node(f"gpu-{index}", base / f"n{index}") for index in range(2))
+    with fleet_of(base, *nodes, ttl_s=TTL_S) as fleet:
         yield fleet
 
 
 @pytest.fixture
 def two(cluster: Fleet) -> Iterator[Fleet]:
     """Two hosts with empty caches."""
-    for node in cluster.nodes.values():
-        shutil.rmtree(node.layout.profiles)
-        node.layout.profiles.mkdir()
+    empty(cluster)
     yield cluster
     release(cluster)
     wait_for(lambda: not left(cluster), "nothing of a run to be left")
-
-
-def left(fleet: Fleet) -> list[psutil.Process]:
-    """What works in a host's store, with its guards."""
-    marks = [store_mark(node.layout) for node in fleet.nodes.values()]
-    return [process for mark in marks for process in marked_processes(STORE_MARK, mark)]
-
-
-def agents_of(node: Node) -> list[psutil.Process]:
-    """The agents' processes of one host, told by its environment."""
-    found = []
-    for process in actors("ray::HostAgent"):
-        with contextlib.suppress(psutil.Error):
-            if process.environ().get("HOME") == str(node.base / "home"):
-                found.append(process)
-    return found
-
-
-def held_builder(fleet: Fleet, run: Run) -> Node:
-    """The host whose warm-up server waits; both were held."""
-    wait_for(lambda: run.said('"name":"serve"', '"hint":"starting the warm-up server"'), "a builder to begin")
-    line = run.said('"name":"serve"', '"hint":"starting the warm-up server"')
-    assert line is not None
-    return next(node for name, node in fleet.nodes.items() if f'"host":"{name}"' in line)
-
-
-def hold(fleet: Fleet) -> None:
-    for node in fleet.nodes.values():
-        node.hold.touch()
-
-
-def release(fleet: Fleet) -> None:
-    for node in fleet.nodes.values():
-        node.hold.unlink(missing_ok=True)
-
-
-def all_is_well(fleet: Fleet, run_id: str) -> None:
-    """The next run ends ok, on every host that the cluster has, and leaves no marker."""
-    done = fleet.ensure(*STAND_IN, run_id=run_id)
-    assert done.returncode == 0, done.stdout + done.stderr
-    for node in fleet.nodes.values():
-        assert not list(node.layout.markers.glob("*/*"))
 
 
 def test_a_builder_dies_and_the_other_host_builds(two: Fleet) -> None:
@@ -150,7 +78,7 @@ def test_the_coordinator_dies_and_the_work_goes_on(two: Fleet) -> None:
     hold(two)
     run = Run(two, "headless")
     held_builder(two, run)
-    (coordinator,) = actors("ray::Coordinator")
+    (coordinator,) = ours("ray::Coordinator")
     coordinator.kill()
     release(two)
     assert run.wait() == 0, run.text
@@ -193,13 +121,18 @@ def test_two_drivers_at_once_build_once(two: Fleet) -> None:
     assert sorted(map(len, built)) == [0, 0, 0, 1]
 
 
-def test_a_frozen_builder_cannot_publish(two: Fleet) -> None:
-    """SIGSTOP past its lease, then SIGCONT: another has built meanwhile, and it learns that it is late."""
+@pytest.mark.parametrize("host", [False, True], ids=["agent", "host"])
+def test_a_frozen_builder_cannot_publish(two: Fleet, host: bool) -> None:
+    """SIGSTOP past its lease, then SIGCONT: another has built meanwhile, and it learns that it is late.
+
+    A frozen agent learns it by its lease. With its raylet frozen beside it Ray gives up the whole host, and the raylet
+    ends itself and its workers when it is thawed.
+    """
     hold(two)
     run = Run(two, "frozen", "--node-retries", "0", "--timeout", "200")
     builder = held_builder(two, run)
-    agents = agents_of(builder)
-    for process in agents:
+    frozen = [*agents_of(builder), *(on(builder, "raylet/raylet") if host else ())]
+    for process in frozen:
         process.send_signal(signal.SIGSTOP)
     release(two)
     try:
@@ -208,13 +141,19 @@ def test_a_frozen_builder_cannot_publish(two: Fleet) -> None:
         assert second.returncode == 0, second.stdout + second.stderr
         assert two.result("overtakes")["hosts"][other.name]["built"] == ["serve"]
     finally:
-        for process in agents:
+        for process in frozen:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.send_signal(signal.SIGCONT)
     run.wait()
     late = two.result("frozen")["hosts"][builder.name]
     assert late["state"] in ("failed", "lost"), run.text
     assert late["error"]["error_type"] in ("lease_lost", "node_lost")
+    if host:
+        wait_for(lambda: not on(builder, "raylet/raylet"), "the raylet to learn that it was given up")
+        wait_for(lambda: not left(two), "what it had started to end")
+        assert not valid(builder.layout), "what it was at is not finished, and not said to be"
+        two.cluster.remove_node(builder.ray_node, allow_graceful=False)
+        two.add(builder)
     all_is_well(two, "after")
 
 

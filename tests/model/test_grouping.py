@@ -106,6 +106,11 @@ def test_a_host_without_nvcc_receives_and_does_not_build() -> None:
     assert (share.key, share.builders, share.receivers) == ("key-of-b", ("b", "c"), ("a", "c"))
 
 
+def test_a_host_without_nvcc_builds_nothing_that_others_could_not_use() -> None:
+    assert only_share(grouped(host("a", nvcc=None), host("b"))).builders == ("b",)
+    assert only_share(grouped(host("a", nvcc=None), host("b", nvcc=None))).builders == ("a", "b")
+
+
 def test_a_host_without_nvcc_goes_with_the_largest_group_that_it_fits() -> None:
     old = [host(f"old-{number}", nvcc="12.9.86") for number in range(2)]
     found = grouped(host("a"), host("bare", UNABLE, nvcc=None), host("misfit", UNABLE, nvcc=None, sm_count=78), *old)

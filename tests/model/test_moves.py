@@ -14,9 +14,9 @@ A, B = StageName.DEEP_GEMM, StageName.SERVE
 V, M, U = Standing.VALID, Standing.MISSING, Standing.UNABLE
 
 
-def host(name: str, store: str | None = None, **standing: Standing) -> HostFacts:
+def host(name: str, store: str | None = None, nvcc: str | None = "13.0.88", **standing: Standing) -> HostFacts:
     stages = {StageName(stage): StageFacts(key=f"key-{stage}", standing=each) for stage, each in standing.items()}
-    return HostFacts(host=name, store=store or f"store-{name}", signature=signature(), stages=stages)
+    return HostFacts(host=name, store=store or f"store-{name}", signature=signature(nvcc=nvcc), stages=stages)
 
 
 def facts(*hosts: HostFacts) -> dict[str, HostFacts]:
@@ -89,6 +89,24 @@ def test_what_cannot_be_built_here_is_received_or_left_to_the_stage_to_say() -> 
     assert move("a", host("a", deep_gemm=U), host("b", deep_gemm=U)).kind is MoveKind.PROVE
     building = Move(kind=MoveKind.BUILD, stages=(A,))
     assert move("a", host("a", deep_gemm=U), host("b", deep_gemm=M), b=building).kind is MoveKind.WAIT
+
+
+def test_a_host_without_nvcc_leaves_the_building_to_who_has_it() -> None:
+    bare, other = host("a", nvcc=None, serve=M), host("b", serve=M)
+    both = facts(bare, other)
+    asked = next_move("a", Board(both, {}, running=frozenset("ab")))
+    assert asked == Move(kind=MoveKind.WAIT, other="b", stages=(B,))
+    assert next_move("b", Board(both, {}, running=frozenset("ab"))).kind is MoveKind.BUILD
+    # Who has finally failed builds nothing any more, and neither does who cannot.
+    assert next_move("a", Board(both, {}, running=frozenset("a"))).kind is MoveKind.BUILD
+    unable = facts(bare, host("b", serve=U))
+    assert next_move("a", Board(unable, {}, running=frozenset("ab"))).kind is MoveKind.BUILD
+
+
+def test_what_was_built_without_nvcc_is_not_offered_to_who_has_it() -> None:
+    bare = host("a", nvcc=None, serve=V)
+    assert move("b", bare, host("b", serve=M)).kind is MoveKind.BUILD
+    assert move("b", bare, host("b", nvcc=None, serve=M)).kind is MoveKind.RECEIVE
 
 
 def test_nothing_lacking_leaves_the_proof() -> None:

@@ -29,6 +29,7 @@ from tests.model.samples import DIGEST, MOMENT, completion
 
 WORK = Work(units=("bs1", "bs8"), required_bytes=10 << 20, estimate="a guess", seconds=24)
 UNABLE = Unable(error_type=ErrorType.UNSUPPORTED, message="not here")
+WITHOUT_COMPILER = Unable(error_type=ErrorType.TOOLCHAIN_MISMATCH, message="missing: nvcc", units=("bs1", "bs8"))
 NOT_NEEDED = NotNeeded(reason="not_moe", detail="no experts")
 VALID = Check(state=CheckState.VALID)
 STALE = Check(state=CheckState.SIGNATURE_MISMATCH, detail="python was 3.11, is 3.12")
@@ -50,6 +51,9 @@ def decision(
         (decision(StageOp.REBUILD, True, UNABLE, VALID), Action.FAIL, "unsupported"),
         (decision(StageOp.ENSURE, True, UNABLE, VALID), Action.FAIL, "unsupported"),
         (decision(StageOp.REBUILD, True, WORK, VALID), Action.BUILD, "rebuild_requested"),
+        (decision(StageOp.ENSURE, True, WITHOUT_COMPILER, VALID), Action.NOOP, "valid_signature"),
+        (decision(StageOp.ENSURE, True, WITHOUT_COMPILER, STALE), Action.FAIL, "toolchain_mismatch"),
+        (decision(StageOp.REBUILD, True, WITHOUT_COMPILER, VALID), Action.FAIL, "toolchain_mismatch"),
         (decision(StageOp.ENSURE, True, WORK, VALID), Action.NOOP, "valid_signature"),
         (decision(StageOp.ENSURE, True, WORK, STALE), Action.BUILD, "signature_mismatch"),
     ],
