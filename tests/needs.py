@@ -8,14 +8,10 @@ import importlib.metadata
 import os
 import shutil
 import subprocess
-import sysconfig
-from pathlib import Path
 
 import pytest
 
 from tests.report.browser import browser
-
-FAKETIME = Path("/usr/lib", sysconfig.get_config_var("MULTIARCH") or "", "faketime", "libfaketime.so.1")
 
 
 def _need(present: bool, reason: str) -> pytest.MarkDecorator:
@@ -67,11 +63,6 @@ def _hosts_work() -> bool:
             return True
     except OSError:
         return False
-
-
-def needs_faketime() -> pytest.MarkDecorator:
-    """Needs the library that gives a process another clock."""
-    return _need(FAKETIME.exists(), "libfaketime is not installed")
 
 
 def needs_fuse() -> pytest.MarkDecorator:

@@ -134,6 +134,7 @@ class _Run:
     def _drive(self, agents: "Kept[AgentPool]", *, json_lines: bool) -> FleetResult:
         from rayprep.fleet.asked import Asked
         from rayprep.fleet.fleet_driver import FleetRequest, drive_fleet
+        from rayprep.fleet.runtime import kept_off_stdout
 
         flags, request, layout = self.flags, self.request, self.request.layout
         asked = Asked(
@@ -145,7 +146,7 @@ class _Run:
             deep=flags.deep,
             verify_only=flags.verify_only,
         )
-        with choose_fleet_view(json_lines=json_lines) as view, agents.held() as pool:
+        with choose_fleet_view(json_lines=json_lines) as view, kept_off_stdout(), agents.held() as pool:
             fleet = FleetRequest(asked, self.spec, layout, self.address, view, self.interrupts, self.more)
             return drive_fleet(fleet, pool)
 

@@ -167,7 +167,9 @@ class _Run:
         return result
 
     def _with_ray(self) -> PrepResult:
-        with self.ray.held() as driver:
+        from rayprep.fleet.runtime import kept_off_stdout
+
+        with kept_off_stdout(), self.ray.held() as driver:
             return driver.drive(self.request, self.survey, self.view)
 
     def _close(self, error: RayprepError) -> PrepResult:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,14 @@ class RayFolder:
             self._sweeper.wait()
 
 
+def kept_off_stdout() -> AbstractContextManager[object]:
+    """Around a Ray whose driver's standard output is read by tools.
+
+    Ray tells there of a worker that died, whatever its `log_to_driver` says; this has it on standard error.
+    """
+    return contextlib.redirect_stdout(sys.stderr)
+
+
 @contextlib.contextmanager
 def local_ray(folder: RayFolder) -> Iterator[None]:
     """A Ray of our own for as long as the block runs.
@@ -105,7 +114,8 @@ def local_ray(folder: RayFolder) -> Iterator[None]:
             raise
         raise _unavailable(f"Ray does not start: {_first_line(error)}", "run `rayprep doctor`") from error
     finally:
-        ray.shutdown()  # also what a start that was interrupted has left
+        with kept_off_stdout():
+            ray.shutdown()  # also what a start that was interrupted has left
 
 
 @contextlib.contextmanager
@@ -131,7 +141,8 @@ def joined_ray(address: str) -> Iterator[None]:
             "check Ray's version and RAY_AUTH_TOKEN_PATH on this host",
         ) from error
     finally:
-        ray.shutdown()
+        with kept_off_stdout():
+            ray.shutdown()
 
 
 def _knock(address: str) -> None:

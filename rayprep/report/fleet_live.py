@@ -29,7 +29,7 @@ class FleetView(View, Protocol):
 def choose_fleet_view(*, json_lines: bool, stream: TextIO | None = None) -> FleetView:
     """`--json` wins; otherwise what the stream is."""
     stream = stream or sys.stdout
-    return LiveFleetView() if stream.isatty() and not json_lines else FleetLineView(stream, json_lines=json_lines)
+    return LiveFleetView(stream) if stream.isatty() and not json_lines else FleetLineView(stream, json_lines=json_lines)
 
 
 class FleetLineView(LineView):
@@ -58,13 +58,13 @@ class FleetLineView(LineView):
 class LiveFleetView:
     """A row for each host, redrawn in place; warnings above it."""
 
-    def __init__(self) -> None:
+    def __init__(self, stream: TextIO) -> None:
         from rich.console import Console
         from rich.live import Live
 
         self._last: dict[str, HostNow] = {}
         self._status: FleetStatus | None = None
-        self._console = Console()
+        self._console = Console(file=stream)
         self._live = Live(console=self._console, get_renderable=self._draw, refresh_per_second=4)
 
     def show(self, event: Event) -> None:

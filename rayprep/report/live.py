@@ -34,7 +34,7 @@ def choose_view(*, json_lines: bool, stream: TextIO | None = None) -> View:
     stream = stream or sys.stdout
     if json_lines:
         return LineView(stream, json_lines=True)
-    return LiveView() if stream.isatty() else LineView(stream, json_lines=False)
+    return LiveView(stream) if stream.isatty() else LineView(stream, json_lines=False)
 
 
 class LineView:
@@ -87,12 +87,13 @@ _STYLE = {"ok": "green", "noop": "green", "error": "bold red", "running": "bold 
 class LiveView:
     """Stages and the proof, elapsed time and the current hint, redrawn in place."""
 
-    def __init__(self) -> None:
+    def __init__(self, stream: TextIO) -> None:
+        from rich.console import Console
         from rich.live import Live
 
         self._rows = {name: _Row() for name in (*(stage.value for stage in StageName), "verify")}
         self._above = ""
-        self._live = Live(get_renderable=self._table, refresh_per_second=4)
+        self._live = Live(console=Console(file=stream), get_renderable=self._table, refresh_per_second=4)
 
     def show(self, event: Event) -> None:
         row = self._rows.get(event.name)

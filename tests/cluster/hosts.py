@@ -41,10 +41,13 @@ class Hosts:
 
     def command(self, host: str, *args: str | Path) -> list[str | Path]:
         """What runs `args` on that host."""
-        user = () if os.getuid() == 0 else ("--user", "--preserve-credentials")
-        enter = ("nsenter", "--target", str(self._init.pid), *user, "--net", "--mount", "--pid")
         name = ("unshare", "--uts", "sh", "-c", 'hostname "$0" && exec "$@"', host)
-        return [*enter, "ip", "netns", "exec", host, *name, *args]
+        return [*self._enter, "ip", "netns", "exec", host, *name, *args]
+
+    @property
+    def _enter(self) -> tuple[str, ...]:
+        user = () if os.getuid() == 0 else ("--user", "--preserve-credentials")
+        return ("nsenter", "--target", str(self._init.pid), *user, "--net", "--mount", "--pid")
 
     def start(self, host: str, *args: str | Path, env: Mapping[str, str] = os.environ) -> subprocess.Popen[str]:
         started = subprocess.Popen(
@@ -57,6 +60,18 @@ class Hosts:
         )
         self._started.append(started)
         return started
+
+    def plug(self, host: str, state: str) -> None:
+        """Puts a host's cable in, or pulls it out: `up` or `down`."""
+        self._ip("link", "set", f"to-{host}", state)
+
+    def route(self, change: str, one: str, other: str) -> None:
+        """With `add`, nothing goes between two hosts any more, while both reach all the rest; with `del` it does."""
+        for host, away in ((one, other), (other, one)):
+            self._ip("-n", host, "route", change, "blackhole", f"{self.addresses[away]}/32")
+
+    def _ip(self, *args: str) -> None:
+        subprocess.run([*self._enter, "ip", *args], check=True, timeout=STEP_S)
 
     def daemons(self) -> list[psutil.Process]:
         """What runs on any of them and has not us for a parent, with all below it; zombies, too."""

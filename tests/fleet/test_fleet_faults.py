@@ -52,6 +52,8 @@ def test_a_builder_dies_and_the_other_host_builds(two: Fleet) -> None:
     assert hosts[other]["built"] == ["serve"]
     assert (hosts[builder.name]["attempts"], hosts[builder.name]["received"][0]["source"]) == (2, other)
     assert not run.said('"phase":"wait_lock"', '"message":"lease'), "a dead agent's leases are given back at once"
+    strange = [line for line in run.lines if not line.startswith(("OPTIMIZE_JSON ", "RESULT_"))]
+    assert not strange, "Ray has something to say of the dead, and must not say it there"
 
 
 def test_a_host_is_lost_for_good_and_the_others_end_well(two: Fleet) -> None:

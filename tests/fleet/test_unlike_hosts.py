@@ -10,7 +10,7 @@ import pytest
 
 from tests.fleet.faults import all_is_well, empty, nothing_is_left_behind, valid
 from tests.fleet.fleet import FAKES, LIBRARY, STAND_IN, Fleet, Node, fleet_of
-from tests.needs import FAKETIME, needs_faketime, needs_root, needs_tool
+from tests.needs import needs_root, needs_tool
 
 pytestmark = pytest.mark.ray
 
@@ -76,14 +76,14 @@ def test_a_full_disk_on_one_host(two: Fleet, options: str, words: str, more: str
         assert full.artifacts() == two.nodes["gpu-0"].artifacts()
 
 
-@needs_faketime()
-@pytest.mark.parametrize(
-    ("offset", "builder"), [("+1h", "gpu-1"), pytest.param("-1h", "gpu-0", marks=pytest.mark.slow)]
-)
-def test_a_clock_an_hour_off_on_one_host(two: Fleet, offset: str, builder: str) -> None:
+@pytest.mark.parametrize(("off_s", "builder"), [(3600, "gpu-1"), pytest.param(-3600, "gpu-0", marks=pytest.mark.slow)])
+def test_a_clock_an_hour_off_on_one_host(two: Fleet, off_s: int, builder: str) -> None:
     """The times of its files are the machine's, as those on a file server with a clock of its own."""
     other = next(name for name in two.nodes if name != builder)
-    with clock_off(two, two.nodes["gpu-1"], offset):
+    odd = two.nodes["gpu-1"]
+    path = os.pathsep.join([str(FAKES / "clock"), ENV["PYTHONPATH"]])
+    two.restart(odd, FAKE_CLOCK_S=str(off_s), PYTHONPATH=path)
+    try:
         assert two.ensure(*STAND_IN, "--nodes", builder, run_id="first").returncode == 0
         all_is_well(two, "both")
         hosts = two.result("both")["hosts"]
@@ -94,17 +94,8 @@ def test_a_clock_an_hour_off_on_one_host(two: Fleet, offset: str, builder: str) 
         assert "serve:noop=2 verify:skipped=2" in again.stdout, again.stdout + again.stderr
         hours = {two.host_result("again", name)["run"]["started_at"][11:13] for name in two.nodes}
         assert len(hours) == 2, "the clock was right"
-
-
-@contextlib.contextmanager
-def clock_off(fleet: Fleet, node: Node, offset: str) -> Iterator[None]:
-    """Starts a host anew, with its clock off by `offset`; its monotonic one is as good as any."""
-    clock = {"FAKETIME": offset, "FAKETIME_DONT_FAKE_MONOTONIC": "1", "NO_FAKE_STAT": "1"}
-    fleet.restart(node, LD_PRELOAD=str(FAKETIME), RAY_LD_PRELOAD_ON_WORKERS="1", **clock)
-    try:
-        yield
     finally:
-        fleet.restart(node)
+        two.restart(odd)
 
 
 def times(node: Node) -> dict[str, int]:
@@ -132,7 +123,8 @@ def test_a_host_without_nvcc_receives_and_does_not_build(two: Fleet) -> None:
         assert {host["group"] for host in hosts.values()} == {"group-1"}
         assert (hosts[bare.name]["built"], hosts[other.name]["built"]) == ([], ["flashinfer", "serve"])
         (received,) = hosts[bare.name]["received"]
-        assert (received["source"], sorted(received["stages"])[:2]) == (other.name, ["flashinfer", "serve"])
+        assert received["source"] == other.name
+        assert {"flashinfer", "serve"} <= set(received["stages"])
         assert [hosts[name]["verify"] for name in sorted(hosts)] == ["ok", "ok"]
         again = two.ensure(*FLASHINFER, run_id="again-bare")
         assert "flashinfer:noop=2 inductor:skipped=2 serve:noop=2 verify:skipped=2" in again.stdout, again.stdout
