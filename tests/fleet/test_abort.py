@@ -103,7 +103,8 @@ def kill_the_driver(run: Aborted) -> None:
     ("hit", "status", "error_type"),
     [
         pytest.param(kill_the_child, 13, "compile_failed", id="child"),
-        pytest.param(kill_the_agent, 13, "node_lost", id="agent"),
+        # By default an agent is killed where that costs less, in test_random_kills.
+        pytest.param(kill_the_agent, 13, "node_lost", id="agent", marks=pytest.mark.slow),
         pytest.param(kill_the_driver, -signal.SIGKILL, None, id="driver"),
     ],
 )
