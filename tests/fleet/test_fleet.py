@@ -17,7 +17,7 @@ from tests.processes import wait_for
 FP8_MODEL = Path(__file__).parents[1] / "gpu" / "models" / "qwen3-moe-fp8-4l"
 KERNELS = 6
 """That the stand-in for DeepGEMM has for this model's two products."""
-pytestmark = [pytest.mark.ray, pytest.mark.xdist_group("fleet")]
+pytestmark = pytest.mark.ray
 
 
 @pytest.fixture(scope="module")
@@ -232,6 +232,7 @@ def test_the_commands_that_look_and_clean_up_on_all_hosts(fleet: Fleet) -> None:
     assert fleet.nodes["gpu-0"].artifacts()
 
 
+@pytest.mark.slow
 def test_a_proof_alone_on_all_hosts(fleet: Fleet) -> None:
     assert fleet.ensure(*STAND_IN, "--verify", "none", run_id="unproved").returncode == 0
     asked = ("--model", "tiny-dense", "--server-arg=--compile", "--run-id", "proof")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.fleet.faults import all_is_well, empty, nothing_is_left_behind, valid
-from tests.fleet.fleet import FAKES, LIBRARY, STAND_IN, Fleet, Node, fleet_of
+from tests.fleet.fleet import FAKES, LIBRARIES, STAND_IN, Fleet, Node, fleet_of
 from tests.needs import needs_root, needs_tool
 
 pytestmark = pytest.mark.ray
@@ -22,7 +22,7 @@ FLASHINFER = (
 )
 ENV = {
     "FAKE_MIB": str(MIB),
-    "PYTHONPATH": os.pathsep.join([str(LIBRARY), str(FAKES / "flashinfer_lib"), os.environ.get("PYTHONPATH", "")]),
+    "PYTHONPATH": os.pathsep.join([str(LIBRARIES[0]), str(FAKES / "flashinfer_lib"), os.environ.get("PYTHONPATH", "")]),
 }
 
 
