@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "fleet": {"fleet", "node", "stages", "host", "model", "report"},
     "cli": {"cli", "fleet", "node", "stages", "host", "model", "report"},
 }
-HEAVY = {"torch", "ray", "triton", "sglang", "flashinfer", "deep_gemm", "transformers", "numpy"}
+HEAVY = {"torch", "ray", "triton", "sglang", "flashinfer", "deep_gemm", "transformers", "numpy", "prometheus_client"}
 IN_CHILDREN = {"stages/decode_step.py", "stages/inductor_child.py"}
 """Modules that only ever run in a child process of their own."""
 

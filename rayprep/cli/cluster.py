@@ -3,12 +3,15 @@
 import gc
 import os
 import time
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
+from rayprep.cli.campaign import run_each
+from rayprep.cli.kept import Kept
 from rayprep.cli.main import say, set_ray_environment
-from rayprep.cli.request import Flags, node_request
+from rayprep.cli.request import Flags, node_requests
 from rayprep.host.interrupts import Interrupts
 from rayprep.host.layout import prepare_root
 from rayprep.host.locks import acquire
@@ -20,6 +23,10 @@ from rayprep.model.fleet_result import FleetResult
 from rayprep.model.fleet_status import FleetStatus
 from rayprep.model.rollout import make_rollout
 from rayprep.node.request import NodeRequest
+from rayprep.report.fleet_live import choose_fleet_view
+
+if TYPE_CHECKING:
+    from rayprep.fleet.agent_pool import AgentPool
 
 
 @dataclass
@@ -80,40 +87,68 @@ def run(flags: Flags, fleet: FleetFlags, *, json_lines: bool) -> int:
     """
     environ = dict(os.environ)
     spec, address = fleet.spec(), address_of(fleet.address, environ)
-    request = node_request(flags, environ)
-    with Interrupts() as interrupts, ExitStack() as stack:
-        prepare_root(request.layout.telemetry, "telemetry")
-        lock = request.layout.run_lock(request.run_id)
-        stack.enter_context(acquire([lock], request.run_id, 0, lambda *_: None, lambda: interrupts.asked))
-        result = _drive(flags, request, spec, address, interrupts, json_lines=json_lines)
-        for error in result.errors:
-            say(error.error_type.value, error.message, error.exit_code)
-        print(f"RESULT_JSON {request.layout.run(request.run_id) / 'fleet_result.json'}")
-        print(f"RESULT_STATUS {result.status_line}", flush=True)
-        return result.exit_code
+    requests = node_requests(flags, environ)
+    with Interrupts() as interrupts, Kept(lambda: _agents(address, interrupts)) as agents:
+
+        def one(request: NodeRequest) -> FleetResult:
+            more = request is not requests.each[-1]
+            return _Run(flags, request, spec, address, interrupts, more).go(agents, json_lines=json_lines)
+
+        return run_each(requests, interrupts, one, json_lines=json_lines)
 
 
-def _drive(
-    flags: Flags, request: NodeRequest, spec: FleetSpec, address: str, interrupts: Interrupts, *, json_lines: bool
-) -> FleetResult:
-    from rayprep.fleet.asked import Asked
-    from rayprep.fleet.fleet_driver import FleetRequest, drive_fleet
-    from rayprep.fleet.runtime import CLUSTER_ENVIRONMENT, joined_ray, kept_off_stdout
-    from rayprep.report.fleet_live import choose_fleet_view
+@contextmanager
+def _agents(address: str, interrupts: Interrupts) -> "Iterator[AgentPool]":
+    from rayprep.fleet.agent_pool import AgentPool
+    from rayprep.fleet.runtime import CLUSTER_ENVIRONMENT, joined_ray
 
     gc.enable()  # a driver may live for hours
     set_ray_environment(CLUSTER_ENVIRONMENT)
-    asked = Asked(
-        resolved=request.resolved,
-        run_id=request.run_id,
-        # Absolute, since the agents run in other folders; without a flag each host has its own.
-        profiles_root=str(request.layout.profiles) if flags.profiles_root else None,
-        telemetry_root=str(request.layout.telemetry) if flags.telemetry_root else None,
-        deep=flags.deep,
-        verify_only=flags.verify_only,
-    )
-    with choose_fleet_view(json_lines=json_lines) as view, kept_off_stdout(), joined_ray(address):
-        return drive_fleet(FleetRequest(asked, spec, request.layout, address, view, interrupts))
+    with joined_ray(address), AgentPool() as pool:
+        interrupts.as_flag()  # Ray puts handlers of its own in place when it starts
+        yield pool
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One request on the cluster."""
+
+    flags: Flags
+    request: NodeRequest
+    spec: FleetSpec
+    address: str
+    interrupts: Interrupts
+    more: bool
+
+    def go(self, agents: "Kept[AgentPool]", *, json_lines: bool) -> FleetResult:
+        run_id, layout = self.request.run_id, self.request.layout
+        prepare_root(layout.telemetry, "telemetry")
+        with acquire([layout.run_lock(run_id)], run_id, 0, lambda *_: None, lambda: self.interrupts.asked):
+            result = self._drive(agents, json_lines=json_lines)
+            for error in result.errors:
+                say(error.error_type.value, error.message, error.exit_code)
+            print(f"RESULT_JSON {layout.run(run_id) / 'fleet_result.json'}")
+            print(f"RESULT_STATUS {result.status_line}", flush=True)
+            return result
+
+    def _drive(self, agents: "Kept[AgentPool]", *, json_lines: bool) -> FleetResult:
+        from rayprep.fleet.asked import Asked
+        from rayprep.fleet.fleet_driver import FleetRequest, drive_fleet
+        from rayprep.fleet.runtime import kept_off_stdout
+
+        flags, request, layout = self.flags, self.request, self.request.layout
+        asked = Asked(
+            resolved=request.resolved,
+            run_id=request.run_id,
+            # Absolute, since the agents run in other folders; without a flag each host has its own.
+            profiles_root=str(layout.profiles) if flags.profiles_root else None,
+            telemetry_root=str(layout.telemetry) if flags.telemetry_root else None,
+            deep=flags.deep,
+            verify_only=flags.verify_only,
+        )
+        with choose_fleet_view(json_lines=json_lines) as view, kept_off_stdout(), agents.held() as pool:
+            fleet = FleetRequest(asked, self.spec, layout, self.address, view, self.interrupts, self.more)
+            return drive_fleet(fleet, pool)
 
 
 def address_of(flag: str | None, environ: Mapping[str, str]) -> str:

@@ -100,6 +100,7 @@ def ensure(
     from rayprep.cli import ensure as command
     from rayprep.cli.request import Flags, proof_scope
     from rayprep.cli.stage_names import selection
+    from rayprep.model.errors import BadRequest
 
     scope = proof_scope(verify, no_verify=no_verify)
 
@@ -132,6 +133,8 @@ def ensure(
     if cluster:
         from rayprep.cli import cluster as fleet_command
 
+        if dry_run:
+            raise BadRequest("--dry-run looks at this host alone", hint="leave --cluster out, or --dry-run")
         fleet = fleet_command.FleetFlags(
             address=address,
             nodes=nodes or [],

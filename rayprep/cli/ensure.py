@@ -3,21 +3,31 @@
 import contextlib
 import gc
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from rayprep.cli.campaign import run_each
+from rayprep.cli.explain import print_plans
+from rayprep.cli.kept import Kept
 from rayprep.cli.main import say_error, set_ray_environment
-from rayprep.cli.request import Flags, node_request
+from rayprep.cli.request import Flags, Requests, node_requests
 from rayprep.host.interrupts import Interrupts
 from rayprep.host.layout import prepare_root, root_unfit
 from rayprep.host.locks import acquire
 from rayprep.model.errors import ErrorType, HostUnfit, Interrupted, RayprepError
 from rayprep.model.events import Event, Phase, event
+from rayprep.model.metrics import host_samples, state_samples
 from rayprep.model.result import PrepResult
+from rayprep.model.run_record import only_host
 from rayprep.node import NodeRequest, Survey, close_result, ensure, take_survey
 from rayprep.report.live import View, choose_view
 from rayprep.report.session_log import SessionLog
+
+if TYPE_CHECKING:
+    from rayprep.fleet.driver import HostDriver
+    from rayprep.fleet.runtime import RayFolder
 
 
 def run(flags: Flags, *, json_lines: bool, dry_run: bool, address: str | None, debug: bool) -> int:
@@ -27,28 +37,72 @@ def run(flags: Flags, *, json_lines: bool, dry_run: bool, address: str | None, d
         RayprepError: what fails before a result can be written.
     """
     environ = dict(os.environ)
-    request = node_request(flags, environ)
+    requests = node_requests(flags, environ)
     if dry_run:
-        return _show_plan(take_survey(request, environ), json_lines=json_lines)
+        return _show_plans(requests, environ, json_lines=json_lines)
     with Interrupts() as interrupts, ExitStack() as stack:
-        prepare_root(request.layout.profiles, "profiles")
-        prepare_root(request.layout.telemetry, "telemetry")
-        survey = take_survey(request, environ)
-        if request.verify_only and not survey.plan.verify.run:
-            raise HostUnfit("a proof needs a GPU: without one no server starts", hint="run it on a host with a GPU")
-        lock = request.layout.run_lock(request.run_id)
-        stack.enter_context(acquire([lock], request.run_id, 0, lambda *_: None, lambda: interrupts.asked))
-        view = choose_view(json_lines=json_lines)
-        result = _Run(request, survey, environ, view, interrupts, address, debug).go()
+        folder = stack.enter_context(Kept(_ray_folder))
+        ray = stack.enter_context(Kept(lambda: _attached(address, folder, interrupts)))
+
+        def one(request: NodeRequest) -> PrepResult:
+            return _run_one(request, environ, choose_view(json_lines=json_lines), interrupts, ray, debug=debug)
+
+        return run_each(requests, interrupts, one, json_lines=json_lines)
+
+
+def _run_one(
+    request: NodeRequest,
+    environ: Mapping[str, str],
+    view: View,
+    interrupts: Interrupts,
+    ray: "Kept[HostDriver]",
+    *,
+    debug: bool,
+) -> PrepResult:
+    prepare_root(request.layout.profiles, "profiles")
+    prepare_root(request.layout.telemetry, "telemetry")
+    survey = take_survey(request, environ)
+    if request.verify_only and not survey.plan.verify.run:
+        raise HostUnfit("a proof needs a GPU: without one no server starts", hint="run it on a host with a GPU")
+    lock = request.layout.run_lock(request.run_id)
+    with acquire([lock], request.run_id, 0, lambda *_: None, lambda: interrupts.asked):
+        result = _Run(request, survey, environ, view, ray, debug).go()
         print(f"RESULT_JSON {request.layout.result(request.run_id)}")
         print(f"RESULT_STATUS {result.status_line}", flush=True)
-        return result.exit_code
+        return result
 
 
-def _show_plan(survey: Survey, *, json_lines: bool) -> int:
+@contextlib.contextmanager
+def _ray_folder() -> "Iterator[RayFolder]":
+    """One for all requests, since Ray reads its token once."""
+    from rayprep.fleet.runtime import RayFolder
+
+    with RayFolder() as folder:
+        set_ray_environment(folder.environment())
+        yield folder
+
+
+@contextlib.contextmanager
+def _attached(address: str | None, folder: "Kept[RayFolder]", interrupts: Interrupts) -> "Iterator[HostDriver]":
+    from rayprep.fleet.driver import HostDriver
+    from rayprep.fleet.runtime import joined_ray, local_ray
+
+    gc.enable()  # a driver may live for hours
+    with ExitStack() as stack:
+        attached = joined_ray(address) if address else local_ray(stack.enter_context(folder.held()))
+        stack.enter_context(attached)
+        interrupts.as_flag()  # Ray puts handlers of its own in place when it starts
+        yield HostDriver(interrupts)
+
+
+def _show_plans(requests: Requests, environ: Mapping[str, str], *, json_lines: bool) -> int:
+    surveys = [take_survey(request, environ) for request in requests.each]
     if json_lines:
-        print(survey.plan.model_dump_json(indent=2))
-    else:
+        print_plans(requests, surveys)
+        return 0
+    for request, survey in zip(requests.each, surveys, strict=True):
+        if requests.campaign:
+            print(f"{request.run_id}: {survey.model.slug} at TP {survey.identity.tp}")
         for decision in survey.plan.decisions:
             print(decision)
         print(survey.plan.verify)
@@ -63,22 +117,36 @@ class _Run:
     survey: Survey
     environ: Mapping[str, str]
     view: View
-    interrupts: Interrupts
-    address: str | None
+    ray: "Kept[HostDriver]"
     debug: bool
 
     def go(self) -> PrepResult:
         with self.view:
-            try:
-                return self._with_ray() if self.survey.plan.needs_work else self._without_ray()
-            except (KeyboardInterrupt, SystemExit):  # the latter is how Ray takes SIGTERM while it starts
-                return self._close(Interrupted())
-            except RayprepError as error:
-                return self._fail(error)
-            except Exception as error:
-                if self.debug:
-                    raise
-                return self._fail(RayprepError(f"{type(error).__name__}: {error}", error_type=ErrorType.INTERNAL_ERROR))
+            result = self._carried_out()
+            self._tell_metrics(result)
+            return result
+
+    def _carried_out(self) -> PrepResult:
+        try:
+            return self._with_ray() if self.survey.plan.needs_work else self._without_ray()
+        except (KeyboardInterrupt, SystemExit):  # the latter is how Ray takes SIGTERM while it starts
+            return self._close(Interrupted())
+        except RayprepError as error:
+            return self._fail(error)
+        except Exception as error:
+            if self.debug:
+                raise
+            return self._fail(RayprepError(f"{type(error).__name__}: {error}", error_type=ErrorType.INTERNAL_ERROR))
+
+    def _tell_metrics(self, result: PrepResult) -> None:
+        from rayprep.report.metrics_file import add_to_metrics_file
+
+        path = self.request.layout.metrics
+        try:
+            add_to_metrics_file(path, [*host_samples(result), *state_samples([only_host(result)])])
+        except OSError as error:
+            message = f"metrics file {path} cannot be written: {error.strerror or error}"
+            self.view.show(event("ensure", Phase.WARNING, message=message))
 
     def _fail(self, error: RayprepError) -> PrepResult:
         result = self._close(error)
@@ -99,17 +167,10 @@ class _Run:
         return result
 
     def _with_ray(self) -> PrepResult:
-        from rayprep.fleet.driver import drive
-        from rayprep.fleet.runtime import RayFolder, joined_ray, kept_off_stdout, local_ray
+        from rayprep.fleet.runtime import kept_off_stdout
 
-        gc.enable()  # a driver may live for hours
-        with ExitStack() as stack:
-            stack.enter_context(kept_off_stdout())
-            if self.address:
-                return drive(self.request, self.survey, self.view, self.interrupts, joined_ray(self.address))
-            folder = stack.enter_context(RayFolder())
-            set_ray_environment(folder.environment())
-            return drive(self.request, self.survey, self.view, self.interrupts, local_ray(folder))
+        with kept_off_stdout(), self.ray.held() as driver:
+            return driver.drive(self.request, self.survey, self.view)
 
     def _close(self, error: RayprepError) -> PrepResult:
         """Writes the end that the agent could not write, and says it."""

@@ -1,22 +1,32 @@
 """`rayprep explain`: for each stage, why it is valid or not, and what would be built."""
 
+import json
 import os
 
-from rayprep.cli.request import Flags, node_request
+from rayprep.cli.request import Flags, Requests, node_requests
 from rayprep.model.plan import Action, Decision
-from rayprep.node import take_survey
+from rayprep.node import Survey, take_survey
 
 
 def run(flags: Flags, *, json_output: bool) -> None:
+    """Of a campaign, one request after another, each on the caches as they are now."""
     environ = dict(os.environ)
-    survey = take_survey(node_request(flags, environ), environ)
+    requests = node_requests(flags, environ)
+    surveys = [take_survey(request, environ) for request in requests.each]
     if json_output:
-        print(survey.plan.model_dump_json(indent=2))
+        print_plans(requests, surveys)
         return
-    print(f"{survey.model.slug} at TP {survey.identity.tp}, from {survey.model.source}")
-    for decision in survey.plan.decisions:
-        print("\n".join(_lines(decision)))
-    print(survey.plan.verify)
+    for survey in surveys:
+        print(f"{survey.model.slug} at TP {survey.identity.tp}, from {survey.model.source}")
+        for decision in survey.plan.decisions:
+            print("\n".join(_lines(decision)))
+        print(survey.plan.verify)
+
+
+def print_plans(requests: Requests, surveys: list[Survey]) -> None:
+    """A plan's JSON, or of a campaign a list of them."""
+    plans = [survey.plan.model_dump(mode="json") for survey in surveys]
+    print(json.dumps(plans if requests.campaign else plans[0], indent=2, ensure_ascii=False))
 
 
 def _lines(decision: Decision) -> list[str]:

@@ -38,11 +38,12 @@ def run(app: "typer.Typer", argv: list[str] | None = None) -> int:
     except Exception as error:
         if "--debug" in arguments:
             raise
-        return _fail(error, as_event="--json" in arguments and "ensure" in arguments[:2])
+        return fail(error, as_event="--json" in arguments and "ensure" in arguments[:2])
     return 0
 
 
-def _fail(error: Exception, *, as_event: bool) -> int:
+def fail(error: Exception, *, as_event: bool, about: str = "") -> int:
+    """Says what went wrong, and with which run `about`. Returns the exit status."""
     from rayprep.model.errors import RayprepError
 
     if not isinstance(error, RayprepError):
@@ -53,7 +54,8 @@ def _fail(error: Exception, *, as_event: bool) -> int:
         )
     if as_event:
         _say_json(error)
-    return say(error.error_type.value if error.error_type else type(error).__name__, error.line, error.exit_code)
+    line = f"{about}: {error.line}" if about else error.line
+    return say(error.error_type.value if error.error_type else type(error).__name__, line, error.exit_code)
 
 
 def _say_json(error: Exception) -> None:

@@ -1,4 +1,4 @@
-"""Flags to a request: the spec file under them, the roots, the run's id."""
+"""Flags to a request, or to those of a campaign: the spec file under them, the roots, the runs' ids."""
 
 import os
 import re
@@ -12,6 +12,7 @@ from pathlib import Path
 
 from rayprep.cli.stage_names import stage_named
 from rayprep.host.layout import choose_roots
+from rayprep.model.campaign import run_ids
 from rayprep.model.errors import BadRequest
 from rayprep.model.spec import PrepSpec, Resolved, StageOp, resolve
 from rayprep.model.spec_file import SpecFile, parse_spec_file
@@ -79,9 +80,8 @@ def proof_scope(verify: str | None, *, no_verify: bool) -> str | None:
     return "none" if no_verify else verify
 
 
-def resolve_flags(flags: Flags) -> Resolved:
+def resolve_flags(flags: Flags, file: SpecFile | None = None) -> Resolved:
     """Raises BadRequest for anything wrong in flags or spec file."""
-    file = read_spec_file(flags.spec_file) if flags.spec_file else None
     if file is None:
         return resolve(flags.values())
     return resolve(flags.values(), file.values, file.ignored, file.warnings)
@@ -96,10 +96,35 @@ def read_spec_file(path: Path) -> SpecFile:
     return parse_spec_file(text, str(path))
 
 
-def node_request(flags: Flags, environ: Mapping[str, str]) -> NodeRequest:
-    """The whole request for this host. Raises BadRequest."""
-    resolved = resolve_flags(flags)
+@dataclass(frozen=True)
+class Requests:
+    """What is asked for: one request, or those of a campaign. All have the same roots."""
+
+    each: tuple[NodeRequest, ...]
+    campaign: bool
+
+
+def node_requests(flags: Flags, environ: Mapping[str, str]) -> Requests:
+    """All that is asked for, on this host. The flags apply to each request of a campaign.
+
+    Raises:
+        BadRequest: also for what is wrong in the last request of a campaign, before the first begins.
+    """
+    file = read_spec_file(flags.spec_file) if flags.spec_file else None
     run_id = flags.run_id or new_run_id("rayprep")
+    if file is None or not file.campaign:
+        return Requests((_node_request(flags, file, run_id, environ),), campaign=False)
+    found = []
+    for number, name in enumerate(run_ids(run_id, len(file.campaign)), 1):
+        try:
+            found.append(_node_request(flags, file.campaign[number - 1], name, environ))
+        except BadRequest as error:
+            raise BadRequest(f"request {number} of the campaign: {error.message}", hint=error.hint) from None
+    return Requests(tuple(found), campaign=True)
+
+
+def _node_request(flags: Flags, file: SpecFile | None, run_id: str, environ: Mapping[str, str]) -> NodeRequest:
+    resolved = resolve_flags(flags, file)
     if not _RUN_ID.fullmatch(run_id):
         raise BadRequest(f"run id {run_id!r} cannot be a folder's name", hint="use letters, digits, '.', '_' and '-'")
     roots = choose_roots(environ, flags.profiles_root, flags.telemetry_root)

@@ -7,8 +7,10 @@ Methods run off the main thread, so nothing here touches signals.
 import contextlib
 import os
 import threading
+from functools import partial
 
 import rayprep
+from rayprep.fleet.handles import Handle
 from rayprep.host.snapshot import Wanted, take_inventory, take_snapshot
 from rayprep.model.events import Event
 from rayprep.model.result import PrepResult
@@ -19,28 +21,28 @@ LOG_DEADLINE_S = 10.0
 
 
 class Agent:
-    """Carries out one request on the host that it is pinned to."""
+    """Carries out one request after another on the host that it is pinned to. A cancelled one does no more."""
 
-    def __init__(self, request: NodeRequest, coordinator: object) -> None:
-        self._request = request
+    def __init__(self, coordinator: Handle) -> None:
         self._coordinator = coordinator
         self._cancelled = threading.Event()
-        self._last_said: object = None
+        self._last_said: Handle = None
         os.umask(rayprep.UMASK)
         # Ray runs its workers at nice 15 unless told otherwise; only root may go back, and others lose little.
         with contextlib.suppress(PermissionError):
             os.setpriority(os.PRIO_PROCESS, 0, 0)
 
-    def ensure(self) -> PrepResult:
+    def ensure(self, request: NodeRequest) -> PrepResult:
         """The `stage` group: runs to the end of the request."""
         environ = dict(os.environ)
-        survey = take_survey(self._request, environ)
-        wanted = Wanted(survey.model.slug, survey.model.digest, self._request.resolved.spec.tp)
-        layout = self._request.layout
+        survey = take_survey(request, environ)
+        wanted = Wanted(survey.model.slug, survey.model.digest, request.resolved.spec.tp)
+        layout = request.layout
         snapshot = take_snapshot(layout, take_inventory(layout), survey.signature, wanted)
-        self._coordinator.snapshot.remote(self._request.run_id, None, snapshot)  # type: ignore[attr-defined]
-        request = self._request.model_copy(update={"before": snapshot})
-        result = ensure(request, environ, self._emit, self._cancelled.is_set, survey)
+        self._coordinator.snapshot.remote(request.run_id, None, snapshot)
+        request = request.model_copy(update={"before": snapshot})
+        emit = partial(self._emit, request.run_id)
+        result = ensure(request, environ, emit, self._cancelled.is_set, survey)
         self._await_the_log()
         return result
 
@@ -59,6 +61,6 @@ class Agent:
         """The `ctl` group: this process's id."""
         return os.getpid()
 
-    def _emit(self, event: Event) -> None:
+    def _emit(self, run_id: str, event: Event) -> None:
         # Nothing waits for the answer: a dead coordinator costs the log, not the work.
-        self._last_said = self._coordinator.record.remote(self._request.run_id, [event])  # type: ignore[attr-defined]
+        self._last_said = self._coordinator.record.remote(run_id, [event])

@@ -22,6 +22,8 @@ class Asked(Record):
     invocation: str = Field(default_factory=lambda: secrets.token_hex(8))
     profiles_root: str | None = None
     telemetry_root: str | None = None
+    gather_s: float = 0.0
+    """So long a host gathers its events before it sends them: longer in a larger fleet."""
     deep: bool = False
     verify_only: bool = False
     part: dict[StageName, tuple[str, ...]] = Field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""The coordinator actor: gathers what the agents say, writes each run's log and results, and holds the leases.
+"""The coordinator actor: gathers what the agents say, writes logs and results, shows metrics, holds the leases.
 
 On a cluster it is one named, detached actor on the head, which outlives drivers and comes back when it is killed: its
 leases are on disk, and after a restart it grants none for one time to live. It ends itself when nobody has needed it
@@ -7,12 +7,15 @@ for a while. For a single host it is an unnamed one, which dies with its driver.
 
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import rayprep
+from rayprep.fleet.ray_metrics import RayMetrics
 from rayprep.fleet.runs import KeptRun
 from rayprep.host.layout import Layout
-from rayprep.host.lease_file import read_leases, write_leases
+from rayprep.host.lease_file import LeaseFile
+from rayprep.model.campaign import is_run_of
 from rayprep.model.events import Event
 from rayprep.model.fleet_result import FleetResult
 from rayprep.model.fleet_status import FleetStatus
@@ -37,11 +40,12 @@ class Coordinator:
     """
 
     def __init__(self, state: Path | None = None, ttl_s: float = LEASE_TTL_S, idle_s: float = IDLE_S) -> None:
-        self._state, self._idle_s = state, idle_s
+        self._file, self._idle_s = LeaseFile(state) if state else None, idle_s
         self._runs: dict[str, KeptRun] = {}
         self._used = time.monotonic()
-        self._table = read_leases(state, ttl_s, time.monotonic()) if state else LeaseTable(ttl_s=ttl_s)
-        if state:
+        self._table = self._file.read(ttl_s, time.monotonic()) if self._file else LeaseTable(ttl_s=ttl_s)
+        self._metrics = RayMetrics() if state else None
+        if self._file:
             threading.Thread(target=self._watch, daemon=True).start()
 
     def version(self) -> str:
@@ -77,34 +81,55 @@ class Coordinator:
         """Writes `fleet_result.json`; a finished one ends the run here."""
         if run := self._runs.get(run_id):
             run.update(result)
+            self._measure(run)
             self._used = time.monotonic()
+
+    def _measure(self, run: KeptRun) -> None:
+        if self._metrics:
+            self._metrics.record(run.samples())
 
     def close_run(self, run_id: str) -> None:
         """The driver has seen all that it will."""
-        if run := self._runs.pop(run_id, None):
-            run.abandon()
+        if (run := self._runs.pop(run_id, None)) and run.abandon():
+            self._measure(run)
 
     def status(self, run_id: str | None = None) -> list[FleetStatus]:
-        """Of one run, or of all that go on."""
-        chosen = [run for name, run in self._runs.items() if run_id in (None, name)]
+        """Of one run, or a campaign's, or of all that go on."""
+        chosen = [run for name, run in self._runs.items() if run_id is None or is_run_of(name, run_id)]
         return [run.status() for run in chosen]
 
-    def request(self, store: str, key: str, who: Holder, seen_epoch: int) -> Granted | Queued:
-        """Asks for a lease, or for its prolongation."""
+    def request(self, wanted: Sequence[tuple[str, str, int]], who: Holder) -> list[Granted | Queued]:
+        """Asks for leases, or for their prolongation: one after another, to the first that somebody else holds.
+
+        Args:
+            wanted: store, key and the epoch that the store has seen.
+        """
+        answers = list[Granted | Queued]()
+        for store, key, seen_epoch in wanted:
+            answers.append(self._request(store, key, who, seen_epoch))
+            if isinstance(answers[-1], Queued):
+                break
+        return answers
+
+    def _request(self, store: str, key: str, who: Holder, seen_epoch: int) -> Granted | Queued:
         table, answer = self._table.request(store, key, who, time.monotonic(), seen_epoch)
-        if self._state and isinstance(answer, Granted) and answer.fresh:
-            write_leases(self._state, table)
+        if self._file and isinstance(answer, Granted) and answer.fresh:
+            self._file.keep(table, store, key)
         self._keep(table)
         return answer
 
-    def renew(self, store: str, key: str, who: Holder, epoch: int) -> bool:
-        """False where `who` does not hold it any more."""
-        table, held = self._table.renew(store, key, who, epoch, time.monotonic())
-        self._keep(table)
-        return held
+    def renew(self, held: Sequence[tuple[str, str, int]], who: Holder) -> list[bool]:
+        """Of each store, key and epoch: false where `who` does not hold it any more."""
+        answers = []
+        for store, key, epoch in held:
+            table, still = self._table.renew(store, key, who, epoch, time.monotonic())
+            self._keep(table)
+            answers.append(still)
+        return answers
 
-    def release(self, store: str, key: str, who: Holder, epoch: int) -> None:
-        self._keep(self._table.release(store, key, who, epoch, time.monotonic()))
+    def release(self, held: Sequence[tuple[str, str, int]], who: Holder) -> None:
+        for store, key, epoch in held:
+            self._keep(self._table.release(store, key, who, epoch, time.monotonic()))
 
     def withdraw(self, store: str, key: str, who: Holder) -> None:
         self._keep(self._table.withdraw(store, key, who, time.monotonic()))
@@ -130,6 +155,5 @@ class Coordinator:
             for run_id, run in list(self._runs.items()):
                 if now - run.heard > DRIVER_SILENCE_S:
                     own.close_run.remote(run_id)
-            idle = not self._runs and self._table.expire(now).idle
-            if idle and now - self._used > self._idle_s:
+            if not self._runs and now - self._used > self._idle_s and self._table.expire(now).idle:
                 ray.kill(own, no_restart=True)

@@ -26,10 +26,9 @@ class Dealer:
         """By the deal of its group; None where there is none, or it is over."""
         if member.group not in self._deals:
             return None
-        alive = {
-            host for host, each in members.items() if each.agent is not None and each.state.phase is HostPhase.RUNNING
-        }
-        move = dealt_move(member.host, self._deals[member.group], alive)
+        deal = self._deals[member.group]
+        alive = {host for host in (deal.publisher, *deal.parts) if _lives(members[host])}
+        move = dealt_move(member.host, deal, alive)
         if move is None:
             del self._deals[member.group]
         return move
@@ -57,6 +56,10 @@ class Dealer:
         """The part of `source` has come to `member`, the publisher, or cannot."""
         if deal := self._deals.get(member.group or ""):
             self._deals[member.group or ""] = deal.with_gathered(source)
+
+
+def _lives(member: Member) -> bool:
+    return member.agent is not None and member.state.phase is HostPhase.RUNNING
 
 
 def _idle(first: Member, members: Iterable[Member]) -> list[Member]:

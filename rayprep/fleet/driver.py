@@ -1,13 +1,14 @@
-"""The driver of one run: creates the agent and the coordinator, shows progress, brings back the result."""
+"""The driver of this host's runs: creates the agent and the coordinator, shows progress, brings back the results."""
 
 import time
-from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any
 
 import psutil
 
 from rayprep.fleet.agent import CONCURRENCY_GROUPS, Agent
 from rayprep.fleet.coordinator import Coordinator
+from rayprep.fleet.handles import Handle
 from rayprep.host.environment import RUN_MARK
 from rayprep.host.interrupts import Interrupts
 from rayprep.host.process import GRACE_S, end_processes, marked_processes
@@ -25,56 +26,91 @@ CANCEL_DEADLINE_S = 4 * GRACE_S + 10.0
 """From the cancel to the agent's return: the children's grace, with time to write the result."""
 
 
-def drive(
-    request: NodeRequest,
-    survey: Survey,
-    view: View,
-    interrupts: Interrupts,
-    attached: AbstractContextManager[None],
-) -> PrepResult:
-    """Carries out a request through an agent and a coordinator, while `attached` to a local or a joined Ray.
+@dataclass(frozen=True)
+class _Actors:
+    """Two actors on this host."""
 
-    Raises:
-        RayprepError: Ray cannot be had, or the agent died or could not go on; its result is still to be closed.
-        KeyboardInterrupt: while Ray was starting.
+    coordinator: Handle
+    agent: Handle
+    gpus: float
+    """All of the host's, which the agent holds, or 0."""
+
+    def end(self) -> None:
+        import ray
+
+        for actor in (self.agent, self.coordinator):
+            ray.kill(actor)
+
+
+class HostDriver:
+    """Carries out one request after another on this host, while this process is attached to a local or a joined Ray.
+
+    Its actors stay from one to the next, and with them the claim on the GPUs.
     """
-    with attached:
-        interrupts.as_flag()  # Ray puts handlers of its own in place when it starts
-        return _Drive(request, survey, view, interrupts).go()
+
+    def __init__(self, interrupts: Interrupts) -> None:
+        self._interrupts = interrupts
+        self._actors: _Actors | None = None
+
+    def drive(self, request: NodeRequest, survey: Survey, view: View) -> PrepResult:
+        """Raises RayprepError where the agent died or could not go on.
+
+        The result is then still to be closed, and this driver is of no more use.
+        """
+        drive = _Drive(request, view, self._interrupts, self._actors_for(survey))
+        result = drive.go()
+        if not drive.coordinator_lives:
+            self._end_actors()
+        return result
+
+    def _actors_for(self, survey: Survey) -> _Actors:
+        import ray
+
+        here = ray.get_runtime_context().get_node_id()
+        nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+        gpus = next((node["Resources"].get("GPU", 0) for node in nodes if node["NodeID"] == here), 0)
+        gpus = gpus if survey.signature.gpu_count else 0
+        if self._actors is not None and self._actors.gpus != gpus:
+            self._end_actors()
+        if self._actors is None:
+            self._actors = _create(here, gpus)
+        return self._actors
+
+    def _end_actors(self) -> None:
+        if self._actors is not None:
+            self._actors.end()
+            self._actors = None
+
+
+def _create(here: str, gpus: float) -> _Actors:
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    pinned = NodeAffinitySchedulingStrategy(node_id=here, soft=False)
+    options: dict[str, Any] = {"num_cpus": 0, "max_restarts": 0, "scheduling_strategy": pinned}
+    make: Any = ray.remote
+    coordinator = make(**options)(Coordinator).remote()
+    agent_class = make(**options, num_gpus=gpus, concurrency_groups=CONCURRENCY_GROUPS)(Agent)
+    return _Actors(coordinator, agent_class.remote(coordinator), gpus)
 
 
 class _Drive:
-    """One agent and one coordinator, from creation to result."""
+    """One request, from the agent's first sign to the result."""
 
-    def __init__(self, request: NodeRequest, survey: Survey, view: View, interrupts: Interrupts) -> None:
-        self.request, self.survey, self.view, self.interrupts = request, survey, view, interrupts
+    def __init__(self, request: NodeRequest, view: View, interrupts: Interrupts, actors: _Actors) -> None:
+        self.request, self.view, self.interrupts = request, view, interrupts
         self.seen = 0
         self.coordinator_lives = True
         self.cancel_until: float | None = None
         self.agent_process: psutil.Process | None = None
-        self.coordinator, self.agent = self._create()
-
-    def _create(self) -> tuple[Any, Any]:
-        import ray
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-        here = ray.get_runtime_context().get_node_id()
-        pinned = NodeAffinitySchedulingStrategy(node_id=here, soft=False)
-        nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-        gpus = next((node["Resources"].get("GPU", 0) for node in nodes if node["NodeID"] == here), 0)
-        gpus = gpus if self.survey.signature.gpu_count else 0
-        options: dict[str, Any] = {"num_cpus": 0, "max_restarts": 0, "scheduling_strategy": pinned}
-        make: Any = ray.remote
-        coordinator = make(**options)(Coordinator).remote()
-        agent_class = make(**options, num_gpus=gpus, concurrency_groups=CONCURRENCY_GROUPS)(Agent)
-        coordinator.open_run.remote(self.request.layout, self.request.run_id)
-        return coordinator, agent_class.remote(self.request, coordinator)
+        self.coordinator, self.agent = actors.coordinator, actors.agent
+        self.coordinator.open_run.remote(request.layout, request.run_id)
 
     def go(self) -> PrepResult:
         import ray
 
         self._await_agent()
-        answer = self.agent.ensure.options(concurrency_group="stage").remote()
+        answer = self.agent.ensure.options(concurrency_group="stage").remote(self.request)
         while not ray.wait([answer], timeout=POLL_S)[0]:
             self._drain()
             self.view.refresh()
@@ -90,6 +126,7 @@ class _Drive:
         except ray.exceptions.RayError:
             raise self._lost(Interrupted() if self.interrupts.asked else lost()) from None
         self._drain()
+        self.coordinator.close_run.remote(self.request.run_id)
         return result
 
     def _await_agent(self) -> None:

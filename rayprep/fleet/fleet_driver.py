@@ -5,14 +5,16 @@ It decides by pure rules (`model/grouping`, `model/rollout`, `model/moves`) and 
 
 import contextlib
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
+from rayprep.fleet.agent_pool import AgentPool, let_idle_gpus_go
 from rayprep.fleet.asked import Asked, Done, Report
 from rayprep.fleet.dealer import Dealer
 from rayprep.fleet.fleet_record import FleetRecord
-from rayprep.fleet.member import RETURN_S, Lost, Member
-from rayprep.fleet.members import check_version, join_coordinator, living_nodes
+from rayprep.fleet.member import RETURN_S, Lost, Member, ended_steps
+from rayprep.fleet.members import check_version, holders, join_coordinator, living_actors, living_nodes
+from rayprep.fleet.reporter import GATHER_S_PER_HOST
 from rayprep.host.interrupts import Interrupts
 from rayprep.host.layout import Layout
 from rayprep.host.process import GRACE_S
@@ -21,7 +23,7 @@ from rayprep.model.events import Phase
 from rayprep.model.fleet import FleetSpec, VerifyScope, choose_nodes
 from rayprep.model.fleet_result import FleetError, FleetResult, failure_of
 from rayprep.model.grouping import Grouping, group_hosts
-from rayprep.model.moves import Move, MoveKind, next_move, with_valid
+from rayprep.model.moves import Board, Move, MoveKind, next_move, with_valid
 from rayprep.model.result import PrepResult, RunStatus
 from rayprep.model.rollout import HostPhase, Rollout, make_rollout, next_step
 from rayprep.model.stages import StageStatus
@@ -45,27 +47,28 @@ class FleetRequest:
     address: str
     view: FleetView
     interrupts: Interrupts
+    more: bool = False
+    """Another request of the same campaign follows."""
 
 
-def drive_fleet(request: FleetRequest) -> FleetResult:
+def drive_fleet(request: FleetRequest, pool: AgentPool) -> FleetResult:
     """Carries it out on the cluster that this process has joined, and returns the result that is written.
 
     Raises:
         BadRequest, HostUnfit: before any host does anything.
     """
-    request.interrupts.as_flag()  # Ray puts handlers of its own in place when it starts
-    nodes = living_nodes()
-    chosen = choose_nodes(nodes, request.fleet, request.asked.resolved.spec.device)
-    state = request.layout.telemetry / "coordinator" / "leases.json"
-    coordinator = join_coordinator(nodes, state)
-    members = {node.host: Member(node, coordinator) for node in chosen}
+    living = living_nodes()
+    chosen = choose_nodes(pool.with_gone(living), request.fleet, request.asked.resolved.spec.device)
+    asked = request.asked.model_copy(update={"gather_s": GATHER_S_PER_HOST * len(chosen)})
+    request = replace(request, asked=asked)
+    state = request.layout.telemetry / "coordinator" / "leases.jsonl"
+    coordinator = join_coordinator(living, state)
+    members = pool.members(chosen, coordinator, more=request.more)
     record = FleetRecord(request.asked, request.fleet, request.address, request.layout, coordinator, request.view)
     drive = _Drive(request, members, record)
     try:
         return drive.go()
     finally:
-        for member in members.values():
-            member.let_go()
         coordinator.close_run.remote(request.asked.run_id)
 
 
@@ -79,7 +82,8 @@ class _Drive:
         self.returning: dict[str, float] = {}
         """Lost hosts that may come back -> until when."""
         self.cancel_until: float | None = None
-        self._said_waiting: dict[str, float] = {}
+        self._waiting: dict[str, tuple[float, float]] = {}
+        """Hosts that wait for their GPUs -> since when, and when it was last said."""
 
     def go(self) -> FleetResult:
         try:
@@ -181,16 +185,14 @@ class _Drive:
 
     def _ended(self, heard: Callable[[Member, Report | Done | str], None]) -> list[Member]:
         """Hands on the steps that have ended, and fails the hosts whose step did."""
-        ended = []
-        for member in self.members.values():
-            if not member.busy:
-                continue
+        busy, ended = [member for member in self.members.values() if member.busy], []
+        ready = ended_steps(busy)
+        for member in busy:
             try:
-                found = member.outcome()
-                if found is None:
-                    self._say_who_holds(member)
+                if member.step not in ready:
+                    member.keep_asking()
                     continue
-                heard(member, found)
+                heard(member, member.outcome())
             except Lost as error:
                 self.record.say(member.host, Phase.WARNING, message=error.message)
                 if error.dead:
@@ -202,8 +204,9 @@ class _Drive:
                 self.record.say(member.host, Phase.WARNING, message=error.line)
                 member.end(HostPhase.FAILED, error)
             ended.append(member)
+        ended += self._say_who_holds([member for member in busy if member.waits_for_gpus])
         if ended:
-            self.record.save(self.members)
+            self.record.changed()
         return ended
 
     def _heard(self, member: Member, found: Report | Done | str) -> None:
@@ -272,23 +275,29 @@ class _Drive:
 
     def _move_on(self) -> None:
         """Whoever has started and is at nothing gets its next step."""
+        boards: dict[str | None, Board] = {}
         for member in self.members.values():
             if member.state.phase is not HostPhase.RUNNING or member.busy or member.facts is None:
                 continue
             if member.host in self.returning or member.agent is None:
                 continue
-            self._move(member)
+            if member.group not in boards:
+                boards[member.group] = self._board(member.group)
+            self._move(member, boards[member.group])
 
-    def _move(self, member: Member) -> None:
-        mates = {each.host: each.facts for each in self.members.values() if each.group == member.group and each.facts}
-        if dealt := self.dealer.move(member, self.members):
-            self._carry_out(member, dealt)
-            return
+    def _board(self, group: str | None) -> Board:
+        mates = {each.host: each.facts for each in self.members.values() if each.group == group and each.facts}
         busy = {each.host: each.move for each in self.members.values() if each.busy and each.move}
-        lost = {host for host, each in self.members.items() if each.agent is None}
-        running = {host for host, each in self.members.items() if each.state.phase is HostPhase.RUNNING} - lost
-        move = next_move(member.host, mates, busy, frozenset(lost | member.gone), frozenset(running))
-        self._carry_out(member, self.dealer.deal(move, member, self.members))
+        lost = frozenset(host for host, each in self.members.items() if each.agent is None)
+        running = frozenset(host for host, each in self.members.items() if each.state.phase is HostPhase.RUNNING)
+        return Board(mates, busy, lost, running - lost)
+
+    def _move(self, member: Member, board: Board) -> None:
+        move = self.dealer.move(member, self.members)
+        if move is None:
+            move = self.dealer.deal(next_move(member.host, board, member.gone), member, self.members)
+        board.begin(member.host, move)
+        self._carry_out(member, move)
 
     def _carry_out(self, member: Member, move: Move) -> None:
         if move.kind is MoveKind.WAIT:
@@ -313,32 +322,33 @@ class _Drive:
             asked = asked.only(move.part)
         member.work(asked, move)
 
-    def _say_who_holds(self, member: Member) -> None:
-        """A claim that Ray does not place says whose the GPUs are, and ends after the request's time-out."""
-        from rayprep.fleet.members import holders
-
-        if member.claim is None or member.visible is not None:
-            return
-        now, since = time.monotonic(), self._said_waiting.setdefault(member.host + "/since", time.monotonic())
-        if now - self._said_waiting.get(member.host, since) >= SAY_WAITING_S:
-            self._said_waiting[member.host] = now
-            holder = holders(member.node)
-            fields = {"held_for_s": round(now - since, 1), "holder": holder, "message": "GPUs", "slug": "the GPUs"}
+    def _say_who_holds(self, waiting: Sequence[Member]) -> list[Member]:
+        """Of claims that Ray does not place, says whose the GPUs are; returns the hosts that have waited in vain."""
+        now = time.monotonic()
+        self._waiting = {member.host: self._waiting.get(member.host, (now, now)) for member in waiting}
+        due = [member for member in waiting if now - self._waiting[member.host][1] >= SAY_WAITING_S]
+        living = living_actors() if due else {}
+        for member in due:
+            since, self._waiting[member.host] = self._waiting[member.host][0], (self._waiting[member.host][0], now)
+            holder, waited = holders(living.get(member.node.node_id, [])), now - since
+            fields = {"held_for_s": round(waited, 1), "holder": holder, "message": "GPUs", "slug": "the GPUs"}
             self.record.say(member.host, Phase.WAIT_LOCK, **fields)
-            if now - since > self.asked.resolved.spec.timeout_s:
-                member.step = None
+            let_idle_gpus_go(self.members)
+            if waited > self.asked.resolved.spec.timeout_s:
                 why = f"the GPUs of {member.host} are held by {holder}"
                 member.end(HostPhase.FAILED, HostUnfit(why, hint="end that job, or --exclude the host"))
+        return [member for member in due if not member.busy]
 
     def _cancel(self) -> None:
         """Tells all hosts, and waits for them to write their results."""
         deadline = time.monotonic() + CANCEL_DEADLINE_S
         for member in self.members.values():
             with contextlib.suppress(RayprepError):
-                member.cancel()
+                member.cancel(self.asked.invocation)
         while any(member.busy for member in self.members.values()) and time.monotonic() < deadline:
+            ready = ended_steps(self.members.values())
             for member in self.members.values():
-                if member.busy:
+                if member.step in ready:
                     self._cancelled(member)
             self.record.drain()
             time.sleep(POLL_S)

@@ -22,7 +22,7 @@ from rayprep.model.rollout import Rollout, fleet_status
 from rayprep.report.fleet_live import FleetView
 
 CALL_S = 10.0
-DRAIN_EVERY_S = 0.25
+DRAIN_EVERY_S = SHOW_EVERY_S = 0.25
 
 
 class FleetRecord:
@@ -35,7 +35,8 @@ class FleetRecord:
 
         self._asked, self._layout, self._coordinator, self._view = asked, layout, coordinator, view
         self._started, self._drained, self._seen = time.monotonic(), 0.0, 0
-        self._silent = False
+        self._shown = self._saved = 0.0
+        self._unsaved = self._silent = False
         self._results: dict[str, PrepResult] = {}
         """The hosts' own, as last heard; kept for a coordinator that has forgotten them."""
         spec = asked.resolved.spec
@@ -75,6 +76,7 @@ class FleetRecord:
 
     def waves(self, rollout: Rollout) -> None:
         self._change(waves=rollout.waves)
+        self.changed()
 
     def stopped(self, why: str) -> None:
         if why:
@@ -103,14 +105,24 @@ class FleetRecord:
             }
         )
 
-    def save(self, members: Mapping[str, Member]) -> None:
-        """Hands the result as it stands to the coordinator, which writes it."""
-        self._take(members)
-        self._coordinator.update.remote(self._asked.run_id, self.result)
+    def changed(self) -> None:
+        """Some host has ended a step, which `show` will hand on."""
+        self._unsaved = True
 
     def show(self, members: Mapping[str, Member]) -> None:
+        """Shows all hosts as they stand, and where one has changed hands them to the coordinator, which writes them.
+
+        Both go as a whole each time, so that a large fleet's go less often.
+        """
+        now = time.monotonic()
+        if now - self._shown < SHOW_EVERY_S:
+            return
+        self._shown = now
         self._take(members)
         self._view.update(self.result)
+        if self._unsaved and now - self._saved >= self._asked.gather_s:
+            self._coordinator.update.remote(self._asked.run_id, self.result)
+            self._saved, self._unsaved = now, False
 
     def finish(self, rollout: Rollout, members: Mapping[str, Member], *, interrupted: bool) -> FleetResult:
         """Writes the end: by the coordinator on the head, and here, which are mostly the same files."""

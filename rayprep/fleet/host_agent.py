@@ -8,14 +8,15 @@ nothing here touches signals.
 import contextlib
 import io
 import os
-import threading
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import rayprep
 from rayprep.fleet.asked import Asked, Done, Report
 from rayprep.fleet.handles import Handle
 from rayprep.fleet.leasing import Leases, Wanted
+from rayprep.fleet.reporter import Reporter
 from rayprep.fleet.shipping import AHEAD, PieceStream, SourceFailed, pieces
 from rayprep.host.epochs import highest_epoch
 from rayprep.host.layout import Layout, choose_roots, prepare_root
@@ -40,18 +41,31 @@ from rayprep.node.survey import exact_completions
 CONCURRENCY_GROUPS = {"ctl": 4, "stage": 1, "ship": 4}
 EVERYWHERE = "*"
 """The store of a lease on building a key at all: one host of the fleet builds it."""
+_STEPS = ("receive", "ensure")
 _STANDING = {Action.NOOP: Standing.VALID, Action.BUILD: Standing.MISSING, Action.FAIL: Standing.UNABLE}
 
 
+@dataclass
+class _Invocation:
+    """What an agent remembers of one request, from its first look to its result."""
+
+    name: str
+    before: ProfileSnapshot | None = None
+    """What lay here when it first looked, before anything was received."""
+    waited_s: float = 0.0
+    """For leases."""
+
+
 class HostAgent:
-    """One host, for one run."""
+    """One host, for the run of one driver: one request, or those of a campaign, told apart by their invocation."""
 
     def __init__(self, node: NodeBlock, coordinator: Handle) -> None:
         self._node, self._coordinator = node, coordinator
-        self._cancelled = threading.Event()
+        self._cancelled = ""
+        """The invocation that was cancelled last."""
         self._leases: Leases | None = None
-        self._before: ProfileSnapshot | None = None
-        """What lay here when it first looked, before anything was received."""
+        self._reporter: Reporter | None = None
+        self._invocation = _Invocation("")
         os.umask(rayprep.UMASK)
         # Ray runs its workers at nice 15 unless told otherwise; only root may go back, and others lose little.
         with contextlib.suppress(PermissionError):
@@ -61,9 +75,9 @@ class HostAgent:
         """The `ctl` group: the version of rayprep here."""
         return rayprep.__version__
 
-    def cancel(self) -> None:
-        """The `ctl` group: the running step ends its children and returns."""
-        self._cancelled.set()
+    def cancel(self, invocation: str) -> None:
+        """The `ctl` group: the invocation's step ends its children and returns."""
+        self._cancelled = invocation
 
     def look(self, asked: Asked) -> Report:
         """What this host is, and how each stage stands. Hashes with `deep`; builds nothing."""
@@ -106,7 +120,7 @@ class HostAgent:
                     Receipt(asked.run_id, asked.invocation, leases.epochs, asked.rebuilt(keys)),
                     timeout_s=asked.resolved.spec.timeout_s,
                     on_wait=lambda path, holder, waited: self._waiting_here(asked, str(path), holder, waited),
-                    cancelled=self._is_cancelled,
+                    cancelled=lambda: self._is_cancelled(asked),
                 )
             except SourceFailed as error:
                 self._emit(asked, event("receive", Phase.END, status="error", message=error.line))
@@ -143,16 +157,18 @@ class HostAgent:
             if leases.waited:
                 return Done(again=True)
             survey = take_survey(request, environ)
-            request = request.model_copy(update={"before": self._before})
-            result = ensure(request, environ, lambda each: self._emit(asked, each), self._is_cancelled, survey)
+            known = self._known(asked)
+            request = request.model_copy(update={"before": known.before, "waited_s": known.waited_s})
+            emit, cancelled = (lambda each: self._emit(asked, each)), (lambda: self._is_cancelled(asked))
+            result = ensure(request, environ, emit, cancelled, survey)
         made = [(stage, each.key) for stage, each in exact_completions(survey).items() if stage in asked.part]
         return Done(result=result, extras=_extras(survey), made=tuple(made))
 
-    def _is_cancelled(self) -> bool:
+    def _is_cancelled(self, asked: Asked) -> bool:
         """Raises StageError where a lease is lost: the step ends by that, and not as if it had been interrupted."""
         if self._leases is not None:
             self._leases.check()
-        return self._cancelled.is_set()
+        return self._cancelled == asked.invocation
 
     @contextlib.contextmanager
     def _held(self, asked: Asked, layout: Layout, wanted: Sequence[Wanted]) -> Iterator[Leases]:
@@ -173,11 +189,12 @@ class HostAgent:
             wanted,
             lambda key: highest_epoch(layout, key) or 0,
             waiting,
-            self._cancelled.is_set,
+            lambda: self._cancelled == asked.invocation,
             time.monotonic() + spec.timeout_s,
         )
         with leases:
             self._leases = leases
+            self._known(asked).waited_s += leases.waited_s
             try:
                 yield leases
             finally:
@@ -206,27 +223,40 @@ class HostAgent:
         return environ if visible is None else {**environ, "CUDA_VISIBLE_DEVICES": visible}
 
     def _keep_snapshot(self, asked: Asked, survey: Survey) -> None:
-        if self._before is not None:
+        known = self._known(asked)
+        if known.before is not None:
             return
         wanted = WantedSnapshot(survey.model.slug, survey.model.digest, survey.identity.tp)
-        self._before = take_snapshot(survey.layout, take_inventory(survey.layout), survey.signature, wanted)
-        self._coordinator.snapshot.remote(asked.run_id, self._node.host, self._before)
+        known.before = take_snapshot(survey.layout, take_inventory(survey.layout), survey.signature, wanted)
+        self._coordinator.snapshot.remote(asked.run_id, self._node.host, known.before)
+
+    def _known(self, asked: Asked) -> _Invocation:
+        if self._invocation.name != asked.invocation:
+            self._invocation = _Invocation(asked.invocation)
+        return self._invocation
 
     def _emit(self, asked: Asked, each: Event) -> None:
-        # Nothing waits for the answer: a dead coordinator costs the log, not the work.
-        self._coordinator.record.remote(asked.run_id, [each.model_copy(update={"host": self._node.host})])
+        if self._reporter is None or self._reporter.run_id != asked.run_id:
+            self._reporter = Reporter(self._coordinator, asked.run_id, self._node.host, asked.gather_s)
+        self._reporter.say(each)
+        if each.phase is Phase.END and each.name in _STEPS:  # which the driver must not hear of first
+            self._reporter.flush()
 
 
 def _stage_facts(survey: Survey, decision: Decision) -> StageFacts:
     work = decision.work if decision.action is Action.BUILD else None
-    # A host without nvcc has what others built, under their key.
-    there = survey.completions.get(decision.stage) if decision.action is Action.NOOP else None
     return StageFacts(
-        key=there.key if there else decision.key,
+        key=_key(survey, decision),
         standing=_STANDING[decision.action],
         units=work.units if work else (),
         seconds=work.seconds if work else 0.0,
     )
+
+
+def _key(survey: Survey, decision: Decision) -> str:
+    """Under which it is here, or would be built: a host without nvcc has what others built, under their key."""
+    there = survey.completions.get(decision.stage) if decision.action is Action.NOOP else None
+    return there.key if there else decision.key
 
 
 def _extras(survey: Survey) -> dict[StageName, str]:

@@ -7,7 +7,7 @@ stopped. So one that was frozen past its lease finds that out by itself, with th
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 
 from rayprep.fleet.handles import Handle
@@ -50,6 +50,7 @@ class Leases:
         self._wake = threading.Event()
         self.waited = False
         """Somebody else held one: what was to be built may be there by now."""
+        self.waited_s = 0.0
 
     @property
     def epochs(self) -> dict[str, int]:
@@ -67,12 +68,13 @@ class Leases:
     def __enter__(self) -> "Leases":
         renewer = threading.Thread(target=self._renew_all, daemon=True)
         renewer.start()
+        started = time.monotonic()
         try:
-            for wanted in self._wanted:
-                self._acquire(wanted)
+            self._acquire()
         except BaseException:
             self._give_back()
             raise
+        self.waited_s = time.monotonic() - started
         return self
 
     def __exit__(
@@ -80,35 +82,41 @@ class Leases:
     ) -> None:
         self._give_back()
 
-    def _acquire(self, wanted: Wanted) -> None:
-        while True:
+    def _acquire(self) -> None:
+        while missing := [each for each in self._wanted if each not in self._held]:
             asked = time.monotonic()
-            answer = self._ask(wanted)
-            if isinstance(answer, Granted):
-                self._held[wanted], self._until[wanted] = answer, asked + answer.ttl_s
-                return
-            if answer is not None:
-                self.waited |= answer.holder is not None
-                self._waiting(wanted, answer)
-            if self._cancelled():
-                self._withdraw(wanted)
-                raise Interrupted
-            if time.monotonic() > self._deadline:
-                self._withdraw(wanted)
-                holder = answer.holder.host if answer and answer.holder else "a coordinator that does not answer"
-                raise LockTimeout(f"the lease on {wanted[1]} is with {holder}")
-            time.sleep(ASK_EVERY_S)
+            answer = None
+            for wanted, answer in zip(missing, self._ask(missing), strict=False):
+                if isinstance(answer, Granted):
+                    self._held[wanted], self._until[wanted] = answer, asked + answer.ttl_s
+                else:
+                    self.waited |= answer.holder is not None
+                    self._waiting(wanted, answer)
+            if not isinstance(answer, Granted):
+                self._await_turn(answer)
 
-    def _ask(self, wanted: Wanted) -> Granted | Queued | None:
-        """None where the coordinator does not answer: it may be on its way back."""
+    def _await_turn(self, answer: Queued | None) -> None:
+        """Returns when it is time to ask again. The first that is not held is the one that is waited for."""
+        wanted = next(each for each in self._wanted if each not in self._held)
+        if self._cancelled():
+            self._withdraw(wanted)
+            raise Interrupted
+        if time.monotonic() > self._deadline:
+            self._withdraw(wanted)
+            holder = answer.holder.host if answer and answer.holder else "a coordinator that does not answer"
+            raise LockTimeout(f"the lease on {wanted[1]} is with {holder}")
+        time.sleep(ASK_EVERY_S)
+
+    def _ask(self, missing: Sequence[Wanted]) -> list[Granted | Queued]:
+        """Empty where the coordinator does not answer: it may be on its way back."""
         import ray
 
         try:
-            asked = self._coordinator.request.remote(*wanted, self._who, self._seen(wanted[1]))
-            answer: Granted | Queued = ray.get(asked, timeout=CALL_S)
-            return answer
+            asked = self._coordinator.request.remote([(*each, self._seen(each[1])) for each in missing], self._who)
+            answers: list[Granted | Queued] = ray.get(asked, timeout=CALL_S)
+            return answers
         except ray.exceptions.RayError:
-            return None
+            return []
 
     def _withdraw(self, wanted: Wanted) -> None:
         self._coordinator.withdraw.remote(*wanted, self._who)
@@ -117,14 +125,17 @@ class Leases:
         import ray
 
         while not self._wake.wait(self._pause_s()):
-            for wanted, granted in list(self._held.items()):
-                asked = time.monotonic()
-                try:
-                    answer = self._coordinator.renew.remote(*wanted, self._who, granted.epoch)
-                    held = ray.get(answer, timeout=CALL_S)
-                except ray.exceptions.RayError:
-                    continue  # as long as the time to live lasts, it may come back
-                if held and asked <= self._until[wanted]:
+            held, asked = dict(self._held), time.monotonic()
+            if not held:
+                continue
+            try:
+                answers = ray.get(self._coordinator.renew.remote(_with_epochs(held), self._who), timeout=CALL_S)
+            except ray.exceptions.RayError:
+                continue  # as long as the time to live lasts, it may come back
+            for (wanted, granted), still in zip(held.items(), answers, strict=True):
+                if wanted not in self._until:
+                    return  # given back meanwhile
+                if still and asked <= self._until[wanted]:
                     self._until[wanted] = asked + granted.ttl_s
                 else:
                     self._lost = True
@@ -136,10 +147,12 @@ class Leases:
         import ray
 
         self._wake.set()
-        given = [
-            self._coordinator.release.remote(*wanted, self._who, granted.epoch)
-            for wanted, granted in self._held.items()
-        ]
-        self._held, self._until = {}, {}
-        with contextlib.suppress(ray.exceptions.RayError):
-            ray.wait(given, num_returns=len(given), timeout=CALL_S) if given else None
+        held, self._held, self._until = self._held, {}, {}
+        if held:
+            given = self._coordinator.release.remote(_with_epochs(held), self._who)
+            with contextlib.suppress(ray.exceptions.RayError):
+                ray.wait([given], timeout=CALL_S)
+
+
+def _with_epochs(held: Mapping[Wanted, Granted]) -> list[tuple[str, str, int]]:
+    return [(*wanted, granted.epoch) for wanted, granted in held.items()]

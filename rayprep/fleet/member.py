@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from rayprep.fleet.asked import Asked, Done, Report
@@ -59,6 +60,8 @@ class Member:
     received: list[Received] = field(default_factory=list)
     gone: set[str] = field(default_factory=set)
     """Hosts that failed it as a source."""
+    keeps_gpus: bool = False
+    """Another request of its campaign follows: the claim outlasts this one."""
     _began: float = 0.0
     _ping: Handle = None
     _pinged: float = 0.0
@@ -73,6 +76,15 @@ class Member:
     @property
     def busy(self) -> bool:
         return self.step is not None
+
+    @property
+    def waits_for_gpus(self) -> bool:
+        return self.busy and self.claim is not None and self.visible is None
+
+    @property
+    def ended(self) -> bool:
+        """It has done what there was to do for this request, well or not."""
+        return self.state.phase in (HostPhase.VERIFIED, HostPhase.FAILED, HostPhase.LOST)
 
     def forget_leases(self, invocation: str) -> None:
         """Of its agent, which is dead: nobody has to wait for their time to run out."""
@@ -114,14 +126,15 @@ class Member:
             received=tuple(self.received),
         )
         call = self.agent.work.options(concurrency_group="stage")
-        self.step = call.remote(asked, block, self.keys(move.stages), self.visible)
+        visible = self.visible if self.needs_gpus else None
+        self.step = call.remote(asked, block, self.keys(move.stages), visible)
 
     def keys(self, stages: tuple[StageName, ...]) -> list[Key]:
         assert self.facts is not None
         return [(stage, self.facts.stages[stage].key) for stage in stages]
 
-    def outcome(self) -> Report | Done | str | None:
-        """What the step came to; None while it goes on.
+    def outcome(self) -> Report | Done | str:
+        """What the step came to, which has ended.
 
         Raises:
             Lost: the host, or its agent, is not there any more.
@@ -129,9 +142,6 @@ class Member:
         """
         import ray
 
-        if not ray.wait([self.step], timeout=0)[0]:
-            self._keep_asking()
-            return None
         step, self.step = self.step, None
         try:
             found: Report | Done | str = ray.get(step)  # type: ignore[assignment]
@@ -150,8 +160,12 @@ class Member:
             dead = isinstance(error, ray.exceptions.ActorDiedError) and answers(self.node)
             raise Lost(f"{self.host} was lost: {type(error).__name__}", dead=dead) from None
 
-    def _keep_asking(self) -> None:
-        """Ray sees a dead host in seconds or minutes, and a frozen agent never."""
+    def keep_asking(self) -> None:
+        """While the step goes on. Ray sees a dead host in seconds or minutes, and a frozen agent never.
+
+        Raises:
+            Lost: it has not answered for too long.
+        """
         import ray
 
         now = time.monotonic()
@@ -166,16 +180,17 @@ class Member:
         """Ends the attempt. The agent stays, to send to others, unless it is lost."""
         self.state = self.state.ended(phase)
         self.move = self.step = self._ping = None
-        self.let_gpus_go()
+        if self.visible is None or not self.keeps_gpus:
+            self.let_gpus_go()
         if phase is HostPhase.LOST:
             self.let_go()
         found = error if isinstance(error, FleetError) else _as_fleet_error(error) if error else None
         took = round(time.monotonic() - self._began, 3) if self._began else 0.0
         self.record = self.record.model_copy(update={"error": found, "duration_s": took, "doing": ""})
 
-    def cancel(self) -> None:
+    def cancel(self, invocation: str) -> None:
         if self.agent is not None and self.busy:
-            self.agent.cancel.options(concurrency_group="ctl").remote()
+            self.agent.cancel.options(concurrency_group="ctl").remote(invocation)
 
     def let_gpus_go(self) -> None:
         import ray
@@ -214,6 +229,14 @@ class Member:
             "received": tuple(self.received) or self.record.received,
         }
         return self.record.model_copy(update=update)
+
+
+def ended_steps(members: Iterable[Member]) -> frozenset[Handle]:
+    """Those steps of theirs that have ended; for all at once, since Ray takes as long to be asked for one."""
+    import ray
+
+    steps = [member.step for member in members if member.busy]
+    return frozenset(ray.wait(steps, num_returns=len(steps), timeout=0)[0]) if steps else frozenset()
 
 
 def _as_fleet_error(error: RayprepError) -> FleetError:

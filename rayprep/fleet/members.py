@@ -1,7 +1,8 @@
 """The actors of a fleet's run: the coordinator on the head, an agent on each host, and claims on its GPUs."""
 
 import socket
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,16 +98,25 @@ def claim_gpus(node: NodeInfo) -> Handle:
     return _remote(GpuClaim).options(**_pinned(node), max_restarts=0, num_gpus=node.gpus).remote()
 
 
-def holders(node: NodeInfo) -> str:
-    """Who may have its GPUs: the living actors there that are not ours."""
+def living_actors() -> dict[str, list[Mapping[str, Any]]]:
+    """All of the cluster, by their node's id, as Ray describes them. Takes as long as there are actors."""
     from ray._private.state import actors
 
+    found: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for each in actors().values():
+        if each["State"] == "ALIVE":
+            found[each["Address"]["NodeID"]].append(each)
+    return found
+
+
+def holders(there: Sequence[Mapping[str, Any]]) -> str:
+    """Who may have a node's GPUs: of the living actors there those that are not ours."""
     ours = {HostAgent.__name__, GpuClaim.__name__, Coordinator.__name__}
-    there = [
-        each for each in actors().values() if each["State"] == "ALIVE" and each["Address"]["NodeID"] == node.node_id
+    named = [
+        f"{each['ActorClassName']} (job {each['JobID']}, pid {each['Pid']})"
+        for each in there
+        if each["ActorClassName"] not in ours
     ]
-    others = [f"{each['ActorClassName']} (job {each['JobID']}, pid {each['Pid']})" for each in there]
-    named = [name for name in others if name.partition(" ")[0] not in ours]
     claims = [each for each in there if each["ActorClassName"] == GpuClaim.__name__]
     named += [f"another rayprep (job {each['JobID']})" for each in claims]
     return ", ".join(named) or "a task of another job"

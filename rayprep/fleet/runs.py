@@ -9,6 +9,7 @@ from rayprep.model.base import to_json, utc_now
 from rayprep.model.events import Event
 from rayprep.model.fleet_result import FleetResult
 from rayprep.model.fleet_status import FleetStatus, HostNow
+from rayprep.model.metrics import Sample, host_samples, shipped_samples, state_samples
 from rayprep.model.result import PrepResult
 from rayprep.model.snapshot import ProfileSnapshot
 from rayprep.report.session_log import SessionLog
@@ -21,8 +22,12 @@ class KeptRun:
         self.run_id, self._layout = run_id, layout
         self._log = SessionLog(layout.session_log(run_id))
         self._events: list[Event] = []
+        self._dropped = 0
+        """So many came before `_events`: their driver has them, and the log."""
         self._last: dict[str, tuple[float, Event]] = {}
         self._result: FleetResult | None = None
+        self._samples: dict[str, list[Sample]] = {}
+        """Of each host's own result."""
         self.heard = time.monotonic()
         """When its driver last said something."""
 
@@ -34,14 +39,28 @@ class KeptRun:
             self._log.record(each)
 
     def since(self, count: int) -> list[Event]:
+        """All events after the first `count`, which nobody asks for any more."""
         self.heard = time.monotonic()
-        return self._events[count:]
+        known = min(max(0, count - self._dropped), len(self._events))
+        del self._events[:known]
+        self._dropped += known
+        return list(self._events)
 
     def snapshot(self, host: str | None, snapshot: ProfileSnapshot) -> None:
         write_text(self._folder(host) / "cache_snapshot.json", to_json(snapshot))
 
     def mirror(self, host: str, result: PrepResult) -> None:
+        self._samples[host] = host_samples(result)
         write_text(self._folder(host) / "prep_result.json", to_json(result))
+
+    def samples(self) -> list[Sample]:
+        """What the run as it stands is to monitoring. Counters count once, when it has finished."""
+        if self._result is None:
+            return []
+        states = state_samples(self._result.hosts.values())
+        if self._result.run.finished_at is None:
+            return states
+        return [*states, *shipped_samples(self._result), *(one for each in self._samples.values() for one in each)]
 
     def update(self, result: FleetResult) -> Path:
         self.heard = time.monotonic()
@@ -50,13 +69,15 @@ class KeptRun:
         write_text(path, to_json(result))
         return path
 
-    def abandon(self) -> None:
-        """Closes the fleet's result of a driver that is not heard any more; it stays `partial`."""
-        if self._result is not None and self._result.run.finished_at is None:
-            run = self._result.run.model_copy(update={"finished_at": utc_now()})
+    def abandon(self) -> bool:
+        """Closes the result of a driver that is not heard any more; it stays `partial`. False where it was closed."""
+        open_one = self._result if self._result and self._result.run.finished_at is None else None
+        if open_one:
+            run = open_one.run.model_copy(update={"finished_at": utc_now()})
             why = "the driver of this run was not heard any more"
-            self.update(self._result.model_copy(update={"run": run, "warnings": (*self._result.warnings, why)}))
+            self.update(open_one.model_copy(update={"run": run, "warnings": (*open_one.warnings, why)}))
         self._log.close()
+        return open_one is not None
 
     def status(self) -> FleetStatus:
         now = time.monotonic()

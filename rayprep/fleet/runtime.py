@@ -11,8 +11,13 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
+from pydantic import ValidationError
+
+from rayprep.model.base import read_tolerant
 from rayprep.model.errors import ErrorType, HostUnfit
+from rayprep.model.ray_versions import RayVersions
 
 NAMESPACE = "rayprep"
 OBJECT_STORE_BYTES = 80 << 20
@@ -109,7 +114,8 @@ def local_ray(folder: RayFolder) -> Iterator[None]:
             raise
         raise _unavailable(f"Ray does not start: {_first_line(error)}", "run `rayprep doctor`") from error
     finally:
-        ray.shutdown()  # also what a start that was interrupted has left
+        with kept_off_stdout():
+            ray.shutdown()  # also what a start that was interrupted has left
 
 
 @contextlib.contextmanager
@@ -117,7 +123,7 @@ def joined_ray(address: str) -> Iterator[None]:
     """An existing cluster, of which this host is a node. It is asked first: Ray itself waits for minutes.
 
     Raises:
-        HostUnfit: nothing answers there, it wants a token, or it is no cluster for this Ray.
+        HostUnfit: nothing answers there, it wants a token, or it runs another Ray or Python.
     """
     _knock(address)
     _check_token_file(os.environ.get("RAY_AUTH_TOKEN_PATH"))
@@ -135,7 +141,8 @@ def joined_ray(address: str) -> Iterator[None]:
             "check Ray's version and RAY_AUTH_TOKEN_PATH on this host",
         ) from error
     finally:
-        ray.shutdown()
+        with kept_off_stdout():
+            ray.shutdown()
 
 
 def _knock(address: str) -> None:
@@ -170,14 +177,39 @@ def _ask(address: str) -> None:
 
     try:
         with _quiet():
-            GcsClient(address=address)
+            metadata = _metadata(GcsClient(address=address))
     except Exception as error:  # noqa: BLE001 - Ray has several for it, by its version
         if "InvalidAuthToken" in str(error):
             raise _unavailable(
                 f"the cluster at {address} wants another token than this shell has",
                 "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to a copy of the head's token file",
             ) from None
-        # Whatever else it is, `ray.init` says it better.
+        return  # whatever else it is, `ray.init` says it better
+    if metadata is not None:
+        _check_versions(address, metadata)
+
+
+def _metadata(gcs: Any) -> RayVersions | None:  # noqa: ANN401 - Ray's own type for it is private
+    """What the cluster was started with; None where it does not say so in a form that we know."""
+    found = gcs.internal_kv_get(b"CLUSTER_METADATA", namespace=b"cluster", timeout=CONNECT_TIMEOUT_S)
+    try:
+        return read_tolerant(RayVersions, found) if found else None
+    except ValidationError:
+        return None
+
+
+def _check_versions(address: str, cluster: RayVersions) -> None:
+    """Ray's own check has seven lines for it, of which the first names no version."""
+    import ray
+
+    python = ".".join(map(str, sys.version_info[:3]))
+    here = RayVersions(ray_version=ray.__version__, python_version=python)
+    level = os.environ.get("RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL", "patch")
+    if not here.fits(cluster, patch=level == "patch"):
+        raise _unavailable(
+            f"the cluster at {address} runs {cluster}, and this is {here}",
+            "run rayprep in a Python that has the cluster's versions of both",
+        )
 
 
 @contextlib.contextmanager

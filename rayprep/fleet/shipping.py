@@ -5,15 +5,13 @@ memory on either side.
 """
 
 import io
-import os
-import threading
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from rayprep.fleet.handles import Handle
 from rayprep.host.completions import read_completions
 from rayprep.host.layout import Layout
-from rayprep.host.pack import pack
+from rayprep.host.pack import blocks, make_manifest
 from rayprep.model.completion import Completion
 from rayprep.model.errors import ErrorType, HostUnfit, RayprepError, StageError
 from rayprep.model.package import Key
@@ -22,7 +20,7 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 PIECE = 4 << 20
-"""Bytes. Ray keeps anything above 100 kB in its object store."""
+"""Bytes, or a little more. Ray keeps anything above 100 kB in its object store."""
 AHEAD = 4
 """So many pieces may lie ready that nobody has taken."""
 SILENCE_S = 60.0
@@ -35,17 +33,15 @@ def pieces(layout: Layout, keys: Sequence[Key]) -> Iterator[bytes]:
     Raises:
         HostUnfit: one is not there, or a file is not what it lists. The receiver then has a part, and takes none.
     """
-    chosen = [_completion(layout, key) for key in keys]
-    reading, writing = os.pipe()
-    failed: list[BaseException] = []
-    packer = threading.Thread(target=_pack, args=(layout, chosen, writing, failed), daemon=True)
-    packer.start()
-    with os.fdopen(reading, "rb", buffering=PIECE) as stream:
-        while piece := stream.read(PIECE):
-            yield piece
-    packer.join()
-    if failed:
-        raise failed[0]
+    manifest = make_manifest(layout, [_completion(layout, key) for key in keys])
+    piece, size = list[bytes](), 0
+    for block in blocks(layout, manifest):
+        piece.append(block)
+        size += len(block)
+        if size >= PIECE:
+            yield b"".join(piece)
+            piece, size = [], 0
+    yield b"".join(piece)
 
 
 def _completion(layout: Layout, key: Key) -> Completion:
@@ -53,16 +49,6 @@ def _completion(layout: Layout, key: Key) -> Completion:
     if found is None:
         raise HostUnfit(f"{layout.profiles} has no completion {key[0]}/{key[1]} any more")
     return found
-
-
-def _pack(layout: Layout, completions: Sequence[Completion], writing: int, failed: list[BaseException]) -> None:
-    try:
-        with os.fdopen(writing, "wb", buffering=1 << 20) as out:
-            pack(layout, completions, out)
-    except BrokenPipeError:
-        pass  # the receiver has gone
-    except BaseException as error:  # noqa: BLE001 - raised again where the pieces are asked for
-        failed.append(error)
 
 
 class SourceFailed(RayprepError):

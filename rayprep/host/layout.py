@@ -6,6 +6,7 @@
 <profiles>/.in_progress/<slug>/<stage>    markers
 <profiles>/.locks/<slug>.lock             locks
 <telemetry>/logs/<run_id>.log             session log
+<telemetry>/prometheus/rayprep.prom       metrics of all runs, for node_exporter
 <telemetry>/container_runs/<run_id>/      prep_result.json, its history/, the stages' logs
 """
 
@@ -88,6 +89,10 @@ class Layout:
 
     def session_log(self, run_id: str) -> Path:
         return self.telemetry / "logs" / f"{run_id}.log"
+
+    @property
+    def metrics(self) -> Path:
+        return self.telemetry / "prometheus" / "rayprep.prom"
 
     def stage_log(self, run_id: str, stage: StageName) -> Path:
         return self.run(run_id) / f"{stage.value}.log"

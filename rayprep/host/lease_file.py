@@ -1,29 +1,77 @@
-"""The coordinator's lease table on disk, so that its next life knows who held what."""
+"""The coordinator's lease table on disk, so that its next life knows who held what.
 
+JSON lines: the whole table, and below it a line for each grant since. A grant must be on disk before it is said, and a
+thousand hosts have thousands of leases: to write all of them each time would take the coordinator longer than all its
+other work. Anything but a grant is left out, for a new coordinator counts every lease anew, for one time to live.
+"""
+
+import os
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from rayprep.host.atomic import write_text
-from rayprep.model.base import read_tolerant, to_json
-from rayprep.model.leases import LeaseTable
+from rayprep.model.base import Record, read_tolerant
+from rayprep.model.leases import Lease, LeaseTable
+
+LEAST_GRANTS = 1000
+"""So many lines may follow at least, before the whole is written anew."""
 
 
-def read_leases(path: Path, ttl_s: float, now: float) -> LeaseTable:
-    """The table as a new coordinator has to begin: a file, damaged or not, means that another one lived before.
+class Grant(Record):
+    """One line: the lease as it is from now on."""
 
-    Raises:
-        OSError: the file is there and cannot be read.
-    """
+    store: str
+    key: str
+    lease: Lease
+
+
+class LeaseFile:
+    """Written by one coordinator at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._room = 0
+        """So many grants may still be appended. At first none: the last life may have left half a line."""
+
+    def read(self, ttl_s: float, now: float) -> LeaseTable:
+        """The table as a new coordinator has to begin: a file, damaged or not, means that another one lived before.
+
+        Raises:
+            OSError: the file is there and cannot be read.
+        """
+        try:
+            first, *grants = self._path.read_bytes().split(b"\n")
+        except FileNotFoundError:
+            return LeaseTable(ttl_s=ttl_s)
+        try:
+            found = read_tolerant(LeaseTable, first)
+        except ValidationError:
+            found = LeaseTable(ttl_s=ttl_s)
+        leases = {store: dict(keys) for store, keys in found.leases.items()}
+        for grant in filter(None, map(_grant, grants)):
+            leases.setdefault(grant.store, {})[grant.key] = grant.lease
+        return found.model_copy(update={"leases": leases, "ttl_s": ttl_s}).restored(now)
+
+    def keep(self, table: LeaseTable, store: str, key: str) -> None:
+        """Puts the fresh grant of this lease on the disk. Raises OSError, and writes the whole the next time."""
+        room, self._room = self._room, 0
+        if room:
+            line = Grant(store=store, key=key, lease=table.leases[store][key]).model_dump_json()
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            self._room = room - 1
+        else:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            write_text(self._path, table.model_dump_json() + "\n")
+            self._room = max(LEAST_GRANTS, sum(map(len, table.leases.values())))
+
+
+def _grant(line: bytes) -> Grant | None:
+    """None for a line that a dying coordinator left half written, before anybody heard of it."""
     try:
-        found = read_tolerant(LeaseTable, path.read_bytes())
-    except FileNotFoundError:
-        return LeaseTable(ttl_s=ttl_s)
+        return read_tolerant(Grant, line)
     except ValidationError:
-        found = LeaseTable(ttl_s=ttl_s)
-    return found.model_copy(update={"ttl_s": ttl_s}).restored(now)
-
-
-def write_leases(path: Path, table: LeaseTable) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, to_json(table))
+        return None

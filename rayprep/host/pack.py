@@ -87,15 +87,9 @@ def pack(layout: Layout, completions: Sequence[Completion], out: BinaryIO) -> Pa
         HostUnfit: a file is not what its completion lists, or a stage is being built; `out` then holds a part of an
             archive, which no receiver takes.
     """
-    _refuse_marked(layout, completions)
     manifest = make_manifest(layout, completions)
-    text = manifest.model_dump_json().encode()
-    out.write(header(MANIFEST_NAME, len(text)) + text + padding(len(text)))
-    for file in manifest.files:
-        _write(layout, file, out)
-    # A build that began meanwhile may have rewritten a companion after it was hashed and read.
-    _refuse_marked(layout, completions)
-    out.write(END)
+    for block in blocks(layout, manifest):
+        out.write(block)
     return PackageReport(
         action="pack",
         profiles_root=str(layout.profiles),
@@ -104,6 +98,17 @@ def pack(layout: Layout, completions: Sequence[Completion], out: BinaryIO) -> Pa
         files=len(manifest.files),
         bytes=sum(file.size for file in manifest.files),
     )
+
+
+def blocks(layout: Layout, manifest: PackageManifest) -> Iterator[bytes]:
+    """The archive, a piece at a time, of whatever size it comes. Raises HostUnfit, as `pack` does."""
+    text = manifest.model_dump_json().encode()
+    yield header(MANIFEST_NAME, len(text)) + text + padding(len(text))
+    for file in manifest.files:
+        yield from _blocks_of(layout, file)
+    # A build that began meanwhile may have rewritten a companion after it was hashed and read.
+    _refuse_marked(layout, manifest.completions)
+    yield END
 
 
 def _refuse_marked(layout: Layout, completions: Iterable[Completion]) -> None:
@@ -121,8 +126,9 @@ def make_manifest(layout: Layout, completions: Sequence[Completion]) -> PackageM
     """Lists what there is to pack; hashes the companions, which no completion lists.
 
     Raises:
-        HostUnfit: the first listed file that is not there as a plain file of its size.
+        HostUnfit: the first listed file that is not there as a plain file of its size, or a stage that is being built.
     """
+    _refuse_marked(layout, completions)
     listed = listed_by(completions)
     entries = {entry_at(path) for path in listed}
     # A scan follows no link, so what it does not name is missing, or lies behind one.
@@ -173,25 +179,25 @@ def _is_companion(cache: CacheName, parts: tuple[str, ...]) -> bool:
     return utf8 and classify(cache, parts) is FileKind.COMPANION
 
 
-def _write(layout: Layout, file: PackedFile, out: BinaryIO) -> None:
+def _blocks_of(layout: Layout, file: PackedFile) -> Iterator[bytes]:
     digest = hashlib.sha256()
-    out.write(header(file.path, file.size, file.mtime_ns))
     try:
         # O_NONBLOCK: what was a file when it was listed may be a pipe that nobody writes to.
         descriptor = os.open(f"{layout.profiles}/{file.path}", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
         raise _wrong(file.path, f"cannot be read: {error.strerror}") from None
-    left = file.size
+    left, before = file.size, header(file.path, file.size, file.mtime_ns)
     try:
         while left and (chunk := os.read(descriptor, min(left, CHUNK))):
             digest.update(chunk)
-            out.write(chunk)
             left -= len(chunk)
+            yield before + chunk if before else chunk
+            before = b""
     finally:
         os.close(descriptor)
     if left or f"sha256:{digest.hexdigest()}" != file.sha256:
         raise _wrong(file.path, "is not what its completion lists")
-    out.write(padding(file.size))
+    yield before + padding(file.size)
 
 
 def _wrong(path: str, what: str) -> RayprepError:

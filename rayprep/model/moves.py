@@ -5,7 +5,9 @@ nobody has is built by the first host that asks; the others wait for it. Hosts o
 host without nvcc leaves the building to those that have one, which could not use what it would build.
 """
 
-from collections.abc import Mapping
+from bisect import insort
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping
 from enum import StrEnum
 
 from pydantic import Field
@@ -31,6 +33,9 @@ class MoveKind(StrEnum):
     WAIT = "wait"
 
 
+_WRITES = (MoveKind.RECEIVE, MoveKind.BUILD, MoveKind.PART, MoveKind.GATHER)
+
+
 class Move(Record):
     """One step of one host."""
 
@@ -45,86 +50,126 @@ class Move(Record):
     """The completions of a part to be gathered."""
 
 
-def next_move(
-    host: str,
-    facts: Mapping[str, HostFacts],
-    busy: Mapping[str, Move],
-    gone: frozenset[str],
-    running: frozenset[str] = frozenset(),
-) -> Move:
-    """Decides for one host that is about to begin, or that has just done a step.
+class Board:
+    """What the hosts of one group have and do at this moment, so laid out that each decision costs the same.
+
+    A fleet asks for all its waiting hosts several times a second; whoever gets a move is to `begin` it here.
 
     Args:
-        facts: of all hosts of its group, as they stand now, itself among them.
-        busy: what the others do at this moment.
-        gone: hosts that cannot serve: lost, or failed as a source.
+        facts: of all hosts of the group, as they stand now.
+        busy: what they do now; other groups' hosts may be among them.
+        gone: hosts that cannot serve.
         running: hosts that are at work, or about to be.
     """
-    own = facts[host]
+
+    def __init__(
+        self,
+        facts: Mapping[str, HostFacts],
+        busy: Mapping[str, Move],
+        gone: frozenset[str] = frozenset(),
+        running: frozenset[str] = frozenset(),
+    ) -> None:
+        self.facts = facts
+        self._writers: dict[str, str] = {}
+        """Store -> who writes into it."""
+        self._builders: dict[StageName, str] = {}
+        self._serving = Counter(move.other for move in busy.values() if move.kind is MoveKind.RECEIVE)
+        self._givers: dict[frozenset[StageName], list[_Giver]] = defaultdict(list)
+        """What they have -> all that have just that, those first that serve the fewest."""
+        for host in facts.keys() - gone:
+            insort(self._givers[_valid(facts[host])], (self._serving[host], host))
+        for host in sorted(busy.keys() & facts.keys()):
+            self._note(host, busy[host])
+        self._equipped: dict[StageName, str] = {}
+        """Who has nvcc and will build what it lacks."""
+        for host in sorted(running & facts.keys()):
+            if facts[host].signature.nvcc is not None:
+                for stage in _missing(facts[host]):
+                    self._equipped.setdefault(stage, host)
+
+    def begin(self, host: str, move: Move) -> None:
+        """`host` does `move` from now on."""
+        self._note(host, move)
+        if move.kind is MoveKind.RECEIVE and move.other is not None:
+            givers, served = self._givers[_valid(self.facts[move.other])], self._serving[move.other]
+            givers.remove((served, move.other))
+            insort(givers, (served + 1, move.other))
+            self._serving[move.other] += 1
+
+    def _note(self, host: str, move: Move) -> None:
+        if move.kind in _WRITES:
+            self._writers.setdefault(self.facts[host].store, host)
+        if move.kind is MoveKind.BUILD:
+            for stage in move.stages:
+                self._builders.setdefault(stage, host)
+
+    def writer(self, host: str) -> str | None:
+        """Who else writes into the store of `host` now."""
+        found = self._writers.get(self.facts[host].store)
+        return None if found == host else found
+
+    def builder(self, stages: Iterable[StageName]) -> str | None:
+        """Who builds some of these now."""
+        return min((self._builders[stage] for stage in stages if stage in self._builders), default=None)
+
+    def better_equipped(self, own: HostFacts, stages: Iterable[StageName]) -> str | None:
+        """Who will build some of these, where this host has no nvcc."""
+        if own.signature.nvcc is not None:
+            return None
+        return next((self._equipped[stage] for stage in stages if stage in self._equipped), None)
+
+    def giver(self, own: HostFacts, lacking: tuple[StageName, ...], failed: Collection[str]) -> Move | None:
+        """To receive from whoever has most of what is lacking and serves the fewest, or to wait for it."""
+        found = []
+        for valid, givers in self._givers.items():
+            offered = tuple(stage for stage in lacking if stage in valid)
+            able = (each for each in givers if each[1] not in failed and _serves(self.facts[each[1]], own))
+            if offered and (first := next(able, None)):
+                found.append((-len(offered), first, offered))
+        if not found:
+            return None
+        _, (served, giver), offered = min(found)
+        kind = MoveKind.RECEIVE if served < RECEIVERS_AT_ONCE else MoveKind.WAIT
+        return Move(kind=kind, other=giver, stages=offered)
+
+
+_Giver = tuple[int, str]
+"""How many it serves now, and its name."""
+
+
+def _valid(facts: HostFacts) -> frozenset[StageName]:
+    return frozenset(stage for stage, each in facts.stages.items() if each.standing is Standing.VALID)
+
+
+def _missing(facts: HostFacts) -> list[StageName]:
+    return [stage for stage, each in facts.stages.items() if each.standing is Standing.MISSING]
+
+
+def _serves(other: HostFacts, own: HostFacts) -> bool:
+    """What was built without nvcc does not serve a host that has one."""
+    return other.store != own.store and (other.signature.nvcc is not None or own.signature.nvcc is None)
+
+
+def next_move(host: str, board: Board, failed: Collection[str] = ()) -> Move:
+    """Decides for one host of the board that is about to begin, or that has just done a step.
+
+    Args:
+        failed: hosts that failed it as a source.
+    """
+    own = board.facts[host]
     lacking = tuple(stage for stage, each in own.stages.items() if each.standing is not Standing.VALID)
     if not lacking:
         return Move(kind=MoveKind.PROVE)
-    if mate := _working_mate(host, facts, busy):
+    if mate := board.writer(host):
         return Move(kind=MoveKind.WAIT, other=mate, stages=lacking)
-    offers = {other: _offered(facts[other], own, lacking) for other in facts if other not in gone}
-    offers = {other: stages for other, stages in offers.items() if stages and facts[other].store != own.store}
-    if offers:
-        return _take(offers, busy)
-    if builder := _builder(host, lacking, facts, busy):
+    if move := board.giver(own, lacking, failed):
+        return move
+    if builder := board.builder(lacking):
         return Move(kind=MoveKind.WAIT, other=builder, stages=lacking)
-    if builder := _better_equipped(own, lacking, facts, running):
+    if builder := board.better_equipped(own, lacking):
         return Move(kind=MoveKind.WAIT, other=builder, stages=lacking)
     able = tuple(stage for stage in lacking if own.stages[stage].standing is Standing.MISSING)
     return Move(kind=MoveKind.BUILD if able else MoveKind.PROVE, stages=able)
-
-
-def _working_mate(host: str, facts: Mapping[str, HostFacts], busy: Mapping[str, Move]) -> str | None:
-    """Another host that writes into the same store now."""
-    writes = (MoveKind.RECEIVE, MoveKind.BUILD, MoveKind.PART, MoveKind.GATHER)
-    mates = (other for other, move in busy.items() if move.kind in writes and other != host and other in facts)
-    return next((other for other in sorted(mates) if facts[other].store == facts[host].store), None)
-
-
-def _offered(other: HostFacts, own: HostFacts, lacking: tuple[StageName, ...]) -> tuple[StageName, ...]:
-    if other.host == own.host or (other.signature.nvcc is None and own.signature.nvcc is not None):
-        return ()
-    return tuple(stage for stage in lacking if stage in other.stages and other.stages[stage].standing is Standing.VALID)
-
-
-def _take(offers: Mapping[str, tuple[StageName, ...]], busy: Mapping[str, Move]) -> Move:
-    serving = [move.other for move in busy.values() if move.kind is MoveKind.RECEIVE]
-    most = max(len(stages) for stages in offers.values())
-    givers = sorted((serving.count(other), other) for other, stages in offers.items() if len(stages) == most)
-    count, giver = givers[0]
-    kind = MoveKind.RECEIVE if count < RECEIVERS_AT_ONCE else MoveKind.WAIT
-    return Move(kind=kind, other=giver, stages=offers[giver])
-
-
-def _builder(
-    host: str, lacking: tuple[StageName, ...], facts: Mapping[str, HostFacts], busy: Mapping[str, Move]
-) -> str | None:
-    """Who builds some of what is lacking now."""
-    building = (
-        other
-        for other, move in busy.items()
-        if other != host and other in facts and move.kind is MoveKind.BUILD and set(move.stages) & set(lacking)
-    )
-    return min(building, default=None)
-
-
-def _better_equipped(
-    own: HostFacts, lacking: tuple[StageName, ...], facts: Mapping[str, HostFacts], running: frozenset[str]
-) -> str | None:
-    """Who will build some of what is lacking, where this host has no nvcc."""
-    if own.signature.nvcc is not None:
-        return None
-    others = (facts[host] for host in sorted(running & facts.keys()) if facts[host].signature.nvcc is not None)
-    can = (other.host for other in others if any(_misses(other, stage) for stage in lacking))
-    return next(can, None)
-
-
-def _misses(facts: HostFacts, stage: StageName) -> bool:
-    return stage in facts.stages and facts.stages[stage].standing is Standing.MISSING
 
 
 def with_valid(facts: HostFacts, stages: tuple[StageName, ...]) -> HostFacts:

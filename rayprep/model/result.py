@@ -224,6 +224,8 @@ class PrepResult(Record):
     """In a fleet, who this host is and what it received; null on a single host."""
     snapshot_before: ProfileSnapshot | None = None
     """What lay in the caches before the work; null where there was none to do."""
+    waited_s: float = 0.0
+    """For locks, and in a fleet for leases, that other runs held."""
     heartbeats: dict[str, int] = Field(default_factory=dict)
     """How many signs of life each stage gave, and `verify`."""
 

@@ -1,5 +1,7 @@
 """Reads the seed contract's spec file, in both its forms, into values for `spec.resolve`.
 
+A campaign is `{"campaign": [SPEC, SPEC, ...]}`: several requests, one after another.
+
 Unknown keys are ignored with a warning that names the nearest known one. Layouts beyond tensor parallelism are
 refused by name: a request half done is worse than one not done.
 """
@@ -56,15 +58,41 @@ class SpecFile(Record):
     values: dict[str, object]
     ignored: tuple[str, ...]
     warnings: tuple[str, ...]
+    campaign: tuple["SpecFile", ...] = ()
+    """Its requests, where it is one; it has no values of its own then."""
 
 
 def parse_spec_file(text: str, source: str) -> SpecFile:
     """Parses a spec file's text.
 
     Raises:
-        BadRequest: empty, not JSON, not an object, a wrong type where the form is fixed, or another layout than TP.
+        BadRequest: empty, not JSON, not an object, a wrong type where the form is fixed, another layout than TP, or
+            a campaign of no requests or with values beside them.
     """
     document = _as_object(_load(text, source), source)
+    if "campaign" not in document:
+        return _read(document, source)
+    requests = document.pop("campaign")
+    return _campaign(requests, _read(document, source), source)
+
+
+def _campaign(requests: object, around: SpecFile, source: str) -> SpecFile:
+    """What is said around the requests is said of each."""
+    if not isinstance(requests, list) or not requests:
+        raise BadRequest(f"spec file {source}: campaign must be a list of requests, and have one at least")
+    if around.values:
+        hint = "put it into each of the requests, or give it as a flag"
+        raise BadRequest(f"spec file {source}: {next(iter(around.values))} stands beside the campaign", hint=hint)
+    campaign = []
+    for number, each in enumerate(requests, 1):
+        name = f"{source}, request {number}"
+        own = _read(_as_object(each, name), name)
+        said = {"ignored": around.ignored + own.ignored, "warnings": around.warnings + own.warnings}
+        campaign.append(own.model_copy(update=said))
+    return around.model_copy(update={"campaign": tuple(campaign)})
+
+
+def _read(document: Mapping[str, object], source: str) -> SpecFile:
     reader = _Reader(source)
     for key, value in document.items():
         reader.top(key, value)
@@ -101,6 +129,8 @@ class _Reader:
 
     def top(self, key: str, value: object) -> None:
         refuse_layout(key, value)
+        if key == "campaign":
+            raise BadRequest(f"spec file {self.source}: a campaign has no campaigns", hint="list all requests in one")
         if key == "schema_version":
             self._version(value)
         elif key == "ops":

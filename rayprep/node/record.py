@@ -46,6 +46,7 @@ class Recorder:
         self._errors: list[RunError] = []
         self._warnings: list[str] = list(request.resolved.warnings)
         self._verify: VerifyResult | None = None
+        self._waited_s = request.waited_s
         self._heartbeats: Counter[str] = Counter()
         self._run = _run_block(request, survey)
         try:
@@ -93,6 +94,9 @@ class Recorder:
         if each.phase is Phase.PROGRESS:
             self._heartbeats[each.name] += 1
 
+    def waited(self, seconds: float) -> None:
+        self._waited_s += seconds
+
     def warn(self, message: str) -> None:
         self._warnings.append(message)
 
@@ -126,6 +130,7 @@ class Recorder:
             warnings=tuple(self._warnings),
             node=self._request.node,
             snapshot_before=self._request.before,
+            waited_s=round(self._waited_s, 3),
             heartbeats=dict(self._heartbeats),
         )
 
@@ -204,6 +209,7 @@ def settled_result(decision: Decision, survey: Survey) -> StageResult:
             reason=decision.reason,
             detail=decision.detail or None,
             signature=survey.signature,
+            artifacts=Artifacts(units=decision.work.units) if decision.work else None,
         )
     if decision.action is Action.SKIP:
         return StageResult(

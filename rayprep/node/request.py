@@ -30,6 +30,8 @@ class NodeRequest(Record):
     """Build just these units, of a build that several hosts share; empty for the whole."""
     node: NodeBlock | None = None
     """Who this host is in a fleet; null where there is one."""
+    waited_s: float = 0.0
+    """For leases, before this."""
     before: ProfileSnapshot | None = None
     """What lay in the caches before the work, for the result."""
 

@@ -2,6 +2,7 @@
 
 import shutil
 import threading
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
@@ -90,8 +91,7 @@ class _NodeRun:
             layout.store_lock,
             *gpu_lock_paths([gpu.uuid for gpu in self.survey.gpus]),
         ]
-        timeout = self.request.resolved.spec.timeout_s
-        with acquire(paths, self.request.run_id, timeout, self._waiting, self.cancelled) as locks:
+        with self._locked(paths) as locks:
             self._end_leftovers()
             # Whoever held the lock before us may have built what we came for.
             self.survey = take_survey(self.request, self.environ, self.survey.seen_gpus)
@@ -101,6 +101,13 @@ class _NodeRun:
                 self._run_stages(locks, scratch)
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
+
+    def _locked(self, paths: Sequence[Path]) -> HeldLocks:
+        timeout, started = self.request.resolved.spec.timeout_s, time.monotonic()
+        try:
+            return acquire(paths, self.request.run_id, timeout, self._waiting, self.cancelled)
+        finally:
+            self.recorder.waited(time.monotonic() - started)
 
     def _waiting(self, path: Path, holder: Holder | None, waited: float) -> None:
         held = holder.held_for() if holder else waited

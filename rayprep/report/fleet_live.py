@@ -64,13 +64,14 @@ class LiveFleetView:
 
         self._last: dict[str, HostNow] = {}
         self._status: FleetStatus | None = None
-        self._live = Live(console=Console(file=stream), get_renderable=self._draw, refresh_per_second=4)
+        self._console = Console(file=stream)
+        self._live = Live(console=self._console, get_renderable=self._draw, refresh_per_second=4)
 
     def show(self, event: Event) -> None:
         if event.host:
             self._last[event.host] = HostNow(age_s=0, last=event)
         if event.phase in (Phase.WARNING, Phase.WAIT_LOCK):
-            self._live.console.print(event.human_line, style="yellow", markup=False, highlight=False)
+            self._console.print(event.human_line, style="yellow", markup=False, highlight=False)
 
     def update(self, result: FleetResult) -> None:
         self._status = FleetStatus(run_id=result.run.run_id, taken_at=result.run.started_at, result=result)
@@ -80,7 +81,8 @@ class LiveFleetView:
         self._live.refresh()
 
     def _draw(self) -> "Table":
-        return fleet_table(self._status)
+        # What does not fit on the screen would take most of a core to lay out, four times a second.
+        return fleet_table(self._status, max(1, self._console.height - 3))
 
     def __enter__(self) -> "LiveFleetView":
         self._live.__enter__()
@@ -90,14 +92,17 @@ class LiveFleetView:
         self._live.__exit__(None, None, None)
 
 
-def fleet_table(status: FleetStatus | None) -> "Table":
-    """The hosts of one run; failures first."""
+def fleet_table(status: FleetStatus | None, most: int | None = None) -> "Table":
+    """The hosts of one run, failures first; of more than `most` the first, and how many follow."""
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False)
     for heading in ("host", "group", "state", "now", "done", "heard"):
         table.add_column(heading, no_wrap=heading != "now", overflow="ellipsis")
-    for host, group, state, *rest in status.rows if status else []:
+    rows = status.rows if status else []
+    for host, group, state, *rest in rows[:most]:
         table.add_row(host, group, Text(state, style=STYLE.get(state, "")), *map(Text, rest))
+    if left := len(rows[most:]) if most is not None else 0:
+        table.add_row(f"... {left} more")
     return table

@@ -1,21 +1,25 @@
 #!/usr/bin/env python3
 """What it costs to ship a finished cache to other hosts, as ratios to what a user would do instead, in one run.
 
-    scripts/bench/shipping.py [--receivers 1 3] [--rounds 5] [--files 20000] [--per-entry 8] [--folder /tmp]
+    PYTHONPATH=. scripts/bench/shipping.py [--receivers 1 3] [--rounds 5] [--files 20000] [--per-entry 8] [--folder F]
 
 Two caches: `many` files of 131 MiB together, and `one` of 1 GiB; each to one receiver and to three at once, all on
-this host. The ways run in turn, A B C A B C, and medians are compared. Prints a table and, last, one line of JSON.
-Exits 1 when shipping takes more than twice what tar does.
+this host, whose cores sender and receivers share. The ways run in turn, A B C A B C, and medians are compared. Prints
+a table and, last, one line of JSON. Exits 1 when rayprep takes more than twice what tar does. On a disk with ext4, a
+way that comes after the removal of another's thousands of files is slower for it; /dev/shm has no such memory.
 
     tar      GNU tar, one for each receiver, over TCP on the loopback to GNU tar; then sha256sum -c of every file
     rsync    rsync -a from folder to folder, one for each receiver, without a hash; where rsync is installed
-    rayprep  pack once, over TCP on the loopback, to `receive` on each side
+    tcp      rayprep's `pack`, once, over TCP on the loopback to rayprep's `receive` on each side, without Ray
+    rayprep  as a fleet does: `pack` for each receiver, over Ray's object plane, between real Ray nodes
 
-The split of rayprep's time, in seconds; of several receivers the slowest, part by part:
+The split of rayprep's time, in seconds; of several processes the slowest, part by part. Both sides work at once, so
+the parts are more than the whole:
 
-    pack     lists, reads and hashes, without the time that the stream made it wait
-    wait     a receiver's, for the next bytes
-    unpack   looks at what is there, hashes, writes
+    pack     the sender's CPU: lists, reads, writes the stream
+    move     a receiver's wait for the next bytes
+    hash     a side's CPU for SHA-256; each file is hashed where it leaves and where it arrives
+    unpack   a receiver looks at what is there, takes the stream apart, writes
     sync     puts the files on the disk, which the other ways leave to the kernel
     place    renames, writes the completion
 """
@@ -38,27 +42,24 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 from finished_cache import CACHE, MIB, FinishedCache, make_cache
+from ray_hosts import over_ray, ray_hosts
+from shipping_sides import PARTS, Split, Stopwatch, receive, send
 
-from rayprep.host import unpack
-from rayprep.host.completions import read_completions
-from rayprep.host.layout import Layout
-from rayprep.host.pack import pack
+from rayprep.fleet.handles import Handle
 
 BOUND = 2.0
 BUFFER = 1 * MIB
-PARTS = ("pack", "wait", "unpack", "sync", "place")
 PROCESSES = multiprocessing.get_context("fork")
 """A host's own process has rayprep imported long before the first byte arrives."""
-
-Split = dict[str, float]
 
 
 class Stream(io.RawIOBase):
     """Reads from one connection, or writes to several, and knows how long that took."""
 
     def __init__(self, *ends: socket.socket) -> None:
-        self.ends, self.seconds, self.last = ends, 0.0, time.perf_counter()
+        self.ends, self.moving = ends, Stopwatch()
 
     def readable(self) -> bool:
         return True
@@ -67,23 +68,16 @@ class Stream(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:  # noqa: ANN401 - as io has it
-        return self._timed(lambda: self.ends[0].recv_into(buffer))
+        return int(self.moving(lambda: self.ends[0].recv_into(buffer)))
 
     def write(self, data: Any) -> int:  # noqa: ANN401 - as io has it
         for end in self.ends:
-            self._timed(partial(end.sendall, data))
+            self.moving(partial(end.sendall, data))
         return len(data)
 
     def close(self) -> None:
         for end in self.ends:
             end.close()
-
-    def _timed(self, work: Callable[[], Any]) -> Any:  # noqa: ANN401 - the work's own
-        started = time.perf_counter()
-        done = work()
-        self.last = time.perf_counter()
-        self.seconds += self.last - started
-        return done
 
 
 Side = Callable[[Stream], Split]
@@ -109,38 +103,20 @@ def over_tcp(sender: Side, receivers: Sequence[Side]) -> list[Split]:
     return [results.get() for _ in processes]
 
 
-def send(cache: FinishedCache, stream: Stream) -> Split:
-    started = time.perf_counter()
+def send_once(cache: FinishedCache, stream: Stream) -> Split:
     with io.BufferedWriter(stream, BUFFER) as out:
-        pack(cache.layout, [cache.completion], out)
-    return {"pack": time.perf_counter() - started - stream.seconds}
+        return send(cache, out)
 
 
-def receive(cache: FinishedCache, target: Path, stream: Stream) -> Split:
-    syncing, sync = [0.0], unpack.sync
-
-    def timed_sync(folder: Path) -> None:
-        began = time.perf_counter()
-        sync(folder)
-        syncing[0] = time.perf_counter() - began
-
-    unpack.sync = timed_sync
-    layout = Layout(target, target.parent / "telemetry")
-    started = time.perf_counter()
-    source = io.BufferedReader(stream, BUFFER)
-    unpack.receive(layout, source, cache.completion.signature, unpack.Receipt(run_id="bench"))
-    ended = time.perf_counter()
-    assert read_completions(layout, cache.completion.stage)[0] == [cache.completion]
-    return {
-        "wait": stream.seconds,
-        "unpack": stream.last - started - stream.seconds,
-        "sync": syncing[0],
-        "place": ended - stream.last - syncing[0],
-    }
+def take(cache: FinishedCache, target: Path, stream: Stream) -> Split:
+    return receive(cache, target, stream, stream.moving)
 
 
-def by_rayprep(cache: FinishedCache, targets: Sequence[Path]) -> Split:
-    splits = over_tcp(partial(send, cache), [partial(receive, cache, target) for target in targets])
+def by_tcp(cache: FinishedCache, targets: Sequence[Path]) -> Split:
+    return slowest(over_tcp(partial(send_once, cache), [partial(take, cache, target) for target in targets]))
+
+
+def slowest(splits: Sequence[Split]) -> Split:
     return {part: max(split.get(part, 0.0) for split in splits) for part in PARTS}
 
 
@@ -168,8 +144,15 @@ def _ended(processes: Sequence[subprocess.Popen[bytes]]) -> Split:
     return {}
 
 
-def measure(cache: FinishedCache, receivers: int, rounds: int, folder: Path) -> dict[str, object]:
-    ways = {"tar": by_tar, "rsync": by_rsync, "rayprep": by_rayprep}
+def measure(
+    cache: FinishedCache, receivers: int, rounds: int, folder: Path, hosts: Sequence[Handle]
+) -> dict[str, object]:
+    ways: dict[str, Callable[[FinishedCache, Sequence[Path]], Split]] = {
+        "tar": by_tar,
+        "rsync": by_rsync,
+        "tcp": by_tcp,
+        "rayprep": lambda cache, targets: slowest(over_ray(hosts, cache, targets)),
+    }
     if not shutil.which("rsync"):
         del ways["rsync"]
     runs: dict[str, list[Split]] = {way: [] for way in ways}
@@ -187,9 +170,10 @@ def measure(cache: FinishedCache, receivers: int, rounds: int, folder: Path) -> 
 
 
 def cpu_seconds() -> float:
-    """Of all children that have ended, and of theirs."""
+    """Of all children, and of theirs: those that have ended, and Ray's, which go on."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
+    living = [process.cpu_times() for process in psutil.Process().children(recursive=True)]
+    return usage.ru_utime + usage.ru_stime + sum(times.user + times.system for times in living)
 
 
 def medians(runs: Sequence[Split]) -> Split:
@@ -214,11 +198,15 @@ def main() -> int:
     parser.add_argument("--per-entry", type=int, default=8)
     parser.add_argument("--folder", help="where the files go; one in memory leaves the disk out of it")
     options = parser.parse_args()
+    print("$", *sys.argv)
+    print(f"sender and receivers on one machine of {os.cpu_count()} cores", flush=True)
     shapes = {"many": (options.files, 131 * MIB // options.files, options.per_entry), "one": (1, 1024 * MIB, 1)}
     with tempfile.TemporaryDirectory(prefix="rayprep-bench-", dir=options.folder) as base:
         folder = Path(base)
         caches = [make_cache(folder, name, *shapes[name]) for name in options.caches]
-        rows = [measure(cache, count, options.rounds, folder) for cache in caches for count in options.receivers]
+        cases = [(cache, count) for cache in caches for count in options.receivers]
+        with ray_hosts(1 + max(options.receivers)) as hosts:
+            rows = [measure(cache, count, options.rounds, folder, hosts) for cache, count in cases]
     print(json.dumps({"files": options.files, "per_entry": options.per_entry, "rounds": options.rounds, "rows": rows}))
     return 0 if all(row["ok"] for row in rows) else 1
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from rayprep.cli.request import Flags, node_request, resolve_flags
+from rayprep.cli.request import Flags, node_requests, resolve_flags
 from rayprep.model.errors import BadRequest
 from rayprep.model.spec import StageOp
 from rayprep.model.stages import StageName
@@ -58,7 +58,8 @@ def test_a_commands_program_is_looked_up_where_the_user_stands(tmp_path: Path, m
 
     def program(name: str) -> str:
         environ = {"PATH": str(tmp_path), "HOME": str(tmp_path)}
-        asked = node_request(Flags(model="m", server_command=[name, "--port", "1"], profiles_root="p"), environ)
+        flags = Flags(model="m", server_command=[name, "--port", "1"], profiles_root="p")
+        asked = node_requests(flags, environ).each[0]
         assert asked.resolved.spec.server_command[1:] == ("--port", "1")
         return asked.resolved.spec.server_command[0]
 
@@ -107,3 +108,25 @@ def test_stages_by_name_and_alias() -> None:
 def test_server_args_are_split_as_a_shell_would() -> None:
     values = Flags(server_args=["--context-length 8192", "--chat-template='a b'"]).values()
     assert values == {"server_args": ["--context-length", "8192", "--chat-template=a b"]}
+
+
+def test_a_campaign_is_several_requests_under_the_same_flags(tmp_path: Path) -> None:
+    file = tmp_path / "night.json"
+    file.write_text('{"campaign": [{"model": "a", "tp": 2, "typo": 1}, {"model": "b"}], "note": "x"}', encoding="utf-8")
+    flags = Flags(spec_file=file, run_id="night", batch_sizes=[4], profiles_root="p")
+    asked = node_requests(flags, {"HOME": str(tmp_path)})
+    assert asked.campaign
+    specs = {each.run_id: each.resolved.spec for each in asked.each}
+    assert {name: (spec.model, spec.tp, spec.batch_sizes) for name, spec in specs.items()} == {
+        "night-1": ("a", 2, (4,)),
+        "night-2": ("b", 1, (4,)),
+    }
+    assert [each.resolved.ignored_spec_keys for each in asked.each] == [("note", "typo"), ("note",)]
+    assert "night.json, request 1: unknown key typo" in asked.each[0].resolved.warnings[1]
+
+
+def test_what_is_wrong_in_the_last_request_is_said_before_the_first_begins(tmp_path: Path) -> None:
+    file = tmp_path / "night.json"
+    file.write_text('{"campaign": [{"model": "a"}, {"model": "b", "tp": "many"}]}', encoding="utf-8")
+    with pytest.raises(BadRequest, match=r"^request 2 of the campaign: tp"):
+        node_requests(Flags(spec_file=file), {"HOME": str(tmp_path)})

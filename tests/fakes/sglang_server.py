@@ -5,9 +5,9 @@
 It prints the log that sglang 0.5.16 wrote on an H200 (tests/data/server-*.log). With --compile it leaves in each
 cache what it does not find there, as a cold server does, and then prints the cold log. The texts of its faults are
 those of the libraries' own sources, which stand beside them. FAKE_FAULTS in the environment names faults, too: a
-server's flags are part of a cache's key. While the file that FAKE_HOLD names is there, it goes no further. FAKE_MIB is
-how many MiB it compiles beside that, in files of one, never twice the same. Only the standard library: it has to start
-fast.
+server's flags are part of a cache's key. While the file that FAKE_HOLD names is there, it goes no further. The
+program that FAKE_COMPILER names is run for each missing file, with its name. FAKE_MIB is how many MiB it compiles
+beside that, in files of one, never twice the same. Only the standard library: it has to start fast.
 """
 
 import argparse
@@ -106,6 +106,8 @@ def fill_caches(faults: frozenset[str]) -> bool:
                 path.read_bytes()
                 continue
             path.parent.mkdir(parents=True, exist_ok=True)
+            if compiler := os.environ.get("FAKE_COMPILER"):
+                subprocess.run([compiler, name], check=True)
             path.write_bytes(os.urandom(1 << 20) if name.startswith("BIG") else f"made for {name}\n".encode() * 64)
             compiled = True
         switch, line = SAYS_SO.get(variable, ("", ""))

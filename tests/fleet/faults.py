@@ -14,7 +14,7 @@ from rayprep.cli.schema import schema
 from rayprep.host.completions import read_completions
 from rayprep.host.environment import STORE_MARK, store_mark
 from rayprep.host.layout import Layout
-from rayprep.host.lease_file import read_leases
+from rayprep.host.lease_file import LeaseFile
 from rayprep.host.markers import read_markers
 from rayprep.host.process import marked_processes
 from rayprep.host.snapshot import wrong_hashes
@@ -158,12 +158,12 @@ def leases_are_free(fleet: Fleet) -> None:
     import ray
 
     def granted(store: str, key: str) -> bool:
-        answer = ray.get(fleet.coordinator.request.remote(store, key, PROBE, 0), timeout=30)
+        (answer,) = ray.get(fleet.coordinator.request.remote([(store, key, 0)], PROBE), timeout=30)
         if not isinstance(answer, Granted):
             return False
-        ray.get(fleet.coordinator.release.remote(store, key, PROBE, answer.epoch), timeout=30)
+        ray.get(fleet.coordinator.release.remote([(store, key, answer.epoch)], PROBE), timeout=30)
         return True
 
-    for store, keys in read_leases(fleet.leases, 1, 0).leases.items():
+    for store, keys in LeaseFile(fleet.leases).read(1, 0).leases.items():
         for key in keys:
             wait_for(lambda store=store, key=key: granted(store, key), f"the lease on {key} to be free")  # type: ignore[misc]

@@ -5,6 +5,8 @@ import logging
 import os
 import subprocess
 import sys
+import urllib.request
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,13 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import psutil
+from prometheus_client.parser import text_string_to_metric_families
 
 from rayprep.cli.schema import schema
 from rayprep.fleet.members import join_coordinator, living_nodes
 from rayprep.fleet.runtime import NAMESPACE
 from rayprep.host.layout import Layout
+from rayprep.model.base import read_tolerant
+from rayprep.model.ray_versions import RayVersions
 from tests.conftest import QUICK_COMPILER
 from tests.host.test_ports import free_port
+from tests.processes import family, named
 
 FAKES = Path(__file__).resolve().parent.parent / "fakes"
 LIBRARIES = (FAKES / "sglang_lib", FAKES / "deep_gemm_lib")
@@ -123,7 +130,7 @@ class Fleet:
 
     @property
     def leases(self) -> Path:
-        return self.telemetry / "coordinator" / "leases.json"
+        return self.telemetry / "coordinator" / "leases.jsonl"
 
     def shorten_leases(self, ttl_s: float) -> None:
         """Starts the coordinator ahead of the drivers, with leases of another length than theirs would have."""
@@ -149,6 +156,20 @@ class Fleet:
         )
         self.nodes[node.name] = node
 
+    @contextmanager
+    def said_to_be(self, **versions: str) -> Iterator[tuple[RayVersions, RayVersions]]:
+        """Within the block the cluster says that it runs these versions. Yields what it says, and what it is."""
+        from ray._raylet import GcsClient  # type: ignore[attr-defined]
+
+        gcs, key, namespace = GcsClient(address=self.address), b"CLUSTER_METADATA", b"cluster"
+        kept = gcs.internal_kv_get(key, namespace=namespace)
+        said = {**json.loads(kept), **versions}
+        gcs.internal_kv_put(key, json.dumps(said).encode(), True, namespace=namespace)
+        try:
+            yield read_tolerant(RayVersions, json.dumps(said)), read_tolerant(RayVersions, kept)
+        finally:
+            gcs.internal_kv_put(key, kept, True, namespace=namespace)
+
     def restart(self, node: Node, **env: str) -> None:
         """Takes a host away, and brings it back with `env` added to its environment."""
         self.cluster.remove_node(node.ray_node)
@@ -167,6 +188,19 @@ class Fleet:
         inherited = {name: value for name, value in os.environ.items() if name not in HIDDEN}
         return {**inherited, "HOME": str(home), "HOST_TELEMETRY_ROOT": str(self.telemetry)}
 
+    def metrics(self) -> dict[str, float]:
+        """What the head's metrics endpoint says of rayprep: name, stage and status -> the sum over the hosts."""
+        head: Any = self.cluster.head_node
+        with urllib.request.urlopen(
+            f"http://{head.node_ip_address}:{head.metrics_export_port}/metrics", timeout=10
+        ) as page:
+            shown = list(text_string_to_metric_families(page.read().decode()))
+        found: Counter[str] = Counter()
+        for each in (sample for metric in shown for sample in metric.samples if "rayprep" in sample.name):
+            labels = [each.labels[name] for name in ("stage", "status") if name in each.labels]
+            found["/".join([each.name, *labels])] += each.value
+        return dict(found)
+
     def run(self, *args: str, timeout: float = 120) -> "subprocess.CompletedProcess[str]":
         """Any other command."""
         return subprocess.run(
@@ -174,7 +208,8 @@ class Fleet:
         )
 
     def start(self, *args: str, run_id: str) -> "subprocess.Popen[str]":
-        asked = ("ensure", "--cluster", "--model", "tiny-dense", "--run-id", run_id, *args)
+        model = () if "--spec-file" in args else ("--model", "tiny-dense")
+        asked = ("ensure", "--cluster", *model, "--run-id", run_id, *args)
         return subprocess.Popen(
             self.command(*asked),
             env=self.env,
@@ -205,10 +240,20 @@ class Fleet:
                 jsonschema.validate(own, schema("prep_result"), jsonschema.Draft202012Validator)
         return found
 
+    @property
+    def run_ids(self) -> list[str]:
+        """Of all runs that have left a result."""
+        return [path.parent.name for path in (self.telemetry / "container_runs").glob("*/fleet_result.json")]
+
     def host_result(self, run_id: str, host: str) -> dict[str, Any]:
         path = self.telemetry / "container_runs" / run_id / "hosts" / host / "prep_result.json"
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return found
+
+
+def actors(*words: str) -> list[psutil.Process]:
+    """Processes of the clusters that this test process has started, by any of their names."""
+    return [each for word in words for each in named(family(psutil.Process().pid), word)]
 
 
 @contextmanager

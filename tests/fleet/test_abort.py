@@ -102,8 +102,9 @@ def kill_the_driver(run: Aborted) -> None:
 @pytest.mark.parametrize(
     ("hit", "status", "error_type"),
     [
-        pytest.param(kill_the_child, 13, "compile_failed", id="child"),
-        pytest.param(kill_the_agent, 13, "node_lost", id="agent"),
+        pytest.param(kill_the_child, 13, "compile_failed", id="child", marks=pytest.mark.slow),
+        # By default an agent is killed where that costs less, in test_random_kills.
+        pytest.param(kill_the_agent, 13, "node_lost", id="agent", marks=pytest.mark.slow),
         pytest.param(kill_the_driver, -signal.SIGKILL, None, id="driver"),
     ],
 )
@@ -144,7 +145,10 @@ def test_kill_9_is_repaired_by_the_next_ensure(
     assert (cache["valid"], cache["partial"]) == (True, False)
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM], ids=lambda signum: signum.name)
+@pytest.mark.parametrize(
+    "signum",
+    [pytest.param(signal.SIGINT, id="SIGINT"), pytest.param(signal.SIGTERM, id="SIGTERM", marks=pytest.mark.slow)],
+)
 def test_an_interrupt_leaves_a_partial_result_and_nothing_else(
     roots: Roots, built: Built, record_property: Record, signum: signal.Signals
 ) -> None:
@@ -161,13 +165,16 @@ def test_an_interrupt_leaves_a_partial_result_and_nothing_else(
     assert any(line.startswith("RESULT_STATUS partial") for line in run.output)
 
 
-def test_an_interrupt_while_ray_starts_leaves_a_partial_result(roots: Roots) -> None:
-    driver = roots.start("ensure", *ENSURE_TINY, "--json", "--run-id", "early")
+def test_an_interrupt_while_ray_starts_leaves_a_partial_result_and_ends_the_campaign(roots: Roots) -> None:
+    file = roots.base / "campaign.json"
+    file.write_text(json.dumps({"campaign": [{"batch_sizes": [1]}, {"batch_sizes": [2]}]}), encoding="utf-8")
+    driver = roots.start("ensure", "--spec-file", str(file), *ENSURE_TINY[:2], "--json", "--run-id", "early")
     wait_for(lambda: named(family(driver.pid), "gcs_server"), "Ray's first process")
     processes = family(driver.pid)
     driver.send_signal(signal.SIGTERM)
     out, err = driver.communicate(timeout=60)
     assert driver.returncode == 130, out + err
     wait_for(lambda: not alive(processes), "Ray's processes to end")
-    assert roots.result("early")["status"] == "partial"
+    assert roots.result("early-1")["status"] == "partial"
+    assert out.splitlines()[-1] == "RESULT_CAMPAIGN partial early-1:partial early-2:not_started"
     assert "Traceback" not in err

@@ -9,12 +9,15 @@ import pytest
 
 from rayprep.model.caches import CacheName
 from rayprep.model.stages import StageName
-from tests.fleet.fleet import STAND_IN, Fleet, Node, fleet_of
+from tests.conftest import write_model
+from tests.fleet.fleet import STAND_IN, Fleet, Node, actors, fleet_of
+from tests.host.test_ports import free_port
+from tests.processes import wait_for
 
 FP8_MODEL = Path(__file__).parents[1] / "gpu" / "models" / "qwen3-moe-fp8-4l"
 KERNELS = 6
 """That the stand-in for DeepGEMM has for this model's two products."""
-pytestmark = [pytest.mark.ray, pytest.mark.xdist_group("fleet")]
+pytestmark = pytest.mark.ray
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +114,44 @@ def test_a_canary_goes_first_and_stops_the_rest(fleet: Fleet) -> None:
     assert (failed["error"]["stage"], failed["error"]["error_type"]) == ("serve", "server_start_failed")
 
 
+def test_a_campaign_keeps_its_hosts_from_model_to_model(fleet: Fleet, tmp_path: Path) -> None:
+    """The request in the middle fails. What all of them did is at the head's metrics endpoint."""
+    other = write_model(tmp_path / "other", rms_norm_eps=1e-5)
+    requests = [{"model": "tiny-dense"}, {"model": "tiny-dense", "tp": 3}, {"model": str(other)}]
+    file = tmp_path / "campaign.json"
+    file.write_text(json.dumps({"campaign": requests}), encoding="utf-8")
+    asked = (*STAND_IN, "--json", "--verify", "none", "--spec-file", str(file), "--warmup-port", str(free_port()))
+    run = fleet.start(*asked, run_id="night")
+    assert run.stdout is not None
+    lines, at_work = [], []
+    for line in run.stdout:
+        if line.startswith("RESULT_JSON"):  # all hosts of the request have ended, and its driver has not
+            at_work.append(sorted(each.pid for each in actors("ray::HostAgent", "ray::GpuClaim")))
+        lines += [line] if line.startswith("RESULT") else []
+    assert run.wait(30) == 2, lines
+    assert lines[-1] == "RESULT_CAMPAIGN partial night-1:ok night-2:error night-3:ok\n"
+    files = [line.split("/")[-2:] for line in lines if line.startswith("RESULT_JSON")]
+    assert files == [[f"night-{number}", "fleet_result.json\n"] for number in (1, 2, 3)]
+    assert len(at_work[0]) == 6, "an agent and a claim of each host"
+    assert at_work[1] == at_work[0]
+    assert {host["state"] for host in fleet.result("night-3")["hosts"].values()} == {"verified"}
+    wait_for(lambda: not actors("ray::HostAgent", "ray::GpuClaim"), "the campaign's hosts to be let go")
+
+    # The coordinator has counted since the cluster's first run; Ray shows it within 10 s.
+    shipped = sum(each["bytes"] for run_id in fleet.run_ids for each in received(fleet, run_id))
+    expected = {
+        "ray_rayprep_shipped_bytes_total": shipped,
+        "ray_rayprep_hosts/verified": 3,
+        "ray_rayprep_hosts/failed": 0,
+    }
+    wait_for(lambda: expected.items() <= fleet.metrics().items(), f"Ray's view to have {expected}")
+    assert fleet.metrics()["ray_rayprep_stage_duration_seconds/serve/ok"] > 0
+
+
+def received(fleet: Fleet, run_id: str) -> list[dict[str, int]]:
+    return [each for host in fleet.result(run_id)["hosts"].values() for each in host["received"]]
+
+
 def test_a_rebuild_is_done_once(fleet: Fleet) -> None:
     assert fleet.ensure(*STAND_IN, run_id="built").returncode == 0
     done = fleet.ensure(*STAND_IN, "--rebuild", "serve", run_id="rebuilt")
@@ -191,6 +232,7 @@ def test_the_commands_that_look_and_clean_up_on_all_hosts(fleet: Fleet) -> None:
     assert fleet.nodes["gpu-0"].artifacts()
 
 
+@pytest.mark.slow
 def test_a_proof_alone_on_all_hosts(fleet: Fleet) -> None:
     assert fleet.ensure(*STAND_IN, "--verify", "none", run_id="unproved").returncode == 0
     asked = ("--model", "tiny-dense", "--server-arg=--compile", "--run-id", "proof")
@@ -202,6 +244,16 @@ def test_a_proof_alone_on_all_hosts(fleet: Fleet) -> None:
     assert done.returncode == 14, done.stdout + done.stderr
     states = {name: host["state"] for name, host in fleet.result("loss")["hosts"].items()}
     assert states == {"gpu-0": "verified", "gpu-1": "verified", "gpu-2": "failed"}
+
+
+@pytest.mark.parametrize(
+    "skew", [{"ray_version": "2.9.0"}, {"python_version": "3.10.1"}], ids=lambda skew: next(iter(skew))
+)
+def test_another_ray_or_python_is_one_line_within_ten_seconds(three: Fleet, skew: dict[str, str]) -> None:
+    with three.said_to_be(**skew) as (cluster, here):
+        done = three.run("status", timeout=10)
+    assert (done.returncode, len(done.stderr.splitlines())) == (3, 1), done.stderr
+    assert f"error [ray_unavailable]: the cluster at {three.address} runs {cluster}, and this is {here}" in done.stderr
 
 
 def test_status_while_nothing_goes_on(fleet: Fleet) -> None:

@@ -16,7 +16,7 @@ from tests.fleet.fleet import STAND_IN, Fleet, Node, fleet_of
 from tests.host.test_ports import free_port
 from tests.processes import wait_for
 
-pytestmark = [pytest.mark.ray, pytest.mark.xdist_group("fleet-faults")]
+pytestmark = pytest.mark.ray
 
 TTL_S = 6.0
 
@@ -56,6 +56,7 @@ def test_a_builder_dies_and_the_other_host_builds(two: Fleet) -> None:
     assert not strange, "Ray has something to say of the dead, and must not say it there"
 
 
+@pytest.mark.slow
 def test_a_host_is_lost_for_good_and_the_others_end_well(two: Fleet) -> None:
     hold(two)
     run = Run(two, "lost")
@@ -87,6 +88,7 @@ def test_the_coordinator_dies_and_the_work_goes_on(two: Fleet) -> None:
     assert {host["state"] for host in two.result("headless")["hosts"].values()} == {"verified"}
 
 
+@pytest.mark.slow
 def test_the_driver_is_killed_and_nothing_goes_on(two: Fleet) -> None:
     hold(two)
     run = Run(two, "orphan")
@@ -123,7 +125,9 @@ def test_two_drivers_at_once_build_once(two: Fleet) -> None:
     assert sorted(map(len, built)) == [0, 0, 0, 1]
 
 
-@pytest.mark.parametrize("host", [False, True], ids=["agent", "host"])
+@pytest.mark.parametrize(
+    "host", [pytest.param(False, id="agent"), pytest.param(True, id="host", marks=pytest.mark.slow)]
+)
 def test_a_frozen_builder_cannot_publish(two: Fleet, host: bool) -> None:
     """SIGSTOP past its lease, then SIGCONT: another has built meanwhile, and it learns that it is late.
 

@@ -1,5 +1,6 @@
 """`--address`: the work goes to an agent on a Ray cluster that is there, which stays when the run ends."""
 
+import json
 import os
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import psutil
 import pytest
 
 from rayprep.host.process import end_processes, marked_processes
-from tests.conftest import ENSURE_TINY, Built, Roots
+from tests.conftest import ENSURE_TINY, QUICK_COMPILER, Built, Roots, write_model
 from tests.host.test_ports import free_port
 from tests.needs import needs_torch
 from tests.processes import family, named, wait_for
@@ -22,7 +23,9 @@ pytestmark = [pytest.mark.ray, pytest.mark.torch, needs_torch()]
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     from ray.cluster_utils import Cluster
 
-    monkeypatch.setenv("TORCHINDUCTOR_VEC_ISA_OK", "1")  # as `built` was made; the agent inherits the cluster's
+    # As `built` was made; the agent inherits the cluster's.
+    monkeypatch.setenv("TORCHINDUCTOR_VEC_ISA_OK", "1")
+    monkeypatch.setenv("CXX", str(QUICK_COMPILER))
 
     started = Cluster(
         initialize_head=True,
@@ -32,15 +35,33 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     started.shutdown()
 
 
-def test_an_agent_on_a_running_cluster(cluster: str, built: Built, roots: Roots) -> None:
+def test_an_agent_on_a_running_cluster_does_a_campaign(cluster: str, built: Built, roots: Roots) -> None:
+    """Three requests, of which the one in the middle cannot be; one agent does the others."""
     built.copy_to(roots)
     # The files stay and only the completion is gone, so that the work is short: a look that finds all graphs.
     completion = next((roots.profiles / ".rayprep" / "inductor").glob("*.json"))
     completion.unlink()
-    done = roots.run("ensure", *ENSURE_TINY, "--address", cluster, "--run-id", "joined")
-    assert done.returncode == 0, done.stdout + done.stderr
-    stage = roots.result("joined")["stages"]["inductor"]
-    assert (stage["status"], stage["artifacts"]["built"]) == ("ok", [])
+    same = write_model(roots.base / "same")
+    campaign = [{"model": "tiny-dense"}, {"model": "nowhere"}, {"model": str(same)}]
+    file = roots.base / "campaign.json"
+    file.write_text(json.dumps({"campaign": campaign}), encoding="utf-8")
+    asked = ("--spec-file", str(file), *ENSURE_TINY[2:], "--address", cluster, "--json", "--run-id", "joined")
+    run = roots.start("ensure", *asked)
+    assert run.stdout is not None
+    agents, ends = [], []
+    for line in run.stdout:
+        if '"name":"inductor","phase":"start"' in line:
+            agents.append([each.pid for each in named(family(psutil.Process().pid), "ray::Agent")])
+        ends += [line] if line.startswith("RESULT_CAMPAIGN") else []
+    err = run.communicate(timeout=60)[1]
+    assert (run.returncode, ends) == (2, ["RESULT_CAMPAIGN partial joined-1:ok joined-2:error joined-3:ok\n"]), err
+    assert "error [BadRequest]: joined-2: model 'nowhere' is no folder" in err
+    assert len(agents) == 2
+    assert len(agents[0]) == 1
+    assert agents[1] == agents[0]
+    for run_id in ("joined-1", "joined-3"):
+        stage = roots.result(run_id)["stages"]["inductor"]
+        assert (stage["status"], stage["artifacts"]["built"]) == ("ok", [])
     assert completion.exists()
     raylets = named(family(psutil.Process().pid), "raylet")
     assert raylets, "the cluster must outlive the run"

@@ -12,7 +12,7 @@ from tests.fleet.faults import all_is_well, empty, nothing_is_left_behind, valid
 from tests.fleet.fleet import FAKES, LIBRARIES, STAND_IN, Fleet, Node, fleet_of
 from tests.needs import needs_root, needs_tool
 
-pytestmark = [pytest.mark.ray, pytest.mark.xdist_group("fleet-unlike")]
+pytestmark = pytest.mark.ray
 
 MIB = 24
 MODEL = Path(__file__).parents[1] / "gpu" / "models" / "qwen3-moe-fp8-4l"
@@ -20,15 +20,16 @@ FLASHINFER = (
     *("--model", str(MODEL), "--server-arg=--compile", "--server-arg=--attention-backend=flashinfer"),
     *("--skip", "moe_tune", "--skip", "deep_gemm"),
 )
+ENV = {
+    "FAKE_MIB": str(MIB),
+    "PYTHONPATH": os.pathsep.join([str(LIBRARIES[0]), str(FAKES / "flashinfer_lib"), os.environ.get("PYTHONPATH", "")]),
+}
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     base = tmp_path_factory.mktemp("unlike")
-    libraries = (FAKES / "flashinfer_lib", *LIBRARIES)
-    env = {"FAKE_MIB": str(MIB)}
-    nodes = (Node(f"gpu-{index}", base / f"n{index}", libraries=libraries, extra_env=env) for index in range(2))
-    with fleet_of(base, *nodes) as fleet:
+    with fleet_of(base, *(Node(f"gpu-{index}", base / f"n{index}", extra_env=ENV) for index in range(2))) as fleet:
         yield fleet
 
 
@@ -80,8 +81,8 @@ def test_a_clock_an_hour_off_on_one_host(two: Fleet, off_s: int, builder: str) -
     """The times of its files are the machine's, as those on a file server with a clock of its own."""
     other = next(name for name in two.nodes if name != builder)
     odd = two.nodes["gpu-1"]
-    path = [str(FAKES / "clock"), odd.env["PYTHONPATH"]]
-    two.restart(odd, FAKE_CLOCK_S=str(off_s), PYTHONPATH=os.pathsep.join(path))
+    path = os.pathsep.join([str(FAKES / "clock"), ENV["PYTHONPATH"]])
+    two.restart(odd, FAKE_CLOCK_S=str(off_s), PYTHONPATH=path)
     try:
         assert two.ensure(*STAND_IN, "--nodes", builder, run_id="first").returncode == 0
         all_is_well(two, "both")
@@ -104,7 +105,7 @@ def times(node: Node) -> dict[str, int]:
 
 @needs_tool("ninja")
 def test_a_host_without_nvcc_receives_and_does_not_build(two: Fleet) -> None:
-    known = {"flashinfer_version": "0.6.14"}
+    known = {"flashinfer_version": "0.6.14", "nvcc": "13.0.88"}
     bare, other = two.nodes["gpu-0"], two.nodes["gpu-1"]
     with contextlib.ExitStack() as stack:
         stack.enter_context(facts(bare, **{**known, "nvcc": None}))

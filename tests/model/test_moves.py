@@ -1,10 +1,12 @@
 """What a host of a group does next: examples, and a whole group carried to its end in every order."""
 
+from collections import Counter
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rayprep.model.grouping import HostFacts, StageFacts, Standing
-from rayprep.model.moves import RECEIVERS_AT_ONCE, Move, MoveKind, next_move, with_valid
+from rayprep.model.moves import RECEIVERS_AT_ONCE, Board, Move, MoveKind, next_move, with_valid
 from rayprep.model.stages import StageName
 from tests.model.samples import signature
 
@@ -22,7 +24,7 @@ def facts(*hosts: HostFacts) -> dict[str, HostFacts]:
 
 
 def move(name: str, *hosts: HostFacts, gone: frozenset[str] = frozenset(), **busy: Move) -> Move:
-    return next_move(name, facts(*hosts), busy, gone)
+    return next_move(name, Board(facts(*hosts), busy, gone))
 
 
 def test_nobody_has_it_so_the_first_who_asks_builds() -> None:
@@ -46,17 +48,34 @@ def test_a_source_that_failed_is_not_asked_again() -> None:
     hosts = (host("a", deep_gemm=V), host("b", deep_gemm=M), host("c", deep_gemm=V))
     assert move("b", *hosts, gone=frozenset({"a"})).other == "c"
     assert move("b", *hosts, gone=frozenset({"a", "c"})).kind is MoveKind.BUILD
+    board = Board(facts(*hosts), {})
+    assert (next_move("b", board, {"a"}).other, next_move("b", board).other) == ("c", "a")
 
 
 def test_a_source_serves_a_few_at_once() -> None:
     hosts = [host("a", deep_gemm=V), *(host(f"r{number}", deep_gemm=M) for number in range(RECEIVERS_AT_ONCE + 1))]
     busy = {f"r{number}": Move(kind=MoveKind.RECEIVE, other="a", stages=(A,)) for number in range(RECEIVERS_AT_ONCE)}
     last = f"r{RECEIVERS_AT_ONCE}"
-    assert next_move(last, facts(*hosts), busy, frozenset()).kind is MoveKind.WAIT
+    assert next_move(last, Board(facts(*hosts), busy)).kind is MoveKind.WAIT
     # One that has received serves in its turn.
     hosts[1] = host("r0", deep_gemm=V)
     del busy["r0"]
-    assert next_move(last, facts(*hosts), busy, frozenset()).other == "r0"
+    assert next_move(last, Board(facts(*hosts), busy)).other == "r0"
+
+
+def test_moves_that_begin_on_a_board_count_as_if_it_were_laid_out_anew() -> None:
+    hosts = facts(
+        *(host(f"v{number}", deep_gemm=V) for number in range(2)), *(host(f"r{n}", deep_gemm=M) for n in range(8))
+    )
+    board, busy = Board(hosts, {}), dict[str, Move]()
+    for name in sorted(hosts):
+        asked = next_move(name, board)
+        assert asked == next_move(name, Board(hosts, busy))
+        board.begin(name, asked)
+        if asked.kind is not MoveKind.WAIT:
+            busy[name] = asked
+    served = Counter(each.other for each in busy.values() if each.kind is MoveKind.RECEIVE)
+    assert served == {"v0": RECEIVERS_AT_ONCE, "v1": RECEIVERS_AT_ONCE}
 
 
 def test_hosts_of_one_store_work_one_after_another() -> None:
@@ -75,12 +94,13 @@ def test_what_cannot_be_built_here_is_received_or_left_to_the_stage_to_say() -> 
 def test_a_host_without_nvcc_leaves_the_building_to_who_has_it() -> None:
     bare, other = host("a", nvcc=None, serve=M), host("b", serve=M)
     both = facts(bare, other)
-    assert next_move("a", both, {}, frozenset(), frozenset("ab")) == Move(kind=MoveKind.WAIT, other="b", stages=(B,))
-    assert next_move("b", both, {}, frozenset(), frozenset("ab")).kind is MoveKind.BUILD
+    asked = next_move("a", Board(both, {}, running=frozenset("ab")))
+    assert asked == Move(kind=MoveKind.WAIT, other="b", stages=(B,))
+    assert next_move("b", Board(both, {}, running=frozenset("ab"))).kind is MoveKind.BUILD
     # Who has finally failed builds nothing any more, and neither does who cannot.
-    assert next_move("a", both, {}, frozenset(), frozenset("a")).kind is MoveKind.BUILD
+    assert next_move("a", Board(both, {}, running=frozenset("a"))).kind is MoveKind.BUILD
     unable = facts(bare, host("b", serve=U))
-    assert next_move("a", unable, {}, frozenset(), frozenset("ab")).kind is MoveKind.BUILD
+    assert next_move("a", Board(unable, {}, running=frozenset("ab"))).kind is MoveKind.BUILD
 
 
 def test_what_was_built_without_nvcc_is_not_offered_to_who_has_it() -> None:
@@ -124,7 +144,7 @@ def test_every_group_ends_with_each_stage_built_at_most_once(
             if ended.kind is not MoveKind.PROVE:
                 waiting.add(name)
             continue
-        asked = next_move(name, known, busy, frozenset())
+        asked = next_move(name, Board(known, busy))
         if asked.kind is MoveKind.WAIT:
             assert busy, "nobody waits for nobody"
             continue

@@ -208,7 +208,7 @@ KNOWN = {
     "device": st.sampled_from(["auto", "cpu", "cuda"]),
     "server_args": st.lists(st.just("--a=1"), max_size=2),
 }
-TAKEN = {*KNOWN, "model", "ops", "schema_version"}
+TAKEN = {*KNOWN, "model", "ops", "schema_version", "campaign"}
 UNKNOWN = st.dictionaries(st.text("xyz_", min_size=1, max_size=8).filter(lambda key: key not in TAKEN), JSON)
 
 
@@ -240,3 +240,37 @@ def test_any_json_is_read_or_refused_in_one_line(document: object) -> None:
         error.line.encode()
     else:
         answer.model_dump_json()
+
+
+def test_a_campaign_is_a_list_of_requests() -> None:
+    got = read(
+        {"schema_version": "1", "campaign": [{"model": "a", "tp": 2}, {"model_path": "b", "ops": {"moe": "skip"}}]}
+    )
+    assert (got.values, got.warnings) == ({}, ())
+    assert [each.values for each in got.campaign] == [
+        {"model": "a", "tp": 2},
+        {"model": "b", "ops": {"moe_tune": "skip"}},
+    ]
+
+
+def test_what_is_unknown_around_a_campaign_is_said_of_each_request() -> None:
+    got = read({"name": "night", "campaign": [{"model": "a", "typo": 1}, {"model": "b"}]})
+    assert [each.ignored for each in got.campaign] == [("name", "typo"), ("name",)]
+    assert "spec.json, request 1: unknown key typo" in got.campaign[0].warnings[1]
+
+
+@pytest.mark.parametrize(
+    ("document", "words"),
+    [
+        ({"campaign": []}, "have one at least"),
+        ({"campaign": {"model": "a"}}, "must be a list of requests"),
+        ({"campaign": None}, "must be a list of requests"),
+        ({"campaign": ["a"]}, "spec.json, request 1 must be a JSON object"),
+        ({"campaign": [{"model": "a"}], "tp": 2}, "tp stands beside the campaign"),
+        ({"campaign": [{"model": "a"}, {"campaign": []}]}, "request 2: a campaign has no campaigns"),
+        ({"campaign": [{"model": "a", "pp": 2}]}, "pp"),
+    ],
+)
+def test_a_campaign_that_is_none(document: object, words: str) -> None:
+    with pytest.raises(BadRequest, match=words):
+        read(document)

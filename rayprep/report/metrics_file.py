@@ -1,0 +1,66 @@
+"""Metrics where no Ray cluster shows them: a text file that node_exporter's textfile collector reads.
+
+Source: github.com/prometheus/node_exporter, "Textfile Collector".
+"""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from filelock import FileLock
+
+from rayprep.model.metrics import METRICS, Sample, merge
+
+if TYPE_CHECKING:
+    from prometheus_client.core import Metric as Family
+
+LOCK_S = 10.0
+
+
+def add_to_metrics_file(path: Path, samples: Iterable[Sample]) -> None:
+    """Merges `samples` into what earlier runs left there. A file that is none of ours is written anew.
+
+    Raises:
+        OSError: it cannot be written, or another run has had it for too long.
+    """
+    from prometheus_client import CollectorRegistry, write_to_textfile
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix(".lock"), timeout=LOCK_S):
+        registry = CollectorRegistry()
+        registry.register(_Collector(merge(_read(path), samples)))
+        write_to_textfile(str(path), registry)
+
+
+def _read(path: Path) -> list[Sample]:
+    from prometheus_client.parser import text_string_to_metric_families
+
+    by_name = {metric.name: metric for metric in METRICS}
+    try:
+        families = list(text_string_to_metric_families(path.read_text(encoding="utf-8")))
+    except (FileNotFoundError, ValueError):
+        return []
+    found = [each for family in families for each in family.samples if each.name in by_name]
+    return [
+        by_name[each.name].sample(each.value, *each.labels.values())
+        for each in found
+        if tuple(each.labels) == by_name[each.name].labels  # else another version's
+    ]
+
+
+class _Collector:
+    """What `prometheus_client` writes: each metric once, with all of its samples."""
+
+    def __init__(self, samples: Iterable[Sample]) -> None:
+        self._samples = sorted(samples, key=lambda each: each.labels)
+
+    def collect(self) -> "Iterator[Family]":
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+        for metric in METRICS:
+            kind = CounterMetricFamily if metric.is_counter else GaugeMetricFamily
+            family = kind(metric.name, metric.help, labels=metric.labels)
+            for each in self._samples:
+                if each.metric is metric:
+                    family.add_metric(each.labels, each.value)
+            yield family

@@ -1,0 +1,95 @@
+"""The two sides of shipping a finished cache, each with how long its parts took."""
+
+import hashlib
+import io
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, BinaryIO
+
+from finished_cache import FinishedCache
+
+from rayprep.host import pack, package_stream, unpack
+from rayprep.host.completions import read_completions
+from rayprep.host.layout import Layout
+
+PARTS = ("pack", "move", "hash", "unpack", "sync", "place")
+
+Split = dict[str, float]
+"""Part -> seconds."""
+
+
+class Stopwatch:
+    """Adds up what several calls take."""
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.clock, self.seconds, self.last = clock, 0.0, time.perf_counter()
+
+    def __call__(self, work: Callable[[], Any]) -> Any:  # noqa: ANN401 - the work's own
+        started = self.clock()
+        done = work()
+        self.seconds += self.clock() - started
+        self.last = time.perf_counter()
+        return done
+
+
+class _TimedDigest:
+    """SHA-256 that knows what it took in each thread, in seconds of CPU: one process packs for several hosts."""
+
+    taken = threading.local()
+
+    def __init__(self) -> None:
+        self._digest = hashlib.sha256()
+
+    def update(self, data: bytes) -> None:
+        started = time.thread_time()
+        self._digest.update(data)
+        self.taken.seconds += time.thread_time() - started
+
+    def hexdigest(self) -> str:
+        return self._digest.hexdigest()
+
+
+def time_hashing() -> None:
+    """Counts in this thread from now on."""
+    _TimedDigest.taken.seconds = 0.0
+    for module in (pack, package_stream):
+        module.hashlib = SimpleNamespace(sha256=_TimedDigest)
+
+
+def hashing_s() -> float:
+    return float(_TimedDigest.taken.seconds)
+
+
+def send(cache: FinishedCache, out: BinaryIO) -> Split:
+    """In seconds of CPU, for it waits for the stream in between."""
+    time_hashing()
+    started = time.thread_time()
+    pack.pack(cache.layout, [cache.completion], out)
+    hashing = hashing_s()
+    return {"pack": time.thread_time() - started - hashing, "hash": hashing}
+
+
+def receive(cache: FinishedCache, target: Path, stream: io.RawIOBase, moving: Stopwatch) -> Split:
+    """`moving` knows how long the stream let it wait."""
+    syncing, sync = Stopwatch(), unpack.sync
+    unpack.sync = lambda folder: syncing(lambda: sync(folder))
+    layout = Layout(target, target.parent / "telemetry")
+    time_hashing()
+    started = time.perf_counter()
+    try:
+        source = io.BufferedReader(stream, 1 << 20)
+        unpack.receive(layout, source, cache.completion.signature, unpack.Receipt(run_id="bench"))
+    finally:
+        unpack.sync = sync
+    ended, hashing = time.perf_counter(), hashing_s()
+    assert read_completions(layout, cache.completion.stage)[0] == [cache.completion]
+    return {
+        "move": moving.seconds,
+        "hash": hashing,
+        "unpack": moving.last - started - moving.seconds - hashing,
+        "sync": syncing.seconds,
+        "place": ended - moving.last - syncing.seconds,
+    }

@@ -1,0 +1,73 @@
+"""The lease table on disk: what the next coordinator knows of the last one's grants."""
+
+from pathlib import Path
+
+import pytest
+
+from rayprep.host import lease_file
+from rayprep.host.lease_file import LeaseFile
+from rayprep.model.leases import Granted, Holder, LeaseTable
+
+TTL_S = 30.0
+
+
+def who(number: int) -> Holder:
+    return Holder(host=f"gpu-{number}", invocation="run", node_id="n")
+
+
+def grant(file: LeaseFile, table: LeaseTable, number: int) -> LeaseTable:
+    table, answer = table.request("store", f"key-{number}", who(number), now=1.0)
+    assert isinstance(answer, Granted)
+    file.keep(table, "store", f"key-{number}")
+    return table
+
+
+def holders(table: LeaseTable) -> dict[str, str]:
+    return {key: lease.held.holder.host for key, lease in table.leases.get("store", {}).items() if lease.held}
+
+
+def test_where_no_coordinator_lived_there_is_nothing_to_wait_for(tmp_path: Path) -> None:
+    assert LeaseFile(tmp_path / "leases").read(TTL_S, 5.0) == LeaseTable(ttl_s=TTL_S)
+
+
+@pytest.mark.parametrize("least", [1, 2, 1000])
+def test_the_next_coordinator_knows_every_grant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, least: int) -> None:
+    monkeypatch.setattr(lease_file, "LEAST_GRANTS", least)
+    file, table = LeaseFile(tmp_path / "sub" / "leases"), LeaseTable(ttl_s=TTL_S)
+    for number in range(6):
+        table = grant(file, table, number)
+    found = LeaseFile(tmp_path / "sub" / "leases").read(TTL_S, 100.0)
+    assert holders(found) == {f"key-{number}": f"gpu-{number}" for number in range(6)}
+    assert (found.restored_at, found.leases["store"]["key-5"].epoch) == (100.0, 1)
+
+
+def test_a_second_grant_of_a_key_takes_the_place_of_the_first(tmp_path: Path) -> None:
+    file, table = LeaseFile(tmp_path / "leases"), LeaseTable(ttl_s=TTL_S)
+    table = grant(file, table, 0).release("store", "key-0", who(0), 1, now=2.0)
+    table, _ = table.request("store", "key-0", who(7), now=3.0)
+    file.keep(table, "store", "key-0")
+    lease = file.read(TTL_S, 9.0).leases["store"]["key-0"]
+    assert (lease.epoch, lease.held and lease.held.holder.host) == (2, "gpu-7")
+
+
+@pytest.mark.parametrize("cut", [1, 40])
+def test_half_a_line_is_as_if_it_had_not_been_granted(tmp_path: Path, cut: int) -> None:
+    path = tmp_path / "leases"
+    file, table = LeaseFile(path), LeaseTable(ttl_s=TTL_S)
+    for number in range(2):
+        table = grant(file, table, number)
+    path.write_bytes(path.read_bytes()[: -1 - cut])
+    again = LeaseFile(path)
+    found = again.read(TTL_S, 0.0)
+    assert holders(found) == {"key-0": "gpu-0"}
+    # The new coordinator writes the whole before it appends: nothing follows upon half a line.
+    later, answer = found.request("store", "key-9", who(9), now=TTL_S + 1)
+    assert isinstance(answer, Granted)
+    again.keep(later, "store", "key-9")
+    assert holders(LeaseFile(path).read(TTL_S, 0.0)) == {"key-9": "gpu-9", "key-0": "gpu-0"}
+
+
+def test_a_damaged_table_is_still_a_sign_of_an_earlier_life(tmp_path: Path) -> None:
+    path = tmp_path / "leases"
+    path.write_text("no table\n", encoding="utf-8")
+    assert LeaseFile(path).read(TTL_S, 5.0).restored_at == 5.0
