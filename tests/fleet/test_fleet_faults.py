@@ -145,7 +145,6 @@ def test_a_frozen_builder_cannot_publish(two: Fleet, host: bool) -> None:
         other = next(node for node in two.nodes.values() if node is not builder)
         second = two.ensure(*STAND_IN, "--nodes", other.name, run_id="overtakes", timeout=120)
         assert second.returncode == 0, second.stdout + second.stderr
-        assert two.result("overtakes")["hosts"][other.name]["built"] == ["serve"]
     finally:
         for process in frozen:
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -154,6 +153,9 @@ def test_a_frozen_builder_cannot_publish(two: Fleet, host: bool) -> None:
     late = two.result("frozen")["hosts"][builder.name]
     assert late["state"] in ("failed", "lost"), run.text
     assert late["error"]["error_type"] in ("lease_lost", "node_lost")
+    # Where Ray has given the host up, the other one may have built it for the first run, and the second found it.
+    built = [two.result(run_id)["hosts"][other.name]["built"] for run_id in ("frozen", "overtakes")]
+    assert sorted(built) == [[], ["serve"]]
     if host:
         wait_for(lambda: not on(builder, "raylet/raylet"), "the raylet to learn that it was given up")
         wait_for(lambda: not left(two), "what it had started to end")
