@@ -103,7 +103,7 @@ def kill_the_driver(run: Aborted) -> None:
     ("hit", "status", "error_type"),
     [
         pytest.param(kill_the_child, 13, "compile_failed", id="child", marks=pytest.mark.slow),
-        # By default an agent is killed where that costs less, in test_random_kills.
+        # By default an agent is killed where that costs less, in test_fleet_faults.
         pytest.param(kill_the_agent, 13, "node_lost", id="agent", marks=pytest.mark.slow),
         pytest.param(kill_the_driver, -signal.SIGKILL, None, id="driver"),
     ],

@@ -56,7 +56,6 @@ def test_a_builder_dies_and_the_other_host_builds(two: Fleet) -> None:
     assert not strange, "Ray has something to say of the dead, and must not say it there"
 
 
-@pytest.mark.slow
 def test_a_host_is_lost_for_good_and_the_others_end_well(two: Fleet) -> None:
     hold(two)
     run = Run(two, "lost")
@@ -88,7 +87,6 @@ def test_the_coordinator_dies_and_the_work_goes_on(two: Fleet) -> None:
     assert {host["state"] for host in two.result("headless")["hosts"].values()} == {"verified"}
 
 
-@pytest.mark.slow
 def test_the_driver_is_killed_and_nothing_goes_on(two: Fleet) -> None:
     hold(two)
     run = Run(two, "orphan")

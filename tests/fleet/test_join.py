@@ -35,6 +35,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     started.shutdown()
 
 
+@pytest.mark.slow
 def test_an_agent_on_a_running_cluster_does_a_campaign(cluster: str, built: Built, roots: Roots) -> None:
     """Three requests, of which the one in the middle cannot be; one agent does the others."""
     built.copy_to(roots)
