@@ -1,5 +1,6 @@
 """The commands that take a request. Each lists the flags that it takes itself: `--help` shows them in that order."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -55,6 +56,12 @@ def ensure(
     batch_size: BatchSizes = None,
     moe_strategy: Annotated[str | None, typer.Option("--moe-strategy", help="auto, fixed or sweep.")] = None,
     moe_dtype: Annotated[str | None, typer.Option("--moe-dtype", help="Such as fp8_w8a8.")] = None,
+    moe_batch_size: Annotated[
+        list[int] | None, typer.Option("--moe-batch-size", help="Tokens to tune the MoE kernel for; repeatable.")
+    ] = None,
+    moe_tuner_script: Annotated[
+        Path | None, typer.Option("--moe-tuner-script", help="SGLang's own tuner, in place of rayprep's.")
+    ] = None,
     max_seq_len: MaxSeqLen = None,
     timeout: Timeout = None,
     heartbeat_sec: Heartbeat = None,
@@ -114,6 +121,8 @@ def ensure(
         batch_sizes=batch_size,
         moe_strategy=moe_strategy,
         moe_dtype=moe_dtype,
+        moe_batch_sizes=moe_batch_size,
+        moe_tuner_script=moe_tuner_script,
         max_seq_len=max_seq_len,
         timeout_s=timeout,
         heartbeat_s=heartbeat_sec,

@@ -35,6 +35,8 @@ class Flags:
     batch_sizes: list[int] | None = None
     moe_strategy: str | None = None
     moe_dtype: str | None = None
+    moe_batch_sizes: list[int] | None = None
+    moe_tuner_script: Path | None = None
     max_seq_len: int | None = None
     timeout_s: float | None = None
     heartbeat_s: float | None = None
@@ -55,6 +57,7 @@ class Flags:
 
     _PLAIN = (
         *("model", "tp", "block_sizes", "batch_sizes", "moe_strategy", "moe_dtype", "max_seq_len"),
+        "moe_batch_sizes",
         *("timeout_s", "heartbeat_s", "warmup_port", "mem_fraction", "device"),
         *("load_format", "deep_gemm_via", "verify"),
     )
@@ -64,6 +67,8 @@ class Flags:
         given = {name: getattr(self, name) for name in self._PLAIN if getattr(self, name) is not None}
         if self.selected:
             given["selected"] = self.selected
+        if self.moe_tuner_script:
+            given["moe_tuner_script"] = str(self.moe_tuner_script.absolute())
         if self.server_command:
             given["server_command"] = tuple(self.server_command)
         if self.server_args:

@@ -13,6 +13,26 @@ from rayprep.model.base import Record
 from rayprep.model.errors import BadRequest
 
 
+class WeightScheme(Record):
+    """How compressed-tensors stores one group of weights."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    num_bits: int | None = None
+    type: str | None = None
+    """`float` or `int`."""
+    strategy: str | None = None
+    """What has a scale of its own: `tensor`, `channel`, `block` or `group`."""
+
+
+class WeightGroup(Record):
+    """One of compressed-tensors' `config_groups`."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    weights: WeightScheme | None = None
+
+
 class Quantization(Record):
     """`quantization_config`: how the weights are stored."""
 
@@ -25,6 +45,13 @@ class Quantization(Record):
         default=(), validation_alias=AliasChoices("ignored_layers", "modules_to_not_convert", "ignore")
     )
     """Parts of module names that are left unquantised."""
+    config_groups: dict[str, WeightGroup] = Field(default_factory=dict)
+
+    @property
+    def weights(self) -> WeightScheme | None:
+        """Of compressed-tensors: the scheme, where all groups have one and the same."""
+        found = {group.weights for group in self.config_groups.values()}
+        return found.pop() if len(found) == 1 else None
 
     @model_validator(mode="before")
     @classmethod

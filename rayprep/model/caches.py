@@ -90,6 +90,8 @@ CACHES: dict[CacheName, CacheFacts] = {
     CacheName.MOE_CONFIGS: CacheFacts(
         env={"SGLANG_MOE_CONFIG_DIR": ""},
         default_depth=3,  # configs/triton_<version>/<file>.json
+        # A tuner's log and kernels, and the links to the files in use, which every host makes for itself.
+        volatile_dirs=frozenset({"tmp", "locks", "lock", "tuning", "active"}),
     ),
     CacheName.SGLANG_JIT: CacheFacts(
         env={"TVM_FFI_CACHE_DIR": "", "SGLANG_JIT_CACHE_DIR": ""},

@@ -28,12 +28,53 @@ class Tally(Record):
     bytes: int
 
 
+class TunedSize(Record):
+    """What tuning came to for one number of tokens."""
+
+    batch_size: int
+    default_us: float | None
+    """Of SGLang's own config, in microseconds for one call of the MoE layer. Null where it cannot run."""
+    tuned_us: float | None
+    speedup: float | None
+    """`default_us / tuned_us`; 1 where the default is kept."""
+    config: dict[str, int | bool] | None
+    """Null where nothing was faster than the default, which is then what the file says."""
+
+
+class Tuning(Record):
+    """How the MoE kernel was tuned, as far as it decides the outcome, and what came of it."""
+
+    tuner_version: str
+    strategy: str
+    grid: str
+    dtype: str
+    seed: int
+    sizes: tuple[TunedSize, ...]
+    measured: int = 0
+    reused: int = 0
+    """Measurements that an earlier run, which was stopped, had made."""
+    failed: int = 0
+    """Configs, times batch sizes, that cannot be compiled or run here."""
+    compiled: int = 0
+    setup_s: float = 0.0
+    compile_s: float = 0.0
+    measure_s: float = 0.0
+
+
 class Artifacts(Record):
     """What a stage made. Fields that do not apply to a stage are left out of its JSON."""
 
     cache_dir: Located | None = None
     workspace_dir: Located | None = None
     config_file: Located | None = None
+    config_hash: str | None = None
+    """`sha256:...`"""
+    triton_version: str | None = None
+    active_config_link: Located | None = None
+    verified_in_log: bool | None = None
+    """A server's log says that it uses the config file."""
+    verify_log: Located | None = None
+    tuning: Tuning | None = None
     log_file: Located | None = None
     cubins: Tally | None = None
     files: Tally | None = None
@@ -102,6 +143,8 @@ class StageResult(Record):
     cleanup: Cleanup | None = None
     warmup_pid: int | None = None
     server: ServerRecord | None = None
+    verified_in_log: bool | None = None
+    """As in the artifacts; of `moe_tune` only."""
     error_type: ErrorType | None = None
     warnings: tuple[str, ...] = ()
     errors: tuple[StageErrorRecord, ...] = ()
@@ -110,6 +153,9 @@ class StageResult(Record):
 class MoeSettings(Record):
     strategy: str
     dtype: str | None = None
+    batch_sizes: tuple[int, ...] = ()
+    """As asked for; empty for the tuner's own."""
+    tuner_script: str | None = None
 
 
 class Settings(Record):

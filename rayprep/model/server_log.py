@@ -14,6 +14,7 @@ from collections import deque
 
 from rayprep.model.base import Record
 from rayprep.model.gemm import GemmShape
+from rayprep.model.moe_configs import MoeConfigs, heard
 from rayprep.model.secrets import redacted_line
 from rayprep.model.server_failure import GENERAL, READY, classify_failure, sign_of, wants_more_memory
 
@@ -145,6 +146,7 @@ class LogReader:
 
     def __init__(self) -> None:
         self.gemm_shapes: list[GemmShape] = []
+        self.moe_configs = MoeConfigs()
         self.jit_events: list[str] = []
         """The first MAX_EVENTS of them."""
         self.args = ResolvedArgs()
@@ -193,6 +195,7 @@ class LogReader:
             shape = GemmShape(kind=found[1], n=int(found[2]), k=int(found[3]), groups=int(found[4]))
             if shape not in self.gemm_shapes:  # every rank says it
                 self.gemm_shapes.append(shape)
+        self.moe_configs = heard(line, self.moe_configs)
         self.args = resolved_args(line, self.args)
         self.memory_pool_ended |= _POOL_END in line
         self.ready |= READY in line

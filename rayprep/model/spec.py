@@ -65,6 +65,10 @@ class PrepSpec(Record):
     batch_sizes: tuple[int, ...] = DEFAULT_BATCH_SIZES
     moe_strategy: MoeStrategy = MoeStrategy.AUTO
     moe_dtype: Utf8 | None = None
+    moe_batch_sizes: tuple[int, ...] = ()
+    """Numbers of tokens that the MoE kernel is tuned for; empty means what decode captures and a prefill chunk."""
+    moe_tuner_script: Utf8 | None = None
+    """SGLang's own tuner, run in place of ours."""
     max_seq_len: int | None = Field(default=None, gt=0)
     # JSON knows no infinity: one in the request would be a null in its result.
     timeout_s: float = Field(default=3600, gt=0, allow_inf_nan=False)
@@ -83,7 +87,7 @@ class PrepSpec(Record):
     server_command: tuple[Utf8, ...] = ()
     """The campaign's own server command, for that proof; empty means the one that this request implies."""
 
-    @field_validator("batch_sizes", "block_sizes")
+    @field_validator("batch_sizes", "block_sizes", "moe_batch_sizes")
     @classmethod
     def _positive_and_sorted(cls, sizes: tuple[int, ...]) -> tuple[int, ...]:
         if any(size < 1 for size in sizes):

@@ -45,8 +45,9 @@ _STAGE_NAMES = {
 _POLICY = {
     "strategy": "moe_strategy",
     "dtype": "moe_dtype",
-    "batch_sizes": "batch_sizes",
-    "blocks": "batch_sizes",  # what the contract's first form calls them
+    "tuner_script": "moe_tuner_script",
+    "batch_sizes": "moe_batch_sizes",
+    "blocks": "moe_batch_sizes",  # what the contract's first form calls them
 }
 _ALIASES = {("strategy", "triton"): "auto", ("dtype", "fp8"): "fp8_w8a8"}
 _OPS = {"ensure": "ensure", "rebuild": "rebuild", "tune": "rebuild", "skip": "skip"}

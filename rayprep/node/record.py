@@ -182,7 +182,12 @@ def _settings(request: NodeRequest, survey: Survey) -> Settings:
         blocks=spec.block_sizes or survey.model.architecture.weight_block_size or (),
         batch_sizes=spec.batch_sizes,
         max_seq_len=spec.max_seq_len,
-        moe=MoeSettings(strategy=spec.moe_strategy.value, dtype=spec.moe_dtype),
+        moe=MoeSettings(
+            strategy=spec.moe_strategy.value,
+            dtype=spec.moe_dtype,
+            batch_sizes=spec.moe_batch_sizes,
+            tuner_script=spec.moe_tuner_script,
+        ),
         device=survey.request.device.value,
         server_args=redacted(spec.server_args),
         timeout_s=spec.timeout_s,

@@ -54,8 +54,10 @@ class StageRun:
         self.name, self.stage = decision.stage, BY_NAME[decision.stage]
         self.layout, self.slug = survey.layout, survey.model.slug
         self.rebuild = request.resolved.spec.op(decision.stage) is StageOp.REBUILD
-        # What SGLang's server compiles for itself may be half written as well when it is killed.
-        self.runs_a_server = self.name is StageName.DEEP_GEMM and compiles_via_server(survey.request, decision.work)
+        # What SGLang compiles for itself, in its server or in the tuner, may be half written when it is killed.
+        self.runs_sglang = self.name is StageName.MOE_TUNE or (
+            self.name is StageName.DEEP_GEMM and compiles_via_server(survey.request, decision.work)
+        )
         self.serve_stood = self.layout.marker(self.slug, StageName.SERVE).exists()
         self.log = self.layout.stage_log(request.run_id, decision.stage)
         self.pulse = _Pulse(decision, request.resolved.spec.heartbeat_s, emit)
@@ -105,7 +107,7 @@ class StageRun:
         """Writes the marker. Returns since when an aborted run may have written, which the new marker keeps."""
         since = standing_since(self.layout, self.name)
         self._write_marker(self.name, since)
-        if self.runs_a_server and not self.serve_stood:
+        if self.runs_sglang and not self.serve_stood:
             self._write_marker(StageName.SERVE, standing_since(self.layout, StageName.SERVE))
         return since
 
@@ -121,7 +123,7 @@ class StageRun:
 
     def _unmark(self) -> None:
         remove_marker(self.layout, self.slug, self.name)
-        if self.runs_a_server and not self.serve_stood:
+        if self.runs_sglang and not self.serve_stood:
             remove_marker(self.layout, self.slug, StageName.SERVE)
 
     def _preflight(self, scans: list[CacheScan]) -> None:
@@ -181,6 +183,7 @@ class StageRun:
             scratch=self.scratch,
             env=self.env,
             gpus=self.survey.gpus[: self.request.resolved.spec.tp],
+            host_gpus=self.survey.gpus,
             lock_descriptors=self.locks.descriptors,
             deadline=self.pulse.started + self.request.resolved.spec.timeout_s,
             cancelled=self.cancelled,
@@ -208,7 +211,7 @@ class StageRun:
     def _ok(self, built: Built, before: list[CacheScan], after: list[CacheScan], completion: Completion) -> StageResult:
         path = self.layout.completion(self.name, completion.key)
         change = deltas(before, after)
-        artifacts = self.stage.describe(self.layout, after).model_copy(
+        artifacts = (built.artifacts or self.stage.describe(self.layout, after)).model_copy(
             update={
                 "log_file": self.layout.located(self.log),
                 "units": completion.units,
@@ -227,6 +230,7 @@ class StageRun:
             env=built.env,
             warmup_pid=built.server.warmup_pid if built.server else None,
             server=built.server,
+            verified_in_log=artifacts.verified_in_log,
             warnings=(*built.warnings, *(warning for scan in after for warning in scan.warnings)),
         )
 

@@ -4,8 +4,8 @@ from rayprep.model.plan import Work
 from rayprep.model.stages import StageName
 from rayprep.stages.deep_gemm import DeepGemmStage
 from rayprep.stages.flashinfer import FlashInferStage
-from rayprep.stages.gpu_only import GpuOnlyStage
 from rayprep.stages.inductor import InductorStage
+from rayprep.stages.moe_tune import MoeTuneStage
 from rayprep.stages.protocol import BuildContext, Built, Stage, StageRequest
 from rayprep.stages.serve import ServeStage
 
@@ -18,7 +18,7 @@ def _via_server(request: StageRequest, work: Work, context: BuildContext) -> Bui
 
 BY_NAME: dict[StageName, Stage] = {
     StageName.DEEP_GEMM: DeepGemmStage(via_server=_via_server),
-    StageName.MOE_TUNE: GpuOnlyStage(StageName.MOE_TUNE),
+    StageName.MOE_TUNE: MoeTuneStage(),
     StageName.FLASHINFER: FlashInferStage(),
     StageName.INDUCTOR: InductorStage(),
     StageName.SERVE: ServeStage(),

@@ -11,6 +11,7 @@ from rayprep.host.model_files import ModelFiles
 from rayprep.host.scan import CacheScan
 from rayprep.model.cleanup import Cleanup
 from rayprep.model.gemm import GemmShape
+from rayprep.model.moe_configs import MoeConfigs
 from rayprep.model.plan import StagePlan, Work
 from rayprep.model.result import Artifacts, ServerRecord
 from rayprep.model.signature import Signature
@@ -43,6 +44,8 @@ class BuildContext:
     env: Mapping[str, str]
     gpus: Sequence[Gpu]
     """As many as the request's TP; none on the CPU."""
+    host_gpus: Sequence[Gpu]
+    """All that the run holds."""
     lock_descriptors: Sequence[int]
     deadline: float
     cancelled: Callable[[], bool]
@@ -70,6 +73,10 @@ class Built:
     """What a server used in the caches that other stages answer for."""
     gemm_shapes: tuple[GemmShape, ...] = ()
     """What a server's log named, planned or not."""
+    moe_configs: MoeConfigs | None = None
+    """What a server's log said of the MoE kernel's configs; None where no server ran."""
+    artifacts: Artifacts | None = None
+    """The stage's own part of the result, where only the build knows it; else `describe` gives it."""
 
 
 class Stage(Protocol):

@@ -80,6 +80,7 @@ class ServeStage:
             warnings=(*left, *_warnings(server.memory_returned, server.mem_fraction, request.spec.mem_fraction)),
             server=record,
             gemm_shapes=tuple(server.reader.gemm_shapes),
+            moe_configs=server.reader.moe_configs,
         )
 
     def unsound(self, layout: Layout, suspects: Sequence[str]) -> Sequence[str]:

@@ -1,0 +1,43 @@
+"""What a server's log says of the MoE kernel's config files, and whether that is the one that was tuned.
+
+Source: `get_moe_configs` in sglang 0.5.16, `srt/layers/moe/moe_runner/triton_utils/fused_moe_triton_config.py`.
+"""
+
+import re
+from collections.abc import Iterable
+from pathlib import PurePath
+
+from rayprep.model.base import Record
+
+# The contract has a colon in place of `from`, and the name alone in place of the path.
+_USED = re.compile(r"Using MoE kernel config(?: from|:) (.+?\.json)\b")
+_MISSED = re.compile(r"Config file not found at (.+?\.json)\b")
+
+
+class MoeConfigs(Record):
+    """The files by name, each once, in the order in which the log names them."""
+
+    used: tuple[str, ...] = ()
+    missed: tuple[str, ...] = ()
+    """Those that were looked for and not there."""
+
+
+def heard(line: str, before: MoeConfigs) -> MoeConfigs:
+    """`before` with what this line says."""
+    for field, pattern in (("used", _USED), ("missed", _MISSED)):
+        if found := pattern.search(line):
+            known: tuple[str, ...] = getattr(before, field)
+            return before.model_copy(update={field: tuple(dict.fromkeys((*known, PurePath(found[1]).name)))})
+    return before
+
+
+def complaint(name: str, said: MoeConfigs) -> str:
+    """Why a log that does not say that `name` is used is no proof."""
+    why = f'no "Using MoE kernel config from .../{name}" in the server\'s log'
+    other = _listed("it uses", said.used) or _listed("it looked for", said.missed)
+    return f"{why}; {other}" if other else why
+
+
+def _listed(what: str, names: Iterable[str]) -> str:
+    text = " and ".join(names)
+    return f"{what} {text}" if text else ""

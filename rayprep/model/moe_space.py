@@ -1,0 +1,120 @@
+"""The configs of SGLang's fused MoE kernel that a tuner can try: the official space, a short list, and neighbours."""
+
+from collections.abc import Iterable, Iterator
+from itertools import product
+
+from pydantic import ConfigDict, Field
+
+from rayprep.model.base import Record
+from rayprep.model.moe import MoeShape
+
+
+class KernelConfig(Record):
+    """One entry of a config file, by SGLang's own names. What is None is left out there: Triton's default counts."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    BLOCK_SIZE_M: int = Field(gt=0)
+    BLOCK_SIZE_N: int = Field(gt=0)
+    BLOCK_SIZE_K: int = Field(gt=0)
+    GROUP_SIZE_M: int = Field(gt=0)
+    num_warps: int | None = None
+    num_stages: int | None = None
+
+    def entry(self) -> dict[str, int | bool]:
+        """As SGLang reads it."""
+        return self.model_dump(exclude_none=True)
+
+    def __str__(self) -> str:
+        return ",".join(f"{name}={value}" for name, value in self.entry().items())
+
+
+OFFICIAL: dict[str, tuple[int, ...]] = {
+    "num_stages": (2, 3, 4, 5),
+    "BLOCK_SIZE_M": (16, 32, 64, 128, 256),
+    "BLOCK_SIZE_K": (64, 128, 256),
+    "BLOCK_SIZE_N": (32, 64, 128, 256),
+    "num_warps": (4, 8),
+    "GROUP_SIZE_M": (1, 16, 32, 64),
+}
+"""Source: `get_configs_compute_bound` in sglang's benchmark/kernels/fused_moe_triton/common_utils.py; its order too."""
+
+_FP8 = (
+    *("16,128,128,1,4,3", "16,128,128,16,4,3", "16,128,128,32,4,3", "16,128,128,64,4,3"),
+    *("16,128,128,1,4,4", "16,128,128,32,4,4", "16,64,128,1,4,3", "16,64,128,1,4,4", "16,64,128,1,4,5"),
+    *("16,64,128,16,4,4", "16,64,128,32,4,4", "16,256,128,16,4,2", "16,128,256,1,4,3", "16,128,256,1,4,2"),
+    *("32,128,128,1,4,3", "32,128,128,32,4,3", "32,128,128,1,4,5"),
+    *("64,128,128,1,4,3", "64,128,128,16,4,3", "64,128,128,32,4,3", "64,128,128,1,4,4", "64,128,128,16,4,4"),
+    *("64,128,128,32,4,4", "64,64,128,16,4,3", "64,64,128,1,4,3", "64,128,128,16,8,3"),
+    *("128,128,128,16,8,3", "128,128,128,16,8,4", "128,128,128,1,8,3", "128,256,128,16,8,4"),
+)
+_HALF = (
+    *("16,64,64,1,4,5", "16,64,64,1,4,4", "16,64,64,1,4,3", "16,64,64,32,4,5", "16,64,64,64,4,3"),
+    *("16,128,64,1,4,4", "16,128,64,1,4,3", "16,128,64,32,4,3", "16,64,128,1,4,3", "16,64,128,1,4,4"),
+    *("16,64,128,32,4,2", "16,32,256,32,4,4", "16,128,128,1,4,2", "16,128,128,1,8,3", "16,128,128,16,4,3"),
+    *("16,256,128,1,8,2", "32,128,64,1,4,3", "32,128,128,32,4,2", "32,256,128,16,4,2"),
+    *("64,128,64,1,4,3", "64,128,64,16,4,3", "64,128,64,32,8,3", "64,128,64,1,8,4", "64,128,64,64,8,2"),
+    *("128,128,64,16,8,3", "128,128,64,32,8,3", "128,256,64,1,8,4", "128,256,64,16,8,4", "128,256,64,16,8,3"),
+)
+"""M, N, K, group, warps, stages: the most frequent entries of the files that sglang 0.5.16 ships for the H200."""
+
+
+def official_space(shape: MoeShape) -> tuple[KernelConfig, ...]:
+    """What the official tuner tries: 1920 configs, 1280 of them for weights scaled in blocks of 128."""
+    made = (_config(dict(zip(OFFICIAL, values, strict=True))) for values in product(*OFFICIAL.values()))
+    return tuple(config for config in made if fits(config, shape))
+
+
+def curated(shape: MoeShape, tokens: int) -> tuple[KernelConfig, ...]:
+    """The short list for a batch of `tokens`: tiles neither far below nor far above the rows that an expert gets."""
+    rows = tokens * shape.top_k / shape.experts
+    listed = (_parsed(text) for text in (_FP8 if shape.dtype else _HALF))
+    return tuple(
+        config for config in listed if fits(config, shape) and rows / 8 <= config.BLOCK_SIZE_M <= max(32, 4 * rows)
+    )
+
+
+def neighbours(configs: Iterable[KernelConfig], shape: MoeShape) -> tuple[KernelConfig, ...]:
+    """Those of the official space that are one step in one parameter away from one of `configs`, each once."""
+    found = dict.fromkeys(step for config in configs for step in _steps(config))
+    return tuple(config for config in found if fits(config, shape))
+
+
+def fits(config: KernelConfig, shape: MoeShape) -> bool:
+    """Whether the tile's depth divides the scaling block's, as the official tuner asks."""
+    return shape.block is None or shape.block[1] % config.BLOCK_SIZE_K == 0
+
+
+def specialisation(shape: MoeShape, tokens: int, block_m: int) -> tuple[str, str]:
+    """What of a batch's size Triton compiles in: for each of two integers whether it is 1, or divisible by 16.
+
+    They are `EM`, the padded rows of all experts, and `num_valid_tokens`. Source: `moe_align_block_size` and
+    `invoke_fused_moe_kernel` of sglang 0.5.16.
+    """
+    routed = tokens * shape.top_k
+    few = routed < shape.experts + 1
+    padded = routed * block_m if few else routed + (shape.experts + 1) * (block_m - 1)
+    return _class(padded), _class(routed)
+
+
+def _class(value: int) -> str:
+    return "one" if value == 1 else "sixteens" if value % 16 == 0 else "any"
+
+
+def _steps(config: KernelConfig) -> Iterator[KernelConfig]:
+    for name, values in OFFICIAL.items():
+        at = values.index(getattr(config, name)) if getattr(config, name) in values else None
+        if at is None:
+            continue
+        for near in values[max(0, at - 1) : at + 2]:
+            if near != values[at]:
+                yield config.model_copy(update={name: near})
+
+
+def _parsed(text: str) -> KernelConfig:
+    names = ("BLOCK_SIZE_M", "BLOCK_SIZE_N", "BLOCK_SIZE_K", "GROUP_SIZE_M", "num_warps", "num_stages")
+    return _config(dict(zip(names, map(int, text.split(",")), strict=True)))
+
+
+def _config(values: dict[str, int]) -> KernelConfig:
+    return KernelConfig.model_validate(values)

@@ -1,0 +1,294 @@
+"""In the tuner's measuring processes, one for each GPU: SGLang's fused MoE layer on made-up weights, timed.
+
+As a server runs it, and as the official tuner does: the whole layer, from the hidden states to their sum. Weights are
+made once. Several calls are captured in one CUDA graph, each with an input and a routing of its own, so that no call
+finds the former one's weights in the L2 cache, as no layer of a model does. The inputs are put back before each replay,
+since the layer writes its result over them.
+
+Source of what is called: sglang 0.5.16, `srt/layers/moe/moe_runner/triton_utils`, and the official tuner in
+benchmark/kernels/fused_moe_triton.
+"""
+
+import os
+import statistics
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import sglang.srt.layers.moe.moe_runner.triton_utils.fused_moe_triton_config as sglang_configs
+import torch
+import triton
+from sglang.srt.layers.moe.moe_runner import MoeRunnerConfig
+from sglang.srt.layers.moe.moe_runner.triton_utils import override_config
+from sglang.srt.layers.moe.moe_runner.triton_utils.fused_moe import fused_moe
+from sglang.srt.layers.moe.topk import StandardTopKOutput
+from sglang.srt.server_args import ServerArgs, set_global_server_args_for_scheduler
+from torch import Tensor
+
+from rayprep.model.moe import FP8, MoeShape
+from rayprep.model.moe_search import Measurement, Stock, Trial
+from rayprep.model.moe_space import KernelConfig
+from rayprep.stages.moe_tune_protocol import BenchFacts, KernelJob, Recorded, one_line
+
+_KERNELS = ("fused_moe_kernel",)
+"""How the names of the kernels begin that a config changes."""
+_WEIGHT_SCALE = 0.02
+_L2_TIMES = 4
+"""So many times the L2 cache, at least, is what the copies of the weights have together."""
+_MOST_COPIES = 16
+_CALLS = ((256, 16), (2048, 8))
+_CALLS_ABOVE = 4
+_HELD_BYTES = 24 << 30
+"""Of GPU memory that graphs have left behind, before it is given back."""
+
+
+class Weights(NamedTuple):
+    """One layer's experts. E experts, N wide, on K hidden."""
+
+    gate_up: Tensor
+    """[E, 2 N, K]."""
+    down: Tensor
+    """[E, K, N]."""
+    gate_up_scale: Tensor | None
+    down_scale: Tensor | None
+
+
+class Inputs(NamedTuple):
+    """What the calls of one graph get. C calls of M tokens each."""
+
+    fresh: Tensor
+    """[C, M, K]."""
+    states: Tensor
+    """The same, written over by each call."""
+    routing: tuple[StandardTopKOutput, ...]
+
+
+class MoeBench:
+    """One GPU. Its methods raise what torch, triton and sglang raise."""
+
+    def __init__(self, shape: MoeShape, seed: int, gpu: int) -> None:
+        torch.cuda.set_device(gpu)
+        self.shape, self._seed, self._device = shape, seed, torch.device("cuda", gpu)
+        set_global_server_args_for_scheduler(ServerArgs(model_path="dummy"))
+        self._dtype = getattr(torch, shape.activation)
+        # As the server's layer has it: all experts are on this rank, so none is filtered.
+        self._runner = MoeRunnerConfig(num_experts=shape.experts, num_local_experts=shape.experts, inplace=True)
+        self._generator = torch.Generator(self._device).manual_seed(seed)
+        first = self._weights()
+        size = first.gate_up.nbytes + first.down.nbytes
+        l2 = torch.cuda.get_device_properties(gpu).L2_cache_size
+        copies = max(1, min(_MOST_COPIES, -(-_L2_TIMES * l2 // size)))
+        self._weight_sets = [first, *(self._weights() for _ in range(copies - 1))]
+        self._inputs: Inputs | None = None
+
+    def facts(self) -> BenchFacts:
+        """The names by SGLang's own function, and where its files are."""
+        shape = self.shape
+        block = list(shape.block) if shape.block else None
+        name, down = (
+            sglang_configs.get_config_file_name(
+                shape.experts, shape.width, shape.dtype, block, shape.per_channel, down_moe=down
+            )
+            for down in (False, True)
+        )
+        home = Path(os.path.realpath(sglang_configs.__file__)).parent
+        version = triton.__version__
+        return BenchFacts(name, down, f"triton_{version.replace('.', '_')}", version, str(home / "configs"))
+
+    def stock(self, tokens: int) -> Stock:
+        """What SGLang would run: with its own files, since none of ours is in sight (SGLANG_MOE_CONFIG_DIR)."""
+        shape = self.shape
+        block = list(shape.block) if shape.block else None
+        config, (down, _) = sglang_configs.try_get_optimal_moe_config(
+            (shape.experts, 2 * shape.width, shape.hidden),
+            (shape.experts, shape.hidden, shape.width),
+            shape.top_k,
+            shape.dtype,
+            tokens,
+            block_shape=block,
+            per_channel_quant=shape.per_channel,
+            return_down_config=True,
+        )
+        rows, depth = shape.block or (0, 0)
+        shipped = sglang_configs.get_moe_configs(
+            shape.experts, shape.width, shape.dtype, rows, depth, per_channel_quant=shape.per_channel
+        )
+        return Stock(
+            config=KernelConfig.model_validate(config),
+            down=KernelConfig.model_validate(down) if down and down != config else None,
+            source="shipped" if shipped else "default",
+        )
+
+    def record(self, trial: Trial) -> Recorded:
+        """The kernels that the trial would compile. They are not compiled, and nothing of them runs."""
+        jobs: list[KernelJob] = []
+        with _recording(jobs):
+            self._call(trial, self._inputs_for(trial.tokens), 0)
+        return Recorded(tuple(jobs))
+
+    def measure(self, trial: Trial) -> Measurement:
+        """Runs it. The measurement says why, where it cannot."""
+        try:
+            us = self._measured(trial)
+        except Exception as error:  # noqa: BLE001 - a config that does not fit is an answer
+            torch.cuda.synchronize()  # which raises again where the whole context is lost
+            return Measurement(trial=trial, error=one_line(error))
+        return Measurement(trial=trial, us=us)
+
+    def _measured(self, trial: Trial) -> float:
+        inputs = self._inputs_for(trial.tokens)
+        calls = len(inputs.routing)
+        for call in (0, min(1, calls - 1)):  # the second as torch.compile compiles again for what it took for constant
+            self._call(trial, inputs, call)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph):
+                for call in range(calls):
+                    self._call(trial, inputs, call)
+            for _ in range(2):
+                graph.replay()
+            spans = [_Span() for _ in range(trial.replays)]
+            for span in spans:
+                inputs.states.copy_(inputs.fresh)
+                with span:
+                    graph.replay()
+            torch.cuda.synchronize()
+            return statistics.median(span.us for span in spans) / calls
+        finally:
+            graph.reset()
+            if torch.cuda.memory_reserved() - torch.cuda.memory_allocated() > _HELD_BYTES:
+                torch.cuda.empty_cache()
+
+    def _call(self, trial: Trial, inputs: Inputs, number: int) -> None:
+        weights = self._weight_sets[number % len(self._weight_sets)]
+        with override_config(trial.config.entry() if trial.config else None):
+            fused_moe(
+                inputs.states[number],
+                weights.gate_up,
+                weights.down,
+                inputs.routing[number],
+                moe_runner_config=self._runner,
+                use_fp8_w8a8=self.shape.dtype == FP8,
+                per_channel_quant=self.shape.per_channel,
+                w1_scale=weights.gate_up_scale,
+                w2_scale=weights.down_scale,
+                block_shape=list(self.shape.block) if self.shape.block else None,
+            )
+
+    def _weights(self) -> Weights:
+        shape = self.shape
+        sizes = ((2 * shape.width, shape.hidden), (shape.hidden, shape.width))
+        (gate_up, down), (gate_up_scale, down_scale) = (
+            [self._weight(*size) for size in sizes],
+            [self._scale(*size) for size in sizes],
+        )
+        return Weights(gate_up, down, gate_up_scale, down_scale)
+
+    def _weight(self, rows: int, depth: int) -> Tensor:
+        """[E, rows, depth], an expert at a time: all at once in bfloat16 could be more than fits."""
+        dtype = torch.float8_e4m3fn if self.shape.dtype == FP8 else self._dtype
+        made = torch.empty(self.shape.experts, rows, depth, dtype=dtype, device=self._device)
+        scale = 1.0 if self.shape.dtype == FP8 else _WEIGHT_SCALE
+        for expert in made:
+            expert.copy_(torch.randn(rows, depth, generator=self._generator, device=self._device) * scale)
+        return made
+
+    def _scale(self, rows: int, depth: int) -> Tensor | None:
+        shape = self.shape
+        if shape.dtype != FP8:
+            return None
+        size: tuple[int, ...] = (shape.experts,)
+        if shape.block:
+            size = (shape.experts, -(-rows // shape.block[0]), -(-depth // shape.block[1]))
+        elif shape.per_channel:
+            size = (shape.experts, rows, 1)
+        return torch.full(size, _WEIGHT_SCALE, dtype=torch.float32, device=self._device)
+
+    def _inputs_for(self, tokens: int) -> Inputs:
+        """Made once for a size; the same for the same seed, whatever was measured before."""
+        if self._inputs is None or self._inputs.fresh.shape[1] != tokens:
+            self._inputs = None
+            self._inputs = self._made_inputs(tokens)
+        return self._inputs
+
+    def _made_inputs(self, tokens: int) -> Inputs:
+        shape, device = self.shape, self._device
+        generator = torch.Generator(device).manual_seed(self._seed + tokens)
+        calls = next((calls for most, calls in _CALLS if tokens <= most), _CALLS_ABOVE)
+        fresh = torch.randn(calls, tokens, shape.hidden, generator=generator, device=device).to(self._dtype)
+        routing = tuple(self._routing(tokens, generator) for _ in range(calls))
+        return Inputs(fresh, fresh.clone(), routing)
+
+    def _routing(self, tokens: int, generator: torch.Generator) -> StandardTopKOutput:
+        """Each token to its own random experts, and to all shared ones."""
+        shape = self.shape
+        routed = shape.experts - shape.shared
+        logits = torch.rand(tokens, routed, generator=generator, device=self._device)
+        weights, ids = logits.topk(shape.top_k - shape.shared)
+        weights = weights / weights.sum(dim=-1, keepdim=True)
+        if shape.shared:
+            always = torch.arange(routed, shape.experts, device=self._device).expand(tokens, shape.shared)
+            ids = torch.cat([ids, always], dim=1)
+            weights = torch.cat([weights, torch.ones_like(weights[:, : shape.shared])], dim=1)
+        return StandardTopKOutput(weights.float().contiguous(), ids.to(torch.int32).contiguous(), logits)
+
+
+class _Span:
+    """What the GPU took between its beginning and its end."""
+
+    def __init__(self) -> None:
+        self._start, self._end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+
+    def __enter__(self) -> None:
+        self._start.record()
+
+    def __exit__(self, *_: object) -> None:
+        self._end.record()
+
+    @property
+    def us(self) -> float:
+        return float(self._start.elapsed_time(self._end)) * 1000.0
+
+
+@contextmanager
+def _recording(jobs: list[KernelJob]) -> Iterator[None]:
+    """Triton asks before it compiles, and a yes means that it was taken care of: the call then launches nothing.
+
+    Source: `JITFunction._do_compile` and `run` in triton/runtime/jit.py (3.6).
+    """
+
+    def ask(*, fn: object, compile: dict[str, object], **_: object) -> bool:
+        name = str(getattr(fn, "name", ""))
+        if not name.startswith(_KERNELS):
+            return False
+        jobs.append(KernelJob(str(getattr(fn, "module", "")), name, str(compile["specialization_data"])))
+        return True
+
+    before = triton.knobs.runtime.jit_cache_hook
+    triton.knobs.runtime.jit_cache_hook = ask
+    try:
+        yield
+    finally:
+        triton.knobs.runtime.jit_cache_hook = before
+
+
+Question = tuple[str, object]
+"""The name of one of the bench's methods, and its argument."""
+
+
+def answers(bench: MoeBench) -> Callable[[Question], object]:
+    """Answers the questions of whoever has this process."""
+
+    def answer(question: Question) -> object:
+        name, argument = question
+        if name == "facts":
+            return bench.facts()
+        if name == "stock":
+            assert isinstance(argument, int)
+            return bench.stock(argument)
+        assert isinstance(argument, Trial)
+        return bench.record(argument) if name == "record" else bench.measure(argument)
+
+    return answer

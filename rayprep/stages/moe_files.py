@@ -1,0 +1,110 @@
+"""The files below `moe_configs/`: the configs that ship with SGLang, ours, and the link to the one in use.
+
+A server that is sent there sees none of the configs in its own package (SGLANG_MOE_CONFIG_DIR), so they are all here.
+"""
+
+import contextlib
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from rayprep.host.atomic import write_text
+from rayprep.host.layout import Layout
+from rayprep.host.placing import sync
+from rayprep.model.caches import CacheName
+from rayprep.model.completion import Completion
+from rayprep.model.moe_space import KernelConfig
+from rayprep.model.result import Artifacts
+
+_IN_THE_PACKAGE = (
+    "srt/layers/moe/moe_runner/triton_utils/configs",
+    "srt/layers/moe/fused_moe_triton/configs",  # before 0.5.13
+)
+
+
+def shipped_configs() -> Path | None:
+    """The folder in the installed SGLang, which is not imported to find it."""
+    spec = importlib.util.find_spec("sglang")
+    homes = [Path(home) for home in (spec.submodule_search_locations or ())] if spec else []
+    return next((home / below for home in homes for below in _IN_THE_PACKAGE if (home / below).is_dir()), None)
+
+
+def seed(layout: Layout, shipped: Path) -> int:
+    """Copies what is not here yet, and leaves every file that is: it may be ours. Returns how many were copied.
+
+    Raises:
+        OSError: a file cannot be copied; no half of it is left under its name.
+    """
+    target = layout.cache(CacheName.MOE_CONFIGS) / "configs"
+    below = (path.relative_to(shipped) for path in sorted(shipped.rglob("*.json")))
+    missing = [path for path in below if not (target / path).exists()]
+    if not missing:
+        return 0
+    for path in missing:
+        (target / path.parent).mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(shipped / path, _aside(target / path))
+    sync(target)
+    for path in missing:
+        _aside(target / path).rename(target / path)
+    return len(missing)
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.tmp")
+
+
+def write_config(layout: Layout, folder: str, name: str, entries: Mapping[int, KernelConfig]) -> Path:
+    """Writes a config file as SGLang reads it: number of tokens -> config. Raises OSError."""
+    home = layout.cache(CacheName.MOE_CONFIGS) / "configs" / folder
+    home.mkdir(parents=True, exist_ok=True)
+    document = {str(size): config.entry() for size, config in sorted(entries.items())}
+    write_text(home / name, json.dumps(document, indent=4) + "\n")
+    return home / name
+
+
+def link_active(layout: Layout, slug: str, config: Path) -> Path:
+    """Points `configs/active/<slug>.json` at a config file, relative, so that it holds wherever the root is mounted."""
+    folder = layout.cache(CacheName.MOE_CONFIGS) / "configs" / "active"
+    folder.mkdir(exist_ok=True)
+    link, aside = folder / f"{slug}.json", folder / f".{slug}.json.tmp"
+    aside.unlink(missing_ok=True)
+    aside.symlink_to(os.path.relpath(config, folder))
+    aside.rename(link)
+    return link
+
+
+def facts_of(layout: Layout, slug: str, config: Path) -> Artifacts:
+    """What there is to say of a config file that is here, with its link made anew."""
+    folder = config.parent.name.removeprefix("triton_")
+    return Artifacts(
+        cache_dir=layout.located(layout.cache(CacheName.MOE_CONFIGS)),
+        config_file=layout.located(config),
+        config_hash="sha256:" + hashlib.sha256(config.read_bytes()).hexdigest(),
+        triton_version=folder.replace("_", "."),
+        active_config_link=layout.located(link_active(layout, slug, config)),
+    )
+
+
+def config_of(layout: Layout, completion: Completion) -> Path | None:
+    """The config file that a completion of `moe_tune` lists."""
+    files = [path for path in completion.artifacts if path.startswith(f"{CacheName.MOE_CONFIGS.value}/")]
+    named = [path for path in files if not path.endswith("_down.json")]
+    return layout.profiles / named[0] if named else None
+
+
+def adopt_config(layout: Layout, completion: Completion) -> Artifacts | None:
+    """What a host does that has the config from another, or from an earlier run: the shipped ones beside it, the link.
+
+    None where the completion lists no config, or this user may not write here.
+    """
+    config = config_of(layout, completion)
+    with contextlib.suppress(OSError):
+        if config and config.exists():
+            if shipped := shipped_configs():
+                seed(layout, shipped)
+            return facts_of(layout, completion.identity.model_slug, config)
+    return None

@@ -1,0 +1,48 @@
+"""The log of a tuning's measurements: one line of JSON each, written as it is made, so that none is made twice."""
+
+import os
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from rayprep.model.moe_search import Measurement, Trial
+
+
+class MeasurementLog:
+    """For one writer, whom the store's lock makes the only one."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.done: dict[Trial, Measurement] = {}
+        self.unreadable = 0
+        """Lines that are no measurement: what a killed writer, or a full disk, left of its last."""
+        for line in self._lines():
+            self._take(line)
+
+    def _lines(self) -> list[bytes]:
+        try:
+            return self._path.read_bytes().splitlines()
+        except FileNotFoundError:
+            return []
+
+    def _take(self, line: bytes) -> None:
+        try:
+            found = Measurement.model_validate_json(line)
+        except ValidationError:
+            self.unreadable += 1
+        else:
+            self.done.setdefault(found.trial, found)
+
+    def append(self, measured: Measurement) -> None:
+        """Raises OSError where it cannot be written."""
+        descriptor = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+        try:
+            end = os.fstat(descriptor).st_size
+            # After half a line a new one begins.
+            start = b"" if not end or os.pread(descriptor, 1, end - 1) == b"\n" else b"\n"
+            data = start + measured.model_dump_json().encode() + b"\n"
+            while data:
+                data = data[os.write(descriptor, data) :]
+        finally:
+            os.close(descriptor)
+        self.done[measured.trial] = measured

@@ -1,0 +1,220 @@
+"""One run of our tuner's child process, or of SGLang's own tuner, and the files that come of it."""
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from rayprep.host.layout import os_error_type
+from rayprep.host.process import Child
+from rayprep.model.caches import CacheName
+from rayprep.model.errors import ErrorType, StageError
+from rayprep.model.moe import MoeShape, default_batch_sizes
+from rayprep.model.moe_search import SEED, TUNER_VERSION, Choice, ConfigFiles, first_candidates, tuning_digest
+from rayprep.model.moe_space import KernelConfig
+from rayprep.model.result import TunedSize, Tuning
+from rayprep.stages.child_run import keep_line, log_tail, lost, run_child
+from rayprep.stages.moe_files import facts_of, seed, shipped_configs, write_config
+from rayprep.stages.moe_tune import capability_of, covered_units, label_of, sizes_of
+from rayprep.stages.moe_tune_protocol import TUNE_LINE, Counts, StepLine, TunedLine, TuneFailLine, TuneRequest
+from rayprep.stages.protocol import BuildContext, Built, StageRequest
+
+_WHAT = "MoE tuner"
+_CONFIG_DIR = "SGLANG_MOE_CONFIG_DIR"
+_DEADLINE_S = 300.0
+"""For one kernel to compile, or one measurement: a hundred times what they take."""
+_ERROR_OF = {
+    "failed": ErrorType.TUNER_EXECUTION_ERROR,
+    "toolchain": ErrorType.TOOLCHAIN_MISMATCH,
+    "no_space": ErrorType.INSUFFICIENT_DISK,
+    "out_of_memory": ErrorType.OOM_DURING_WARMUP,
+}
+_ENTRIES: TypeAdapter[dict[int, KernelConfig]] = TypeAdapter(dict[int, KernelConfig])
+
+
+def tune(request: StageRequest, shape: MoeShape, context: BuildContext) -> Built:
+    """Tunes, and writes what a server reads.
+
+    Raises:
+        StageError: it failed, with the reason. What was measured is kept.
+        Interrupted: the run was cancelled.
+    """
+    spec = request.spec
+    home = context.layout.cache(CacheName.MOE_CONFIGS) / "tuning" / tuning_digest(request.signature, shape)
+    kernels = home / "kernels"
+    kernels.mkdir(parents=True, exist_ok=True)
+    gpus = [gpu for gpu in context.host_gpus if gpu.name == context.gpus[0].name] if context.gpus else []
+    asked = TuneRequest(
+        shape=shape,
+        strategy=spec.moe_strategy,
+        sizes=sizes_of(spec),
+        all_sizes=tuple(sorted({*default_batch_sizes(spec.server_args), *sizes_of(spec)})),
+        log=str(home / "measurements.jsonl"),
+        kernels=str(kernels),
+        seed=SEED,
+        gpus=max(1, len(gpus)),
+        compilers=len(os.sched_getaffinity(0)),
+        capability=capability_of(request.signature),
+        deadline_s=_DEADLINE_S,
+    )
+    visible = {"CUDA_VISIBLE_DEVICES": ",".join(str(gpu.index) for gpu in gpus)} if gpus else {}
+    env = {**_env(context.env), **visible, "TRITON_CACHE_DIR": str(kernels)}
+    said = _TuneRun(asked, context, env).go()
+    built = _built(request, shape, context, said)
+    shutil.rmtree(kernels, ignore_errors=True)  # nothing but a tuning reads them, and this one is over
+    return built
+
+
+def _env(env: Mapping[str, str]) -> dict[str, str]:
+    """SGLang's own configs are what ours are compared with, so none of ours may be in sight."""
+    return {name: value for name, value in env.items() if name != _CONFIG_DIR}
+
+
+class _TuneRun:
+    """The child from start to end, and what it said."""
+
+    def __init__(self, request: TuneRequest, context: BuildContext, env: Mapping[str, str]) -> None:
+        self.request, self.context, self.env = request, context, env
+        self.done: TunedLine | None = None
+        self.failed: TuneFailLine | None = None
+
+    def go(self) -> TunedLine:
+        context = self.context
+        context.report("starting the tuner", None, None)
+        file = context.scratch / "tune.json"
+        status = run_child("moe_tune_child", self.request, file, self.env, context, self._hear, _WHAT)
+        if self.failed or status != 0 or self.done is None:
+            raise self._error(status)
+        return self.done
+
+    def _hear(self, line: str) -> None:
+        try:
+            said = TUNE_LINE.validate_json(line)
+        except ValidationError:
+            keep_line(self.context, line)
+            return
+        if isinstance(said, StepLine):
+            self.context.report(said.hint, said.n, said.m)
+        elif isinstance(said, TunedLine):
+            self.done = said
+        else:
+            self.failed = said
+
+    def _error(self, status: int) -> StageError:
+        if self.failed is not None:
+            return StageError(_ERROR_OF[self.failed.kind], self.failed.message, log_tail=log_tail(self.context))
+        message = f"the {_WHAT} ended with status {status} and no result"
+        ended = StageError(ErrorType.TUNER_EXECUTION_ERROR, message, log_tail=log_tail(self.context))
+        return lost(status, _WHAT, self.context) or ended
+
+
+def _built(request: StageRequest, shape: MoeShape, context: BuildContext, said: TunedLine) -> Built:
+    """Writes the files and describes them."""
+    layout = context.layout
+    try:
+        seed(layout, Path(said.shipped))
+        config = write_config(layout, said.folder, said.name, said.files.up)
+        written = [config]
+        if said.files.down:
+            written.append(write_config(layout, said.folder, said.down_name, said.files.down))
+        facts = facts_of(layout, request.model.slug, config)
+    except OSError as error:
+        raise StageError(os_error_type(error), f"{error.filename}: {error.strerror or error}") from None
+    counts = said.counts
+    kept = f"{counts.unreadable} lines of the tuner's log cannot be read, and were left out"
+    return Built(
+        units=covered_units(request.spec, shape, sizes_of(request.spec)),
+        used=frozenset(str(path.relative_to(layout.profiles)) for path in written),
+        compiled=tuple(f"M={choice.tokens} {choice.config or 'default'}" for choice in said.choices),
+        warnings=(kept,) if counts.unreadable else (),
+        artifacts=facts.model_copy(update={"tuning": _tuning(request, shape, said.choices, counts)}),
+    )
+
+
+def _tuning(request: StageRequest, shape: MoeShape, choices: tuple[Choice, ...], counts: Counts) -> Tuning:
+    spec = request.spec
+    grid = {size: len(first_candidates(spec.moe_strategy, shape, size)) for size in sizes_of(spec)}
+    told = " to ".join(str(count) for count in sorted({min(grid.values()), max(grid.values())}))
+    further = ", then neighbours of the best" if spec.moe_strategy.value == "auto" else ""
+    return Tuning(
+        tuner_version=TUNER_VERSION,
+        strategy=label_of(spec),
+        grid=f"{told} configs for each batch size{further}",
+        dtype=shape.dtype or shape.activation,
+        seed=SEED,
+        sizes=tuple(_tuned_size(choice) for choice in choices),
+        **counts.model_dump(exclude={"unreadable"}),
+    )
+
+
+def _tuned_size(choice: Choice) -> TunedSize:
+    return TunedSize(
+        batch_size=choice.tokens,
+        default_us=choice.stock_us,
+        tuned_us=choice.us,
+        speedup=choice.speedup,
+        config=choice.config.entry() if choice.config else None,
+    )
+
+
+def tune_by_script(request: StageRequest, shape: MoeShape, context: BuildContext) -> Built:
+    """Runs SGLang's own tuner, which writes its file into the folder that it is started in.
+
+    Raises:
+        StageError: it failed, or left no config file.
+        Interrupted: the run was cancelled.
+    """
+    folder = context.scratch / "tuned"
+    folder.mkdir()
+    context.report(f"running {request.spec.moe_tuner_script}", None, None)
+    env = {**_env(context.env), "CUDA_VISIBLE_DEVICES": ",".join(str(gpu.index) for gpu in context.host_gpus)}
+    child = Child(_script_command(request, shape, folder), env, context.log, context.lock_descriptors)
+    try:
+        with child:
+            for line in child.lines(context.deadline, context.cancelled, context.tick):
+                keep_line(context, line)
+            status, _ = child.end()
+    finally:
+        if child.cleanup:
+            context.ended(child.cleanup)
+    found = sorted(path for path in folder.glob("E=*.json"))
+    if status != 0 or not found:
+        message = f"{request.spec.moe_tuner_script} ended with status {status} and left {len(found)} config files"
+        raise StageError(ErrorType.TUNER_EXECUTION_ERROR, message, log_tail=log_tail(context))
+    return _built(request, shape, context, _read_script(request, found[0]))
+
+
+def _script_command(request: StageRequest, shape: MoeShape, folder: Path) -> list[str]:
+    spec = request.spec
+    sizes = spec.moe_batch_sizes
+    return [
+        *("env", "-C", str(folder), sys.executable, str(spec.moe_tuner_script), "--tune"),
+        *("--model", str(request.model.source.parent), "--tp-size", str(spec.tp)),
+        *(("--dtype", shape.dtype) if shape.dtype else ()),
+        *(("--per-channel-quant",) if shape.per_channel else ()),
+        *(("--batch-size", str(sizes[0])) if len(sizes) == 1 else ()),
+    ]
+
+
+def _read_script(request: StageRequest, file: Path) -> TunedLine:
+    try:
+        entries = _ENTRIES.validate_python(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise StageError(ErrorType.TUNER_EXECUTION_ERROR, f"{file.name} is no config file: {error}") from None
+    version = request.signature.triton_version or ""
+    return TunedLine(
+        name=file.name,
+        down_name=f"{file.stem}_down.json",
+        folder=f"triton_{version.replace('.', '_')}",
+        triton_version=version,
+        shipped=str(shipped_configs() or file.parent),
+        files=ConfigFiles(up=entries),
+        choices=tuple(
+            Choice(tokens=size, config=config, us=None, stock_us=None) for size, config in sorted(entries.items())
+        ),
+        counts=Counts(),
+    )

@@ -1,0 +1,40 @@
+"""A short server start for a run in which no other server starts: its log has to name the tuned config."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from rayprep.host.server import Watch
+from rayprep.model.caches import CacheName
+from rayprep.model.errors import ErrorType, StageError
+from rayprep.model.moe_configs import complaint
+from rayprep.model.result import Artifacts
+from rayprep.stages.protocol import BuildContext, Built, StageRequest
+from rayprep.stages.warmup_server import implied_command, open_server, record_of
+
+
+def confirm_by_server(request: StageRequest, context: BuildContext, built: Built) -> Built:
+    """Starts the server that the request implies, until it is ready, and reads its log.
+
+    Raises:
+        StageError: `verify_log_missing`, or it did not start.
+        Interrupted: the run was cancelled.
+    """
+    layout, facts = context.layout, built.artifacts or Artifacts()
+    watch = Watch(context.deadline, context.cancelled, context.tick, context.report)
+    command_for = implied_command(request, context.scratch)
+    env = {**context.env, "SGLANG_MOE_CONFIG_DIR": str(layout.cache(CacheName.MOE_CONFIGS))}
+    server = open_server(request.spec, command_for, env, context.log, watch, context.lock_descriptors, context.gpus)
+    try:
+        with server:
+            server.start()
+            command = command_for(server.port or 0, server.mem_fraction)
+            record = record_of(server, command, request.spec.load_format)
+    finally:
+        if server.cleanup:
+            context.ended(server.cleanup)
+    said = server.reader.moe_configs
+    name = Path(facts.config_file.container_path).name if facts.config_file else ""
+    if name not in said.used:
+        raise StageError(ErrorType.VERIFY_LOG_MISSING, complaint(name, said), log_tail=server.log_tail())
+    confirmed = facts.model_copy(update={"verified_in_log": True, "verify_log": layout.located(context.log)})
+    return replace(built, server=record, moe_configs=said, artifacts=confirmed)

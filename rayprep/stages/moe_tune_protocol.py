@@ -1,0 +1,148 @@
+"""What the `moe_tune` stage, its child and the child's own workers say to each other. No torch here.
+
+The parent writes one `TuneRequest` to a file; the child answers with any number of `StepLine` and then one
+`TunedLine`, or with one `TuneFailLine`, each a line of JSON on its standard output.
+"""
+
+import errno
+import re
+from typing import Annotated, Literal, NamedTuple
+
+from pydantic import Field, TypeAdapter
+
+from rayprep.model.base import Record, encodable
+from rayprep.model.moe import MoeShape
+from rayprep.model.moe_search import Choice, ConfigFiles
+from rayprep.model.moe_space import KernelConfig
+from rayprep.model.spec import MoeStrategy
+
+TuneFailKind = Literal["failed", "toolchain", "no_space", "out_of_memory"]
+
+
+class TuneRequest(Record):
+    """What the child is to tune."""
+
+    shape: MoeShape
+    strategy: MoeStrategy
+    sizes: tuple[int, ...]
+    """Numbers of tokens to tune for."""
+    all_sizes: tuple[int, ...]
+    """Those that the file is to have an entry for."""
+    space: tuple[KernelConfig, ...] = ()
+    """Tried in place of the strategy's own, where there is one."""
+    log: str
+    """Takes the measurements."""
+    kernels: str
+    """The Triton cache of the tuning alone; the same as the child's TRITON_CACHE_DIR."""
+    seed: int
+    gpus: int = Field(ge=1)
+    """All that the child sees."""
+    compilers: int = Field(ge=1)
+    """Processes that compile at a time."""
+    capability: int
+    """Of the GPUs, 90 for sm_90."""
+    deadline_s: float = Field(gt=0)
+    """For one kernel to compile, or one measurement."""
+
+
+class Counts(Record):
+    """What a tuning came to. Times in seconds."""
+
+    measured: int = 0
+    reused: int = 0
+    """Measurements that an earlier run had made."""
+    failed: int = 0
+    """Of both, those that cannot be compiled or run here."""
+    compiled: int = 0
+    """Kernels, of which a config has two for each way that a number of tokens specialises it."""
+    unreadable: int = 0
+    """Lines of the log that say nothing."""
+    setup_s: float = 0.0
+    compile_s: float = 0.0
+    measure_s: float = 0.0
+
+
+class StepLine(Record):
+    """Progress: `n` of `m` of what `hint` says are done."""
+
+    event: Literal["step"] = "step"
+    hint: str
+    n: int | None = None
+    m: int | None = None
+
+
+class TunedLine(Record):
+    """All is measured."""
+
+    event: Literal["tuned"] = "tuned"
+    name: str
+    """Of the config file, as SGLang looks for it."""
+    down_name: str
+    folder: str
+    """Of the version of Triton, below `configs/`."""
+    triton_version: str
+    shipped: str
+    """The folder of the configs that ship with SGLang."""
+    files: ConfigFiles
+    choices: tuple[Choice, ...]
+    counts: Counts
+
+
+class TuneFailLine(Record):
+    """The child gave up; its exit code is 1."""
+
+    event: Literal["failed"] = "failed"
+    kind: TuneFailKind
+    message: str
+
+
+TuneLine = Annotated[StepLine | TunedLine | TuneFailLine, Field(discriminator="event")]
+TUNE_LINE: TypeAdapter[StepLine | TunedLine | TuneFailLine] = TypeAdapter(TuneLine)
+"""Parses one line of the child's standard output."""
+
+
+class KernelJob(NamedTuple):
+    """One kernel to compile, as Triton describes it: the function, and what it is specialised on."""
+
+    module: str
+    name: str
+    specialisation: str
+
+
+class Recorded(NamedTuple):
+    """The kernels that a trial needs and that no cache in memory has; or why it cannot even be called."""
+
+    jobs: tuple[KernelJob, ...]
+    error: str | None = None
+
+
+class BenchFacts(NamedTuple):
+    """What SGLang says of itself on this GPU."""
+
+    name: str
+    down_name: str
+    folder: str
+    triton_version: str
+    shipped: str
+
+
+_SIGNS: tuple[tuple[TuneFailKind, str], ...] = (
+    ("no_space", r"No space left on device|Disk quota exceeded"),
+    ("out_of_memory", r"out of memory|OutOfMemoryError"),
+    ("toolchain", r"No CUDA GPUs are available|Found no NVIDIA driver|cannot open shared object|No module named"),
+)
+
+
+def failure(error: BaseException) -> TuneFailLine:
+    """Says what stopped the child."""
+    message = one_line(error)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return TuneFailLine(kind="no_space", message=message)
+    kind = next((kind for kind, sign in _SIGNS if re.search(sign, message)), None)
+    return TuneFailLine(kind=kind or "failed", message=message)
+
+
+def one_line(error: BaseException) -> str:
+    """The error's type and the first line that it says anything in."""
+    lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
+    return encodable(f"{type(error).__name__}: {(lines or [''])[0]}")[:300]

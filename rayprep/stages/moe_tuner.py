@@ -1,0 +1,229 @@
+"""The tuner's loop: asks what is to be measured next, has it compiled ahead and measured, and keeps each result."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from multiprocessing import get_context
+from typing import Protocol, TypeVar
+
+from rayprep.model.base import Record
+from rayprep.model.moe_search import (
+    Choice,
+    Measurement,
+    Stock,
+    Trial,
+    choose,
+    config_files,
+    first_candidates,
+    next_trials,
+)
+from rayprep.model.moe_space import KernelConfig, specialisation
+from rayprep.model.spec import MoeStrategy
+from rayprep.stages.moe_compile import CompileSetup
+from rayprep.stages.moe_log import MeasurementLog
+from rayprep.stages.moe_tune_protocol import (
+    BenchFacts,
+    Counts,
+    KernelJob,
+    Recorded,
+    StepLine,
+    TunedLine,
+    TuneRequest,
+)
+from rayprep.stages.moe_workers import Worker, ask_all
+
+T = TypeVar("T")
+Emit = Callable[[Record], None]
+_SGLANG_KERNELS = "sglang.srt.layers.moe.moe_runner.triton_utils.fused_moe"
+
+
+class Unmeasurable(Exception):
+    """Nothing could be measured for a number of tokens, SGLang's own config included."""
+
+
+class Bench(Protocol):
+    """What compiles and measures."""
+
+    def open(self) -> BenchFacts: ...
+    def stock(self, tokens: int) -> Stock: ...
+    def record(self, trials: Sequence[Trial]) -> Iterator[tuple[Trial, Recorded]]: ...
+    def compile(self, jobs: Sequence[KernelJob]) -> Iterator[tuple[KernelJob, str | None]]:
+        """Each with why it could not be compiled, or None."""
+        ...
+
+    def measure(self, trials: Sequence[Trial]) -> Iterator[Measurement]: ...
+
+
+class Tuner:
+    """One tuning from start to end."""
+
+    def __init__(self, request: TuneRequest, bench: Bench, log: MeasurementLog, emit: Emit) -> None:
+        self.request, self.bench, self.log, self.emit = request, bench, log, emit
+        self._candidates = {size: self._first(size) for size in request.sizes}
+        self._reused = len(log.done)
+        self._compiled: set[KernelJob] = set()
+        self._broken: dict[KernelJob, str] = {}
+        self._setup_s = self._compile_s = self._measure_s = 0.0
+
+    def _first(self, size: int) -> Sequence[KernelConfig]:
+        return self.request.space or first_candidates(self.request.strategy, self.request.shape, size)
+
+    def go(self) -> TunedLine:
+        """Raises OSError where the log cannot be written, and what the workers raise."""
+        started = time.monotonic()
+        self.emit(StepLine(hint="importing SGLang and making weights"))
+        facts = self.bench.open()
+        self._setup_s = time.monotonic() - started
+        while trials := self._next():
+            ready = self._compile(trials)
+            self._measure(ready)
+        return self._told(facts)
+
+    def _next(self) -> tuple[Trial, ...]:
+        explore = self.request.strategy is MoeStrategy.AUTO and not self.request.space
+        return tuple(
+            trial
+            for size, candidates in self._candidates.items()
+            for trial in next_trials(candidates, self.request.shape, size, self.log.done, explore=explore)
+        )
+
+    def _compile(self, trials: Sequence[Trial]) -> tuple[Trial, ...]:
+        """Compiles what the trials need, each way of specialising a config once. Returns the trials that can run."""
+        started = time.monotonic()
+        needed = self._record(trials)
+        fresh = tuple(dict.fromkeys(job for jobs in needed.values() for job in jobs if job not in self._compiled))
+        for n, (job, error) in enumerate(self.bench.compile(fresh), 1):
+            self._compiled.add(job)
+            if error is not None:
+                self._broken[job] = error
+            self.emit(StepLine(hint="compiling kernels", n=n, m=len(fresh)))
+        ready = []
+        for trial in trials:
+            why = next((self._broken[job] for job in needed.get(self._kind(trial), ()) if job in self._broken), None)
+            if why is None:
+                ready.append(trial)
+            else:
+                self.log.append(Measurement(trial=trial, error=why))
+        self._compile_s += time.monotonic() - started
+        return tuple(ready)
+
+    def _record(self, trials: Sequence[Trial]) -> Mapping[object, tuple[KernelJob, ...]]:
+        """The kernels of each kind of trial. What cannot even be called says so once more when it is measured."""
+        kinds = {self._kind(trial): trial for trial in trials if trial.config is not None}
+        found: dict[object, tuple[KernelJob, ...]] = {}
+        for n, (trial, recorded) in enumerate(self.bench.record(tuple(kinds.values())), 1):
+            found[self._kind(trial)] = recorded.jobs
+            self.emit(StepLine(hint="listing kernels", n=n, m=len(kinds)))
+        return found
+
+    def _kind(self, trial: Trial) -> object:
+        """Trials of one kind run the same kernels."""
+        if trial.config is None:
+            return None
+        return trial.config, specialisation(self.request.shape, trial.tokens, trial.config.BLOCK_SIZE_M)
+
+    def _measure(self, trials: Sequence[Trial]) -> None:
+        started = time.monotonic()
+        # By size: the inputs of a size are made once.
+        ordered = sorted(trials, key=lambda trial: trial.tokens)
+        for n, measured in enumerate(self.bench.measure(ordered), 1):
+            self.log.append(measured)
+            self.emit(StepLine(hint=f"measuring for {measured.trial.tokens} tokens", n=n, m=len(ordered)))
+        self._measure_s += time.monotonic() - started
+
+    def _told(self, facts: BenchFacts) -> TunedLine:
+        known = sorted({trial.tokens for trial in self.log.done} | set(self.request.sizes))
+        choices = self._choices(known)
+        sizes = sorted({*known, *self.request.all_sizes})
+        stock = {size: self.bench.stock(size) for size in sizes}
+        counts = Counts(
+            measured=len(self.log.done) - self._reused,
+            reused=self._reused,
+            failed=sum(each.us is None for each in self.log.done.values()),
+            compiled=len(self._compiled),
+            unreadable=self.log.unreadable,
+            setup_s=round(self._setup_s, 3),
+            compile_s=round(self._compile_s, 3),
+            measure_s=round(self._measure_s, 3),
+        )
+        return TunedLine(
+            **facts._asdict(),
+            files=config_files(sizes, choices, stock),
+            choices=tuple(each for each in choices if each.tokens in self.request.sizes),
+            counts=counts,
+        )
+
+    def _choices(self, sizes: Iterable[int]) -> tuple[Choice, ...]:
+        found = {size: choose(size, self.log.done) for size in sizes}
+        if dead := [size for size in self.request.sizes if found[size] is None]:
+            errors = (each.error for each in self.log.done.values() if each.trial.tokens == dead[0])
+            raise Unmeasurable(f"nothing runs for {dead[0]} tokens: {next((e for e in errors if e), 'no answer')}")
+        return tuple(each for each in found.values() if each)
+
+
+class BenchSetup:
+    """Makes a process the bench of one GPU."""
+
+    def __init__(self, request: TuneRequest, gpu: int) -> None:
+        self.request, self.gpu = request, gpu
+
+    def __call__(self) -> Callable[[tuple[str, object]], object]:
+        from rayprep.stages.moe_bench import MoeBench, answers
+
+        return answers(MoeBench(self.request.shape, self.request.seed, self.gpu))
+
+
+class ProcessBench:
+    """The bench in processes of its own: one for each GPU, and as many compilers as there are CPUs.
+
+    The compilers are forked from one process that has imported SGLang and has never used a GPU.
+    """
+
+    def __init__(self, request: TuneRequest) -> None:
+        self._request = request
+        spawn, fork = get_context("spawn"), get_context("forkserver")
+        fork.set_forkserver_preload(["rayprep.stages.moe_compile", _SGLANG_KERNELS])
+        self._gpus: list[Worker[tuple[str, object], object]] = [
+            Worker(spawn, BenchSetup(request, gpu)) for gpu in range(request.gpus)
+        ]
+        self._compilers: list[Worker[KernelJob, None]] = [
+            Worker(fork, CompileSetup(request.capability)) for _ in range(request.compilers)
+        ]
+
+    def open(self) -> BenchFacts:
+        """Raises WorkerFailed or WorkerLost."""
+        for worker in self._gpus:
+            worker.wait_until_ready()
+        return self._ask("facts", None, BenchFacts)
+
+    def stock(self, tokens: int) -> Stock:
+        return self._ask("stock", tokens, Stock)
+
+    def _ask(self, what: str, argument: object, kind: type[T]) -> T:
+        answer = self._gpus[0].call((what, argument), self._request.deadline_s)
+        assert isinstance(answer, kind)
+        return answer
+
+    def record(self, trials: Sequence[Trial]) -> Iterator[tuple[Trial, Recorded]]:
+        for (_, trial), answer, error in self._ask_gpus("record", trials):
+            yield trial, answer if isinstance(answer, Recorded) else Recorded((), error)
+
+    def measure(self, trials: Sequence[Trial]) -> Iterator[Measurement]:
+        for (_, trial), answer, error in self._ask_gpus("measure", trials):
+            yield answer if isinstance(answer, Measurement) else Measurement(trial=trial, error=error)
+
+    def _ask_gpus(self, what: str, trials: Sequence[Trial]) -> Iterator[tuple[tuple[str, Trial], object, str | None]]:
+        for (name, trial), answer, error in ask_all(
+            self._gpus, [(what, trial) for trial in trials], self._request.deadline_s
+        ):
+            assert isinstance(trial, Trial)
+            yield (name, trial), answer, error
+
+    def compile(self, jobs: Sequence[KernelJob]) -> Iterator[tuple[KernelJob, str | None]]:
+        for job, _, error in ask_all(self._compilers, jobs, self._request.deadline_s):
+            yield job, error
+
+    def close(self) -> None:
+        for gpu in self._gpus:
+            gpu.end()
+        for compiler in self._compilers:
+            compiler.end()
