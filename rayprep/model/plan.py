@@ -139,6 +139,21 @@ def decide(  # noqa: PLR0911 - one return for each rule, in order of precedence
     return verdict(Action.BUILD, check.state.value, check.detail)
 
 
+def with_consequences(decisions: Sequence[Decision]) -> tuple[Decision, ...]:
+    """Another MoE config makes a server compile other kernels, so what one has compiled is no longer all that it needs.
+
+    And it is a server's log that says whether the config is used.
+    """
+    tunes = any(each.stage is StageName.MOE_TUNE and each.action is Action.BUILD for each in decisions)
+    again = {"action": Action.BUILD, "reason": "moe_config_is_new", "detail": ""}
+    return tuple(
+        each.model_copy(update=again)
+        if tunes and each.stage is StageName.SERVE and each.action is Action.NOOP and each.work
+        else each
+        for each in decisions
+    )
+
+
 class VerifyDecision(Record):
     """Whether a server is started to prove that nothing is left to compile, and why or why not."""
 

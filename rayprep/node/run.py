@@ -16,12 +16,14 @@ from rayprep.host.process import end_processes
 from rayprep.model.errors import ErrorType, HostUnfit, Interrupted, RayprepError
 from rayprep.model.events import Event, Phase, event
 from rayprep.model.gemm import GemmShape
+from rayprep.model.moe_configs import MoeConfigs
 from rayprep.model.plan import Action, Decision, waves
 from rayprep.model.result import PrepResult, StageResult
 from rayprep.model.stages import StageName, StageStatus
 from rayprep.model.verification import VERIFY, skipped
 from rayprep.node.adopt import adopt
 from rayprep.node.collect import record_skip
+from rayprep.node.moe_check import confirmed, with_config
 from rayprep.node.record import Recorder, settled_result
 from rayprep.node.request import NodeRequest
 from rayprep.node.stage_run import StageRun
@@ -156,6 +158,7 @@ class _NodeRun:
                 self._abandoned.set()  # whatever still runs, because nobody could go on here, ends now
         if StageName.SERVE in runs and (built := runs[StageName.SERVE].built):
             self._adopt(built.elsewhere, built.gemm_shapes)
+            self._confirm_moe(built.moe_configs, runs[StageName.SERVE].log)
         self._prove(locks, scratch)
 
     def _stage_run(self, decision: Decision, locks: HeldLocks, scratch: Path) -> StageRun:
@@ -200,6 +203,22 @@ class _NodeRun:
         proof = Verify(self.request, survey, env, home, locks, self.emit, self.cancelled)
         self.recorder.verify(proof.go())
         self._adopt(proof.elsewhere, proof.gemm_shapes)
+        self._confirm_moe(proof.moe_configs, proof.log)
+
+    def _confirm_moe(self, said: MoeConfigs | None, log: Path) -> None:
+        """A server that was ready has said which MoE config it uses."""
+        result = self.recorder.result.stages.get(StageName.MOE_TUNE)
+        if said is None or result is None:
+            return
+        judged = confirmed(result, said, self.survey.layout.located(log))
+        if judged is None:
+            return
+        if judged.status is StageStatus.ERROR:
+            # The next run would take it for done.
+            key = next(each.key for each in self.survey.plan.decisions if each.stage is StageName.MOE_TUNE)
+            self.survey.layout.completion(StageName.MOE_TUNE, key).unlink(missing_ok=True)
+            self._say_end(StageName.MOE_TUNE, judged)
+        self.recorder.stage(StageName.MOE_TUNE, judged)
 
     def _settle_all(self) -> None:
         for decision in self.survey.plan.decisions:
@@ -213,22 +232,24 @@ class _NodeRun:
     def _settle(self, decision: Decision) -> None:
         """Records a stage that has nothing to run."""
         result = settled_result(decision, self.survey)
+        if decision.stage is StageName.MOE_TUNE and decision.action is Action.NOOP:
+            result = with_config(result, self.survey)
         if decision.record_skip:
             try:
                 record_skip(self.survey, decision, self.request.run_id)
             except OSError as error:
                 # Without it the cache reads as invalid, which is no reason to fail what has nothing to do.
                 self._warn(f"{decision.stage}: its skip cannot be kept: {error.strerror or error}: {error.filename}")
-        self._say_settled(decision, result)
+        self._say_end(decision.stage, result)
         self.recorder.stage(decision.stage, result)
 
-    def _say_settled(self, decision: Decision, result: StageResult) -> None:
+    def _say_end(self, stage: StageName, result: StageResult) -> None:
         self.emit(
             event(
-                decision.stage.value,
+                stage.value,
                 Phase.END,
                 status=result.status.value,
-                duration_s=0.0,
+                duration_s=result.duration_s,
                 reason=result.reason,
                 error_type=result.error_type,
                 message=result.errors[0].message if result.errors else None,

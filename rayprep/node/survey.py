@@ -23,6 +23,7 @@ from rayprep.model.plan import (
     decide,
     decide_verify,
     only,
+    with_consequences,
     with_missed,
 )
 from rayprep.model.server_args import kernel_flags
@@ -143,7 +144,7 @@ class _Decider:
     deep: bool
 
     def plan(self, *, verify_only: bool) -> Plan:
-        decisions = tuple(self.decide(stage, selected=not verify_only) for stage in StageName)
+        decisions = with_consequences([self.decide(stage, selected=not verify_only) for stage in StageName])
         served = self.exact(StageName.SERVE)
         verify = decide_verify(
             decisions,

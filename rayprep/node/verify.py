@@ -18,6 +18,7 @@ from rayprep.model.caches import CacheName
 from rayprep.model.errors import ErrorType, Interrupted, RayprepError, StageError
 from rayprep.model.events import Event, Phase, event
 from rayprep.model.gemm import GemmShape
+from rayprep.model.moe_configs import MoeConfigs
 from rayprep.model.secrets import redacted_command
 from rayprep.model.stages import StageName
 from rayprep.model.verification import (
@@ -54,7 +55,7 @@ class Verify:
 
     def __post_init__(self) -> None:
         self._started = self._last_beat = time.monotonic()
-        self._log = self.survey.layout.run(self.request.run_id) / "verify.log"
+        self.log = self.survey.layout.run(self.request.run_id) / "verify.log"
         served = self.survey.completions.get(StageName.SERVE)
         remembered = served.server_command if served else ()
         self._own_command = self.survey.request.spec.server_command or remembered
@@ -62,6 +63,7 @@ class Verify:
         self._listed = {path: digest for each in completions for path, (_, digest) in each.artifacts.items()}
         self.elsewhere: frozenset[str] = frozenset()
         self.gemm_shapes: tuple[GemmShape, ...] = ()
+        self.moe_configs: MoeConfigs | None = None
         """What a server that answered everything has used, and named in its log."""
         self._command: tuple[str, ...] = self._own_command
 
@@ -101,6 +103,7 @@ class Verify:
         use = caches.look()
         if failure is None:  # what a server left that died may be half written
             self.elsewhere, self.gemm_shapes = use.within(tuple(CacheName)), tuple(server.reader.gemm_shapes)
+            self.moe_configs = server.reader.moe_configs
         if not had_stood and (failure is None or not server.attempts):
             remove_marker(layout, self.survey.model.slug, StageName.SERVE)
         return self._judge(server, use, missing, failure)
@@ -129,12 +132,12 @@ class Verify:
         env = {**self.env, "SGLANG_CRASH_ON_JIT_COMPILE": "1"}
         locks = self.locks.descriptors
         if self._own_command:
-            return open_own_server(self._own_command, env, self._log, watch, locks, gpus)
+            return open_own_server(self._own_command, env, self.log, watch, locks, gpus)
         model_folder = self.scratch.with_name("verify-model")
         model_folder.mkdir()
         implied = implied_command(self.survey.request, model_folder)
         self._command = tuple(implied(spec.warmup_port, spec.mem_fraction))
-        return open_server(spec, implied, env, self._log, watch, locks, gpus[: spec.tp])
+        return open_server(spec, implied, env, self.log, watch, locks, gpus[: spec.tp])
 
     def _judge(
         self, server: Server, use: CacheUse, missing: tuple[NewFile, ...], failure: RayprepError | None
@@ -155,7 +158,7 @@ class Verify:
             missing=missing[:NAMED],
             unread=() if failure else self._unread(use),
             events=events[:NAMED],
-            log_file=self.survey.layout.located(self._log),
+            log_file=self.survey.layout.located(self.log),
             warnings=(_KEPT_MEMORY,) if server.memory_returned is False else (),
             cleanup=server.cleanup,
         )

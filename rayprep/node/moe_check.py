@@ -1,0 +1,42 @@
+"""Whether a server uses the MoE config that is here: its log decides the result of `moe_tune`."""
+
+from pathlib import PurePath
+
+from rayprep.model.errors import ErrorType, StageError
+from rayprep.model.located import Located
+from rayprep.model.moe_configs import MoeConfigs, complaint
+from rayprep.model.result import Artifacts, StageResult
+from rayprep.model.stages import StageName, StageStatus
+from rayprep.node.record import failed_result
+from rayprep.node.survey import Survey
+from rayprep.stages.moe_files import adopt_config
+
+
+def confirmed(result: StageResult, said: MoeConfigs, log: Located) -> StageResult | None:
+    """`moe_tune`'s result with what a server's log says; None where that changes nothing.
+
+    An earlier server's word stands: a campaign's own may have a MoE kernel of another kind.
+    """
+    artifacts = result.artifacts
+    if result.status not in (StageStatus.OK, StageStatus.NOOP) or artifacts is None or artifacts.config_file is None:
+        return None
+    if artifacts.verified_in_log:
+        return None
+    name = PurePath(artifacts.config_file.container_path).name
+    if name in said.used:
+        found = artifacts.model_copy(update={"verified_in_log": True, "verify_log": log})
+        return result.model_copy(update={"artifacts": found, "verified_in_log": True})
+    missed = artifacts.model_copy(update={"verified_in_log": False, "verify_log": log})
+    error = StageError(ErrorType.VERIFY_LOG_MISSING, complaint(name, said), hint=f"read {log.host_path}")
+    failed = failed_result(StageName.MOE_TUNE, error, ran=result.ran, duration_s=result.duration_s)
+    return failed.model_copy(update={"artifacts": missed, "verified_in_log": False, "warnings": result.warnings})
+
+
+def with_config(result: StageResult, survey: Survey) -> StageResult:
+    """A noop's result with the config that is here. A host that received it makes what was not shipped."""
+    completion = survey.completions.get(StageName.MOE_TUNE)
+    found = adopt_config(survey.layout, completion) if completion else None
+    if found is None:
+        return result
+    units = (result.artifacts or Artifacts()).units
+    return result.model_copy(update={"artifacts": found.model_copy(update={"units": units})})
