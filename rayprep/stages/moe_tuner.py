@@ -33,11 +33,14 @@ from rayprep.stages.moe_workers import Worker, ask_all
 
 T = TypeVar("T")
 Emit = Callable[[Record], None]
-_SGLANG_KERNELS = "sglang.srt.layers.moe.moe_runner.triton_utils.fused_moe"
+_SGLANG_KERNELS = "sglang.srt.layers.moe.fused_moe_triton"
+_SAID_EACH_S = 1.0
+_ENOUGH_TO_TELL = 8
+"""So many kernels of which none can be compiled are not the configs' fault."""
 
 
-class Unmeasurable(Exception):
-    """Nothing could be measured for a number of tokens, SGLang's own config included."""
+class Untunable(Exception):
+    """No kernel can be compiled here, or nothing be measured for a number of tokens, SGLang's own config included."""
 
 
 class Bench(Protocol):
@@ -62,6 +65,7 @@ class Tuner:
         self._reused = len(log.done)
         self._compiled: set[KernelJob] = set()
         self._broken: dict[KernelJob, str] = {}
+        self._said = 0.0
         self._setup_s = self._compile_s = self._measure_s = 0.0
 
     def _first(self, size: int) -> Sequence[KernelConfig]:
@@ -95,7 +99,9 @@ class Tuner:
             self._compiled.add(job)
             if error is not None:
                 self._broken[job] = error
-            self.emit(StepLine(hint="compiling kernels", n=n, m=len(fresh)))
+            self._say("compiling kernels", n, len(fresh))
+        if len(self._broken) == len(self._compiled) >= _ENOUGH_TO_TELL:
+            raise Untunable(f"no kernel can be compiled: {next(iter(self._broken.values()))}")
         ready = []
         for trial in trials:
             why = next((self._broken[job] for job in needed.get(self._kind(trial), ()) if job in self._broken), None)
@@ -108,17 +114,17 @@ class Tuner:
 
     def _record(self, trials: Sequence[Trial]) -> Mapping[object, tuple[KernelJob, ...]]:
         """The kernels of each kind of trial. What cannot even be called says so once more when it is measured."""
-        kinds = {self._kind(trial): trial for trial in trials if trial.config is not None}
+        kinds = {self._kind(trial): trial for trial in trials}
         found: dict[object, tuple[KernelJob, ...]] = {}
         for n, (trial, recorded) in enumerate(self.bench.record(tuple(kinds.values())), 1):
             found[self._kind(trial)] = recorded.jobs
-            self.emit(StepLine(hint="listing kernels", n=n, m=len(kinds)))
+            self._say("listing kernels", n, len(kinds))
         return found
 
     def _kind(self, trial: Trial) -> object:
         """Trials of one kind run the same kernels."""
         if trial.config is None:
-            return None
+            return trial.tokens
         return trial.config, specialisation(self.request.shape, trial.tokens, trial.config.BLOCK_SIZE_M)
 
     def _measure(self, trials: Sequence[Trial]) -> None:
@@ -127,8 +133,15 @@ class Tuner:
         ordered = sorted(trials, key=lambda trial: trial.tokens)
         for n, measured in enumerate(self.bench.measure(ordered), 1):
             self.log.append(measured)
-            self.emit(StepLine(hint=f"measuring for {measured.trial.tokens} tokens", n=n, m=len(ordered)))
+            self._say(f"measuring for {measured.trial.tokens} tokens", n, len(ordered))
         self._measure_s += time.monotonic() - started
+
+    def _say(self, hint: str, n: int, m: int) -> None:
+        """Not each of thousands."""
+        now = time.monotonic()
+        if n == m or now - self._said >= _SAID_EACH_S:
+            self._said = now
+            self.emit(StepLine(hint=hint, n=n, m=m))
 
     def _told(self, facts: BenchFacts) -> TunedLine:
         known = sorted({trial.tokens for trial in self.log.done} | set(self.request.sizes))
@@ -156,7 +169,7 @@ class Tuner:
         found = {size: choose(size, self.log.done) for size in sizes}
         if dead := [size for size in self.request.sizes if found[size] is None]:
             errors = (each.error for each in self.log.done.values() if each.trial.tokens == dead[0])
-            raise Unmeasurable(f"nothing runs for {dead[0]} tokens: {next((e for e in errors if e), 'no answer')}")
+            raise Untunable(f"nothing runs for {dead[0]} tokens: {next((e for e in errors if e), 'no answer')}")
         return tuple(each for each in found.values() if each)
 
 

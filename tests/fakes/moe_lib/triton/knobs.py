@@ -1,0 +1,5 @@
+from collections.abc import Callable
+
+
+class runtime:
+    jit_cache_hook: Callable[..., bool] | None = None
