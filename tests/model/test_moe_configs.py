@@ -1,0 +1,41 @@
+"""What a server's log says of its MoE configs."""
+
+from rayprep.model.moe_configs import MoeConfigs, complaint
+from rayprep.model.server_log import LogReader
+
+NAME = "E=128,N=768,device_name=NVIDIA_H200,dtype=fp8_w8a8,block_shape=[128, 128].json"
+HOME = "/p/moe_configs/configs/triton_3_6_0"
+
+
+def read(*lines: str) -> MoeConfigs:
+    reader = LogReader()
+    for line in lines:
+        reader.hear(line)
+    return reader.moe_configs
+
+
+def test_every_rank_says_it_and_once_is_enough() -> None:
+    line = f"[2026-11-21 16:40:17] Using MoE kernel config from {HOME}/{NAME}."
+    assert read(line, "something else", line) == MoeConfigs(used=(NAME,))
+    assert read(f"Using MoE kernel config: {NAME}") == MoeConfigs(used=(NAME,)), "the contract's wording"
+
+
+def test_a_fallback_is_no_use() -> None:
+    said = read(
+        f"Config file not found at {HOME}/{NAME}. Fallback to triton version 3.4.0 and use MoE kernel config from "
+        f"/p/moe_configs/configs/triton_3_4_0/{NAME}. Performance might be sub-optimal!"
+    )
+    assert said == MoeConfigs(missed=(NAME,))
+    default = read(
+        "Using default MoE kernel config. Performance might be sub-optimal! "
+        f"Config file not found at {HOME}/{NAME}, you can create them with https://github.com/"
+    )
+    assert default == MoeConfigs(missed=(NAME,))
+
+
+def test_the_complaint_names_what_the_server_wanted() -> None:
+    assert complaint("E=1.json", MoeConfigs()) == (
+        'no "Using MoE kernel config from .../E=1.json" in the server\'s log'
+    )
+    assert complaint("E=1.json", MoeConfigs(missed=("E=2.json",))).endswith("; it looked for E=2.json")
+    assert complaint("E=1.json", MoeConfigs(used=("E=3.json",), missed=("E=2.json",))).endswith("; it uses E=3.json")

@@ -1,0 +1,183 @@
+"""The search: what is measured next, what is chosen, and what the files say."""
+
+from collections.abc import Callable
+
+import pytest
+
+from rayprep.model.moe import MoeShape
+from rayprep.model.moe_search import (
+    BEAMS,
+    COARSE,
+    FINALS,
+    Choice,
+    Measurement,
+    Stock,
+    Trial,
+    choose,
+    config_files,
+    estimated_seconds,
+    first_candidates,
+    next_trials,
+    tuning_digest,
+)
+from rayprep.model.moe_space import KernelConfig, curated, official_space
+from rayprep.model.spec import MoeStrategy
+from tests.model.samples import signature
+
+SHAPE = MoeShape(experts=128, width=768, hidden=2048, top_k=8, dtype="fp8_w8a8", block=(128, 128))
+TOKENS = 64
+Done = dict[Trial, Measurement]
+
+
+def config(block_m: int = 16, stages: int = 3, warps: int = 4) -> KernelConfig:
+    sizes = {"BLOCK_SIZE_M": block_m, "BLOCK_SIZE_N": 128, "BLOCK_SIZE_K": 128, "GROUP_SIZE_M": 1}
+    return KernelConfig(**sizes, num_warps=warps, num_stages=stages)
+
+
+def cost(config: KernelConfig | None) -> float | None:
+    """Best at 32 rows, 5 stages and 8 warps, which no short list has; tiles of 256 rows do not run."""
+    if config is None:
+        return 110.0
+    if config.BLOCK_SIZE_M == 256:
+        return None
+    distance = abs(config.BLOCK_SIZE_M - 32) + 3 * (5 - (config.num_stages or 3)) + (8 - (config.num_warps or 4))
+    return (
+        50.0 + distance + abs(config.BLOCK_SIZE_N - 128) / 8 + (128 - config.BLOCK_SIZE_K) / 8 + config.GROUP_SIZE_M / 4
+    )
+
+
+def measured(trial: Trial, us: float | None) -> Measurement:
+    return Measurement(trial=trial, us=us, error=None if us else "out of resource")
+
+
+def search(
+    done: Done, candidates: tuple[KernelConfig, ...], *, explore: bool = False, most: int = 10_000
+) -> list[tuple[Trial, ...]]:
+    """Measures what is asked for, `most` at the most. Returns the rungs."""
+    rungs = []
+    while most > 0 and (trials := next_trials(candidates, SHAPE, TOKENS, done, explore=explore)):
+        rungs.append(trials)
+        for trial in trials[:most]:
+            done[trial] = measured(trial, cost(trial.config))
+        most -= len(trials)
+    return rungs
+
+
+def test_the_best_are_measured_again_and_longer_beside_sglangs_own() -> None:
+    rungs = search({}, curated(SHAPE, TOKENS))
+    assert [len(rung) for rung in rungs] == [len(curated(SHAPE, TOKENS)) + 1, 8 + 1, 3 + 1]
+    assert [{trial.replays for trial in rung} for rung in rungs] == [{COARSE}, {FINALS[0][1]}, {FINALS[1][1]}]
+    assert all(rung[0].config is None for rung in rungs)
+    best = sorted(curated(SHAPE, TOKENS), key=lambda each: cost(each) or 0)[:3]
+    assert {trial.config for trial in rungs[-1]} == {None, *best}
+
+
+def test_the_neighbourhood_of_the_best_finds_what_no_short_list_has() -> None:
+    narrow: Done = {}
+    search(narrow, curated(SHAPE, TOKENS))
+    wide: Done = {}
+    rungs = search(wide, curated(SHAPE, TOKENS), explore=True)
+    assert len(rungs) <= 1 + len(BEAMS) + len(FINALS)
+    first, second = choose(TOKENS, narrow), choose(TOKENS, wide)
+    assert first and second and first.us and second.us
+    assert second.us < first.us
+    assert len(wide) < 150, "far from the whole space"
+
+
+def test_a_killed_search_goes_on_and_asks_for_nothing_twice() -> None:
+    whole: Done = {}
+    search(whole, curated(SHAPE, TOKENS), explore=True)
+    for most in (1, 20, 60, 90):
+        done: Done = {}
+        before = {trial for rung in search(done, curated(SHAPE, TOKENS), explore=True, most=most) for trial in rung}
+        kept = set(done)
+        asked = {trial for rung in search(done, curated(SHAPE, TOKENS), explore=True) for trial in rung}
+        assert not asked & kept, before
+        assert done == whole
+
+
+def test_a_list_of_ones_own_and_configs_that_do_not_run() -> None:
+    done: Done = {}
+    search(done, (config(256), config(128)))
+    chosen = choose(TOKENS, done)
+    assert chosen and chosen.config is None, "128 rows are slower than SGLang's own"
+    assert sum(each.us is None for each in done.values()) == 1
+    assert search(done, (config(256), config(128))) == []
+    nothing: Done = {}
+    search(nothing, ())
+    assert choose(TOKENS, nothing) == Choice(tokens=TOKENS, config=None, us=110.0, stock_us=110.0)
+
+
+@pytest.mark.parametrize(("own", "wins"), [(51.0, True), (50.0, False), (49.0, False)])
+def test_what_is_not_faster_is_not_used(own: float, wins: bool) -> None:
+    done = {trial: measured(trial, us) for trial, us in _rung(FINALS[-1][1], own)}
+    # A lucky coarse measurement counts for nothing.
+    done |= {trial: measured(trial, us) for trial, us in _rung(COARSE, 1000.0)}
+    chosen = choose(TOKENS, done)
+    assert chosen
+    assert chosen.config == (config() if wins else None)
+    assert chosen.speedup == (1.02 if wins else 1.0)
+
+
+def _rung(replays: int, own: float) -> list[tuple[Trial, float]]:
+    return [
+        (Trial(tokens=TOKENS, config=None, replays=replays), own),
+        (Trial(tokens=TOKENS, config=config(), replays=replays), 50.0),
+    ]
+
+
+def test_where_sglangs_own_does_not_run_the_best_is_taken_and_where_nothing_does_nothing() -> None:
+    stock, tuned = (Trial(tokens=TOKENS, config=each, replays=4) for each in (None, config()))
+    done = {stock: measured(stock, None), tuned: measured(tuned, 50.0)}
+    assert choose(TOKENS, done) == Choice(tokens=TOKENS, config=config(), us=50.0, stock_us=None)
+    assert choose(TOKENS, {stock: measured(stock, None)}) is None
+    assert choose(1, done) is None
+
+
+def test_the_file_has_an_entry_for_every_size() -> None:
+    own = config(64)
+    stock = {size: Stock(config=own) for size in (1, 64, 8192)}
+    choices = [
+        Choice(tokens=1, config=config(), us=1.0, stock_us=2.0),
+        Choice(tokens=64, config=None, us=2.0, stock_us=2.0),
+    ]
+    files = config_files(stock, choices, stock)
+    # SGLang takes the nearest: without 64 and 8192 the config for one token would count there.
+    assert files.up == {1: config(), 64: own, 8192: own}
+    assert files.down is None
+
+
+def test_a_shipped_file_for_the_second_product_is_overruled_where_tuned_and_kept_elsewhere() -> None:
+    down = KernelConfig.model_validate({**config(128).entry(), "USE_TMA": True})
+    stock = {1: Stock(config=config(64)), 64: Stock(config=config(64), down=down)}
+    files = config_files(stock, [Choice(tokens=1, config=config(), us=1.0, stock_us=2.0)], stock)
+    assert files.down
+    assert files.down[1] == config(), "what was measured is what runs"
+    # Both products share one sorting by tiles, so that SGLang takes the first one's rows.
+    assert files.down[64].entry() == {**config(64).entry(), "USE_TMA": True}
+
+
+def test_a_sweep_tries_everything_and_the_others_the_short_list() -> None:
+    of = {strategy: len(first_candidates(strategy, SHAPE, TOKENS)) for strategy in MoeStrategy}
+    assert of[MoeStrategy.SWEEP] == len(official_space(SHAPE))
+    assert of[MoeStrategy.FIXED] == of[MoeStrategy.AUTO] < 32
+
+
+@pytest.mark.parametrize("better", [{"cpus": 16, "gpus": 1}, {"cpus": 2, "gpus": 8}])
+def test_more_of_anything_is_sooner_done(better: dict[str, int]) -> None:
+    guess: Callable[..., float] = estimated_seconds
+    sizes = (1, 64, 1024)
+    seconds = {each: guess(each, SHAPE, sizes, cpus=2, gpus=1) for each in MoeStrategy}
+    assert seconds[MoeStrategy.FIXED] < seconds[MoeStrategy.AUTO] < seconds[MoeStrategy.SWEEP]
+    assert all(guess(each, SHAPE, sizes, **better) < seconds[each] for each in MoeStrategy)
+
+
+def test_measurements_of_other_hosts_versions_and_shapes_have_another_log() -> None:
+    names = {
+        tuning_digest(signature(), SHAPE),
+        tuning_digest(signature(triton_version="3.5.1"), SHAPE),
+        tuning_digest(signature(device_name="NVIDIA H200"), SHAPE),
+        tuning_digest(signature(), SHAPE.model_copy(update={"width": 384})),
+    }
+    assert len(names) == 4
+    assert tuning_digest(signature(driver_version="1"), SHAPE) in names

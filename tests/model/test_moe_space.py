@@ -1,0 +1,65 @@
+"""The configs that a tuner can try, and what of a batch's size is compiled in."""
+
+import pytest
+
+from rayprep.model.moe import MoeShape
+from rayprep.model.moe_space import KernelConfig, curated, neighbours, official_space, specialisation
+
+FP8 = MoeShape(experts=128, width=768, hidden=2048, top_k=8, dtype="fp8_w8a8", block=(128, 128))
+HALF = MoeShape(experts=128, width=768, hidden=2048, top_k=8)
+
+
+def test_the_official_space_is_as_large_as_the_official_tuners() -> None:
+    assert [len(official_space(shape)) for shape in (HALF, FP8)] == [1920, 1280]
+    assert len(set(official_space(HALF))) == 1920
+    assert str(official_space(HALF)[0]) == (
+        "BLOCK_SIZE_M=16,BLOCK_SIZE_N=32,BLOCK_SIZE_K=64,GROUP_SIZE_M=1,num_warps=4,num_stages=2"
+    )
+
+
+@pytest.mark.parametrize("shape", [FP8, HALF])
+@pytest.mark.parametrize("tokens", [1, 64, 1024, 8192])
+def test_the_short_list_is_short_and_of_the_official_space(shape: MoeShape, tokens: int) -> None:
+    short = curated(shape, tokens)
+    assert 10 <= len(short) <= 32
+    assert set(short) <= set(official_space(shape))
+
+
+def test_tiles_go_with_the_rows_that_an_expert_gets() -> None:
+    assert {config.BLOCK_SIZE_M for config in curated(FP8, 1)} == {16, 32}
+    assert {config.BLOCK_SIZE_M for config in curated(FP8, 8192)} == {64, 128}
+
+
+def test_a_neighbour_is_one_step_away() -> None:
+    centre = KernelConfig(
+        BLOCK_SIZE_M=16, BLOCK_SIZE_N=128, BLOCK_SIZE_K=128, GROUP_SIZE_M=1, num_warps=4, num_stages=3
+    )
+    found = neighbours([centre], FP8)
+    assert len(found) == 8  # M up; N both ways; K down, since 256 does not divide the block; group up; warps; stages
+    assert all(
+        sum(a != b for a, b in zip(centre.entry().values(), each.entry().values(), strict=True)) == 1 for each in found
+    )
+    assert set(found) <= set(official_space(FP8))
+    default = KernelConfig(BLOCK_SIZE_M=64, BLOCK_SIZE_N=64, BLOCK_SIZE_K=32, GROUP_SIZE_M=8)
+    assert neighbours([default], HALF), "SGLang's own may lie outside of the space, and have no warps"
+
+
+def test_an_entry_is_what_sglang_reads() -> None:
+    shipped = {"BLOCK_SIZE_M": 16, "BLOCK_SIZE_N": 32, "BLOCK_SIZE_K": 64, "GROUP_SIZE_M": 1, "USE_TMA": True}
+    assert KernelConfig.model_validate(shipped).entry() == shipped
+
+
+@pytest.mark.parametrize(
+    ("tokens", "block_m", "classes"),
+    [
+        (1, 16, ("sixteens", "any")),  # 8 rows, each in a tile of its own
+        (2, 16, ("sixteens", "sixteens")),
+        (16, 64, ("sixteens", "sixteens")),
+        (17, 16, ("any", "any")),  # from 129 rows on each expert's are padded: 136 + 129 * 15
+        (64, 64, ("any", "sixteens")),
+    ],
+)
+def test_what_triton_compiles_in(tokens: int, block_m: int, classes: tuple[str, str]) -> None:
+    assert specialisation(FP8, tokens, block_m) == classes
+    one = MoeShape(experts=8, width=768, hidden=2048, top_k=1)
+    assert specialisation(one, 1, 16) == ("sixteens", "one")

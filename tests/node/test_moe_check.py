@@ -1,0 +1,44 @@
+"""A server's log decides whether the tuned MoE config counts."""
+
+import pytest
+
+from rayprep.model.errors import ErrorType
+from rayprep.model.located import Located
+from rayprep.model.moe_configs import MoeConfigs
+from rayprep.model.result import Artifacts, StageResult
+from rayprep.model.stages import StageStatus
+from rayprep.node.moe_check import confirmed
+
+LOG = Located(container_path="/t/serve.log", host_path="/t/serve.log")
+NAME = "E=8,N=64.json"
+CONFIG = Located(container_path=f"/p/{NAME}", host_path=f"/p/{NAME}")
+
+
+def result(status: StageStatus = StageStatus.OK, **artifacts: object) -> StageResult:
+    found = Artifacts.model_validate({"config_file": CONFIG, **artifacts})
+    return StageResult(ran=True, status=status, status_code=0, duration_s=5.0, artifacts=found)
+
+
+@pytest.mark.parametrize("status", [StageStatus.OK, StageStatus.NOOP])
+def test_a_log_that_names_the_file_confirms_it(status: StageStatus) -> None:
+    judged = confirmed(result(status), MoeConfigs(used=("E=9.json", NAME)), LOG)
+    assert judged and judged.artifacts
+    assert (judged.status, judged.verified_in_log, judged.artifacts.verified_in_log) == (status, True, True)
+    assert judged.artifacts.verify_log == LOG
+
+
+def test_a_log_that_does_not_is_an_error_with_what_it_wanted() -> None:
+    judged = confirmed(result(), MoeConfigs(missed=("E=9.json",)), LOG)
+    assert judged and judged.artifacts
+    assert (judged.status, judged.status_code) == (StageStatus.ERROR, 11)
+    assert judged.error_type is ErrorType.VERIFY_LOG_MISSING
+    assert judged.errors[0].message.endswith("it looked for E=9.json")
+    assert (judged.ran, judged.duration_s, judged.verified_in_log) == (True, 5.0, False)
+    assert judged.artifacts.config_file == CONFIG
+
+
+def test_what_has_no_config_or_has_been_confirmed_is_left_alone() -> None:
+    unused = MoeConfigs(used=("E=9.json",))
+    assert confirmed(result(StageStatus.ERROR), unused, LOG) is None
+    assert confirmed(StageResult(ran=False, status=StageStatus.SKIPPED, status_code=0), unused, LOG) is None
+    assert confirmed(result(verified_in_log=True), unused, LOG) is None, "an earlier server's word stands"

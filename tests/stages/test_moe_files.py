@@ -1,0 +1,76 @@
+"""The files below moe_configs: the shipped ones beside ours, and the link to the one in use."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rayprep.host.layout import Layout
+from rayprep.host.scan import scan_cache
+from rayprep.model.caches import CacheName
+from rayprep.model.moe_space import KernelConfig
+from rayprep.model.stages import StageName
+from rayprep.stages.moe_files import adopt_config, facts_of, link_active, seed, write_config
+from tests.model.samples import completion, identity
+
+CONFIG = KernelConfig(BLOCK_SIZE_M=16, BLOCK_SIZE_N=32, BLOCK_SIZE_K=64, GROUP_SIZE_M=1)
+NAME = "E=8,N=64,device_name=NVIDIA_H200.json"
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    (tmp_path / "profiles" / "moe_configs").mkdir(parents=True)
+    return Layout(tmp_path / "profiles", tmp_path / "telemetry")
+
+
+def shipped(base: Path, **files: str) -> Path:
+    for name, text in files.items():
+        path = base / name.replace("__", "/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.with_suffix(".json").write_text(text)
+    return base
+
+
+def test_a_new_version_adds_its_own_and_overwrites_nothing(layout: Layout, tmp_path: Path) -> None:
+    configs = layout.cache(CacheName.MOE_CONFIGS) / "configs"
+    first = shipped(tmp_path / "one", triton_3_6_0__a="first", top="first")
+    assert seed(layout, first) == 2
+    assert seed(layout, first) == 0
+    ours = write_config(layout, "triton_3_6_0", NAME, {1: CONFIG})
+    (configs / "triton_3_6_0" / "a.json").write_text("tuned")
+    second = shipped(tmp_path / "two", triton_3_6_0__a="second", triton_3_7_0__a="second", top="second")
+    (second / "triton_3_6_0" / NAME).write_text("shipped")
+    assert seed(layout, second) == 1
+    found = {path.relative_to(configs).as_posix(): path.read_text() for path in configs.rglob("*.json")}
+    assert found.pop(f"triton_3_6_0/{NAME}") == ours.read_text()
+    assert found == {"triton_3_6_0/a.json": "tuned", "triton_3_7_0/a.json": "second", "top.json": "first"}
+    assert not list(configs.rglob("*.tmp"))
+
+
+def test_a_config_is_written_as_sglang_reads_it(layout: Layout) -> None:
+    path = write_config(layout, "triton_3_6_0", NAME, {64: CONFIG, 1: CONFIG})
+    assert path == layout.profiles / "moe_configs/configs/triton_3_6_0" / NAME
+    assert list(json.loads(path.read_text()).items()) == [("1", CONFIG.entry()), ("64", CONFIG.entry())]
+    facts = facts_of(layout, "m", path)
+    assert (facts.triton_version, facts.config_hash and len(facts.config_hash)) == ("3.6.0", 71)
+
+
+def test_the_link_follows_the_last_and_is_no_part_of_the_cache(layout: Layout) -> None:
+    for name in ("E=1.json", "E=2.json"):
+        link = link_active(layout, "qwen3", write_config(layout, "triton_3_6_0", name, {1: CONFIG}))
+    assert link.readlink() == Path("../triton_3_6_0/E=2.json")
+    assert link.exists()
+    scan = scan_cache(layout.profiles, CacheName.MOE_CONFIGS)
+    assert (scan.file_count, scan.links) == (2, 0)
+
+
+def test_a_host_that_received_the_config_makes_the_link_for_itself(layout: Layout) -> None:
+    path = write_config(layout, "triton_3_6_0", NAME, {1: CONFIG})
+    listed = {f"moe_configs/configs/triton_3_6_0/{NAME}": (path.stat().st_size, "sha256:" + "0" * 64)}
+    done = completion(StageName.MOE_TUNE, identity=identity(model_slug="qwen3"), artifacts=listed)
+    facts = adopt_config(layout, done)
+    assert facts and facts.config_file and facts.active_config_link
+    assert Path(facts.config_file.container_path) == path
+    assert Path(facts.active_config_link.container_path).resolve() == path
+    path.unlink()
+    assert adopt_config(layout, done) is None

@@ -1,0 +1,45 @@
+"""The tuner's log of measurements: whatever stands in it, and whatever happens to its writer."""
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from rayprep.model.moe_search import Measurement, Trial
+from rayprep.stages.moe_log import MeasurementLog
+from rayprep.stages.moe_tune_protocol import failure
+
+
+def measurement(tokens: int) -> Measurement:
+    return Measurement(trial=Trial(tokens=tokens, config=None, replays=4), us=1.5)
+
+
+def test_what_was_appended_is_read(tmp_path: Path) -> None:
+    log = MeasurementLog(tmp_path / "log")
+    failed = Measurement(trial=Trial(tokens=3, config=None, replays=4), error="out of resource")
+    for each in (measurement(1), measurement(2), failed):
+        log.append(each)
+    again = MeasurementLog(tmp_path / "log")
+    assert list(again.done.values()) == [measurement(1), measurement(2), failed]
+    assert again.unreadable == 0
+
+
+@pytest.mark.parametrize(
+    "rest", [b'{"trial": {"tok', b"\xff\x00\xfe", b'{"us": 1}\n', b"[]\nnull", b'{"trial": {}}\n\n']
+)
+def test_half_a_line_harms_neither_those_before_nor_those_after(tmp_path: Path, rest: bytes) -> None:
+    path = tmp_path / "log"
+    MeasurementLog(path).append(measurement(1))
+    with path.open("ab") as file:
+        file.write(rest)
+    MeasurementLog(path).append(measurement(2))
+    found = MeasurementLog(path)
+    assert list(found.done.values()) == [measurement(1), measurement(2)]
+    assert found.unreadable >= 1
+
+
+def test_a_full_disk_is_said_so() -> None:
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        MeasurementLog(Path("/dev/full")).append(measurement(1))
+    assert caught.value.errno == errno.ENOSPC
+    assert failure(caught.value).kind == "no_space"

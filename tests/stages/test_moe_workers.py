@@ -1,0 +1,55 @@
+"""Processes that stay: each question is answered once, whatever the answer does to the process."""
+
+import os
+import time
+from collections.abc import Callable
+from multiprocessing import get_context
+
+import psutil
+import pytest
+
+from rayprep.stages.moe_workers import Worker, WorkerFailed, ask_all
+
+
+def setup() -> Callable[[str], str]:
+    return answer
+
+
+def answer(question: str) -> str:
+    if question == "die":
+        os._exit(7)
+    if question == "hang":
+        time.sleep(60)
+    if question == "raise":
+        raise ValueError("no such thing")
+    return f"{question}!"
+
+
+def broken() -> Callable[[str], str]:
+    raise RuntimeError("No CUDA GPUs are available")
+
+
+def test_each_question_has_its_answer_or_its_reason() -> None:
+    workers = [Worker(get_context("spawn"), setup) for _ in range(2)]
+    try:
+        questions = ["a", "raise", "b", "die", "c", "hang", "d"]
+        got = {question: (said, why) for question, said, why in ask_all(workers, questions, 1.0)}
+        pids = [worker._process.pid for worker in workers]
+    finally:
+        for worker in workers:
+            worker.end()
+    assert {question: said for question, (said, _) in got.items() if said} == {each: f"{each}!" for each in "abcd"}
+    assert got["raise"][1] == "ValueError: no such thing"
+    assert got["die"][1] == "lost: the process ended with status 7"
+    assert got["hang"][1] == "lost: no answer within 1 s"
+    assert not [pid for pid in pids if pid and psutil.pid_exists(pid)]
+
+
+def test_a_process_that_cannot_be_set_up_says_why() -> None:
+    worker = Worker(get_context("spawn"), broken)
+    try:
+        with pytest.raises(WorkerFailed, match="RuntimeError: No CUDA GPUs are available"):
+            list(ask_all([worker], ["a", "b"], 10.0))
+    finally:
+        worker.end()
+    assert list(ask_all([], [], 1.0)) == []
