@@ -227,6 +227,9 @@ def before_ready(args: argparse.Namespace, faults: frozenset[str], log: bytes) -
         fail(OOM, 1)
     for name in faults & FATAL.keys():
         fail(FATAL[name], 1)
+    configs = Path(os.environ.get("SGLANG_MOE_CONFIG_DIR", "/none")) / "configs" / "triton_3_6_0"
+    for config in () if "no-moe-config" in faults else sorted(configs.glob("*.json")):
+        say(f"[2026-11-21 16:39:02] Using MoE kernel config from {config}.\n")
     say(log[pool:])
 
 

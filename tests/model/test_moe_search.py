@@ -41,9 +41,8 @@ def cost(config: KernelConfig | None) -> float | None:
     if config.BLOCK_SIZE_M == 256:
         return None
     distance = abs(config.BLOCK_SIZE_M - 32) + 3 * (5 - (config.num_stages or 3)) + (8 - (config.num_warps or 4))
-    return (
-        50.0 + distance + abs(config.BLOCK_SIZE_N - 128) / 8 + (128 - config.BLOCK_SIZE_K) / 8 + config.GROUP_SIZE_M / 4
-    )
+    distance += (abs(config.BLOCK_SIZE_N - 128) + 128 - config.BLOCK_SIZE_K) // 8
+    return 50.0 + distance + config.GROUP_SIZE_M / 4
 
 
 def measured(trial: Trial, us: float | None) -> Measurement:

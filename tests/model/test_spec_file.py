@@ -56,7 +56,7 @@ def test_the_first_form_reads_as_the_issue_says() -> None:
     assert (spec.model, spec.tp) == ("Qwen/Qwen2.5-7B", 8)
     assert spec.op(StageName.MOE_TUNE) is StageOp.REBUILD, "tune reads as rebuild"
     assert spec.moe_strategy is MoeStrategy.AUTO, "the strategy triton reads as auto"
-    assert spec.batch_sizes == (128, 256), "blocks read as batch sizes"
+    assert spec.moe_batch_sizes == (128, 256), "blocks read as the tuner's batch sizes"
     assert spec.block_sizes == ()
     assert spec.moe_dtype == "fp8_w8a8"
     assert {spec.op(stage) for stage in StageName if stage is not StageName.MOE_TUNE} == {StageOp.ENSURE}
@@ -69,7 +69,7 @@ def test_the_second_form_reads_as_the_issue_says() -> None:
     spec = got.spec
     assert [spec.op(stage).value for stage in StageName] == ["rebuild", "ensure", "skip", "ensure", "ensure"]
     assert (spec.moe_strategy, spec.moe_dtype) == (MoeStrategy.SWEEP, "fp8_w8a8")
-    assert (spec.batch_sizes, spec.timeout_s) == ((128, 256), 3600)
+    assert (spec.moe_batch_sizes, spec.timeout_s) == ((128, 256), 3600)
     assert (got.ignored_spec_keys, got.warnings) == ((), ())
 
 

@@ -67,6 +67,17 @@ class Host:
         path = os.pathsep.join([str(LIBRARY), *filter(None, [os.environ.get("PYTHONPATH")])])
         return {**inherited, "HOME": str(self.base / "home"), "PYTHONPATH": path}
 
+    def request(self, *server_args: str, verify_only: bool = False, **flags: object) -> NodeRequest:
+        """What the latest run is asked for."""
+        args = {"server_args": (COMPILES, *server_args), "warmup_port": free_port(), "timeout_s": 60, "ops": SKIPPED}
+        return NodeRequest(
+            resolved=resolve({"model": "tiny-dense", **args, **flags}),
+            run_id=f"run-{self.runs}",
+            profiles_root=str(self.layout.profiles),
+            telemetry_root=str(self.layout.telemetry),
+            verify_only=verify_only,
+        )
+
     def ensure(
         self,
         *server_args: str,
@@ -82,14 +93,7 @@ class Host:
         """
         self.runs += 1
         self.events = []
-        args = {"server_args": (COMPILES, *server_args), "warmup_port": free_port(), "timeout_s": 60, "ops": SKIPPED}
-        asked = NodeRequest(
-            resolved=resolve({"model": "tiny-dense", **args, **flags}),
-            run_id=f"run-{self.runs}",
-            profiles_root=str(self.layout.profiles),
-            telemetry_root=str(self.layout.telemetry),
-            verify_only=verify_only,
-        )
+        asked = self.request(*server_args, verify_only=verify_only, **flags)
         environ = {**self.environ, "FAKE_FAULTS": faults}
         survey = take_survey(asked, environ, gpus=self.gpus)
         result = ensure(asked, environ, self.events.append, cancelled, survey)

@@ -10,7 +10,7 @@ import torch
 import triton
 from torch import Tensor
 
-from sglang import GPU
+from sglang.srt.layers.moe.fused_moe_triton import GPU
 from sglang.srt.layers.moe.moe_runner import MoeRunnerConfig
 from sglang.srt.layers.moe.moe_runner.triton_utils.fused_moe_triton_config import try_get_optimal_moe_config
 from sglang.srt.layers.moe.topk import StandardTopKOutput

@@ -1,0 +1,184 @@
+"""The `moe_tune` stage as the node runs it: real processes, on a GPU that the CPU plays, with stand-ins for SGLang."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+from rayprep.host.scan import scan_cache
+from rayprep.model.caches import CacheName
+from rayprep.model.moe import MoeShape
+from rayprep.model.moe_search import SEED, Measurement, tuning_digest
+from rayprep.model.result import Artifacts, Tuning
+from rayprep.model.spec import MoeStrategy, StageOp
+from rayprep.model.stages import StageName
+from rayprep.node import take_survey
+from rayprep.stages.moe_tune import shape_of
+from rayprep.stages.moe_tune_protocol import TuneRequest
+from tests.needs import needs_torch
+from tests.node.serving import FAKES, LIBRARY, Host, statuses
+
+pytestmark = needs_torch()
+
+STAND_IN = FAKES / "moe_lib"
+MOE, SERVE = StageName.MOE_TUNE, StageName.SERVE
+NAME = "E=16,N=128,device_name=NVIDIA_PLAYED,dtype=fp8_w8a8,block_shape=[128, 128].json"
+SIZES = (1, 8, 32)
+CONFIG = {
+    "architectures": ["Qwen3MoeForCausalLM"],
+    **{"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 1, "num_attention_heads": 4},
+    **{"num_key_value_heads": 4, "vocab_size": 100, "num_experts": 16, "num_experts_per_tok": 4},
+    **{"moe_intermediate_size": 128, "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}},
+}
+OTHERS = dict.fromkeys((StageName.DEEP_GEMM, StageName.FLASHINFER, StageName.INDUCTOR), StageOp.SKIP)
+
+
+@dataclass
+class MoeHost(Host):
+    """With a model that has experts. STAND_IN must be on sys.path before LIBRARY."""
+
+    @property
+    def environ(self) -> dict[str, str]:
+        inherited = super().environ
+        return {**inherited, "PYTHONPATH": f"{STAND_IN}{os.pathsep}{inherited['PYTHONPATH']}"}
+
+    @property
+    def model(self) -> Path:
+        folder = self.base / "small-moe"
+        folder.mkdir(exist_ok=True)
+        (folder / "config.json").write_text(json.dumps(CONFIG))
+        return folder
+
+    @property
+    def cache(self) -> Path:
+        return self.layout.cache(CacheName.MOE_CONFIGS)
+
+    def tuning_of(self, asked: dict[str, object]) -> tuple[Path, MoeShape]:
+        """Where the tuner of this request keeps its log, and what it tunes."""
+        survey = take_survey(self.request(**asked), self.environ, gpus=self.gpus)
+        shape = shape_of(survey.request)
+        assert isinstance(shape, MoeShape)
+        return self.cache / "tuning" / tuning_digest(survey.request.signature, shape), shape
+
+    def log_lines(self) -> list[bytes]:
+        logs = list(self.cache.glob("tuning/*/measurements.jsonl"))
+        return logs[0].read_bytes().splitlines() if logs else []
+
+    def measured(self) -> list[Measurement]:
+        return [Measurement.model_validate_json(line) for line in self.log_lines() if not line.endswith(b'"conf')]
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MoeHost]:
+    monkeypatch.syspath_prepend(LIBRARY)
+    monkeypatch.syspath_prepend(STAND_IN)
+    host = MoeHost(tmp_path)
+    yield host
+    assert host.processes() == []
+
+
+def test_from_a_killed_tuning_to_a_servers_word_to_nothing_to_do(host: MoeHost) -> None:
+    asked = {"model": str(host.model), "moe_batch_sizes": SIZES, "moe_strategy": "fixed", "ops": OTHERS}
+    _kill_in_the_middle(host, asked)
+    before = host.measured()
+    assert {each.trial.tokens for each in before} == {1, 8}, "it was killed before it came to 32"
+    with next(host.cache.glob("tuning/*/measurements.jsonl")).open("a") as log:
+        log.write('{"trial": {"tokens": 32, "conf')  # what a full disk, or a loss of power, leaves
+
+    result = host.ensure(**asked)
+
+    assert result.exit_code == 0, result.errors
+    skips = dict.fromkeys(("deep_gemm", "flashinfer", "inductor"), "skipped")
+    assert statuses(result) == {**skips, "moe_tune": "ok", "serve": "ok"}
+    stage, artifacts = result.stages[MOE], result.stages[MOE].artifacts
+    assert artifacts and artifacts.tuning and artifacts.verify_log
+    assert stage.verified_in_log and artifacts.verified_in_log
+    assert Path(artifacts.verify_log.container_path).name == "serve.log"
+    assert stage.warnings == ("1 lines of the tuner's log cannot be read, and were left out",)
+    trials = [each.trial for each in host.measured()]
+    assert len(set(trials)) == len(trials), "no measurement was made twice"
+    tuning = artifacts.tuning
+    assert (tuning.reused, tuning.reused + tuning.measured) == (len(before), len(trials))
+    _compiled_ahead(host)
+    _written(host, artifacts, tuning)
+
+    again = host.ensure(**asked)
+    assert statuses(again) == {**skips, "moe_tune": "noop", "serve": "noop"}
+    known = again.stages[MOE].artifacts
+    assert known and (known.config_hash, known.config_file) == (artifacts.config_hash, artifacts.config_file)
+
+
+def _compiled_ahead(host: MoeHost) -> None:
+    """Every kernel, but for that of SGLang's own config."""
+    lines = next(host.cache.glob("tuning/*/compiled.txt")).read_text().splitlines()
+    by_calls = [line.partition(": ")[2] for line in lines if line.startswith("a call")]
+    assert {json.loads(said)[0]["BLOCK_SIZE_N"] for said in by_calls} == {64}
+    assert len(lines) > 20
+    assert not list(host.cache.glob("tuning/*/kernels"))
+
+
+def _written(host: MoeHost, artifacts: Artifacts, tuning: Tuning) -> None:
+    file = host.cache / "configs" / "triton_3_6_0" / NAME
+    written = json.loads(file.read_text())
+    assert {*map(str, SIZES), "256", "8192"} <= written.keys()
+    assert [each.batch_size for each in tuning.sizes] == list(SIZES)
+    for each in tuning.sizes:
+        assert each.config == written[str(each.batch_size)]
+        assert each.speedup and each.speedup > 1
+    assert written["8192"]["GROUP_SIZE_M"] == 32, "SGLang's own values where nothing was tuned"
+    assert artifacts.config_file and Path(artifacts.config_file.container_path) == file
+    assert artifacts.active_config_link
+    link = Path(artifacts.active_config_link.container_path)
+    assert (link.name, link.readlink()) == ("small-moe.json", Path("../triton_3_6_0") / NAME)
+    assert (host.cache / "configs/triton_3_5_1/old.json").read_text() == "{}\n", "shipped, and seeded"
+    assert scan_cache(host.layout.profiles, CacheName.MOE_CONFIGS).links == 0, "the link is no obstacle"
+    completion = host.completion(MOE)
+    assert completion and list(completion.artifacts) == [f"moe_configs/configs/triton_3_6_0/{NAME}"]
+
+
+def _kill_in_the_middle(host: MoeHost, asked: dict[str, object]) -> None:
+    """Starts the tuner's child as the stage does, and kills it hard while it measures."""
+    hold = host.base / "hold"
+    hold.touch()
+    home, shape = host.tuning_of(asked)
+    (home / "kernels").mkdir(parents=True)
+    tune = TuneRequest(
+        shape=shape,
+        strategy=MoeStrategy.FIXED,
+        sizes=SIZES,
+        all_sizes=SIZES,
+        log=str(home / "measurements.jsonl"),
+        kernels=str(home / "kernels"),
+        seed=SEED,
+        gpus=1,
+        compilers=2,
+        capability=90,
+        deadline_s=60,
+    )
+    file = host.base / "tune.json"
+    file.write_text(tune.model_dump_json())
+    env = {**host.environ, "TRITON_CACHE_DIR": tune.kernels, "FAKE_HOLD": str(hold), "FAKE_HOLD_AT": "32"}
+    command = [sys.executable, "-P", "-m", "rayprep.stages.moe_tune_child", str(file)]
+    with (host.base / "killed.log").open("wb") as log:
+        child = subprocess.Popen(command, env=env, stdout=log, stderr=log)
+    until = time.monotonic() + 120
+    try:
+        while not any(b'"tokens":8' in line for line in host.log_lines()):
+            assert child.poll() is None, (host.base / "killed.log").read_text()
+            assert time.monotonic() < until, "it never came to 8 tokens"
+            time.sleep(0.02)
+        tree = psutil.Process(child.pid).children(recursive=True)
+    finally:
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        hold.unlink()
+    _, alive = psutil.wait_procs(tree, timeout=20)
+    assert not alive, "its processes end with it"
