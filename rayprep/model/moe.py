@@ -64,10 +64,10 @@ def moe_shape(
     Raises:
         BadRequest: the model's kernel is of another type than `asked_dtype`.
     """
-    flags = {name.lstrip("-").replace("-", "_"): value for name, value in pairs(server_args)}
+    flags = _flags(server_args)
     if not architecture.is_moe:
         return NotNeeded(reason="dense_model", detail="it has no experts")
-    runner = flags.get("moe_runner_backend", "auto")
+    runner = moe_runner(server_args)
     if runner not in ("auto", "triton"):
         return NotNeeded(reason="no_triton_moe", detail=f"--moe-runner-backend {runner} reads no such config")
     if "enable_deterministic_inference" in flags:
@@ -90,6 +90,16 @@ def moe_shape(
         "shared": shared,
     }
     return weights.model_copy(update=sizes)
+
+
+def moe_runner(server_args: tuple[str, ...]) -> str:
+    """`--moe-runner-backend`, `auto` where it is not given."""
+    return _flags(server_args).get("moe_runner_backend", "auto")
+
+
+def _flags(server_args: tuple[str, ...]) -> dict[str, str]:
+    """SGLang's flags by their plain names. Of one that is given twice the last counts."""
+    return {name.lstrip("-").replace("-", "_"): value for name, value in pairs(server_args)}
 
 
 def _weights(architecture: Architecture, flags: Mapping[str, str]) -> MoeShape | NotNeeded | Unable:
@@ -130,7 +140,7 @@ def default_batch_sizes(server_args: tuple[str, ...]) -> tuple[int, ...]:
     SGLang takes the entry that is nearest to a batch's number of tokens, so that each serves from three quarters of
     itself to one and a half times itself.
     """
-    flags = {name.lstrip("-").replace("-", "_"): value for name, value in pairs(server_args)}
+    flags = _flags(server_args)
     given = next((flags[name] for name in _DECODE_FLAGS if flags.get(name, "").isdecimal()), "")
     decode = int(given) if int(given or 0) > 0 else DECODE_MAX_BATCH
     chunk = chunked_prefill_size(server_args) or DEFAULT_CHUNKED_PREFILL

@@ -11,6 +11,7 @@ benchmark/kernels/fused_moe_triton.
 
 import os
 import statistics
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +35,7 @@ from rayprep.stages.moe_tune_protocol import BenchFacts, KernelJob, Recorded, on
 
 _KERNELS = ("fused_moe_kernel",)
 """How the names of the kernels begin that a config changes."""
+_CONTEXT_LOST = 70
 _WEIGHT_SCALE = 0.02
 _L2_TIMES = 4
 """So many times the L2 cache, at least, is what the copies of the weights have together."""
@@ -134,7 +136,7 @@ class MoeBench:
         try:
             us = self._measured(trial)
         except Exception as error:  # noqa: BLE001 - a config that does not fit is an answer
-            torch.cuda.synchronize()  # which raises again where the whole context is lost
+            _end_without_context(error)
             return Measurement(trial=trial, error=one_line(error))
         return Measurement(trial=trial, us=us)
 
@@ -233,6 +235,15 @@ class MoeBench:
             ids = torch.cat([ids, always], dim=1)
             weights = torch.cat([weights, torch.ones_like(weights[:, : shape.shared])], dim=1)
         return StandardTopKOutput(weights.float().contiguous(), ids.to(torch.int32).contiguous(), logits)
+
+
+def _end_without_context(error: Exception) -> None:
+    """Ends the process where the error took the whole CUDA context with it: another one has to go on."""
+    try:
+        torch.cuda.synchronize()
+    except Exception:  # noqa: BLE001 - whatever it says, nothing more can run here
+        print(one_line(error), file=sys.stderr, flush=True)
+        os._exit(_CONTEXT_LOST)
 
 
 class _Span:

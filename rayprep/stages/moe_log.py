@@ -34,7 +34,12 @@ class MeasurementLog:
             self.done.setdefault(found.trial, found)
 
     def append(self, measured: Measurement) -> None:
-        """Raises OSError where it cannot be written."""
+        """What ran out of memory is not kept for the next run, which may have more. Raises OSError."""
+        self.done[measured.trial] = measured
+        if "OutOfMemoryError" not in (measured.error or ""):
+            self._write(measured)
+
+    def _write(self, measured: Measurement) -> None:
         descriptor = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
         try:
             end = os.fstat(descriptor).st_size
@@ -45,4 +50,3 @@ class MeasurementLog:
                 data = data[os.write(descriptor, data) :]
         finally:
             os.close(descriptor)
-        self.done[measured.trial] = measured

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from rayprep.host.layout import Layout
 from rayprep.host.scan import CacheScan
 from rayprep.model.errors import BadRequest, ErrorType, StageError
-from rayprep.model.moe import MoeShape, default_batch_sizes, moe_shape
+from rayprep.model.moe import MoeShape, default_batch_sizes, moe_runner, moe_shape
 from rayprep.model.moe_search import estimated_seconds
 from rayprep.model.plan import NotNeeded, StagePlan, Unable, Work
 from rayprep.model.result import Artifacts, Tally
@@ -114,10 +114,7 @@ def capability_of(signature: Signature) -> int:
 
 def _unable(request: StageRequest) -> Unable | None:
     signature = request.signature
-    explicit = any("triton" in word for word in request.spec.server_args if "moe" in word) or (
-        "triton" in request.spec.server_args
-    )
-    if capability_of(signature) >= _TRITON_UP_TO and not explicit:
+    if capability_of(signature) >= _TRITON_UP_TO and moe_runner(request.spec.server_args) == "auto":
         message = f"which MoE kernel SGLang chooses on {signature.compute_capability} is not known"
         return Unable(error_type=ErrorType.UNSUPPORTED, message=f"{message}; say --moe-runner-backend=triton")
     wanted = {"sglang": signature.sglang_version, "torch": signature.torch_version, "triton": signature.triton_version}

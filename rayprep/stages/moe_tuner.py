@@ -114,7 +114,9 @@ class Tuner:
 
     def _record(self, trials: Sequence[Trial]) -> Mapping[object, tuple[KernelJob, ...]]:
         """The kernels of each kind of trial. What cannot even be called says so once more when it is measured."""
-        kinds = {self._kind(trial): trial for trial in trials}
+        kinds: dict[object, Trial] = {}
+        for trial in trials:
+            kinds.setdefault(self._kind(trial), trial)  # the smallest of its kind, which is the soonest done
         found: dict[object, tuple[KernelJob, ...]] = {}
         for n, (trial, recorded) in enumerate(self.bench.record(tuple(kinds.values())), 1):
             found[self._kind(trial)] = recorded.jobs

@@ -5,6 +5,7 @@ then known, since each does one thing at a time.
 """
 
 import contextlib
+import signal
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -26,7 +27,11 @@ class WorkerFailed(Exception):
 
 
 class WorkerLost(Exception):
-    """The process died, or was ended since it did not answer in time."""
+    """The process died of what it did, or was ended since it did not answer in time."""
+
+
+class WorkerKilled(Exception):
+    """Somebody ended the process; what it did is not to blame."""
 
 
 class Worker(Generic[A, B]):
@@ -50,16 +55,19 @@ class Worker(Generic[A, B]):
             self._is_ready = True
 
     def call(self, question: A, deadline_s: float) -> B:
-        """Raises WorkerFailed where the call raised, WorkerLost where no answer came: another process starts then."""
+        """Raises WorkerFailed where the call raised, WorkerLost where no answer came: another process starts then.
+
+        And WorkerKilled, which ends it all.
+        """
         self.wait_until_ready()
         try:
-            self._ours.send(question)
-            answer = cast("B", self._answer(deadline_s))
-        except (WorkerLost, OSError) as error:
+            with contextlib.suppress(OSError):  # of a dead process, of which the answer tells
+                self._ours.send(question)
+            return cast("B", self._answer(deadline_s))
+        except WorkerLost:
             self.end()
             self._start()
-            raise WorkerLost(str(error)) from None
-        return answer
+            raise
 
     def _answer(self, deadline_s: float) -> object:
         try:
@@ -68,7 +76,10 @@ class Worker(Generic[A, B]):
             ok, answer = self._ours.recv()
         except (EOFError, OSError):
             self._process.join(5.0)
-            raise WorkerLost(f"the process ended with status {self._process.exitcode}") from None
+            status = self._process.exitcode
+            if status in (-signal.SIGTERM, -signal.SIGKILL):
+                raise WorkerKilled(f"a process of the tuner was killed by signal {-status}") from None
+            raise WorkerLost(f"the process ended with status {status}") from None
         if not ok:
             raise WorkerFailed(answer)
         return answer
@@ -104,7 +115,7 @@ Outcome = tuple[A, B | None, str | None]
 def ask_all(workers: Sequence[Worker[A, B]], questions: Iterable[A], deadline_s: float) -> Iterator[Outcome[A, B]]:
     """Deals the questions to whoever is free; the outcomes come as they are made.
 
-    Raises WorkerLost where a replaced process cannot be set up.
+    Raises WorkerKilled, and WorkerFailed or WorkerLost where a process cannot be set up.
     """
     waiting: SimpleQueue[A] = SimpleQueue()
     count = 0

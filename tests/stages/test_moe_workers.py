@@ -8,7 +8,7 @@ from multiprocessing import get_context
 import psutil
 import pytest
 
-from rayprep.stages.moe_workers import Worker, WorkerFailed, ask_all
+from rayprep.stages.moe_workers import Worker, WorkerFailed, WorkerKilled, ask_all
 
 
 def setup() -> Callable[[str], str]:
@@ -43,6 +43,18 @@ def test_each_question_has_its_answer_or_its_reason() -> None:
     assert got["die"][1] == "lost: the process ended with status 7"
     assert got["hang"][1] == "lost: no answer within 1 s"
     assert not [pid for pid in pids if pid and psutil.pid_exists(pid)]
+
+
+def test_a_process_that_somebody_killed_ends_it_all() -> None:
+    worker = Worker(get_context("spawn"), setup)
+    try:
+        worker.wait_until_ready()
+        assert worker._process.pid
+        psutil.Process(worker._process.pid).terminate()
+        with pytest.raises(WorkerKilled, match="killed by signal 15"):
+            list(ask_all([worker], ["a"], 10.0))
+    finally:
+        worker.end()
 
 
 def test_a_process_that_cannot_be_set_up_says_why() -> None:
