@@ -68,6 +68,8 @@ class Completion(Record):
     """The campaign's own server command, where one was given; of `serve` only."""
     verification: Verification | None = None
     """The last proof on a server; of `serve` only."""
+    verified_in_log: bool | None = None
+    """A server's log has named the config; of `moe_tune` only."""
 
     @field_validator("artifacts")
     @classmethod

@@ -2,6 +2,9 @@
 
 from pathlib import PurePath
 
+from rayprep.host.completions import write_completion
+from rayprep.host.layout import Layout
+from rayprep.model.completion import Completion
 from rayprep.model.errors import ErrorType, StageError
 from rayprep.model.located import Located
 from rayprep.model.moe_configs import MoeConfigs, complaint
@@ -32,11 +35,27 @@ def confirmed(result: StageResult, said: MoeConfigs, log: Located) -> StageResul
     return failed.model_copy(update={"artifacts": missed, "verified_in_log": False, "warnings": result.warnings})
 
 
+def keep_word(layout: Layout, completion: Completion | None, judged: StageResult) -> None:
+    """Notes in the completion what the log said. One that it did not bear out goes, or the next run would believe it.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    if completion is None:
+        return
+    if judged.status is StageStatus.ERROR:
+        layout.completion(StageName.MOE_TUNE, completion.key).unlink(missing_ok=True)
+    else:
+        write_completion(layout, completion.model_copy(update={"verified_in_log": True}))
+
+
 def with_config(result: StageResult, survey: Survey) -> StageResult:
     """A noop's result with the config that is here. A host that received it makes what was not shipped."""
     completion = survey.completions.get(StageName.MOE_TUNE)
     found = adopt_config(survey.layout, completion) if completion else None
     if found is None:
         return result
+    told = completion.verified_in_log if completion else None
     units = (result.artifacts or Artifacts()).units
-    return result.model_copy(update={"artifacts": found.model_copy(update={"units": units})})
+    artifacts = found.model_copy(update={"units": units, "verified_in_log": told})
+    return result.model_copy(update={"artifacts": artifacts, "verified_in_log": told})

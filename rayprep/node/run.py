@@ -23,7 +23,7 @@ from rayprep.model.stages import StageName, StageStatus
 from rayprep.model.verification import VERIFY, skipped
 from rayprep.node.adopt import adopt
 from rayprep.node.collect import record_skip
-from rayprep.node.moe_check import confirmed, with_config
+from rayprep.node.moe_check import confirmed, keep_word, with_config
 from rayprep.node.record import Recorder, settled_result
 from rayprep.node.request import NodeRequest
 from rayprep.node.stage_run import StageRun
@@ -213,10 +213,8 @@ class _NodeRun:
         judged = confirmed(result, said, self.survey.layout.located(log))
         if judged is None:
             return
+        keep_word(self.survey.layout, exact_completions(self.survey).get(StageName.MOE_TUNE), judged)
         if judged.status is StageStatus.ERROR:
-            # The next run would take it for done.
-            key = next(each.key for each in self.survey.plan.decisions if each.stage is StageName.MOE_TUNE)
-            self.survey.layout.completion(StageName.MOE_TUNE, key).unlink(missing_ok=True)
             self._say_end(StageName.MOE_TUNE, judged)
         self.recorder.stage(StageName.MOE_TUNE, judged)
 

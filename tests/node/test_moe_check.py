@@ -1,13 +1,18 @@
 """A server's log decides whether the tuned MoE config counts."""
 
+from pathlib import Path
+
 import pytest
 
+from rayprep.host.layout import Layout
+from rayprep.model.completion import Completion
 from rayprep.model.errors import ErrorType
 from rayprep.model.located import Located
 from rayprep.model.moe_configs import MoeConfigs
 from rayprep.model.result import Artifacts, StageResult
-from rayprep.model.stages import StageStatus
-from rayprep.node.moe_check import confirmed
+from rayprep.model.stages import StageName, StageStatus
+from rayprep.node.moe_check import confirmed, keep_word
+from tests.model.samples import completion
 
 LOG = Located(container_path="/t/serve.log", host_path="/t/serve.log")
 NAME = "E=8,N=64.json"
@@ -35,6 +40,19 @@ def test_a_log_that_does_not_is_an_error_with_what_it_wanted() -> None:
     assert judged.errors[0].message.endswith("it looked for E=9.json")
     assert (judged.ran, judged.duration_s, judged.verified_in_log) == (True, 5.0, False)
     assert judged.artifacts.config_file == CONFIG
+
+
+def test_the_word_is_kept_and_a_completion_that_was_not_borne_out_goes(tmp_path: Path) -> None:
+    layout = Layout(tmp_path / "profiles", tmp_path / "telemetry")
+    done = completion(StageName.MOE_TUNE)
+    kept = layout.completion(StageName.MOE_TUNE, done.key)
+    for said, left in ((MoeConfigs(used=(NAME,)), True), (MoeConfigs(), False)):
+        judged = confirmed(result(), said, LOG)
+        assert judged
+        keep_word(layout, done, judged)
+        assert kept.exists() is left
+        assert not left or Completion.model_validate_json(kept.read_bytes()).verified_in_log
+    keep_word(layout, None, judged)
 
 
 def test_what_has_no_config_or_has_been_confirmed_is_left_alone() -> None:

@@ -112,6 +112,7 @@ def test_from_a_killed_tuning_to_a_servers_word_to_nothing_to_do(host: MoeHost) 
 
     again = host.ensure(**asked)
     assert statuses(again) == {**skips, "moe_tune": "noop", "serve": "noop"}
+    assert again.stages[MOE].verified_in_log, "as a server had said"
     known = again.stages[MOE].artifacts
     assert known and (known.config_hash, known.config_file) == (artifacts.config_hash, artifacts.config_file)
 
