@@ -20,6 +20,7 @@ from rayprep.model.plan import (
     decide,
     decide_verify,
     waves,
+    with_consequences,
     with_missed,
 )
 from rayprep.model.spec import StageOp
@@ -195,3 +196,15 @@ def test_every_stage_that_builds_is_started_once(size: int) -> None:
         found = waves(building)
         assert sorted(stage for wave in found for stage in wave.stages) == sorted(building)
         assert all(wave.stages for wave in found)
+
+
+def test_another_moe_config_makes_the_server_compile_again() -> None:
+    valid, builds = decision(check=VALID), decision()
+    tunes = builds.model_copy(update={"stage": StageName.MOE_TUNE})
+    serves = valid.model_copy(update={"stage": StageName.SERVE})
+    other = valid.model_copy(update={"stage": StageName.FLASHINFER})
+    after = with_consequences([tunes, other, serves])
+    assert [each.action for each in after] == [Action.BUILD, Action.NOOP, Action.BUILD]
+    assert after[-1].reason == "moe_config_is_new"
+    known = tunes.model_copy(update={"action": Action.NOOP})
+    assert with_consequences([known, other, serves]) == (known, other, serves)

@@ -1,0 +1,78 @@
+"""SGLang's own tuner in place of ours: a script that writes a config file into the folder that it is started in."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from rayprep.host.layout import Layout
+from rayprep.model.cleanup import Cleanup
+from rayprep.model.errors import ErrorType, StageError
+from rayprep.model.plan import Work
+from rayprep.stages.moe_tune import MoeTuneStage
+from rayprep.stages.protocol import BuildContext, Built
+from tests.stages.test_moe_tune import SHAPE, request
+
+NAME = "E=128,N=768,device_name=NVIDIA_H200,dtype=fp8_w8a8,block_shape=[128, 128].json"
+ENTRY = {"BLOCK_SIZE_M": 16, "BLOCK_SIZE_N": 32, "BLOCK_SIZE_K": 64, "GROUP_SIZE_M": 1, "num_warps": 4, "num_stages": 2}
+TELLS = "import json, sys; print('tuning', *sys.argv[1:]); "
+
+
+def run(base: Path, script: str) -> tuple[Built, str]:
+    """What the stage makes of a script, and its log."""
+    path, scratch, ends = base / "tuner.py", base / "scratch", list[Cleanup]()
+    path.write_text(TELLS + script)
+    layout = Layout(base / "profiles", base / "telemetry")
+    for folder in (scratch, layout.profiles / "moe_configs"):
+        folder.mkdir(parents=True)
+    context = BuildContext(
+        layout=layout,
+        log=base / "stage.log",
+        scratch=scratch,
+        env=dict(os.environ),
+        gpus=(),
+        host_gpus=(),
+        lock_descriptors=(),
+        deadline=time.monotonic() + 30,
+        cancelled=lambda: False,
+        report=lambda *_: None,
+        tick=lambda: None,
+        ended=ends.append,
+    )
+    asked = request(moe_tuner_script=str(path), moe_batch_sizes=(8,))
+    work = STAGE.plan(asked)
+    assert isinstance(work, Work)
+    built = STAGE.build(asked, work, context)
+    assert ends[0].killed
+    return built, context.log.read_text()
+
+
+STAGE = MoeTuneStage()
+
+
+def test_its_file_is_taken_as_it_is(tmp_path: Path) -> None:
+    built, log = run(tmp_path, f"json.dump({{'8': {ENTRY}}}, open({NAME!r}, 'w'))")
+    assert built.used == {f"moe_configs/configs/triton_3_6_0/{NAME}"}
+    assert built.units == (f"script {SHAPE} M=8",)
+    written = json.loads((tmp_path / "profiles" / next(iter(built.used))).read_text())
+    assert written == {"8": ENTRY}
+    assert built.artifacts and built.artifacts.tuning
+    assert (built.artifacts.tuning.strategy, built.artifacts.tuning.sizes[0].speedup) == ("script", None)
+    assert "--tune --model" in log
+    assert "--tp-size 1 --dtype fp8_w8a8 --batch-size 8" in log
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        ("sys.exit(3)", r"ended with status 3 and left 0 config files"),
+        ("pass", r"ended with status 0 and left 0 config files"),
+        (f"open({NAME!r}, 'w').write('half')", "is no config file"),
+    ],
+)
+def test_a_script_that_fails_fails_the_stage(tmp_path: Path, script: str, said: str) -> None:
+    with pytest.raises(StageError, match=said) as caught:
+        run(tmp_path, script)
+    assert caught.value.error_type is ErrorType.TUNER_EXECUTION_ERROR

@@ -1,0 +1,103 @@
+"""What the moe_tune stage plans, and what a finished search covers."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rayprep.host.model_files import ModelFiles
+from rayprep.model.architecture import parse_architecture
+from rayprep.model.errors import BadRequest, ErrorType
+from rayprep.model.moe import MoeShape
+from rayprep.model.plan import NotNeeded, Unable, Work
+from rayprep.model.spec import DeviceChoice, PrepSpec
+from rayprep.stages.moe_tune import MoeTuneStage, covered_units, serve_follows, shape_of, sizes_of
+from rayprep.stages.protocol import StageRequest
+from tests.model.samples import DIGEST, signature
+
+MODELS = Path(__file__).parents[1] / "gpu" / "models"
+STAGE = MoeTuneStage()
+SHAPE = "E=128 N=768 K=2048 topk=8 fp8_w8a8 128x128"
+
+
+def request(
+    model: str = "qwen3-moe-fp8-4l", device: DeviceChoice = DeviceChoice.CUDA, host: object = None, **spec: object
+) -> StageRequest:
+    source = MODELS / model / "config.json"
+    changes = host if isinstance(host, dict) else {}
+    return StageRequest(
+        spec=PrepSpec.model_validate({"model": model, **spec}),
+        model=ModelFiles(
+            slug=model, source=source, digest=DIGEST, architecture=parse_architecture(source.read_text(), model)
+        ),
+        device=device,
+        signature=signature(**changes),
+    )
+
+
+def test_one_unit_is_one_number_of_tokens() -> None:
+    plan = STAGE.plan(request(moe_batch_sizes=(64, 1), moe_strategy="fixed"))
+    assert isinstance(plan, Work)
+    assert plan.units == (f"fixed {SHAPE} M=1", f"fixed {SHAPE} M=64")
+    assert plan.seconds > 0
+    default = STAGE.plan(request())
+    assert isinstance(default, Work)
+    assert default.units[0] == f"auto {SHAPE} M=1"
+    assert default.units[-1] == f"auto {SHAPE} M=8192"
+
+
+@pytest.mark.parametrize(
+    ("asked", "reason"),
+    [
+        (request(device=DeviceChoice.CPU), "no_gpu"),
+        (request("llama-fp8-2l"), "dense_model"),
+        (request(server_args=("--moe-runner-backend", "deep_gemm")), "no_triton_moe"),
+    ],
+)
+def test_where_there_is_nothing_to_tune(asked: StageRequest, reason: str) -> None:
+    plan = STAGE.plan(asked)
+    assert isinstance(plan, NotNeeded)
+    assert plan.reason == reason
+
+
+@pytest.mark.parametrize(
+    ("asked", "kind", "said"),
+    [
+        (request(host={"triton_version": None}), ErrorType.TOOLCHAIN_MISMATCH, "missing: triton"),
+        (request(host={"compute_capability": "sm_100"}), ErrorType.UNSUPPORTED, "say --moe-runner-backend=triton"),
+    ],
+)
+def test_what_cannot_be_tuned_here_still_names_its_units(asked: StageRequest, kind: ErrorType, said: str) -> None:
+    plan = STAGE.plan(asked)
+    assert isinstance(plan, Unable)
+    assert (plan.error_type, len(plan.units)) == (kind, 14)
+    assert said in plan.message
+    explicit = ("--moe-runner-backend=triton",)
+    assert isinstance(STAGE.plan(request(host={"compute_capability": "sm_100"}, server_args=explicit)), Work)
+
+
+def test_a_longer_search_covers_a_shorter_one() -> None:
+    shape = shape_of(request())
+    assert isinstance(shape, MoeShape)
+    wide, narrow = (PrepSpec(model="m", moe_strategy=each, moe_batch_sizes=(8,)) for each in ("sweep", "fixed"))
+    covered = covered_units(wide, shape, sizes_of(wide))
+    assert {unit.partition(" ")[0] for unit in covered} == {"fixed", "auto", "sweep"}
+    assert set(covered_units(narrow, shape, (8,))) < set(covered)
+
+
+def test_sglangs_own_tuner_is_asked_for_by_its_file(tmp_path: Path) -> None:
+    script = tmp_path / "tuner.py"
+    with pytest.raises(BadRequest, match=r"tuner\.py is no file"):
+        STAGE.plan(request(moe_tuner_script=str(script)))
+    script.touch()
+    plan = STAGE.plan(request(moe_tuner_script=str(script), moe_batch_sizes=(8,)))
+    assert isinstance(plan, Work)
+    assert plan.units == (f"script {SHAPE} M=8",)
+
+
+@pytest.mark.parametrize(
+    ("spec", "follows"),
+    [({}, True), ({"selected": ("moe_tune",)}, False), ({"ops": {"serve": "skip"}}, False)],
+)
+def test_who_asks_a_server(spec: dict[str, object], follows: bool) -> None:
+    assert serve_follows(PrepSpec.model_validate(json.loads(json.dumps({"model": "m", **spec})))) is follows
