@@ -173,6 +173,16 @@ def config_files(sizes: Iterable[int], choices: Iterable[Choice], stock: Mapping
     return ConfigFiles(up=up, down=down if overruled else None)
 
 
+def served_trials(entries: Mapping[int, KernelConfig], shape: MoeShape) -> tuple[Trial, ...]:
+    """One call for each way in which a server with this file specialises one of its configs, the smallest of each."""
+    found: dict[object, Trial] = {}
+    for tokens in range(1, max(entries) + 1):
+        config = entries[min(entries, key=lambda size: abs(size - tokens))]
+        kind = config, specialisation(shape, tokens, config.BLOCK_SIZE_M)
+        found.setdefault(kind, Trial(tokens=tokens, config=config, replays=1))
+    return tuple(found.values())
+
+
 def kernels(configs: Iterable[KernelConfig], shape: MoeShape, sizes: Iterable[int]) -> int:
     """How many times a config has to be compiled: once for each way that the sizes specialise it."""
     sizes = tuple(sizes)

@@ -56,6 +56,8 @@ class Tuning(Record):
     failed: int = 0
     """Configs, times batch sizes, that cannot be compiled or run here."""
     compiled: int = 0
+    served: int = 0
+    """Kernels of what was chosen, compiled into the servers' cache ahead."""
     setup_s: float = 0.0
     compile_s: float = 0.0
     measure_s: float = 0.0

@@ -184,13 +184,13 @@ class StageRun:
             scratch=self.scratch,
             env=self.env,
             gpus=self.survey.gpus[: self.request.resolved.spec.tp],
-            host_gpus=self.survey.gpus,
             lock_descriptors=self.locks.descriptors,
             deadline=self.pulse.started + self.request.resolved.spec.timeout_s,
             cancelled=self.cancelled,
             report=self.pulse.report,
             tick=self.pulse.tick,
             ended=self._ended,
+            host_gpus=self.survey.gpus,
         )
 
     def _ended(self, cleanup: Cleanup) -> None:

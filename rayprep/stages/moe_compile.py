@@ -45,6 +45,10 @@ class CompileSetup:
 def compile_kernel(job: KernelJob) -> None:
     """Raises whatever Triton raises."""
     kernel = getattr(importlib.import_module(job.module), job.name)
+    if job.cache:
+        import triton
+
+        triton.knobs.cache.dir = job.cache
     try:
         kernel.preload(job.specialisation)
     finally:

@@ -55,6 +55,7 @@ def tune(request: StageRequest, shape: MoeShape, context: BuildContext) -> Built
         all_sizes=tuple(sorted({*default_batch_sizes(spec.server_args), *sizes_of(spec)})),
         log=str(home / "measurements.jsonl"),
         kernels=str(kernels),
+        campaign=str(context.layout.cache(CacheName.TRITON)),
         seed=SEED,
         gpus=max(1, len(gpus)),
         compilers=len(os.sched_getaffinity(0)),

@@ -34,6 +34,8 @@ class TuneRequest(Record):
     """Takes the measurements."""
     kernels: str
     """The Triton cache of the tuning alone; the same as the child's TRITON_CACHE_DIR."""
+    campaign: str = ""
+    """The Triton cache of the servers, which takes the kernels of what was chosen; empty for none."""
     seed: int
     gpus: int = Field(ge=1)
     """All that the child sees."""
@@ -55,6 +57,8 @@ class Counts(Record):
     """Of both, those that cannot be compiled or run here."""
     compiled: int = 0
     """Kernels, of which a config has two for each way that a number of tokens specialises it."""
+    served: int = 0
+    """Kernels of what was chosen that the servers' cache has now."""
     unreadable: int = 0
     """Lines of the log that say nothing."""
     setup_s: float = 0.0
@@ -107,6 +111,8 @@ class KernelJob(NamedTuple):
     module: str
     name: str
     specialisation: str
+    cache: str = ""
+    """A Triton cache other than the process's own."""
 
 
 class Recorded(NamedTuple):

@@ -15,6 +15,7 @@ from rayprep.model.moe_search import (
     config_files,
     first_candidates,
     next_trials,
+    served_trials,
 )
 from rayprep.model.moe_space import KernelConfig, specialisation
 from rayprep.model.spec import MoeStrategy
@@ -65,6 +66,8 @@ class Tuner:
         self._reused = len(log.done)
         self._compiled: set[KernelJob] = set()
         self._broken: dict[KernelJob, str] = {}
+        self._jobs: dict[object, tuple[KernelJob, ...]] = {}
+        """Of each kind of trial. What this process has once recorded, and then run, it would not record again."""
         self._said = 0.0
         self._setup_s = self._compile_s = self._measure_s = 0.0
 
@@ -93,8 +96,9 @@ class Tuner:
     def _compile(self, trials: Sequence[Trial]) -> tuple[Trial, ...]:
         """Compiles what the trials need, each way of specialising a config once. Returns the trials that can run."""
         started = time.monotonic()
-        needed = self._record(trials)
-        fresh = tuple(dict.fromkeys(job for jobs in needed.values() for job in jobs if job not in self._compiled))
+        self._record(trials)
+        needed = dict.fromkeys(job for trial in trials for job in self._jobs[self._kind(trial)])
+        fresh = tuple(job for job in needed if job not in self._compiled)
         for n, (job, error) in enumerate(self.bench.compile(fresh), 1):
             self._compiled.add(job)
             if error is not None:
@@ -104,7 +108,7 @@ class Tuner:
             raise Untunable(f"no kernel can be compiled: {next(iter(self._broken.values()))}")
         ready = []
         for trial in trials:
-            why = next((self._broken[job] for job in needed.get(self._kind(trial), ()) if job in self._broken), None)
+            why = next((self._broken[job] for job in self._jobs[self._kind(trial)] if job in self._broken), None)
             if why is None:
                 ready.append(trial)
             else:
@@ -112,16 +116,15 @@ class Tuner:
         self._compile_s += time.monotonic() - started
         return tuple(ready)
 
-    def _record(self, trials: Sequence[Trial]) -> Mapping[object, tuple[KernelJob, ...]]:
-        """The kernels of each kind of trial. What cannot even be called says so once more when it is measured."""
+    def _record(self, trials: Sequence[Trial]) -> None:
+        """Lists the kernels of each kind. What cannot even be called says so once more when it is measured."""
         kinds: dict[object, Trial] = {}
         for trial in trials:
-            kinds.setdefault(self._kind(trial), trial)  # the smallest of its kind, which is the soonest done
-        found: dict[object, tuple[KernelJob, ...]] = {}
+            if (kind := self._kind(trial)) not in self._jobs:
+                kinds.setdefault(kind, trial)  # the smallest of its kind, which is the soonest done
         for n, (trial, recorded) in enumerate(self.bench.record(tuple(kinds.values())), 1):
-            found[self._kind(trial)] = recorded.jobs
+            self._jobs[self._kind(trial)] = recorded.jobs
             self._say("listing kernels", n, len(kinds))
-        return found
 
     def _kind(self, trial: Trial) -> object:
         """Trials of one kind run the same kernels."""
@@ -150,11 +153,14 @@ class Tuner:
         choices = self._choices(known)
         sizes = sorted({*known, *self.request.all_sizes})
         stock = {size: self.bench.stock(size) for size in sizes}
+        files = config_files(sizes, choices, stock)
+        served = self._serve(files.up) if self.request.campaign else 0
         counts = Counts(
             measured=len(self.log.done) - self._reused,
             reused=self._reused,
             failed=sum(each.us is None for each in self.log.done.values()),
             compiled=len(self._compiled),
+            served=served,
             unreadable=self.log.unreadable,
             setup_s=round(self._setup_s, 3),
             compile_s=round(self._compile_s, 3),
@@ -162,10 +168,26 @@ class Tuner:
         )
         return TunedLine(
             **facts._asdict(),
-            files=config_files(sizes, choices, stock),
+            files=files,
             choices=tuple(each for each in choices if each.tokens in self.request.sizes),
             counts=counts,
         )
+
+    def _serve(self, entries: Mapping[int, KernelConfig]) -> int:
+        """Compiles into the servers' cache what they will run, or each would do it one after another as it starts.
+
+        What cannot be compiled is left to the server. Returns how many could.
+        """
+        trials = served_trials(entries, self.request.shape)
+        self._record(trials)
+        jobs = dict.fromkeys(
+            job._replace(cache=self.request.campaign) for trial in trials for job in self._jobs[self._kind(trial)]
+        )
+        made = 0
+        for n, (_, error) in enumerate(self.bench.compile(tuple(jobs)), 1):
+            made += error is None
+            self._say("compiling what servers will run", n, len(jobs))
+        return made
 
     def _choices(self, sizes: Iterable[int]) -> tuple[Choice, ...]:
         found = {size: choose(size, self.log.done) for size in sizes}

@@ -44,8 +44,6 @@ class BuildContext:
     env: Mapping[str, str]
     gpus: Sequence[Gpu]
     """As many as the request's TP; none on the CPU."""
-    host_gpus: Sequence[Gpu]
-    """All that the run holds."""
     lock_descriptors: Sequence[int]
     deadline: float
     cancelled: Callable[[], bool]
@@ -54,6 +52,8 @@ class BuildContext:
     """To be called several times a second: it sends the heartbeats."""
     ended: Callable[[Cleanup], None]
     """To be called with how each process of the stage was ended, also where it failed."""
+    host_gpus: Sequence[Gpu] = ()
+    """All that the run holds."""
 
 
 @dataclass

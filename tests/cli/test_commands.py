@@ -150,7 +150,8 @@ def test_a_spec_file_with_an_unknown_key(built: Built, roots: Roots, tmp_path: P
         "model_path": "tiny-dense",
         "tp": 2,
         "timout_s": 5,
-        "ops": {"deep_gemm": "ensure", "moe": {"mode": "tune", "policy": {"strategy": "triton", "blocks": [1]}}},
+        "batch_sizes": [1],
+        "ops": {"deep_gemm": "ensure", "moe": {"mode": "tune", "policy": {"strategy": "triton", "blocks": [8]}}},
     }
     (tmp_path / "spec.json").write_text(json.dumps(spec), encoding="utf-8")
     done = roots.run("ensure", "--spec-file", str(tmp_path / "spec.json"), "--tp", "1", "--run-id", "from-spec")
@@ -162,6 +163,7 @@ def test_a_spec_file_with_an_unknown_key(built: Built, roots: Roots, tmp_path: P
     assert (settings["source"], settings["tp"], settings["batch_sizes"]) == ("flags", 1, [1])
     assert (settings["sources"]["tp"], settings["sources"]["batch_sizes"]) == ("flag", "spec")
     assert settings["ops"]["moe_tune"] == "rebuild"
+    assert settings["moe"]["batch_sizes"] == [8], "the tuner's own"
     log = (roots.telemetry / "logs" / "from-spec.log").read_text(encoding="utf-8")
     assert "unknown key timout_s ignored" in log
 

@@ -18,6 +18,7 @@ from rayprep.model.moe_search import (
     estimated_seconds,
     first_candidates,
     next_trials,
+    served_trials,
     tuning_digest,
 )
 from rayprep.model.moe_space import KernelConfig, curated, official_space
@@ -154,6 +155,15 @@ def test_a_shipped_file_for_the_second_product_is_overruled_where_tuned_and_kept
     assert files.down[1] == config(), "what was measured is what runs"
     # Both products share one sorting by tiles, so that SGLang takes the first one's rows.
     assert files.down[64].entry() == {**config(64).entry(), "USE_TMA": True}
+
+
+def test_a_server_runs_a_config_in_few_ways() -> None:
+    trials = served_trials({1: config(), 64: config(), 8192: config(64)}, SHAPE)
+    # For one token, an even number of few, an odd number of few, and of many an even and an odd one.
+    assert [(trial.tokens, trial.config) for trial in trials] == [
+        *((tokens, config()) for tokens in (1, 2, 17, 18)),
+        *((tokens, config(64)) for tokens in (4129, 4130)),
+    ]
 
 
 def test_a_sweep_tries_everything_and_the_others_the_short_list() -> None:

@@ -108,6 +108,9 @@ def test_from_a_killed_tuning_to_a_servers_word_to_nothing_to_do(host: MoeHost) 
     tuning = artifacts.tuning
     assert (tuning.reused, tuning.reused + tuning.measured) == (len(before), len(trials))
     _compiled_ahead(host)
+    served = list(host.layout.cache(CacheName.TRITON).glob("*.kernel"))
+    used = {json.loads(file.read_text())[0]["BLOCK_SIZE_M"] for file in served}
+    assert (len(served), used) == (tuning.served, {16, 64}), "no loser is in the servers' cache"
     _written(host, artifacts, tuning)
 
     again = host.ensure(**asked)

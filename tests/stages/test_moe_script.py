@@ -33,7 +33,6 @@ def run(base: Path, script: str) -> tuple[Built, str]:
         scratch=scratch,
         env=dict(os.environ),
         gpus=(),
-        host_gpus=(),
         lock_descriptors=(),
         deadline=time.monotonic() + 30,
         cancelled=lambda: False,

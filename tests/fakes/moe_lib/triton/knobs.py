@@ -3,3 +3,7 @@ from collections.abc import Callable
 
 class runtime:
     jit_cache_hook: Callable[..., bool] | None = None
+
+
+class cache:
+    dir: str | None = None

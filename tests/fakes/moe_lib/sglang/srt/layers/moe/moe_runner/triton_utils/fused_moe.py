@@ -42,9 +42,9 @@ class Kernel:
             raise RuntimeError("PassManager::run failed")
         if config["num_stages"] == int(os.environ.get("FAKE_DEADLY_STAGES", "0")):
             os._exit(9)
-        cache = Path(os.environ["TRITON_CACHE_DIR"])
+        cache = Path(triton.knobs.cache.dir or os.environ["TRITON_CACHE_DIR"])
         file = cache / (hashlib.sha256(said.encode()).hexdigest() + ".kernel")
-        if not file.exists():
+        if triton.knobs.cache.dir is None and not file.exists():
             with (cache.parent / "compiled.txt").open("a") as log:
                 log.write(f"{by}: {said}\n")
         file.write_text(said)
