@@ -8,16 +8,15 @@
 # where there is a dcgm-exporter, and rayprep on PATH.
 #
 # Reads, all optional:
-#   RUN_FILE_UID, RUN_FILE_GID    whose the files are to be: as root, or with sudo, it goes on as that user, COMMAND too
-#   RUN_HOST_TELEMETRY_ROOT       what the host calls TELEMETRY_ROOT; HOST_TELEMETRY_ROOT and HOST_PROFILES_ROOT
-#   RUN_HOST_PROFILES_ROOT        must not be set in a container, where rayprep would take them for its own roots
-#   RUN_HOST_HOME                 home of the host's user, which the snapshot's paths are relative to
-#   TELEMETRY_ROOT                /telemetry
-#   PROFILES_ROOT                 /profiles
-#   PORT_BASE                     0; added to every port
-#   CONTAINER_RUN_ID              container-run-<time>-<random>
-#   LISTEN_ADDRESS                127.0.0.1; 0.0.0.0 shows the telemetry to the whole network, unprotected
-#   SCRAPE_INTERVAL               5s
+#   RUN_FILE_UID, RUN_FILE_GID       whose the files are to be: as root, or with sudo, it goes on as that user
+#   CONTAINER_HOST_TELEMETRY_ROOT    what the host calls the two roots. Not HOST_TELEMETRY_ROOT, HOST_PROFILES_ROOT:
+#   CONTAINER_HOST_PROFILES_ROOT     in a container rayprep would take those for its own
+#   CONTAINER_HOST_HOME              home of the host's user, which the snapshot's paths are relative to
+#   TELEMETRY_ROOT, PROFILES_ROOT    /telemetry, /profiles
+#   PORT_BASE                        0; added to every port
+#   CONTAINER_RUN_ID                 container-run-<time>-<random>
+#   LISTEN_ADDRESS                   127.0.0.1; 0.0.0.0 shows the telemetry to the whole network, unprotected
+#   SCRAPE_INTERVAL                  5s
 # Writes below TELEMETRY_ROOT:
 #   logs/<run_id>.log                                    the session log, with its own output and COMMAND's
 #   prometheus/<run_id>/  jaeger/<run_id>/               what the two keep
@@ -92,7 +91,9 @@ become_user() {
     chown "$uid:$gid" "$TELEMETRY" "$TELEMETRY/"{logs,prometheus,jaeger,container_runs} "$LOG" "$FOLDER" \
         "$TELEMETRY/"{prometheus,jaeger}"/$RUN" || say "warning: not every folder could be given to uid $uid"
     if [[ -e $POINTER ]]; then chown "$uid:$gid" "$POINTER"; fi
-    exec setpriv --reuid="$uid" --regid="$gid" --clear-groups "$0" "$@"
+    local home
+    home=$(getent passwd "$uid" | cut -d : -f 6)
+    exec env HOME="${home:-/}" setpriv --reuid="$uid" --regid="$gid" --clear-groups "$0" "$@"
 }
 
 # --- Programs: each in a session of its own, so that what ends it reaches all that it has started ------------------
@@ -203,9 +204,9 @@ manifest() {
 
 write_manifest() {
     local flags=(--port-base "$BASE") each
-    if [[ ${RUN_HOST_TELEMETRY_ROOT:-} ]]; then flags+=(--host-telemetry-root "$RUN_HOST_TELEMETRY_ROOT"); fi
-    if [[ ${RUN_HOST_PROFILES_ROOT:-} ]]; then flags+=(--host-profiles-root "$RUN_HOST_PROFILES_ROOT"); fi
-    if [[ ${RUN_HOST_HOME:-} ]]; then flags+=(--host-home "$RUN_HOST_HOME"); fi
+    if [[ ${CONTAINER_HOST_TELEMETRY_ROOT:-} ]]; then flags+=(--host-telemetry-root "$CONTAINER_HOST_TELEMETRY_ROOT"); fi
+    if [[ ${CONTAINER_HOST_PROFILES_ROOT:-} ]]; then flags+=(--host-profiles-root "$CONTAINER_HOST_PROFILES_ROOT"); fi
+    if [[ ${CONTAINER_HOST_HOME:-} ]]; then flags+=(--host-home "$CONTAINER_HOST_HOME"); fi
     for each in "${found[@]}"; do
         say "${each/=/: }"
         flags+=(--program "$each")
