@@ -96,7 +96,7 @@ class _TracedView:
         tracer = provider.get_tracer("rayprep", __version__)
         run = tracer.start_span(_RUN, start_time=self._began, attributes={"rayprep.run_id": self._run_id})
         for each, start, end in self._ended:
-            if each.name == _RUN:
+            if each.name == _RUN and each.host is None:
                 _finish(run, each)
                 continue
             span = tracer.start_span(each.name, set_span_in_context(run), start_time=start)
