@@ -47,6 +47,7 @@ def shell_scripts() -> Iterator[Path]:
 def test_shellcheck() -> None:
     scripts = sorted(shell_scripts())
     expected = {"scripts/quickstart", ".ci/run", "cluster/bare/head", "cluster/slurm/rayprep.sbatch"}
+    expected |= {"cluster/observability/init-run.sh"}
     assert {ROOT / name for name in expected} <= set(scripts)
     # And what they source, whose paths are from the root.
     sourced = [ROOT / "cluster" / "bare" / name for name in ("env", "node")]
