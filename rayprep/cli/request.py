@@ -18,7 +18,7 @@ from rayprep.model.spec_file import SpecFile, parse_spec_file
 from rayprep.model.stages import StageName
 from rayprep.node.request import NodeRequest
 
-_RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 @dataclass
@@ -100,7 +100,7 @@ def node_request(flags: Flags, environ: Mapping[str, str]) -> NodeRequest:
     """The whole request for this host. Raises BadRequest."""
     resolved = resolve_flags(flags)
     run_id = flags.run_id or new_run_id("rayprep")
-    if not _RUN_ID.fullmatch(run_id):
+    if not RUN_ID.fullmatch(run_id):
         raise BadRequest(f"run id {run_id!r} cannot be a folder's name", hint="use letters, digits, '.', '_' and '-'")
     roots = choose_roots(environ, flags.profiles_root, flags.telemetry_root)
     spec = _with_absolute_program(_with_absolute_model(resolved.spec), environ)
