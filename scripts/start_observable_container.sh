@@ -40,6 +40,7 @@ done
 
 start_s=${CONTAINER_START_S:-120}
 log_lines=20
+run_id=container-run-$(date -u +%Y%m%dT%H%M%SZ)-$(printf %04x "$RANDOM")
 data=${XDG_DATA_HOME:-$HOME/.local/share}
 telemetry=${HOST_TELEMETRY_ROOT:-$data/sglang-dev/telemetry}
 profiles=${HOST_PROFILES_ROOT:-${XDG_CACHE_HOME:-$HOME/.cache}/sglang/profiles}
@@ -57,9 +58,9 @@ as_owner() {
 }
 
 make_folders() {
-    local folder
+    local folder why
     for folder in "$telemetry"/{logs,prometheus,jaeger,container_runs} "$profiles" "$models"; do
-        as_owner mkdir -p "$folder" || fail "$folder cannot be made (mend it, or choose another root, see --help)"
+        why=$(as_owner mkdir -p "$folder" 2>&1) || fail "${why#mkdir: } (mend it, or choose another root, see --help)"
     done
     for folder in "$telemetry"/{,logs,prometheus,jaeger,container_runs} "$profiles"; do
         as_owner test -w "$folder" || fail "$folder cannot be written by user $uid (mend it, or choose another root)"
@@ -81,7 +82,7 @@ compose_run() {
     # A server that is led to a folder without configs/ dies; without the variable it takes its own configs.
     [ ! -d "$profiles/moe_configs/configs" ] || run+=(--env SGLANG_MOE_CONFIG_DIR=/profiles/moe_configs)
     run+=(--env "CONTAINER_HOST_TELEMETRY_ROOT=$telemetry" --env "CONTAINER_HOST_PROFILES_ROOT=$profiles")
-    run+=(--env "CONTAINER_HOST_HOME=$HOME" ${port_base:+--env "PORT_BASE=$port_base"})
+    run+=(--env "CONTAINER_HOST_HOME=$HOME" --env "CONTAINER_RUN_ID=$run_id" ${port_base:+--env "PORT_BASE=$port_base"})
     add_owner
     add_gpus
     run+=(${extra[@]+"${extra[@]}"} "$image")
@@ -129,9 +130,10 @@ give_up() {
     fail "$1 (its last lines are above; all of them: $ENGINE logs $NAME)"
 }
 
+# By the run's name: the pointer of an old run may still stand there.
 wait_for_manifest() {
     local until=$((SECONDS + start_s))
-    while [ ! -s "$telemetry/${POINTER##*/}" ]; do
+    until grep -qs "/$run_id/" "$telemetry/${POINTER##*/}"; do
         [ "$(state)" = running ] || give_up "$NAME has ended before its run began"
         ((SECONDS < until)) || give_up "$NAME has written no manifest within $start_s s"
         sleep 0.2
@@ -161,8 +163,6 @@ ask image inspect "$image" >/dev/null 2>&1 ||
     fail "there is no image $image: build it (cluster/container/README.md), or pull it"
 make_folders
 ask rm "$NAME" >/dev/null 2>&1 || true # what a start that failed has left
-# The one of an old run would be taken for this one's.
-as_owner rm -f "$telemetry/${POINTER##*/}" || fail "$telemetry/${POINTER##*/} of an old run cannot be removed"
 trap 'give_up "interrupted"' INT TERM
 "${run[@]}" >/dev/null || fail "$ENGINE could not start $NAME, see above"
 wait_for_manifest
