@@ -100,6 +100,7 @@ def _drive(
     from rayprep.fleet.fleet_driver import FleetRequest, drive_fleet
     from rayprep.fleet.runtime import CLUSTER_ENVIRONMENT, joined_ray
     from rayprep.report.fleet_live import choose_fleet_view
+    from rayprep.report.tracing import traced_fleet
 
     gc.enable()  # a driver may live for hours
     set_ray_environment(CLUSTER_ENVIRONMENT)
@@ -112,7 +113,8 @@ def _drive(
         deep=flags.deep,
         verify_only=flags.verify_only,
     )
-    with choose_fleet_view(json_lines=json_lines) as view, joined_ray(address):
+    shown = traced_fleet(choose_fleet_view(json_lines=json_lines), request.resolved.spec.tracing, request.run_id)
+    with shown as view, joined_ray(address):
         return drive_fleet(FleetRequest(asked, spec, request.layout, address, view, interrupts))
 
 

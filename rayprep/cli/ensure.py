@@ -18,6 +18,7 @@ from rayprep.model.result import PrepResult
 from rayprep.node import NodeRequest, Survey, close_result, ensure, take_survey
 from rayprep.report.live import View, choose_view
 from rayprep.report.session_log import SessionLog
+from rayprep.report.tracing import traced
 
 
 def run(flags: Flags, *, json_lines: bool, dry_run: bool, address: str | None, debug: bool) -> int:
@@ -38,7 +39,7 @@ def run(flags: Flags, *, json_lines: bool, dry_run: bool, address: str | None, d
             raise HostUnfit("a proof needs a GPU: without one no server starts", hint="run it on a host with a GPU")
         lock = request.layout.run_lock(request.run_id)
         stack.enter_context(acquire([lock], request.run_id, 0, lambda *_: None, lambda: interrupts.asked))
-        view = choose_view(json_lines=json_lines)
+        view = traced(choose_view(json_lines=json_lines), request.resolved.spec.tracing, request.run_id)
         result = _Run(request, survey, environ, view, interrupts, address, debug).go()
         print(f"RESULT_JSON {request.layout.result(request.run_id)}")
         print(f"RESULT_STATUS {result.status_line}", flush=True)

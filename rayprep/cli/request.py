@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rayprep.cli.stage_names import stage_named
-from rayprep.host.layout import choose_roots
+from rayprep.host.layout import Layout, choose_roots
 from rayprep.model.errors import BadRequest
 from rayprep.model.spec import PrepSpec, Resolved, StageOp, resolve
 from rayprep.model.spec_file import SpecFile, parse_spec_file
@@ -44,6 +44,7 @@ class Flags:
     load_format: str | None = None
     deep_gemm_via: str | None = None
     verify: bool | None = None
+    otlp_endpoint: str | None = None
     verify_only: bool = False
     server_command: list[str] | None = None
     spec_file: Path | None = None
@@ -55,7 +56,7 @@ class Flags:
     _PLAIN = (
         *("model", "tp", "block_sizes", "batch_sizes", "moe_strategy", "moe_dtype", "max_seq_len"),
         *("timeout_s", "heartbeat_s", "warmup_port", "mem_fraction", "device"),
-        *("load_format", "deep_gemm_via", "verify"),
+        *("load_format", "deep_gemm_via", "verify", "otlp_endpoint"),
     )
 
     def values(self) -> dict[str, object]:
@@ -99,11 +100,14 @@ def read_spec_file(path: Path) -> SpecFile:
 def node_request(flags: Flags, environ: Mapping[str, str]) -> NodeRequest:
     """The whole request for this host. Raises BadRequest."""
     resolved = resolve_flags(flags)
-    run_id = flags.run_id or new_run_id("rayprep")
+    roots = choose_roots(environ, flags.profiles_root, flags.telemetry_root)
+    container = roots.container_run
+    run_id = flags.run_id or default_run_id(roots, "rayprep")
     if not RUN_ID.fullmatch(run_id):
         raise BadRequest(f"run id {run_id!r} cannot be a folder's name", hint="use letters, digits, '.', '_' and '-'")
-    roots = choose_roots(environ, flags.profiles_root, flags.telemetry_root)
     spec = _with_absolute_program(_with_absolute_model(resolved.spec), environ)
+    if container and resolved.sources["warmup_port"] == "default":
+        spec = spec.model_copy(update={"warmup_port": spec.warmup_port + container.port_base})
     return NodeRequest(
         resolved=resolved.model_copy(update={"spec": spec}),
         run_id=run_id,
@@ -130,6 +134,11 @@ def _with_absolute_program(spec: PrepSpec, environ: Mapping[str, str]) -> PrepSp
         why = f"the server command's program {program!r} is not there, or cannot be run"
         raise BadRequest(why, hint="give its path, or put it on PATH")
     return spec.model_copy(update={"server_command": (os.path.abspath(found), *words)})  # noqa: PTH100 - keeps links
+
+
+def default_run_id(layout: Layout, prefix: str) -> str:
+    """That of the container run that this is in, whose log and folder are meant then; else a new one."""
+    return layout.container_run.run_id if layout.container_run else new_run_id(prefix)
 
 
 def new_run_id(prefix: str) -> str:

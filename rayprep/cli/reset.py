@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from rayprep.cli.request import new_run_id
+from rayprep.cli.request import default_run_id
 from rayprep.host.layout import Layout, choose_roots, root_unfit
 from rayprep.host.reset import preview, reset
 from rayprep.model.base import to_json
@@ -38,10 +38,10 @@ def run(wish: Wish, *, dry_run: bool, yes: bool, json_output: bool) -> int:
         RayprepError: what fails before anything is removed.
     """
     filters = make_filters(wish.stages, wish.older_than_days, wish.match_slug, wish.unreferenced)
-    run_id = wish.run_id or new_run_id("reset")
+    layout = choose_roots(dict(os.environ), wish.profiles_root, wish.telemetry_root)
+    run_id = wish.run_id or default_run_id(layout, "reset")
     if run_id != Path(run_id).name:
         raise BadRequest(f"run id {run_id!r} cannot be a file's name", hint="use letters, digits, '.', '_' and '-'")
-    layout = choose_roots(dict(os.environ), wish.profiles_root, wish.telemetry_root)
     if dry_run:
         report = preview(layout, filters, run_id)
     elif yes or sys.stdin.isatty():

@@ -52,6 +52,8 @@ class Optimization(Record):
     """How a stage of the last `ensure` in this container went."""
 
     status: StageStatus
+    reason: str | None = None
+    """Why it had nothing to do, or was left out."""
     duration_s: float
     size_delta_bytes: int | None = None
     """Null where the stage did not run."""

@@ -12,6 +12,7 @@ from rayprep.model.located import Located
 from rayprep.model.signature import Signature
 from rayprep.model.snapshot import ProfileSnapshot
 from rayprep.model.stages import StageName, StageStatus, exit_code
+from rayprep.model.telemetry import TelemetryProbe
 from rayprep.model.verification import VerifyResult
 
 
@@ -135,6 +136,7 @@ class Settings(Record):
     load_format: str = "dummy"
     deep_gemm_via: str = "kernels"
     verify: bool = True
+    otlp_endpoint: str | None = None
     server_command: tuple[str, ...] = ()
     write_mode: str = "atomic"
     env: dict[str, str]
@@ -164,16 +166,6 @@ class RunBlock(Record):
     signature: Signature
     settings: Settings
     session_log: Located
-
-
-class TelemetryProbe(Record):
-    """Whether Prometheus saw the run's samples. Nothing is asked of it yet, which `reason` says."""
-
-    prometheus_query: str = "increase(sglang:prompt_tokens_total[30s])"
-    with_run_filter: str
-    sample_count: int = 0
-    ok: bool = False
-    reason: str = "not_probed"
 
 
 class RunError(Record):

@@ -12,6 +12,7 @@ from rayprep.model.errors import BadRequest
 from rayprep.model.server_args import check_server_args
 from rayprep.model.server_command import address_of, refuse_tls, request_of
 from rayprep.model.stages import StageName
+from rayprep.model.tracing import OtlpEndpoint, parse_endpoint
 
 SPEC_VERSION = "1"
 DEFAULT_BATCH_SIZES = (1, 8)
@@ -80,6 +81,8 @@ class PrepSpec(Record):
     deep_gemm_via: DeepGemmVia = DeepGemmVia.KERNELS
     verify: bool = True
     """Prove on a server of its own, after all stages, that nothing is left to compile."""
+    otlp_endpoint: Utf8 | None = None
+    """Where traces go, of rayprep's stages and of its servers; see `rayprep.model.tracing`."""
     server_command: tuple[Utf8, ...] = ()
     """The campaign's own server command, for that proof; empty means the one that this request implies."""
 
@@ -97,8 +100,19 @@ class PrepSpec(Record):
             raise ValueError("at least one batch size is needed")
         return sizes
 
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _an_endpoint(cls, text: str | None) -> str | None:
+        if text is not None:
+            parse_endpoint(text)
+        return text
+
     def op(self, stage: StageName) -> StageOp:
         return self.ops.get(stage, StageOp.ENSURE)
+
+    @property
+    def tracing(self) -> OtlpEndpoint | None:
+        return parse_endpoint(self.otlp_endpoint) if self.otlp_endpoint else None
 
     @property
     def seq_len(self) -> int:

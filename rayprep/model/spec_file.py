@@ -30,6 +30,7 @@ _PLAIN = {
     "deep_gemm_via": "deep_gemm_via",
     "verify": "verify",
     "server_command": "server_command",
+    "otlp_endpoint": "otlp_endpoint",
 }
 _STAGE_NAMES = {
     "deep_gemm": "deep_gemm",

@@ -22,13 +22,13 @@ from rayprep.model.result import (
     Settings,
     StageErrorRecord,
     StageResult,
-    TelemetryProbe,
     overall_status,
 )
 from rayprep.model.secrets import redacted_command
 from rayprep.model.server_args import redacted
 from rayprep.model.spec import SPEC_VERSION
 from rayprep.model.stages import STAGES, StageName, StageStatus
+from rayprep.model.telemetry import TelemetryProbe, query_of
 from rayprep.model.verification import VerifyResult
 from rayprep.node.request import NodeRequest
 from rayprep.node.survey import Survey
@@ -47,6 +47,10 @@ class Recorder:
         self._warnings: list[str] = list(request.resolved.warnings)
         self._verify: VerifyResult | None = None
         self._heartbeats: Counter[str] = Counter()
+        container = survey.layout.container_run
+        self._probe = TelemetryProbe(
+            with_run_filter=query_of(container.run_id if container else request.run_id), reason="not_probed"
+        )
         self._run = _run_block(request, survey)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -93,6 +97,9 @@ class Recorder:
         if each.phase is Phase.PROGRESS:
             self._heartbeats[each.name] += 1
 
+    def probed(self, found: TelemetryProbe) -> None:
+        self._probe = found
+
     def warn(self, message: str) -> None:
         self._warnings.append(message)
 
@@ -119,9 +126,7 @@ class Recorder:
             # In the order of the stages, whatever order they were recorded in.
             stages={name: self._stages[name] for name in StageName if name in self._stages},
             verify=self._verify,
-            telemetry_probe=TelemetryProbe(
-                with_run_filter=f'increase(sglang:prompt_tokens_total{{container_run="{self._run.run_id}"}}[30s])'
-            ),
+            telemetry_probe=self._probe,
             errors=errors,
             warnings=tuple(self._warnings),
             node=self._request.node,
@@ -187,6 +192,7 @@ def _settings(request: NodeRequest, survey: Survey) -> Settings:
         load_format=spec.load_format,
         deep_gemm_via=spec.deep_gemm_via.value,
         verify=spec.verify,
+        otlp_endpoint=spec.otlp_endpoint,
         server_command=redacted_command(spec.server_command),
         env=survey.layout.contract_env(),
         ignored_spec_keys=resolved.ignored_spec_keys,

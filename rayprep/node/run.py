@@ -12,12 +12,14 @@ from rayprep.host.layout import os_error_type
 from rayprep.host.leftovers import leftovers
 from rayprep.host.locks import HeldLocks, Holder, acquire, gpu_lock_paths
 from rayprep.host.process import end_processes
+from rayprep.host.toolchain import can_trace
 from rayprep.model.errors import ErrorType, HostUnfit, Interrupted, RayprepError
 from rayprep.model.events import Event, Phase, event
 from rayprep.model.gemm import GemmShape
 from rayprep.model.plan import Action, Decision, waves
 from rayprep.model.result import PrepResult, StageResult
 from rayprep.model.stages import StageName, StageStatus
+from rayprep.model.tracing import PACKAGES
 from rayprep.model.verification import VERIFY, skipped
 from rayprep.node.adopt import adopt
 from rayprep.node.collect import record_skip
@@ -61,6 +63,7 @@ class _NodeRun:
         self.request, self.environ, self.cancelled, self.survey = request, environ, cancelled, survey
         self._say = emit
         self._abandoned = threading.Event()
+        self._worked = survey.plan.needs_work
         self.recorder = Recorder(request, survey)
 
     def emit(self, each: Event) -> None:
@@ -70,8 +73,10 @@ class _NodeRun:
     def go(self) -> PrepResult:
         for warning in self.request.resolved.warnings:
             self.emit(event("ensure", Phase.WARNING, message=warning))
+        if self.request.resolved.spec.otlp_endpoint and not can_trace():
+            self._warn(f"no traces: {' or '.join(PACKAGES)} is not installed (pip install 'rayprep[otel]')")
         try:
-            if self.survey.plan.needs_work:
+            if self._worked:
                 self._work_under_locks()
             else:
                 self._settle_all()
@@ -79,9 +84,22 @@ class _NodeRun:
             if not isinstance(error, Interrupted) or not self.recorder.result.errors:
                 self.recorder.failed(error)
             self._skip_the_rest(error)
-        result = self.recorder.finish()
+        result = self._finish()
         self.emit(event("ensure", Phase.END, status=result.status.value, duration_s=result.run.duration_s))
         return result
+
+    def _finish(self) -> PrepResult:
+        container = self.survey.layout.container_run
+        if not self._worked and not container:
+            return self.recorder.finish()
+        from rayprep.node import outside  # which a run with nothing to do spares
+
+        if self._worked:
+            outside.share(self.survey, self.recorder.result)
+            self.recorder.probed(outside.probed(self.survey, self.recorder.result))
+        if container and (problem := outside.tell_container(container, self.recorder.result)):
+            self._warn(problem)
+        return self.recorder.finish()
 
     def _work_under_locks(self) -> None:
         layout = self.survey.layout
