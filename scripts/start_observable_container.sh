@@ -41,12 +41,14 @@ done
 start_s=${CONTAINER_START_S:-120}
 log_lines=20
 run_id=container-run-$(date -u +%Y%m%dT%H%M%SZ)-$(printf %04x "$RANDOM")
-data=${XDG_DATA_HOME:-$HOME/.local/share}
-telemetry=${HOST_TELEMETRY_ROOT:-$data/sglang-dev/telemetry}
-profiles=${HOST_PROFILES_ROOT:-${XDG_CACHE_HOME:-$HOME/.cache}/sglang/profiles}
-models=${HOST_MODELS_ROOT:-$data/sglang-dev/models}
 uid=${RUN_FILE_UID:-${SUDO_UID:-$(id -u)}}
 gid=${RUN_FILE_GID:-${SUDO_GID:-$(id -g)}}
+home=$HOME
+[ -z "${SUDO_UID:-}" ] || home=$(getent passwd "$SUDO_UID" | cut -d : -f 6 | grep . || echo "$HOME")
+data=${XDG_DATA_HOME:-$home/.local/share}
+telemetry=$(realpath -ms "${HOST_TELEMETRY_ROOT:-$data/sglang-dev/telemetry}")
+profiles=$(realpath -ms "${HOST_PROFILES_ROOT:-${XDG_CACHE_HOME:-$home/.cache}/sglang/profiles}")
+models=$(realpath -ms "${HOST_MODELS_ROOT:-$data/sglang-dev/models}")
 
 # As the user whose files they are to be, also under sudo.
 as_owner() {
@@ -68,7 +70,10 @@ make_folders() {
 }
 
 # One mount. The folder of the pointer is mounted and not the pointer: a rename onto a mounted file fails.
-mount_at() { run+=(--mount "type=bind,source=$2,target=$1"); }
+mount_at() {
+    [[ $2 != *,* ]] || misuse "'$2' has a comma, which the engine's --mount cannot take"
+    run+=(--mount "type=bind,source=$2,target=$1")
+}
 
 compose_run() {
     run=("$ENGINE" run --detach --name "$NAME" --pull never)
@@ -82,7 +87,7 @@ compose_run() {
     # A server that is led to a folder without configs/ dies; without the variable it takes its own configs.
     [ ! -d "$profiles/moe_configs/configs" ] || run+=(--env SGLANG_MOE_CONFIG_DIR=/profiles/moe_configs)
     run+=(--env "CONTAINER_HOST_TELEMETRY_ROOT=$telemetry" --env "CONTAINER_HOST_PROFILES_ROOT=$profiles")
-    run+=(--env "CONTAINER_HOST_HOME=$HOME" --env "CONTAINER_RUN_ID=$run_id" ${port_base:+--env "PORT_BASE=$port_base"})
+    run+=(--env "CONTAINER_HOST_HOME=$home" --env "CONTAINER_RUN_ID=$run_id" ${port_base:+--env "PORT_BASE=$port_base"})
     add_owner
     add_gpus
     run+=(${extra[@]+"${extra[@]}"} "$image")
@@ -126,7 +131,7 @@ print_pointer() { ask exec "$NAME" cat "$POINTER"; }
 give_up() {
     trap - INT TERM
     ask logs --tail "$log_lines" "$NAME" >&2 || true
-    "$ENGINE" stop --time 10 "$NAME" >/dev/null 2>&1 || true
+    "$ENGINE" stop -t 10 "$NAME" >/dev/null 2>&1 || true
     fail "$1 (its last lines are above; all of them: $ENGINE logs $NAME)"
 }
 
@@ -164,7 +169,10 @@ ask image inspect "$image" >/dev/null 2>&1 ||
 make_folders
 ask rm "$NAME" >/dev/null 2>&1 || true # what a start that failed has left
 trap 'give_up "interrupted"' INT TERM
-"${run[@]}" >/dev/null || fail "$ENGINE could not start $NAME, see above"
+if ! "${run[@]}" >/dev/null; then
+    ask rm "$NAME" >/dev/null 2>&1 || true
+    fail "$ENGINE could not start $NAME, see above"
+fi
 wait_for_manifest
 take_snapshot
 say "$NAME is running"

@@ -24,7 +24,7 @@ case $(state) in
 "") say "no container $NAME, nothing to stop" && exit 0 ;;
 running)
     # SIGTERM: the run flushes Prometheus and Jaeger, and closes its manifest.
-    "$ENGINE" stop --time "${CONTAINER_STOP_S:-60}" "$NAME" >/dev/null || fail "$ENGINE could not stop $NAME, see above"
+    "$ENGINE" stop -t "${CONTAINER_STOP_S:-60}" "$NAME" >/dev/null || fail "$ENGINE could not stop $NAME, see above"
     ;;
 esac
 ask rm --force "$NAME" >/dev/null || fail "$ENGINE could not remove $NAME, see above"
