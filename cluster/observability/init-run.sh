@@ -132,7 +132,9 @@ start_node_exporter() {
 }
 
 start_dcgm_exporter() {
-    background dcgm_exporter "${path[dcgm_exporter]}" --address "$LISTEN:${port[dcgm_exporter]}"
+    local profiling=/etc/dcgm-exporter/dcp-metrics-included.csv flags=()
+    if [[ -r $profiling ]]; then flags=(--collectors "$profiling"); fi
+    background dcgm_exporter "${path[dcgm_exporter]}" --address "$LISTEN:${port[dcgm_exporter]}" "${flags[@]}"
 }
 
 answers() { (: <"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
