@@ -6,7 +6,6 @@ import shutil
 import signal
 import stat
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,8 +14,10 @@ from typing import Any
 
 import pytest
 
+from rayprep.client import StageName, find_manifest, needs_prep, read_manifest
 from tests.conftest import QUICK_COMPILER
 from tests.container.podman import IMAGE, ROOT, STEP_S, Podman, borrowed
+from tests.host.other_user import as_user
 from tests.needs import needs_podman
 from tests.processes import wait_for
 
@@ -28,11 +29,11 @@ PORT_BASE = "20000"
 """Beside whatever telemetry this machine has."""
 TINY = ("--model", "tiny-dense", "--batch-size", "1", "--device", "cpu", "--inductor")
 
-HARNESS = """
-from rayprep.client import find_manifest, needs_prep, read_manifest
 
-print("inductor" in needs_prep(read_manifest(find_manifest()), "tiny-dense"))
-"""
+def needs_inductor(home: Path) -> bool:
+    """What a harness decides that finds the pointer, and reads nothing else but what that names."""
+    roots = {"XDG_DATA_HOME": str(home / ".local/share"), "XDG_CACHE_HOME": str(home / ".cache")}
+    return StageName.INDUCTOR in needs_prep(read_manifest(find_manifest(roots)), "tiny-dense")
 
 
 @dataclass
@@ -98,22 +99,9 @@ class Host:
     def log(self) -> list[str]:
         return Path(self.manifest["session_log"]["host_path"]).read_text(encoding="utf-8").splitlines()
 
-    def harness(self) -> str:
-        """Another program of the host's user, which finds the pointer and reads nothing else but what that names."""
-        done = subprocess.run(
-            [sys.executable, "-c", HARNESS],
-            env={**self.env, "PYTHONPATH": str(ROOT)},
-            user=OWNER,
-            group=GROUP,
-            extra_groups=[],
-            cwd="/",
-            capture_output=True,
-            text=True,
-            timeout=STEP_S,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout.strip()
+    def harness(self) -> bool:
+        """Run by the host's user."""
+        return as_user(OWNER, lambda: needs_inductor(self.home))
 
     def of_others(self) -> list[Path]:
         """What in the home folder is not its user's, or cannot be read by their group."""
@@ -163,7 +151,7 @@ def test_from_an_empty_home_to_caches_that_the_next_container_finds(host: Host) 
     caches = first["profile_cache"]["start"]
     assert caches["torchinductor"]["path"] == ".cache/sglang/profiles/torchinductor"
     assert not caches["torchinductor"]["valid"]
-    assert host.harness() == "True"
+    assert host.harness()
 
     again = host.start()
     assert again.returncode == 0
@@ -205,7 +193,7 @@ def test_from_an_empty_home_to_caches_that_the_next_container_finds(host: Host) 
     second = host.manifest
     assert second["run_id"] != first["run_id"]
     assert second["profile_cache"]["start"]["torchinductor"]["valid"]
-    assert host.harness() == "False"
+    assert not host.harness()
     inspected = host.run("cache/inspect_caches.sh", "--inductor", "--json", "--device", "cpu")
     assert json.loads(inspected.stdout)["torchinductor"]["valid"]
     assert '  "torchinductor": {' in host.log()
