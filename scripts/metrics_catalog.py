@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Prints SGLang's part of cluster/observability/metrics_catalog.final.md, from what a server answers on /metrics.
 
-    scripts/metrics_catalog.py tests/data/metrics-sglang-0.5.16.txt
+scripts/metrics_catalog.py tests/data/metrics-sglang-0.5.16.txt
 """
 
 import sys
@@ -10,7 +10,17 @@ from pathlib import Path
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-_NOT_SHOWN = ("le", "endpoint", "method", "status_code", "model_name", "engine_type", "tp_rank", "pp_rank", "moe_ep_rank")
+_NOT_SHOWN = (
+    "le",
+    "endpoint",
+    "method",
+    "status_code",
+    "model_name",
+    "engine_type",
+    "tp_rank",
+    "pp_rank",
+    "moe_ep_rank",
+)
 """Labels that most series have, or that a histogram has by nature."""
 
 

@@ -7,5 +7,5 @@ umask 002
 for folder in /profiles /telemetry /models "$HOME/.cache"; do
     [ ! -d "$folder" ] || [ -w "$folder" ] || sudo chown "$(id -u):$(id -g)" "$folder"
 done
-uv pip install --compile-bytecode --editable '.[sglang,dev]'
+uv pip install --compile-bytecode --editable '.[sglang,otel,dev]'
 rayprep doctor || true # it says what this host lacks, which is no reason to have no container

@@ -65,18 +65,22 @@ make_folders() {
         if ! mkdir -p "$each" || [[ ! -w $each ]]; then fail 3 "$each cannot be written (mend the mount, or its owner)"; fi
     done
     : >>"$LOG" || fail 3 "$LOG cannot be written (mend the mount, or its owner)"
+    rm -f "$FOLDER/container_run_meta.json" # of an earlier run that was given the same id
     # Nobody is to take an older run's for this one. A pointer that is itself a mount point can only be emptied.
     [[ ! -e $POINTER ]] || rm -f "$POINTER" 2>/dev/null || : >"$POINTER" ||
         fail 3 "$POINTER cannot be written (mend the mount, or its owner)"
 }
+
+as_root() { if ((EUID == 0)); then "$@"; else sudo -n "$@"; fi; }
 
 # Profiling metrics need CAP_SYS_ADMIN. A file that has it cannot be started at all in a container that has not.
 allow_dcgm() {
     local program bounding
     program=$(type -P dcgm-exporter) || return 0
     bounding=$(sed -n 's/^CapBnd:[[:space:]]*//p' /proc/self/status)
-    (((16#$bounding >> 21) & 1)) && setcap cap_sys_admin=+ep "$(readlink -f "$program")" && return
-    export DCGM_WARNING="CAP_SYS_ADMIN was refused, so it has no profiling metrics (start it with --cap-add SYS_ADMIN)"
+    export DCGM_WARNING=""
+    (((16#$bounding >> 21) & 1)) && as_root setcap cap_sys_admin=+ep "$(readlink -f "$program")" && return
+    DCGM_WARNING="CAP_SYS_ADMIN was refused, so it has no profiling metrics (start it with --cap-add SYS_ADMIN)"
 }
 
 # Goes on as the host's user, so that every file is theirs from the start, whatever ends this process.
@@ -260,7 +264,7 @@ end() {
 
 check_variables
 make_folders
-if ((EUID == 0)); then allow_dcgm; fi
+if [[ ! -v DCGM_WARNING ]]; then allow_dcgm; fi # which the run that goes on as another user has from this one
 become_user "$@"
 exec > >(exec tee -i -a "$LOG") 2>&1
 tee=$!

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from rayprep.model.base import read_tolerant
 from rayprep.model.manifest import Manifest
-from rayprep.model.telemetry import RangeAnswer, TelemetryProbe, query_of, step_of
+from rayprep.model.telemetry import RangeAnswer, TelemetryProbe, points_between, query_of
 
 TIMEOUT_S = 5.0
 _LARGEST = 16 << 20
@@ -31,7 +31,8 @@ def probe(container: Manifest | None, run_id: str, start: float, end: float) -> 
 def count_points(url: str, query: str, start: float, end: float) -> int:
     """Raises OSError or http.client.HTTPException where nothing answers, ValueError where it is no Prometheus."""
     parts = urllib.parse.urlsplit(url)
-    asked = {"query": query, "start": f"{start:.3f}", "end": f"{end:.3f}", "step": f"{step_of(start, end):.3f}"}
+    first, step = points_between(start, end)
+    asked = {"query": query, "start": f"{first:.3f}", "end": f"{end:.3f}", "step": f"{step:.3f}"}
     connection = http.client.HTTPConnection(parts.hostname or "127.0.0.1", parts.port, timeout=TIMEOUT_S)
     try:
         connection.request("GET", f"{parts.path}/api/v1/query_range?{urllib.parse.urlencode(asked)}")

@@ -16,8 +16,8 @@ def share_with_group(root: Path) -> int:
     """
     changed = 0
     own = os.geteuid()
-    for _, folders, files, folder in os.fwalk(root):
-        for name in (".", *folders, *files):
+    for _, _, files, folder in os.fwalk(root):
+        for name in (".", *files):
             with contextlib.suppress(OSError):  # gone meanwhile
                 found = os.stat(name, dir_fd=folder, follow_symlinks=False)
                 if found.st_uid == own and (wanted := _shared(found.st_mode)) != stat.S_IMODE(found.st_mode):

@@ -24,9 +24,10 @@ def query_of(container_run: str) -> str:
     return QUERY.replace("_total", f'_total{{container_run="{container_run}"}}')
 
 
-def step_of(start: float, end: float) -> float:
-    """Seconds between two points, so that there are not more than Prometheus gives."""
-    return max(_STEP_S, (end - start) / _MOST_POINTS)
+def points_between(start: float, end: float) -> tuple[float, float]:
+    """The first point to ask for and the seconds between two, so that the last one is `end` itself."""
+    step = max(_STEP_S, (end - start) / _MOST_POINTS)
+    return end - step * int(max(0.0, end - start) / step), step
 
 
 class _Series(Record):
