@@ -47,10 +47,12 @@ def shell_scripts() -> Iterator[Path]:
 def test_shellcheck() -> None:
     scripts = sorted(shell_scripts())
     expected = {"scripts/quickstart", ".ci/run", "cluster/bare/head", "cluster/slurm/rayprep.sbatch"}
-    expected |= {"cluster/observability/init-run.sh"}
+    expected |= {"scripts/cache/inspect_caches.sh", "cluster/container/entrypoint", "cluster/observability/init-run.sh"}
     assert {ROOT / name for name in expected} <= set(scripts)
     # And what they source, whose paths are from the root.
-    sourced = [ROOT / "cluster" / "bare" / name for name in ("env", "node")]
+    sourced = [
+        ROOT / name for name in ("cluster/bare/env", "cluster/bare/node", "scripts/engine", "scripts/cache/command")
+    ]
     command = ["shellcheck", "--external-sources", *scripts, *sourced]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
