@@ -1,6 +1,7 @@
 """The commands that only look: inspect, snapshot, env, explain, the dry run, and sgl-admin."""
 
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -135,7 +136,10 @@ def test_the_dry_run_gives_a_reason_and_a_cost_and_does_nothing(roots: Roots) ->
 @needs_torch()
 def test_the_cost_is_reckoned_from_what_was_measured(built: Built) -> None:
     done = built.roots.run("ensure", *ENSURE_TINY, "--rebuild", "inductor", "--dry-run")
-    assert f"about {built.build_s:.0f} s" in done.stdout
+    found = re.search(r"inductor: .*about (\d+) s", done.stdout)
+    assert found, done.stdout
+    # The completion is written a moment before the stage's own time ends.
+    assert abs(int(found[1]) - built.build_s) <= 2
     assert "1 earlier builds" in done.stdout
 
 

@@ -126,6 +126,7 @@ def test_one_run_id_twice_keeps_the_first_as_history(built: Built, roots: Roots)
     assert json.loads((folder / "prep_result.json").read_text(encoding="utf-8"))["status"] == "ok"
 
 
+@pytest.mark.slow
 def test_another_batch_size_is_added_to_what_is_there(built: Built, roots: Roots) -> None:
     built.copy_to(roots)
     done = roots.run("ensure", "--model", "tiny-dense", "--batch-size", "1", "--batch-size", "2", "--run-id", "wider")
@@ -197,6 +198,7 @@ def test_a_run_id_that_is_in_use_is_refused(built: Built, roots: Roots) -> None:
     assert roots.result(built.run_id) == before
 
 
+@pytest.mark.slow
 def test_two_models_of_one_name_stand_beside_each_other(built: Built, roots: Roots, tmp_path: Path) -> None:
     built.copy_to(roots)
     other = write_model(tmp_path / "elsewhere" / "tiny-dense", rms_norm_eps=1e-5)

@@ -102,8 +102,8 @@ def kill_the_driver(run: Aborted) -> None:
 @pytest.mark.parametrize(
     ("hit", "status", "error_type"),
     [
-        pytest.param(kill_the_child, 13, "compile_failed", id="child"),
-        # By default an agent is killed where that costs less, in test_random_kills.
+        pytest.param(kill_the_child, 13, "compile_failed", id="child", marks=pytest.mark.slow),
+        # By default an agent is killed where that costs less, in test_fleet_faults.
         pytest.param(kill_the_agent, 13, "node_lost", id="agent", marks=pytest.mark.slow),
         pytest.param(kill_the_driver, -signal.SIGKILL, None, id="driver"),
     ],
@@ -145,7 +145,10 @@ def test_kill_9_is_repaired_by_the_next_ensure(
     assert (cache["valid"], cache["partial"]) == (True, False)
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM], ids=lambda signum: signum.name)
+@pytest.mark.parametrize(
+    "signum",
+    [pytest.param(signal.SIGINT, id="SIGINT"), pytest.param(signal.SIGTERM, id="SIGTERM", marks=pytest.mark.slow)],
+)
 def test_an_interrupt_leaves_a_partial_result_and_nothing_else(
     roots: Roots, built: Built, record_property: Record, signum: signal.Signals
 ) -> None:

@@ -17,7 +17,7 @@ from tests.processes import wait_for
 FP8_MODEL = Path(__file__).parents[1] / "gpu" / "models" / "qwen3-moe-fp8-4l"
 KERNELS = 6
 """That the stand-in for DeepGEMM has for this model's two products."""
-pytestmark = [pytest.mark.ray, pytest.mark.xdist_group("fleet")]
+pytestmark = pytest.mark.ray
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +152,7 @@ def received(fleet: Fleet, run_id: str) -> list[dict[str, int]]:
     return [each for host in fleet.result(run_id)["hosts"].values() for each in host["received"]]
 
 
+@pytest.mark.slow
 def test_a_rebuild_is_done_once(fleet: Fleet) -> None:
     assert fleet.ensure(*STAND_IN, run_id="built").returncode == 0
     done = fleet.ensure(*STAND_IN, "--rebuild", "serve", run_id="rebuilt")
@@ -179,6 +180,7 @@ def test_what_cannot_be_is_one_line(fleet: Fleet, flags: tuple[str, ...], code: 
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_groups_and_odd_ones_out(tmp_path: Path) -> None:
     """Two kinds of host, one of each odd in something that binds nothing, and two that share their storage."""
     other = {"device_name": "NVIDIA H100", "triton_version": "3.5.0"}
@@ -232,6 +234,7 @@ def test_the_commands_that_look_and_clean_up_on_all_hosts(fleet: Fleet) -> None:
     assert fleet.nodes["gpu-0"].artifacts()
 
 
+@pytest.mark.slow
 def test_a_proof_alone_on_all_hosts(fleet: Fleet) -> None:
     assert fleet.ensure(*STAND_IN, "--verify", "none", run_id="unproved").returncode == 0
     asked = ("--model", "tiny-dense", "--server-arg=--compile", "--run-id", "proof")

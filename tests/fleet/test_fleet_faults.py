@@ -16,7 +16,7 @@ from tests.fleet.fleet import STAND_IN, Fleet, Node, fleet_of
 from tests.host.test_ports import free_port
 from tests.processes import wait_for
 
-pytestmark = [pytest.mark.ray, pytest.mark.xdist_group("fleet-faults")]
+pytestmark = pytest.mark.ray
 
 TTL_S = 6.0
 
@@ -123,7 +123,9 @@ def test_two_drivers_at_once_build_once(two: Fleet) -> None:
     assert sorted(map(len, built)) == [0, 0, 0, 1]
 
 
-@pytest.mark.parametrize("host", [False, True], ids=["agent", "host"])
+@pytest.mark.parametrize(
+    "host", [pytest.param(False, id="agent"), pytest.param(True, id="host", marks=pytest.mark.slow)]
+)
 def test_a_frozen_builder_cannot_publish(two: Fleet, host: bool) -> None:
     """SIGSTOP past its lease, then SIGCONT: another has built meanwhile, and it learns that it is late.
 
@@ -141,7 +143,6 @@ def test_a_frozen_builder_cannot_publish(two: Fleet, host: bool) -> None:
         other = next(node for node in two.nodes.values() if node is not builder)
         second = two.ensure(*STAND_IN, "--nodes", other.name, run_id="overtakes", timeout=120)
         assert second.returncode == 0, second.stdout + second.stderr
-        assert two.result("overtakes")["hosts"][other.name]["built"] == ["serve"]
     finally:
         for process in frozen:
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -150,6 +151,9 @@ def test_a_frozen_builder_cannot_publish(two: Fleet, host: bool) -> None:
     late = two.result("frozen")["hosts"][builder.name]
     assert late["state"] in ("failed", "lost"), run.text
     assert late["error"]["error_type"] in ("lease_lost", "node_lost")
+    # Where Ray has given the host up, the other one may have built it for the first run, and the second found it.
+    built = [two.result(run_id)["hosts"][other.name]["built"] for run_id in ("frozen", "overtakes")]
+    assert sorted(built) == [[], ["serve"]]
     if host:
         wait_for(lambda: not on(builder, "raylet/raylet"), "the raylet to learn that it was given up")
         wait_for(lambda: not left(two), "what it had started to end")

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from rayprep.host.process import end_processes, marked_processes
-from tests.conftest import ENSURE_TINY, Built, Roots, write_model
+from tests.conftest import ENSURE_TINY, QUICK_COMPILER, Built, Roots, write_model
 from tests.host.test_ports import free_port
 from tests.needs import needs_torch
 from tests.processes import family, named, wait_for
@@ -23,7 +23,9 @@ pytestmark = [pytest.mark.ray, pytest.mark.torch, needs_torch()]
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     from ray.cluster_utils import Cluster
 
-    monkeypatch.setenv("TORCHINDUCTOR_VEC_ISA_OK", "1")  # as `built` was made; the agent inherits the cluster's
+    # As `built` was made; the agent inherits the cluster's.
+    monkeypatch.setenv("TORCHINDUCTOR_VEC_ISA_OK", "1")
+    monkeypatch.setenv("CXX", str(QUICK_COMPILER))
 
     started = Cluster(
         initialize_head=True,
@@ -33,6 +35,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     started.shutdown()
 
 
+@pytest.mark.slow
 def test_an_agent_on_a_running_cluster_does_a_campaign(cluster: str, built: Built, roots: Roots) -> None:
     """Three requests, of which the one in the middle cannot be; one agent does the others."""
     built.copy_to(roots)

@@ -145,6 +145,7 @@ class Rounds:
 Record = Callable[[str, object], None]
 
 
+@pytest.mark.slow
 def test_ten_kills(cluster: Fleet, record_property: Record) -> None:
     rounds = Rounds(cluster)
     for victim in [*VICTIMS] * 2:

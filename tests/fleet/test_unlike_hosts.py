@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.fleet.faults import all_is_well, empty, nothing_is_left_behind, valid
-from tests.fleet.fleet import FAKES, LIBRARY, STAND_IN, Fleet, Node, fleet_of
+from tests.fleet.fleet import FAKES, LIBRARIES, STAND_IN, Fleet, Node, fleet_of
 from tests.needs import needs_root, needs_tool
 
 pytestmark = pytest.mark.ray
@@ -22,7 +22,7 @@ FLASHINFER = (
 )
 ENV = {
     "FAKE_MIB": str(MIB),
-    "PYTHONPATH": os.pathsep.join([str(LIBRARY), str(FAKES / "flashinfer_lib"), os.environ.get("PYTHONPATH", "")]),
+    "PYTHONPATH": os.pathsep.join([str(LIBRARIES[0]), str(FAKES / "flashinfer_lib"), os.environ.get("PYTHONPATH", "")]),
 }
 
 
@@ -54,7 +54,9 @@ def small(folder: Path, options: str) -> Iterator[None]:
 @pytest.mark.parametrize(
     ("options", "words", "more"),
     [
-        pytest.param(f"size={MIB // 2}m", "bytes free, the package needs", "size=1g", id="seen-before"),
+        pytest.param(
+            f"size={MIB // 2}m", "bytes free, the package needs", "size=1g", id="seen-before", marks=pytest.mark.slow
+        ),
         pytest.param("nr_inodes=40", "No space left on device", "nr_inodes=10k", id="in-the-middle"),
     ],
 )
@@ -76,7 +78,8 @@ def test_a_full_disk_on_one_host(two: Fleet, options: str, words: str, more: str
         assert full.artifacts() == two.nodes["gpu-0"].artifacts()
 
 
-@pytest.mark.parametrize(("off_s", "builder"), [(3600, "gpu-1"), pytest.param(-3600, "gpu-0", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("off_s", "builder"), [(3600, "gpu-1"), (-3600, "gpu-0")])
 def test_a_clock_an_hour_off_on_one_host(two: Fleet, off_s: int, builder: str) -> None:
     """The times of its files are the machine's, as those on a file server with a clock of its own."""
     other = next(name for name in two.nodes if name != builder)
