@@ -29,7 +29,7 @@
 set -uo pipefail
 umask 002
 
-readonly READY_S=15 GRACE_S=10 RESTARTS=3
+readonly READY_S=30 GRACE_S=10 RESTARTS=3
 readonly TELEMETRY=${TELEMETRY_ROOT:-/telemetry} PROFILES=${PROFILES_ROOT:-/profiles}
 readonly LISTEN=${LISTEN_ADDRESS:-127.0.0.1} BASE=${PORT_BASE:-0}
 export CONTAINER_RUN_ID=${CONTAINER_RUN_ID:-container-run-$(date -u +%Y%m%dT%H%M%SZ)-$(printf %04x $RANDOM)}

@@ -25,8 +25,8 @@ from rayprep.model.manifest import PORTS
 from rayprep.model.stages import StageName
 from scripts.metrics_catalog import sglang_part
 from tests.cluster.container_run import METRICS, ROOT, RUN_ID, ContainerRun, metrics_server
-from tests.conftest import ENSURE_TINY, Built
-from tests.needs import needs_namespaces, needs_tool, needs_torch
+from tests.conftest import Roots
+from tests.needs import needs_namespaces, needs_tool
 from tests.processes import wait_for
 
 FOLDER = ROOT / "cluster" / "observability"
@@ -139,34 +139,28 @@ class TestRun:
         wait_for(lambda: [process for process in exporter() if process != first], "another node_exporter")
         assert "[init-run] node_exporter ended with status 137 and is started again" in container.log
 
-    @needs_torch()
-    @pytest.mark.ray
-    def test_rayprep_in_it_works_for_its_run_and_tells_its_manifest(
-        self, container: ContainerRun, built: Built
-    ) -> None:
-        roots = built.roots
+    def test_rayprep_in_it_works_for_its_run_and_tells_its_manifest(self, container: ContainerRun) -> None:
         added = {**container.manifest, "slice_bench": {"seen": True}}
         container.manifest_path.write_text(json.dumps(added), encoding="utf-8")
-        roots = type(roots)(container.base)
-        roots.profiles.rmdir()
-        built.copy_to(roots)
-        roots.extra_env["HOST_TELEMETRY_ROOT"] = str(container.telemetry)
+        roots = Roots(container.base, {"HOST_TELEMETRY_ROOT": str(container.telemetry)})
         snapshot = roots.run("snapshot", "--manifest", str(container.manifest_path))
         assert snapshot.returncode == 0, snapshot.stderr
         start = container.manifest["profile_cache"]["start"]
         assert start["torchinductor"]["path"] == "caches/torchinductor", "relative to the host's home"
-        done = roots.run("ensure", *ENSURE_TINY)
+
+        done = roots.run("ensure", "--model", "tiny-dense", "--device", "cpu", "--skip", "inductor")
         assert done.returncode == 0, done.stderr
-        result = roots.result(RUN_ID)
-        assert result["run"]["session_log"]["host_path"] == f"/home/me/telemetry/logs/{RUN_ID}.log"
-        assert result["run"]["settings"]["warmup_port"] == 30999 + container.port_base
+        run = roots.result(RUN_ID)["run"]
+        assert run["session_log"]["host_path"] == f"/home/me/telemetry/logs/{RUN_ID}.log"
+        assert run["settings"]["warmup_port"] == 30999 + container.port_base
+        assert "OPTIMIZE_JSON" in container.log
         after = container.manifest
         assert after["slice_bench"] == {"seen": True}
         told = after["optimizations"]["inductor"]
-        assert (told["status"], told["size_delta_bytes"], told["tp_size"]) == ("noop", None, 1)
-        assert "OPTIMIZE_JSON" in container.log
+        assert (told["status"], told["reason"], told["size_delta_bytes"]) == ("skipped", "requested", None)
+
         manifest = read_manifest(find_manifest({"HOST_TELEMETRY_ROOT": str(container.telemetry)}))
-        assert needs_prep(manifest, "tiny-dense") == {}
+        assert needs_prep(manifest, "tiny-dense") == {StageName.INDUCTOR: "requested"}
         assert needs_prep(manifest, "tiny-moe")[StageName.INDUCTOR] == "no_completion"
         found = read_result(manifest)
         assert found is not None
