@@ -1,6 +1,6 @@
 """The deals of a fleet's run: one for each group that has more to build than one host should build alone."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from rayprep.fleet.asked import Done
 from rayprep.fleet.member import Member
@@ -48,14 +48,17 @@ class Dealer:
     def made(self, member: Member, done: Done) -> bool:
         """A host has ended its part. False where it could not build it: then the publisher will."""
         good = done.result is not None and done.result.status is RunStatus.OK
-        if deal := self._deals.get(member.group or ""):
-            self._deals[member.group or ""] = deal.with_made(member.host, done.made if good else ())
+        self._change(member, lambda deal: deal.with_made(member.host, done.made if good else ()))
         return good
 
     def gathered(self, member: Member, source: str) -> None:
         """The part of `source` has come to `member`, the publisher, or cannot."""
-        if deal := self._deals.get(member.group or ""):
-            self._deals[member.group or ""] = deal.with_gathered(source)
+        self._change(member, lambda deal: deal.with_gathered(source))
+
+    def _change(self, member: Member, how: Callable[[Deal], Deal]) -> None:
+        """Of the deal of its group, unless that is over."""
+        if member.group in self._deals:
+            self._deals[member.group] = how(self._deals[member.group])
 
 
 def _lives(member: Member) -> bool:

@@ -81,7 +81,6 @@ class _Drive:
         self.dealer = Dealer(self.asked.resolved.spec, self.fleet.deal_from_s)
         self.returning: dict[str, float] = {}
         """Lost hosts that may come back -> until when."""
-        self.cancel_until: float | None = None
         self._waiting: dict[str, tuple[float, float]] = {}
         """Hosts that wait for their GPUs -> since when, and when it was last said."""
 
@@ -183,7 +182,7 @@ class _Drive:
                 del self.returning[host]
                 member.state = member.state.ended(HostPhase.LOST)
 
-    def _ended(self, heard: Callable[[Member, Report | Done | str], None]) -> list[Member]:
+    def _ended(self, heard: Callable[[Member, Report | Done | str], None]) -> None:
         """Hands on the steps that have ended, and fails the hosts whose step did."""
         busy, ended = [member for member in self.members.values() if member.busy], []
         ready = ended_steps(busy)
@@ -207,7 +206,6 @@ class _Drive:
         ended += self._say_who_holds([member for member in busy if member.waits_for_gpus])
         if ended:
             self.record.changed()
-        return ended
 
     def _heard(self, member: Member, found: Report | Done | str) -> None:
         if isinstance(found, str):  # the claim on its GPUs
@@ -328,12 +326,13 @@ class _Drive:
         self._waiting = {member.host: self._waiting.get(member.host, (now, now)) for member in waiting}
         due = [member for member in waiting if now - self._waiting[member.host][1] >= SAY_WAITING_S]
         living = living_actors() if due else {}
+        if due:
+            let_idle_gpus_go(self.members)
         for member in due:
             since, self._waiting[member.host] = self._waiting[member.host][0], (self._waiting[member.host][0], now)
             holder, waited = holders(living.get(member.node.node_id, [])), now - since
             fields = {"held_for_s": round(waited, 1), "holder": holder, "message": "GPUs", "slug": "the GPUs"}
             self.record.say(member.host, Phase.WAIT_LOCK, **fields)
-            let_idle_gpus_go(self.members)
             if waited > self.asked.resolved.spec.timeout_s:
                 why = f"the GPUs of {member.host} are held by {holder}"
                 member.end(HostPhase.FAILED, HostUnfit(why, hint="end that job, or --exclude the host"))
@@ -364,7 +363,7 @@ class _Drive:
             return
         if isinstance(found, Done) and found.result is not None:
             member.record = self.record.host_line(member, found.result)
-            member.end(HostPhase.FAILED, failure_of(found.result) or _as_interrupted())
+            member.end(HostPhase.FAILED, failure_of(found.result) or Interrupted())
 
     def _breathe(self) -> None:
         self.record.drain()
@@ -373,8 +372,3 @@ class _Drive:
         if self.interrupts.asked and self.grouping is None:
             self._cancel()
             raise Interrupted
-
-
-def _as_interrupted() -> FleetError:
-    error = Interrupted()
-    return FleetError(error_type=ErrorType.INTERRUPTED, message=error.message, exit_code=error.exit_code)

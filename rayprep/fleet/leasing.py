@@ -46,7 +46,7 @@ class Leases:
         self._seen, self._waiting, self._cancelled, self._deadline = seen, waiting, cancelled, deadline
         self._held: dict[Wanted, Granted] = {}
         self._until: dict[Wanted, float] = {}
-        self._lost = self._ended = False
+        self._lost = False
         self._wake = threading.Event()
         self.waited = False
         """Somebody else held one: what was to be built may be there by now."""

@@ -216,6 +216,7 @@ def test_groups_and_odd_ones_out(tmp_path: Path) -> None:
         assert proofs == ["ok"] * 4 + ["skipped"], "a store is proved once"
 
 
+@pytest.mark.slow
 def test_the_commands_that_look_and_clean_up_on_all_hosts(fleet: Fleet) -> None:
     assert fleet.ensure(*STAND_IN, run_id="looked-at").returncode == 0
     doctor = fleet.run("doctor", "--cluster", "--device", "cpu")
