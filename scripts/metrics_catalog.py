@@ -1,14 +1,18 @@
 #!/usr/bin/env python3
-"""Prints SGLang's part of cluster/observability/metrics_catalog.final.md, from what a server answers on /metrics.
+"""Prints parts of cluster/observability/metrics_catalog.final.md.
 
-scripts/metrics_catalog.py tests/data/metrics-sglang-0.5.16.txt
+scripts/metrics_catalog.py                                          rayprep's own metrics
+scripts/metrics_catalog.py tests/data/metrics-sglang-0.5.16.txt     SGLang's, from what a server answered on /metrics
 """
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
+
+from rayprep.model.metrics import METRICS
 
 _NOT_SHOWN = (
     "le",
@@ -27,7 +31,20 @@ _NOT_SHOWN = (
 def sglang_part(text: str) -> str:
     """A table of every metric in a Prometheus text exposition: name, kind, the labels that are its own, help."""
     rows = [_row(family) for family in text_string_to_metric_families(text)]
-    return "\n".join(["| metric | kind | labels | |", "|---|---|---|---|", *sorted(rows)]) + "\n"
+    return _table(sorted(rows))
+
+
+def rayprep_part() -> str:
+    """The same of the metrics that rayprep writes."""
+    return _table(
+        f"| `{each.name}` | {'counter' if each.is_counter else 'gauge'} | {', '.join(each.labels)}"
+        f" | {each.help.rstrip('.')} |"
+        for each in METRICS
+    )
+
+
+def _table(rows: Iterable[str]) -> str:
+    return "\n".join(["| metric | kind | labels | |", "|---|---|---|---|", *rows]) + "\n"
 
 
 def _row(family: Metric) -> str:
@@ -38,4 +55,4 @@ def _row(family: Metric) -> str:
 
 
 if __name__ == "__main__":
-    print(sglang_part(Path(sys.argv[1]).read_text(encoding="utf-8")), end="")
+    print(sglang_part(Path(sys.argv[1]).read_text(encoding="utf-8")) if sys.argv[1:] else rayprep_part(), end="")

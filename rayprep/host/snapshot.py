@@ -79,7 +79,7 @@ def take_snapshot(
     return ProfileSnapshot.model_validate(
         {
             "partial": any(cache.partial for cache in caches.values()),
-            "profiles_root": str(layout.profiles),
+            "profiles_root": layout.located(layout.profiles).host_path,
             "taken_at": utc_now(),
             **caches,
         }

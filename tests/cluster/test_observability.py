@@ -23,7 +23,7 @@ from rayprep.host.layout import Layout
 from rayprep.host.prometheus import probe
 from rayprep.model.manifest import PORTS
 from rayprep.model.stages import StageName
-from scripts.metrics_catalog import sglang_part
+from scripts.metrics_catalog import rayprep_part, sglang_part
 from tests.cluster.container_run import METRICS, ROOT, RUN_ID, ContainerRun, metrics_server
 from tests.conftest import Roots
 from tests.needs import needs_namespaces, needs_tool
@@ -147,6 +147,7 @@ class TestRun:
         assert snapshot.returncode == 0, snapshot.stderr
         start = container.manifest["profile_cache"]["start"]
         assert start["torchinductor"]["path"] == "caches/torchinductor", "relative to the host's home"
+        assert start["profiles_root"] == "/home/me/caches"
 
         done = roots.run("ensure", "--model", "tiny-dense", "--device", "cpu", "--skip", "inductor")
         assert done.returncode == 0, done.stderr
@@ -246,10 +247,16 @@ with socket.create_server((host, int(port))):
 """Stands in for dcgm-exporter, which needs a GPU: it only listens where it is told to."""
 
 
+def part_of_catalog(name: str) -> str:
+    return CATALOG.partition(f"<!-- {name}: begin -->\n")[2].partition(f"<!-- {name}: end -->")[0]
+
+
 class TestWhatIsShipped:
     def test_the_catalog_has_what_sglang_answers(self) -> None:
-        part = CATALOG.partition("<!-- sglang: begin -->\n")[2].partition("<!-- sglang: end -->")[0]
-        assert part == sglang_part(METRICS.read_text(encoding="utf-8"))
+        assert part_of_catalog("sglang") == sglang_part(METRICS.read_text(encoding="utf-8"))
+
+    def test_the_catalog_has_what_rayprep_writes(self) -> None:
+        assert part_of_catalog("rayprep") == rayprep_part()
 
     @pytest.mark.parametrize("expression", EXPRESSIONS)
     def test_every_metric_of_the_dashboard_is_in_the_catalog(self, expression: str) -> None:

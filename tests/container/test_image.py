@@ -36,7 +36,9 @@ def test_no_digest_and_no_checksum_has_a_default() -> None:
     text = DOCKERFILE.read_text(encoding="utf-8")
     assert {name for name in re.findall(r"^ARG (\w+)$", text, re.MULTILINE) if name in UNTRUSTED} == UNTRUSTED
     assert not re.search(r"sha256:[0-9a-f]|[0-9a-f]{40}", text)
-    assert all("@${" in line for line in text.splitlines() if line.startswith("FROM "))
+    bases = [line for line in text.splitlines() if line.startswith("FROM ")]
+    assert len(bases) == 2
+    assert all(re.search(r"@\$\{(\w+_DIGEST):-\1-is-missing\}( AS |$)", line) for line in bases)
 
 
 @pytest.mark.parametrize("missing", sorted(UNTRUSTED - {"BASE_DIGEST", "DCGM_EXPORTER_DIGEST", "OH_MY_ZSH_COMMIT"}))
