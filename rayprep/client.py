@@ -16,17 +16,14 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from rayprep.host.layout import choose_roots
-from rayprep.model.base import R, parse_utc, read_tolerant
-from rayprep.model.errors import ErrorType, HostUnfit
+from rayprep.model.base import R, read_tolerant
+from rayprep.model.errors import HostUnfit
 from rayprep.model.manifest import POINTER, POINTER_NAME, POINTER_ON_HOST, Manifest, Optimization, parse_pointer
 from rayprep.model.result import PrepResult
-from rayprep.model.snapshot import CacheSnapshot, ProfileSnapshot
+from rayprep.model.snapshot import CacheSnapshot
 from rayprep.model.stages import ANSWERS_FOR, StageName, StageStatus
 
 __all__ = ["Manifest", "PrepResult", "StageName", "find_manifest", "needs_prep", "read_manifest", "read_result"]
-
-_LEFT_OUT = ("requested", "not_selected", "not_reached", *ErrorType)
-"""Why a stage was skipped that would have had work to do."""
 
 
 def find_manifest(environ: Mapping[str, str] | None = None) -> Path:
@@ -87,24 +84,23 @@ def needs_prep(manifest: Manifest, model_slug: str | None = None, tp: int = 1) -
 
 
 def _why(manifest: Manifest, stage: StageName, slug: str | None, tp: int) -> str | None:
+    """The last word counts: of an `ensure`, of a `reset`, or of the snapshot at the container's start."""
     snapshot, last = manifest.profile_cache.start, manifest.optimizations.get(stage)
-    if last and (slug is None or (slug, tp) == (last.model_slug, last.tp_size)) and _is_later(last, snapshot):
-        return _why_not_done(last)
+    taken = snapshot.taken_at if snapshot else ""
+    reset = manifest.resets.get(stage, "")
+    if last and (slug is None or (slug, tp) == (last.model_slug, last.tp_size)) and _follows(last, taken, reset):
+        return (last.error_type or last.reason or last.status) if last.status is StageStatus.ERROR else None
     if snapshot is None:
         return "no_snapshot"
+    if reset >= taken:
+        return "reset"
     caches: list[CacheSnapshot] = [getattr(snapshot, cache) for cache, owner in ANSWERS_FOR.items() if owner is stage]
     return next((why for cache in caches if (why := _why_not_valid(cache, slug, tp))), None)
 
 
-def _is_later(last: Optimization, snapshot: ProfileSnapshot | None) -> bool:
-    return snapshot is None or parse_utc(last.finished_at) >= parse_utc(snapshot.taken_at)
-
-
-def _why_not_done(last: Optimization) -> str | None:
-    left_out = last.status is StageStatus.SKIPPED and last.reason in _LEFT_OUT
-    if last.status is StageStatus.ERROR or left_out:
-        return last.error_type or last.reason or last.status
-    return None
+def _follows(last: Optimization, taken: str, reset: str) -> bool:
+    """Times are whole seconds: a reset in the same one may have come after, so what it took is rather asked for."""
+    return last.finished_at >= taken and last.finished_at > reset
 
 
 def _why_not_valid(cache: CacheSnapshot, slug: str | None, tp: int) -> str | None:

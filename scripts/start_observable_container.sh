@@ -37,8 +37,9 @@ while (($#)); do
     shift
 done
 [[ $port_base =~ ^[0-9]*$ ]] || misuse "--port-base '$port_base' is no number"
-
 start_s=${CONTAINER_START_S:-120}
+[[ $start_s =~ ^[1-9][0-9]{0,5}$ ]] || misuse "CONTAINER_START_S '$start_s' is no number of seconds"
+
 log_lines=20
 run_id=container-run-$(date -u +%Y%m%dT%H%M%SZ)-$(printf %04x "$RANDOM")
 uid=${RUN_FILE_UID:-${SUDO_UID:-$(id -u)}}
@@ -135,12 +136,12 @@ give_up() {
     fail "$1 (its last lines are above; all of them: $ENGINE logs $NAME)"
 }
 
-# By the run's name: the pointer of an old run may still stand there.
+# wait_for_manifest RUN_ID FAILURE: the pointer of an old run may still stand there. FAILURE is called with why.
 wait_for_manifest() {
     local until=$((SECONDS + start_s))
-    until grep -qs "/$run_id/" "$telemetry/${POINTER##*/}"; do
-        [ "$(state)" = running ] || give_up "$NAME has ended before its run began"
-        ((SECONDS < until)) || give_up "$NAME has written no manifest within $start_s s"
+    until [[ $(print_pointer 2>/dev/null) == */"$1"/* ]]; do
+        [ "$(state)" = running ] || "$2" "$NAME has ended before its run began"
+        ((SECONDS < until)) || "$2" "$NAME has written no manifest within $start_s s"
         sleep 0.2
     done
 }
@@ -160,6 +161,7 @@ if [ -n "$dry_run" ]; then
     exit 0
 fi
 if [ "$(state)" = running ]; then
+    wait_for_manifest "$(setting CONTAINER_RUN_ID)" fail # another start may just have begun it
     say "$NAME is running already"
     print_pointer
     exit 0
@@ -168,12 +170,12 @@ ask image inspect "$image" >/dev/null 2>&1 ||
     fail "there is no image $image: build it (cluster/container/README.md), or pull it"
 make_folders
 ask rm "$NAME" >/dev/null 2>&1 || true # what a start that failed has left
-trap 'give_up "interrupted"' INT TERM
+trap '(give_up "interrupted") || exit 130' INT TERM
 if ! "${run[@]}" >/dev/null; then
     ask rm "$NAME" >/dev/null 2>&1 || true
     fail "$ENGINE could not start $NAME, see above"
 fi
-wait_for_manifest
+wait_for_manifest "$run_id" give_up
 take_snapshot
 say "$NAME is running"
 print_pointer

@@ -71,13 +71,22 @@ class TestNeedsPrep:
         ("how", "why"),
         [
             (done(StageStatus.ERROR, error_type=ErrorType.COMPILE_FAILED), "compile_failed"),
-            (done(StageStatus.SKIPPED, reason="requested"), "requested"),
-            (done(StageStatus.SKIPPED, reason="interrupted"), "interrupted"),
+            (done(StageStatus.ERROR, reason="in_progress_or_aborted"), "in_progress_or_aborted"),
             (done(StageStatus.SKIPPED, reason="no_gpu"), None),
         ],
     )
-    def test_only_what_was_rightly_left_out_is_done(self, how: Optimization, why: str | None) -> None:
+    def test_what_has_failed_or_goes_on_is_not_done(self, how: Optimization, why: str | None) -> None:
         assert needs_prep(container(warm(), flashinfer=how), "qwen", tp=8).get(StageName.FLASHINFER) == why
+
+    @pytest.mark.parametrize(("at", "why"), [(EARLIER, None), (MOMENT, "reset"), (LATER, "reset")])
+    def test_what_a_reset_took_is_cold_whatever_was_there_before(self, at: str, why: str | None) -> None:
+        reset = {"flashinfer": at}
+        before = container(warm()).model_copy(update={"resets": reset})
+        assert needs_prep(before, "qwen", tp=8).get(StageName.FLASHINFER) == why
+        built = container(warm(), flashinfer=done(StageStatus.OK, MOMENT)).model_copy(update={"resets": reset})
+        assert needs_prep(built, "qwen", tp=8).get(StageName.FLASHINFER) == why
+        anew = container(warm(), flashinfer=done(StageStatus.OK, "2025-10-09T03:00:00Z"))
+        assert needs_prep(anew.model_copy(update={"resets": reset}), "qwen", tp=8) == {}
 
 
 class TestFiles:

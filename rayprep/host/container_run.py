@@ -1,7 +1,7 @@
 """The container run that this process is in: its pointer and its manifest, read and written."""
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from filelock import FileLock
@@ -9,7 +9,7 @@ from filelock import FileLock
 from rayprep.host.atomic import write_text
 from rayprep.model.base import read_tolerant, to_json
 from rayprep.model.errors import BadRequest
-from rayprep.model.manifest import POINTER, POINTER_NAME, Manifest, parse_pointer, pointer_text
+from rayprep.model.manifest import POINTER, POINTER_NAME, Manifest, merged, parse_pointer, pointer_text
 
 _LOCK_S = 10.0
 
@@ -44,6 +44,12 @@ def write_manifest(manifest: Manifest) -> None:
         if error.errno not in (errno.EBUSY, errno.EACCES, errno.EROFS):
             raise
         pointer.write_text(text, encoding="utf-8")  # a file that is itself a mount point cannot be renamed over
+
+
+def change_manifest(container: Manifest, changes: Mapping[tuple[str, ...], object]) -> None:
+    """Makes `changes` in the manifest of the run that this process is in. Raises as `update_manifest` does."""
+    path = Path(container.manifest.container_path)
+    update_manifest(path, lambda text: merged(text, str(path), changes))
 
 
 def update_manifest(path: Path, change: Callable[[str], str]) -> None:

@@ -49,11 +49,14 @@ class Service(Record):
 
 
 class Optimization(Record):
-    """How a stage of the last `ensure` in this container went."""
+    """How a stage went that an `ensure` in this container has run or judged last.
+
+    While it builds, `status` is `error` and `reason` is `in_progress_or_aborted`.
+    """
 
     status: StageStatus
     reason: str | None = None
-    """Why it had nothing to do, or was left out."""
+    """Why it had nothing to do, or is not done."""
     duration_s: float
     size_delta_bytes: int | None = None
     """Null where the stage did not run."""
@@ -94,6 +97,8 @@ class Manifest(Record):
     warnings: tuple[str, ...] = ()
     profile_cache: ProfileCache = ProfileCache()
     optimizations: dict[str, Optimization] = Field(default_factory=dict)
+    resets: dict[str, Utc] = Field(default_factory=dict)
+    """Stage -> when a `reset` in this container last took something from what it had built."""
 
 
 PORTS = {

@@ -98,7 +98,7 @@ class _NodeRun:
         if self._worked:
             outside.share(self.survey, self.recorder.result)
             self.recorder.probed(outside.probed(self.survey, self.recorder.result))
-        if container and (problem := outside.tell_container(container, self.recorder.result)):
+        if container and (problem := outside.tell_ended(container, self.recorder.result)):
             self._warn(problem)
         return self.recorder.finish()
 
@@ -161,6 +161,7 @@ class _NodeRun:
             if decision.action is not Action.BUILD:
                 self._settle(decision)
         building = {each.stage: each for each in self.survey.plan.decisions if each.action is Action.BUILD}
+        self._tell_begun(building)
         runs: dict[StageName, StageRun] = {}
         with ThreadPoolExecutor(max_workers=len(StageName)) as pool:
             waiting: dict[Future[StageResult], StageName] = {}
@@ -175,6 +176,13 @@ class _NodeRun:
         if StageName.SERVE in runs and (built := runs[StageName.SERVE].built):
             self._adopt(built.elsewhere, built.gemm_shapes)
         self._prove(locks, scratch)
+
+    def _tell_begun(self, stages: Collection[StageName]) -> None:
+        if container := self.survey.layout.container_run:
+            from rayprep.node import outside
+
+            if problem := outside.tell_begun(container, self.recorder.result, stages):
+                self._warn(problem)
 
     def _stage_run(self, decision: Decision, locks: HeldLocks, scratch: Path) -> StageRun:
         home = _made(scratch / decision.stage.value)

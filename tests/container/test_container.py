@@ -76,10 +76,13 @@ class Host:
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     def start(self, *options: str, **env: str) -> subprocess.CompletedProcess[str]:
+        return self.run("start_observable_container.sh", *self.arguments(*options), **env)
+
+    def arguments(self, *options: str) -> tuple[str, ...]:
+        """Of a start whose container has what this machine lends it."""
         compiler = ("--env", f"CXX={QUICK_COMPILER}", "--env", "RAYPREP_PCH=/pch", f"--volume={self.precompiled}:/pch")
         ours = (*borrowed(), *compiler, "--env", "TORCHINDUCTOR_VEC_ISA_OK=1", *options)
-        given = ("--image", IMAGE, "--port-base", PORT_BASE, "--", *ours)
-        return self.run("start_observable_container.sh", *given, **env)
+        return ("--image", IMAGE, "--port-base", PORT_BASE, "--", *ours)
 
     def stop(self) -> subprocess.CompletedProcess[str]:
         return self.run("stop_observable_container.sh")
@@ -234,10 +237,17 @@ def test_container_that_dies_at_once_is_not_taken_for_an_old_one(host: Host) -> 
     assert "container-run-old" not in done.stdout
 
     assert host.run("cache/inspect_caches.sh").returncode == UNFIT
-    late = host.start('--entrypoint=["sleep", "600"]', CONTAINER_START_S="1")
+    asleep = '--entrypoint=["sh", "-c", "trap exit TERM; sleep 600 & wait"]'
+    late = host.start(asleep, CONTAINER_START_S="1")
     assert late.returncode == UNFIT
     assert f"{host.name} has written no manifest within 1 s" in late.stderr
     assert host.podman.ask("ps", "--quiet") == "", "it is not left running"
+    broken_off = host.popen("start_observable_container.sh", *host.arguments(asleep))
+    wait_for(lambda: host.podman.ask("ps", "--quiet"), "the container")
+    broken_off.send_signal(signal.SIGINT)
+    _, err = broken_off.communicate(timeout=STEP_S)
+    assert broken_off.returncode == INTERRUPTED, err
+    assert host.podman.ask("ps", "--quiet") == ""
     assert host.stop().returncode == 0
     assert host.podman.containers == []
 
@@ -285,6 +295,12 @@ def test_what_is_wrong_is_said_in_one_line(host: Host) -> None:
     assert code == UNFIT
     assert "cannot create directory" in line
     assert "/proc/none" in line
+    (host.home.parent / "roots").mkdir()
+    code, line = said(start, "--image", IMAGE, HOST_TELEMETRY_ROOT=str(host.home.parent / "roots"))
+    assert code == UNFIT
+    assert "cannot create directory" in line
+    assert "Permission denied" in line
+    assert said(start, CONTAINER_START_S="soon")[0] == BAD_REQUEST
     code, line = said(start, CONTAINER_ENGINE="no-such-engine")
     assert code == UNFIT
     assert "no container engine can be used: no-such-engine is not installed" in line
