@@ -33,7 +33,6 @@ FOLDER = ROOT / "cluster" / "observability"
 CATALOG = (FOLDER / "metrics_catalog.final.md").read_text(encoding="utf-8")
 DASHBOARD = json.loads((FOLDER / "warmup-dashboard.json").read_text(encoding="utf-8"))
 EXPRESSIONS = [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
-pytestmark = pytest.mark.xdist_group("container_run")
 needs_telemetry = [needs_tool("prometheus"), needs_tool("prometheus-node-exporter")]
 
 

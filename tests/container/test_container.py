@@ -153,6 +153,7 @@ def test_from_an_empty_home_to_caches_that_the_next_container_finds(host: Host) 
     assert first["manifest"]["host_path"] in started.stdout
     caches = first["profile_cache"]["start"]
     assert caches["torchinductor"]["path"] == ".cache/sglang/profiles/torchinductor"
+    assert caches["profiles_root"] == str(host.profiles)
     assert not caches["torchinductor"]["valid"]
     assert host.harness()
 
@@ -176,12 +177,14 @@ def test_from_an_empty_home_to_caches_that_the_next_container_finds(host: Host) 
     broken_off.send_signal(signal.SIGINT)
     _, err = broken_off.communicate(timeout=STEP_S)
     assert broken_off.returncode == INTERRUPTED, err
+    assert host.harness()
 
     populated = host.run("cache/populate_caches.sh", *TINY)
     assert populated.returncode == 0, populated.stdout + populated.stderr
     result = json.loads(Path(first["prep_result"]["host_path"]).read_text(encoding="utf-8"))
     assert result["stages"]["inductor"]["status"] == "ok"
     assert f"RESULT_JSON {first['prep_result']['container_path']}" in populated.stdout
+    assert not host.harness()
     log = host.log()
     for status in ("partial", "ok"):
         assert len([line for line in log if line.startswith(f"RESULT_STATUS {status} ")]) == 1
@@ -207,6 +210,7 @@ def test_from_an_empty_home_to_caches_that_the_next_container_finds(host: Host) 
     assert "[OPTIMIZE inductor] noop (valid_signature)" in found.stdout, found.stderr
     reset = host.run("cache/reset_caches.sh", "--yes", "--json", "--inductor")
     assert json.loads(reset.stdout)["removed"], reset.stderr
+    assert host.harness()
     assert any(line.startswith("[RESET torchinductor] removed ") for line in host.log())
     failed = host.run("cache/populate_caches.sh", "--model", "/models/none", "--inductor")
     assert failed.returncode == BAD_REQUEST
