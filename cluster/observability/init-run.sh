@@ -60,9 +60,10 @@ check_variables() {
 }
 
 make_folders() {
-    local each
+    local each why
     for each in "$TELEMETRY/logs" "$FOLDER" "$TELEMETRY/"{prometheus,jaeger}"/$RUN"; do
-        if ! mkdir -p "$each" || [[ ! -w $each ]]; then fail 3 "$each cannot be written (mend the mount, or its owner)"; fi
+        why=$(mkdir -p "$each" 2>&1) || fail 3 "${why#mkdir: } (mend the mount, or its owner)"
+        [[ -w $each ]] || fail 3 "$each cannot be written (mend the mount, or its owner)"
     done
     : >>"$LOG" || fail 3 "$LOG cannot be written (mend the mount, or its owner)"
     rm -f "$FOLDER/container_run_meta.json" # of an earlier run that was given the same id

@@ -315,7 +315,7 @@ def test_what_is_wrong_is_said_in_one_line(host: Host) -> None:
 def test_engine_that_this_user_may_not_use(host: Host) -> None:
     done = subprocess.run(
         [SCRIPTS / "stop_observable_container.sh"],
-        env=host.env,
+        env={**host.env, "XDG_RUNTIME_DIR": str(host.home)},
         user=OWNER,
         group=GROUP,
         extra_groups=[],

@@ -58,6 +58,20 @@ def test_shellcheck() -> None:
     assert done.returncode == 0, done.stdout
 
 
+CONTAINER_SCRIPTS = (
+    *("start_observable_container.sh", "stop_observable_container.sh"),
+    *("cache/inspect_caches.sh", "cache/populate_caches.sh", "cache/reset_caches.sh"),
+)
+
+
+@pytest.mark.parametrize("name", CONTAINER_SCRIPTS)
+def test_help_needs_no_engine(name: str) -> None:
+    done = subprocess.run([ROOT / "scripts" / name, "--help"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"\n  {Path(name).name} [" in done.stdout
+    assert "--name NAME" in done.stdout
+
+
 @dataclass
 class Machine:
     """A copy of the project in a folder with a space, and a PATH with every program but Pythons and compilers."""
@@ -261,3 +275,13 @@ def test_torch_of_the_python_is_used(ready: Machine) -> None:
 def test_torch_that_is_too_old_is_not_used(ready: Machine) -> None:
     ready.set_up(TORCH="2.9.1")
     assert ready.slow == ["venv", ".[cpu]"]
+
+
+@pytest.mark.parametrize("name", ["stop_observable_container.sh", "cache/inspect_caches.sh"])
+def test_no_container_engine(bare: Machine, name: str) -> None:
+    for engine in ("docker", "podman"):
+        (bare.programs / engine).unlink(missing_ok=True)
+    done = bare.run(bare.project / "scripts" / name)
+    assert (done.returncode, done.stdout) == (UNFIT, "")
+    (line,) = done.stderr.splitlines()
+    assert "no container engine can be used: docker is not installed; podman is not installed (install " in line
