@@ -30,10 +30,11 @@ tmp_dir = "{base}/tmp"
 
 STORAGE_CONF = """\
 [storage]
-driver = "overlay"
+driver = "vfs"
 graphroot = "{base}/store"
 runroot = "{base}/run"
 """
+"""vfs copies each layer, which are small here, and leaves no mount behind as overlay does."""
 
 
 class Podman:
