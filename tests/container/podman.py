@@ -88,6 +88,7 @@ def lay_out(tree: Path) -> None:
     for name in ("bin", "lib", "lib64", "sbin"):
         (tree / name).symlink_to(f"usr/{name}")
     (tree / "etc/passwd").write_text("root:x:0:0::/root:/bin/sh\ndevuser:x:1000:1000::/home/devuser:/bin/bash\n")
+    os.chown(tree / "home/devuser", 1000, 1000)
     (tree / "etc/group").write_text("root:x:0:\ndevuser:x:1000:\n")
     shutil.copy2("/etc/ld.so.cache", tree / "etc")
     shutil.copytree("/etc/alternatives", tree / "etc/alternatives", symlinks=True)
