@@ -10,6 +10,7 @@ from rayprep.model.cleanup import Cleanup
 from rayprep.model.errors import ErrorType
 from rayprep.model.located import Located
 from rayprep.model.signature import Signature
+from rayprep.model.slices import Asked
 from rayprep.model.snapshot import ProfileSnapshot
 from rayprep.model.stages import StageName, StageStatus, exit_code
 from rayprep.model.verification import VerifyResult
@@ -134,6 +135,7 @@ class Settings(Record):
     mem_fraction: float
     load_format: str = "dummy"
     deep_gemm_via: str = "kernels"
+    slices: Asked = 1
     verify: bool = True
     server_command: tuple[str, ...] = ()
     write_mode: str = "atomic"

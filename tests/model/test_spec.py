@@ -24,6 +24,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "warmup_port": st.integers(1024, 65535),
     "mem_fraction": st.floats(0.01, 0.99),
     "device": st.sampled_from(["auto", "cuda", "cpu"]),
+    "slices": st.sampled_from([1, "2", 8, "all"]),
     "server_args": st.lists(st.sampled_from(["--a=1", "--b=2"]), max_size=3),
 }
 SOME = st.fixed_dictionaries({}, optional=VALUES)
