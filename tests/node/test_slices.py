@@ -65,7 +65,7 @@ def test_every_slice_is_proved_at_the_same_time(host: Host, monkeypatch: pytest.
     assert {first.status, second.status} == {"ok"}
     assert first.port is not None
     assert second.port is not None
-    assert first.port - second.port >= 5 - 4, "each has ports of its own"
+    assert first.port > second.port, "each has ports of its own"
     assert (verify.port, verify.warmup_pid) == (first.port, first.warmup_pid)
     assert first.warmup_pid != second.warmup_pid
     assert verify.ready_s == max(each.ready_s or 0 for each in verify.slices)

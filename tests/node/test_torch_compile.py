@@ -1,4 +1,4 @@
-"""The `inductor` stage on a GPU: the graphs that a server compiles as it starts, and a server that does not start so."""
+"""The `inductor` stage on a GPU: the graphs that a server compiles as it starts, or that it does not start so."""
 
 from collections.abc import Iterator
 from pathlib import Path
