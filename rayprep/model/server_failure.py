@@ -7,6 +7,9 @@ from rayprep.model.errors import ErrorType
 
 READY = "The server is fired up and ready to roll!"
 _MORE_MEMORY = "Please try to increase --mem-fraction-static"
+OUT_OF_MEMORY = r"OutOfMemoryError(?!: out of resource)|CUDA out of memory|CUDA_ERROR_OUT_OF_MEMORY"
+"""Not Inductor's word for a tuning choice that asks for more shared memory than a GPU has, which it then ignores
+(torch/_inductor/runtime/triton_heuristics.py, `_make_launchers`)."""
 
 _SIGNS: tuple[tuple[ErrorType, re.Pattern[str]], ...] = (
     (ErrorType.INSUFFICIENT_DISK, re.compile(r"No space left on device|Disk quota exceeded")),
@@ -26,7 +29,7 @@ _SIGNS: tuple[tuple[ErrorType, re.Pattern[str]], ...] = (
     (
         ErrorType.OOM_DURING_WARMUP,
         re.compile(
-            rf"OutOfMemoryError|CUDA out of memory|CUDA_ERROR_OUT_OF_MEMORY|{re.escape(_MORE_MEMORY)}"
+            rf"{OUT_OF_MEMORY}|{re.escape(_MORE_MEMORY)}"
             # The kernel killed a scheduler: the host's own memory is full.
             r"|scheduler died during initialization \(exit code: -9"
         ),

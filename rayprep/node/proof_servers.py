@@ -1,16 +1,18 @@
 """The servers of a proof, one on each slice of the host, all at once: each is started, asked for everything, ended."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from rayprep.host.gpu import Gpu
 from rayprep.host.layout import Layout
-from rayprep.host.server import Server
+from rayprep.host.server import Server, Watch
 from rayprep.model.errors import Interrupted, RayprepError
 from rayprep.model.verification import SliceProof, new_files
 from rayprep.model.warmup import Round
+from rayprep.node.survey import Survey
+from rayprep.stages.warmup_server import CommandFor, implied_command, open_own_server, open_server
 
 
 @dataclass
@@ -66,3 +68,42 @@ def run_at_once(servers: Sequence[ProofServer], rounds_for: Callable[[Server], S
         running = [pool.submit(each.run, rounds_for) for each in servers]
     for each in running:
         each.result()
+
+
+@dataclass(frozen=True)
+class ProofServers:
+    """Makes them: each sees the GPUs of its slice, and has ports, a log and a HOME of its own. None is started."""
+
+    survey: Survey
+    env: Mapping[str, str]
+    scratch: Path
+    """An empty folder, the first one's HOME. The others' are made beside it."""
+    log: Path
+    """The first one's; the others' are beside it."""
+    lock_descriptors: Sequence[int]
+    watch: Callable[[int], Watch]
+    """How the run looks on, by the slice's number."""
+
+    def own(self, command: Sequence[str]) -> ProofServer:
+        """The user's own, with every GPU that the user let it see."""
+        gpus = self.survey.gpus
+        env = self._env(self.scratch)
+        server = open_own_server(command, env, self.log, self.watch(0), self.lock_descriptors, gpus)
+        return ProofServer(0, gpus, server, self.scratch, self.log)
+
+    def implied(self) -> CommandFor:
+        """The command of those that the request implies."""
+        folder = self.scratch.with_name("verify-model")
+        folder.mkdir()
+        return implied_command(self.survey.request, folder)
+
+    def on_slice(self, command_for: CommandFor, index: int) -> ProofServer:
+        home = self.scratch.with_name(f"verify-{index}") if index else self.scratch
+        home.mkdir(exist_ok=not index)
+        log = self.log.with_name(f"verify-{index}.log") if index else self.log
+        spec, gpus, env = self.survey.request.spec, self.survey.slices[index], self._env(home)
+        server = open_server(spec, command_for, env, log, self.watch(index), self.lock_descriptors, gpus, index)
+        return ProofServer(index, gpus, server, home, log)
+
+    def _env(self, home: Path) -> dict[str, str]:
+        return {**self.env, "HOME": str(home), "SGLANG_CRASH_ON_JIT_COMPILE": "1"}

@@ -109,7 +109,7 @@ def take_survey(request: NodeRequest, environ: Mapping[str, str], gpus: GpuInven
 
 def _recalled(spec: PrepSpec, layout: Layout, model: ModelFiles) -> PrepSpec:
     """With the server command that the last `ensure` for this model was given, where this request names no flags."""
-    if spec.server_command or spec.server_args or spec.slices != 1:  # a command has one port
+    if spec.server_command or spec.server_args:
         return spec
     found, _ = read_completions(layout, StageName.SERVE, model.slug, spec.tp)
     ours = [each for each in found if each.identity.config_digest == model.digest and each.server_command]
@@ -118,7 +118,8 @@ def _recalled(spec: PrepSpec, layout: Layout, model: ModelFiles) -> PrepSpec:
         return spec
     # A key that was blotted out serves as well as the real one: the server is ours to ask.
     flags = request_of(command).get("server_args", ())
-    return spec.model_copy(update={"server_command": command, "server_args": flags})
+    own = command if spec.slices == 1 else ()  # it has one port
+    return spec.model_copy(update={"server_command": own, "server_args": flags})
 
 
 def _slice_count(spec: PrepSpec, signature: Signature) -> int:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from rayprep.host.cache_watch import CacheUse, CacheWatch
 from rayprep.host.completions import write_completion
-from rayprep.host.gpu import Gpu
 from rayprep.host.locks import HeldLocks
 from rayprep.host.markers import Marker, remove_marker, standing_since, write_marker
 from rayprep.host.scan import hash_files
@@ -33,12 +32,12 @@ from rayprep.model.verification import (
     new_files,
     shortfall,
 )
-from rayprep.node.proof_servers import ProofServer, run_at_once
+from rayprep.node.proof_servers import ProofServer, ProofServers, run_at_once
 from rayprep.node.repair import repair
 from rayprep.node.request import NodeRequest
 from rayprep.node.stage_run import as_rayprep_error
 from rayprep.node.survey import Survey
-from rayprep.stages.warmup_server import CommandFor, implied_command, open_own_server, open_server, rounds_for
+from rayprep.stages.warmup_server import rounds_for
 
 _KEPT_MEMORY = "the GPU's memory was not back to where it was when the server had ended"
 
@@ -121,26 +120,12 @@ class Verify:
         return had_stood
 
     def _servers(self) -> list[ProofServer]:
+        making = ProofServers(self.survey, self.env, self.scratch, self._log, self.locks.descriptors, self._watch)
         if self._own_command:
-            args = (self._own_command, self._env(self.scratch), self._log, self._watch(0), self.locks.descriptors)
-            server = open_own_server(*args, self.survey.gpus)
-            return [ProofServer(0, self.survey.gpus, server, self.scratch, self._log)]
-        model_folder = self.scratch.with_name("verify-model")
-        model_folder.mkdir()
-        spec, implied = self.survey.request.spec, implied_command(self.survey.request, model_folder)
+            return [making.own(self._own_command)]
+        spec, implied = self.survey.request.spec, making.implied()
         self._command = tuple(implied(spec.warmup_port, spec.mem_fraction))
-        return [self._server(implied, index, gpus) for index, gpus in enumerate(self._slices)]
-
-    def _server(self, implied: CommandFor, index: int, gpus: Sequence[Gpu]) -> ProofServer:
-        home = self.scratch.with_name(f"verify-{index}") if index else self.scratch
-        home.mkdir(exist_ok=not index)
-        log = self._log.with_name(f"verify-{index}.log") if index else self._log
-        spec, locks = self.survey.request.spec, self.locks.descriptors
-        server = open_server(spec, implied, self._env(home), log, self._watch(index), locks, gpus, index)
-        return ProofServer(index, gpus, server, home, log)
-
-    def _env(self, home: Path) -> dict[str, str]:
-        return {**self.env, "HOME": str(home), "SGLANG_CRASH_ON_JIT_COMPILE": "1"}
+        return [making.on_slice(implied, index) for index in range(len(self._slices))]
 
     def _watch(self, index: int) -> Watch:
         which = f"slice {index}: " if len(self._slices) > 1 else ""

@@ -231,3 +231,14 @@ def test_a_failure_of_torch_compile_is_told_with_its_line(lines: tuple[str, ...]
 def test_a_full_disk_says_more_than_what_was_compiled_then() -> None:
     reader = read(*TRACE, "OSError: [Errno 28] No space left on device")
     assert classify_failure(reader.signs, 1) is ErrorType.INSUFFICIENT_DISK
+
+
+def test_a_tuning_choice_that_does_not_fit_a_gpu_is_no_lack_of_memory() -> None:
+    said = (
+        "No valid triton configs. OutOfMemoryError: out of resource: triton_mm Required: 294912 Hardware limit:232448"
+    )
+    reader = read("Runtime error during autotuning: ", f"{said} Reducing block sizes or `num_stages` may help.. ")
+    assert not reader.out_of_memory
+    assert classify_failure(reader.signs, 1) is ErrorType.SERVER_START_FAILED
+    assert read("torch.OutOfMemoryError: CUDA out of memory.").out_of_memory
+    assert read("torch.cuda.OutOfMemoryError: HIP").out_of_memory
