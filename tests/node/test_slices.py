@@ -1,5 +1,6 @@
 """Several servers at once, each on GPUs of its own: the proof of a host's slices."""
 
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -101,7 +102,14 @@ def test_what_one_slice_leaves_in_its_home_is_its_own(host: Host) -> None:
 
 
 def test_a_cancelled_run_ends_every_server(host: Host) -> None:
-    result = host.ensure(verify_only=True, slices=2, faults="never-ready", cancelled=lambda: servers(host) == 2)
+    asked = threading.Event()
+
+    def once_both_are_there() -> bool:
+        if servers(host) == 2:
+            asked.set()
+        return asked.is_set()
+
+    result = host.ensure(verify_only=True, slices=2, faults="never-ready", cancelled=once_both_are_there)
     assert (result.status, result.exit_code) == (RunStatus.PARTIAL, 130)
 
 
