@@ -9,6 +9,7 @@ from rayprep.host.gpu import Gpu
 from rayprep.host.layout import Layout
 from rayprep.host.server import Server, Watch
 from rayprep.model.errors import Interrupted, RayprepError
+from rayprep.model.spec import PrepSpec
 from rayprep.model.verification import SliceProof, new_files
 from rayprep.model.warmup import Round
 from rayprep.node.survey import Survey
@@ -97,11 +98,11 @@ class ProofServers:
         folder.mkdir()
         return implied_command(self.survey.request, folder)
 
-    def on_slice(self, command_for: CommandFor, index: int) -> ProofServer:
+    def on_slice(self, spec: PrepSpec, command_for: CommandFor, index: int) -> ProofServer:
         home = self.scratch.with_name(f"verify-{index}") if index else self.scratch
         home.mkdir(exist_ok=not index)
         log = self.log.with_name(f"verify-{index}.log") if index else self.log
-        spec, gpus, env = self.survey.request.spec, self.survey.slices[index], self._env(home)
+        gpus, env = self.survey.slices[index], self._env(home)
         server = open_server(spec, command_for, env, log, self.watch(index), self.lock_descriptors, gpus, index)
         return ProofServer(index, gpus, server, home, log)
 

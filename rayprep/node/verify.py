@@ -124,8 +124,11 @@ class Verify:
         if self._own_command:
             return [making.own(self._own_command)]
         spec, implied = self.survey.request.spec, making.implied()
+        served = self.survey.completions.get(StageName.SERVE)
+        if served and served.mem_fraction:  # with another, other kernels may run: CUDA graphs take memory
+            spec = spec.model_copy(update={"mem_fraction": min(spec.mem_fraction, served.mem_fraction)})
         self._command = tuple(implied(spec.warmup_port, spec.mem_fraction))
-        return [making.on_slice(implied, index) for index in range(len(self._slices))]
+        return [making.on_slice(spec, implied, index) for index in range(len(self._slices))]
 
     def _watch(self, index: int) -> Watch:
         which = f"slice {index}: " if len(self._slices) > 1 else ""
@@ -149,7 +152,7 @@ class Verify:
             jit_events=len(events),
             ready_s=round(max(filter(None, ready)), 3) if all(ready) else None,
             duration_s=round(time.monotonic() - self._started, 3),
-            command=redacted_command(self._command),
+            command=redacted_command(first.command or self._command),
             port=first.port,
             warmup_pid=first.pid,
             new=new[:NAMED],
