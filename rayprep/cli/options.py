@@ -25,6 +25,9 @@ LoadFormat = Annotated[str | None, typer.Option("--load-format", help="dummy (de
 OtlpEndpoint = Annotated[
     str | None, typer.Option("--otlp-endpoint", help="Traces go there: HOST:PORT for gRPC, or http://HOST:PORT.")
 ]
+Slices = Annotated[
+    str | None, typer.Option("--slices", help="Servers of TP GPUs that prove at once: a number (default 1), or all.")
+]
 RunId = Annotated[str | None, typer.Option("--run-id", help="Name of the run (default: from the time).")]
 Address = Annotated[str | None, typer.Option("--address", help="Join this Ray cluster, HOST:PORT.")]
 DeepGemm = Annotated[bool, typer.Option("--deep-gemm", help="DeepGEMM cubins.")]

@@ -43,6 +43,7 @@ class Flags:
     device: str | None = None
     server_args: list[str] | None = None
     load_format: str | None = None
+    slices: str | None = None
     deep_gemm_via: str | None = None
     verify: bool | None = None
     otlp_endpoint: str | None = None
@@ -57,7 +58,7 @@ class Flags:
     _PLAIN = (
         *("model", "tp", "block_sizes", "batch_sizes", "moe_strategy", "moe_dtype", "max_seq_len"),
         *("timeout_s", "heartbeat_s", "warmup_port", "mem_fraction", "device"),
-        *("load_format", "deep_gemm_via", "verify", "otlp_endpoint"),
+        *("load_format", "slices", "deep_gemm_via", "verify", "otlp_endpoint"),
     )
 
     def values(self) -> dict[str, object]:

@@ -13,7 +13,7 @@ from rayprep.host.process import GRACE_S
 from rayprep.host.server_client import Address, Answer, Health, in_background
 from rayprep.host.server_memory import HEADROOM_BYTES, ServerMemory
 from rayprep.host.server_process import ServerProcess, Watch
-from rayprep.model.cleanup import Cleanup
+from rayprep.model.cleanup import Cleanup, together
 from rayprep.model.errors import ErrorType, StageError
 from rayprep.model.server_command import address_of, next_mem_fraction, option_of, server_env
 from rayprep.model.server_failure import telling_line
@@ -95,13 +95,7 @@ class Server:
     @property
     def cleanup(self) -> Cleanup | None:
         """How all attempts were ended, together; None before the first end."""
-        if not self.cleanups:
-            return None
-        return Cleanup(
-            kill_sent=any(each.kill_sent for each in self.cleanups),
-            killed=all(each.killed for each in self.cleanups),
-            timeout_s=self._grace_s,
-        )
+        return together(self.cleanups)
 
     def log_tail(self) -> tuple[str, ...]:
         """The last lines that the server wrote, without progress bars."""

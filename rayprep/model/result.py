@@ -10,6 +10,7 @@ from rayprep.model.cleanup import Cleanup
 from rayprep.model.errors import ErrorType
 from rayprep.model.located import Located
 from rayprep.model.signature import Signature
+from rayprep.model.slices import Asked
 from rayprep.model.snapshot import ProfileSnapshot
 from rayprep.model.stages import StageName, StageStatus, exit_code
 from rayprep.model.telemetry import TelemetryProbe
@@ -135,6 +136,7 @@ class Settings(Record):
     mem_fraction: float
     load_format: str = "dummy"
     deep_gemm_via: str = "kernels"
+    slices: Asked = 1
     verify: bool = True
     otlp_endpoint: str | None = None
     server_command: tuple[str, ...] = ()

@@ -15,7 +15,7 @@ from collections import deque
 from rayprep.model.base import Record
 from rayprep.model.gemm import GemmShape
 from rayprep.model.secrets import redacted_line
-from rayprep.model.server_failure import GENERAL, READY, classify_failure, sign_of, wants_more_memory
+from rayprep.model.server_failure import GENERAL, OUT_OF_MEMORY, READY, classify_failure, sign_of, wants_more_memory
 
 __all__ = ["Hint", "LogReader", "ResolvedArgs", "classify_failure", "hint_of", "jit_events"]
 
@@ -54,9 +54,7 @@ class ResolvedArgs(Record):
 
 _GEMM = re.compile(r"Try DeepGEMM JIT Compiling for <(\w+)> N=(\d+), K=(\d+), num_groups=(\d+)")
 _POOL_END = "Memory pool end"
-_OUT_OF_MEMORY = re.compile(
-    r"OutOfMemoryError|CUDA out of memory|CUDA_ERROR_OUT_OF_MEMORY|Not enough memory\. Please try"
-)
+_OUT_OF_MEMORY = re.compile(rf"{OUT_OF_MEMORY}|Not enough memory\. Please try")
 _NO_PREFILL_GRAPH = "Disabling auto-selected prefill CUDA graph: only"
 _ADDRESS_IN_USE = re.compile(r"address already in use|\[Errno 98\]", re.IGNORECASE)
 _PORT = re.compile(r"""(?:['"], |\bport:? |(?<!\.py)(?<!\.cpp):)(\d{4,5})\b""")

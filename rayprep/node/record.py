@@ -196,6 +196,7 @@ def _settings(request: NodeRequest, survey: Survey) -> Settings:
         mem_fraction=spec.mem_fraction,
         load_format=spec.load_format,
         deep_gemm_via=spec.deep_gemm_via.value,
+        slices=spec.slices,
         verify=spec.verify,
         otlp_endpoint=spec.otlp_endpoint,
         server_command=redacted_command(spec.server_command),

@@ -20,6 +20,7 @@ from rayprep.model.gemm import GemmShape
 from rayprep.model.plan import Action, Decision, waves
 from rayprep.model.result import PrepResult, StageResult
 from rayprep.model.stages import StageName, StageStatus
+from rayprep.model.torch_compile import ENABLE, without
 from rayprep.model.tracing import PACKAGES
 from rayprep.model.verification import VERIFY, skipped
 from rayprep.node.adopt import adopt
@@ -187,7 +188,20 @@ class _NodeRun:
     def _stage_run(self, decision: Decision, locks: HeldLocks, scratch: Path) -> StageRun:
         home = _made(scratch / decision.stage.value)
         env = child_env(self.environ, self.survey.layout, home, self.request.invocation)
-        return StageRun(self.request, self.survey, decision, env, home, locks, self.emit, self._is_cancelled)
+        survey, warnings = self._survey_for(decision.stage)
+        run = StageRun(self.request, survey, decision, env, home, locks, self.emit, self._is_cancelled)
+        run.warnings += warnings
+        return run
+
+    def _survey_for(self, stage: StageName) -> tuple[Survey, list[str]]:
+        """Where no server starts with torch.compile, `serve` warms up what the other flags compile."""
+        inductor = self.recorder.result.stages.get(StageName.INDUCTOR)
+        if stage is not StageName.SERVE or inductor is None or inductor.error_type is not ErrorType.UNSUPPORTED:
+            return self.survey, []
+        request = self.survey.request
+        flags = without(request.spec.server_args)
+        plain = replace(request, spec=request.spec.model_copy(update={"server_args": flags}))
+        return replace(self.survey, request=plain), [f"warmed up without {ENABLE}: see the inductor stage"]
 
     def _is_cancelled(self) -> bool:
         return self._abandoned.is_set() or self.cancelled()

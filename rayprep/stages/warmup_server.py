@@ -64,13 +64,14 @@ def open_server(
     watch: Watch,
     lock_descriptors: Sequence[int],
     gpus: Sequence[Gpu],
+    slice_index: int = 0,
 ) -> Server:
-    """A server of rayprep's own, on the warm-up ports, that sees `gpus` alone. Not started yet."""
+    """A server of rayprep's own, on its slice's warm-up ports, that sees `gpus` alone. Not started yet."""
     visible = {"CUDA_VISIBLE_DEVICES": ",".join(str(gpu.index) for gpu in gpus)} if gpus else {}
     tracing = server_tracing(spec)
     return Server(
         command_for,
-        warmup_ports(spec.warmup_port),
+        warmup_ports(spec.warmup_port, slice_index),
         spec.mem_fraction,
         {**env, **visible, **(tracing.server_env if tracing else {})},
         log,
