@@ -153,7 +153,7 @@ def two_at_once(roots: Roots) -> dict[str, object]:
     return {"stdout": stdout[builder], "run_id": builder, "waiter": waiter, "build_s": build_s}
 
 
-LONG = ("ray", "torch", "slow")
+LONG = ("ray", "torch", "container", "slow")
 """The markers of tests that take long."""
 
 

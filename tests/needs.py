@@ -71,6 +71,12 @@ def needs_fuse() -> pytest.MarkDecorator:
     return _need(present, "bindfs or /dev/fuse is missing")
 
 
+def needs_podman() -> pytest.MarkDecorator:
+    """Needs to run containers as root: podman, its runtime, and the init of their image."""
+    present = os.getuid() == 0 and all(shutil.which(tool) for tool in ("podman", "runc", "tini"))
+    return _need(present, "podman, runc or tini is missing, or this is not root")
+
+
 def needs_root(to: str = "give files to another user") -> pytest.MarkDecorator:
     """Needs to do what others may not."""
     return pytest.mark.skipif(os.getuid() != 0, reason=f"only root can {to}")

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from rayprep.cli.commands_caches import pack, reset, unpack
-from rayprep.cli.commands_look import doctor, env, inspect, report, schema, snapshot, status
+from rayprep.cli.commands_look import doctor, env, inspect, manifest, report, schema, snapshot, status
 from rayprep.cli.commands_request import ensure, explain, verify
 
 app = typer.Typer(
@@ -35,7 +35,7 @@ def top(version: Annotated[bool, typer.Option("--version", help="Print the versi
 
 COMMANDS: tuple[Callable[..., None], ...] = (
     *(ensure, verify, explain),
-    *(inspect, snapshot, env, doctor),
+    *(inspect, snapshot, manifest, env, doctor),
     *(reset, pack, unpack),
     *(schema, status, report),
 )

@@ -24,6 +24,7 @@ from rayprep.model.fleet_status import FleetStatus
 from rayprep.model.rollout import make_rollout
 from rayprep.node.request import NodeRequest
 from rayprep.report.fleet_live import choose_fleet_view
+from rayprep.report.tracing import traced_fleet
 
 if TYPE_CHECKING:
     from rayprep.fleet.agent_pool import AgentPool
@@ -146,7 +147,8 @@ class _Run:
             deep=flags.deep,
             verify_only=flags.verify_only,
         )
-        with choose_fleet_view(json_lines=json_lines) as view, kept_off_stdout(), agents.held() as pool:
+        shown = traced_fleet(choose_fleet_view(json_lines=json_lines), request.resolved.spec.tracing, request.run_id)
+        with shown as view, kept_off_stdout(), agents.held() as pool:
             fleet = FleetRequest(asked, self.spec, layout, self.address, view, self.interrupts, self.more)
             return drive_fleet(fleet, pool)
 

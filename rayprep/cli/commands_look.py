@@ -90,6 +90,33 @@ def snapshot(
     command.snapshot(command.Question(model, tp, device, profiles_root), manifest)
 
 
+def manifest(
+    run_id: Annotated[str, typer.Option("--run-id", help="Of the container run.")],
+    host_telemetry_root: Annotated[
+        str | None, typer.Option("--host-telemetry-root", help="What the root is called outside the container.")
+    ] = None,
+    host_profiles_root: Annotated[str | None, typer.Option("--host-profiles-root", help="The same.")] = None,
+    host_home: Annotated[str | None, typer.Option("--host-home", help="Of the host's user.")] = None,
+    port_base: Annotated[int, typer.Option("--port-base", help="Added to every port.")] = 0,
+    program: Annotated[
+        list[str] | None, typer.Option("--program", metavar="NAME=STATUS[:WARNING]", help="As found; repeatable.")
+    ] = None,
+    stopped: Annotated[bool, typer.Option("--stopped", help="The container ends.")] = False,
+    profiles_root: ProfilesRoot = None,
+    telemetry_root: TelemetryRoot = None,
+    debug: Debug = False,
+) -> None:
+    """Write a container run's manifest and the pointer to it, or change the one that it has."""
+    import os
+
+    from rayprep.cli import manifest as command
+    from rayprep.host.layout import choose_roots
+
+    layout = choose_roots(dict(os.environ), profiles_root, telemetry_root)
+    on_host = command.OnHost(host_telemetry_root, host_profiles_root, host_home)
+    command.run(run_id, layout, on_host, port_base, program or [], stopped=stopped)
+
+
 def env(
     profiles_root: ProfilesRoot = None,
     env_file: Annotated[bool, typer.Option("--env-file", help="As a container's env file, not for eval.")] = False,

@@ -24,6 +24,7 @@ from rayprep.model.run_record import only_host
 from rayprep.node import NodeRequest, Survey, close_result, ensure, take_survey
 from rayprep.report.live import View, choose_view
 from rayprep.report.session_log import SessionLog
+from rayprep.report.tracing import traced
 
 if TYPE_CHECKING:
     from rayprep.fleet.driver import HostDriver
@@ -45,7 +46,8 @@ def run(flags: Flags, *, json_lines: bool, dry_run: bool, address: str | None, d
         ray = stack.enter_context(Kept(lambda: _attached(address, folder, interrupts)))
 
         def one(request: NodeRequest) -> PrepResult:
-            return _run_one(request, environ, choose_view(json_lines=json_lines), interrupts, ray, debug=debug)
+            view = traced(choose_view(json_lines=json_lines), request.resolved.spec.tracing, request.run_id)
+            return _run_one(request, environ, view, interrupts, ray, debug=debug)
 
         return run_each(requests, interrupts, one, json_lines=json_lines)
 

@@ -6,7 +6,6 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from rayprep.host.atomic import write_text
 from rayprep.host.environment import server_cache_env
 from rayprep.host.gpu import read_gpus, visible_gpus
 from rayprep.host.layout import choose_roots
@@ -125,13 +124,10 @@ def snapshot(question: Question, manifest: Path | None) -> None:
     if manifest is None:
         print(to_json(taken), end="")
         return
-    try:
-        text = manifest.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadRequest(f"manifest {manifest} cannot be read: {error}") from None
+    from rayprep.host.container_run import update_manifest
     from rayprep.model.manifest import merge_snapshot
 
-    write_text(manifest, merge_snapshot(text, str(manifest), taken))
+    update_manifest(manifest, lambda text: merge_snapshot(text, str(manifest), taken))
     print(f"profile_cache.start written to {manifest}")
 
 

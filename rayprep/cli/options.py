@@ -22,6 +22,12 @@ Heartbeat = Annotated[float | None, typer.Option("--heartbeat-sec", help="(defau
 WarmupPort = Annotated[int | None, typer.Option("--warmup-port", help="(default 30999)")]
 MemFraction = Annotated[float | None, typer.Option("--mem-fraction", help="(default 0.96)")]
 LoadFormat = Annotated[str | None, typer.Option("--load-format", help="dummy (default), or auto for real weights.")]
+OtlpEndpoint = Annotated[
+    str | None, typer.Option("--otlp-endpoint", help="Traces go there: HOST:PORT for gRPC, or http://HOST:PORT.")
+]
+Slices = Annotated[
+    str | None, typer.Option("--slices", help="Servers of TP GPUs that prove at once: a number (default 1), or all.")
+]
 RunId = Annotated[str | None, typer.Option("--run-id", help="Name of the run (default: from the time).")]
 Address = Annotated[str | None, typer.Option("--address", help="Join this Ray cluster, HOST:PORT.")]
 DeepGemm = Annotated[bool, typer.Option("--deep-gemm", help="DeepGEMM cubins.")]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rayprep.cli.stage_names import stage_named
-from rayprep.host.layout import choose_roots
+from rayprep.host.layout import Layout, choose_roots
 from rayprep.model.campaign import run_ids
 from rayprep.model.errors import BadRequest
 from rayprep.model.spec import PrepSpec, Resolved, StageOp, resolve
@@ -19,7 +19,7 @@ from rayprep.model.spec_file import SpecFile, parse_spec_file
 from rayprep.model.stages import StageName
 from rayprep.node.request import NodeRequest
 
-_RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 @dataclass
@@ -45,8 +45,10 @@ class Flags:
     device: str | None = None
     server_args: list[str] | None = None
     load_format: str | None = None
+    slices: str | None = None
     deep_gemm_via: str | None = None
     verify: bool | None = None
+    otlp_endpoint: str | None = None
     verify_only: bool = False
     server_command: list[str] | None = None
     spec_file: Path | None = None
@@ -59,7 +61,7 @@ class Flags:
         *("model", "tp", "block_sizes", "batch_sizes", "moe_strategy", "moe_dtype", "max_seq_len"),
         "moe_batch_sizes",
         *("timeout_s", "heartbeat_s", "warmup_port", "mem_fraction", "device"),
-        *("load_format", "deep_gemm_via", "verify"),
+        *("load_format", "slices", "deep_gemm_via", "verify", "otlp_endpoint"),
     )
 
     def values(self) -> dict[str, object]:
@@ -116,7 +118,8 @@ def node_requests(flags: Flags, environ: Mapping[str, str]) -> Requests:
         BadRequest: also for what is wrong in the last request of a campaign, before the first begins.
     """
     file = read_spec_file(flags.spec_file) if flags.spec_file else None
-    run_id = flags.run_id or new_run_id("rayprep")
+    roots = choose_roots(environ, flags.profiles_root, flags.telemetry_root)
+    run_id = flags.run_id or default_run_id(roots, "rayprep")
     if file is None or not file.campaign:
         return Requests((_node_request(flags, file, run_id, environ),), campaign=False)
     found = []
@@ -130,10 +133,13 @@ def node_requests(flags: Flags, environ: Mapping[str, str]) -> Requests:
 
 def _node_request(flags: Flags, file: SpecFile | None, run_id: str, environ: Mapping[str, str]) -> NodeRequest:
     resolved = resolve_flags(flags, file)
-    if not _RUN_ID.fullmatch(run_id):
-        raise BadRequest(f"run id {run_id!r} cannot be a folder's name", hint="use letters, digits, '.', '_' and '-'")
     roots = choose_roots(environ, flags.profiles_root, flags.telemetry_root)
+    container = roots.container_run
+    if not RUN_ID.fullmatch(run_id):
+        raise BadRequest(f"run id {run_id!r} cannot be a folder's name", hint="use letters, digits, '.', '_' and '-'")
     spec = _with_absolute_program(_with_absolute_model(resolved.spec), environ)
+    if container and resolved.sources["warmup_port"] == "default":
+        spec = spec.model_copy(update={"warmup_port": spec.warmup_port + container.port_base})
     return NodeRequest(
         resolved=resolved.model_copy(update={"spec": spec}),
         run_id=run_id,
@@ -160,6 +166,11 @@ def _with_absolute_program(spec: PrepSpec, environ: Mapping[str, str]) -> PrepSp
         why = f"the server command's program {program!r} is not there, or cannot be run"
         raise BadRequest(why, hint="give its path, or put it on PATH")
     return spec.model_copy(update={"server_command": (os.path.abspath(found), *words)})  # noqa: PTH100 - keeps links
+
+
+def default_run_id(layout: Layout, prefix: str) -> str:
+    """That of the container run that this is in, whose log and folder are meant then; else a new one."""
+    return layout.container_run.run_id if layout.container_run else new_run_id(prefix)
 
 
 def new_run_id(prefix: str) -> str:

@@ -7,11 +7,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from rayprep.cli.request import new_run_id
+from rayprep.cli.request import default_run_id
+from rayprep.host.container_run import change_manifest
 from rayprep.host.layout import Layout, choose_roots, root_unfit
 from rayprep.host.reset import preview, reset
 from rayprep.model.base import to_json
-from rayprep.model.errors import BadRequest
+from rayprep.model.errors import BadRequest, RayprepError
+from rayprep.model.optimizations import removed
 from rayprep.model.reset import ResetReport
 from rayprep.model.reset_filters import Filters, make_filters
 from rayprep.model.stages import StageName
@@ -38,14 +40,14 @@ def run(wish: Wish, *, dry_run: bool, yes: bool, json_output: bool) -> int:
         RayprepError: what fails before anything is removed.
     """
     filters = make_filters(wish.stages, wish.older_than_days, wish.match_slug, wish.unreferenced)
-    run_id = wish.run_id or new_run_id("reset")
+    layout = choose_roots(dict(os.environ), wish.profiles_root, wish.telemetry_root)
+    run_id = wish.run_id or default_run_id(layout, "reset")
     if run_id != Path(run_id).name:
         raise BadRequest(f"run id {run_id!r} cannot be a file's name", hint="use letters, digits, '.', '_' and '-'")
-    layout = choose_roots(dict(os.environ), wish.profiles_root, wish.telemetry_root)
     if dry_run:
         report = preview(layout, filters, run_id)
     elif yes or sys.stdin.isatty():
-        report = _logged(layout, filters, run_id, ask=not yes)
+        report = _told(layout, _logged(layout, filters, run_id, ask=not yes))
     else:
         raise BadRequest("there is no terminal to ask on before anything is removed", hint="give --yes, or --dry-run")
     print(to_json(report) if json_output else _in_words(report), end="", flush=True)
@@ -70,6 +72,17 @@ def _logged(layout: Layout, filters: Filters, run_id: str, *, ask: bool) -> Rese
         log.close()
     except OSError as error:
         return report.warned(f"{layout.session_log(run_id)} could not be written: {error.strerror}")
+    return report
+
+
+def _told(layout: Layout, report: ResetReport) -> ResetReport:
+    """Tells the manifest of the container run that this is in."""
+    if layout.container_run is None or not (changes := removed(report)):
+        return report
+    try:
+        change_manifest(layout.container_run, changes)
+    except (RayprepError, OSError) as error:
+        return report.warned(f"the manifest's resets could not be written: {error}")
     return report
 
 

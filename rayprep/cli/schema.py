@@ -12,6 +12,7 @@ from rayprep.model.events import Event
 from rayprep.model.fleet_result import FleetResult
 from rayprep.model.fleet_status import FleetStatus
 from rayprep.model.leases import LeaseTable
+from rayprep.model.manifest import Manifest
 from rayprep.model.package import PackageManifest, PackageReport
 from rayprep.model.reset import ResetReport
 from rayprep.model.result import PrepResult
@@ -23,6 +24,7 @@ FILES: dict[str, type[Record]] = {
     "fleet_status": FleetStatus,
     "lease_table": LeaseTable,
     "profile_snapshot": ProfileSnapshot,
+    "container_run_meta": Manifest,
     "completion": Completion,
     "marker": Marker,
     "lock_holder": Holder,

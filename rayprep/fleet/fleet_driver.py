@@ -22,8 +22,8 @@ from rayprep.model.errors import ErrorType, HostUnfit, Interrupted, RayprepError
 from rayprep.model.events import Phase
 from rayprep.model.fleet import FleetSpec, VerifyScope, choose_nodes
 from rayprep.model.fleet_result import FleetError, FleetResult, failure_of
-from rayprep.model.grouping import Grouping, group_hosts
-from rayprep.model.moves import Board, Move, MoveKind, next_move, with_valid
+from rayprep.model.grouping import Grouping, Standing, group_hosts
+from rayprep.model.moves import Board, Move, MoveKind, next_move, with_standing
 from rayprep.model.result import PrepResult, RunStatus
 from rayprep.model.rollout import HostPhase, Rollout, make_rollout, next_step
 from rayprep.model.stages import StageStatus
@@ -218,7 +218,7 @@ class _Drive:
             member.look(self.asked)
         elif found.source_problem:
             assert member.move is not None
-            member.gone.add(member.move.other or "")
+            self._no_source(member, member.move.other or "")
             self.dealer.gathered(member, member.move.other or "")
             self.record.say(member.host, Phase.WARNING, message=f"not received: {found.source_problem}")
             member.move = None
@@ -227,7 +227,7 @@ class _Drive:
             if member.move and member.move.kind is MoveKind.GATHER:
                 self.dealer.gathered(member, found.received.source)
                 return
-            member.gone.add(found.received.source)  # what it still lacks after that, this source cannot give
+            self._no_source(member, found.received.source)  # what it still lacks after that, this one cannot give
             there = {stage for each in member.received for stage in each.stages}
             member.look(self.asked.rebuilding(set(self.asked.resolved.spec.selected) - there))
         elif member.move and member.move.kind is MoveKind.PART:
@@ -236,7 +236,12 @@ class _Drive:
             member.extras = found.extras
             self._finished(member, found.result)
 
+    def _no_source(self, member: Member, source: str) -> None:
+        if source in self.members:
+            member.gone[source] = self.members[source].news
+
     def _reported(self, member: Member, report: Report) -> None:
+        member.news += 1
         member.facts, member.needs_gpus, member.extras = report.facts, report.needs_gpus, report.extras
         if report.facts is None:
             error = FleetError(
@@ -256,13 +261,13 @@ class _Drive:
 
     def _finished(self, member: Member, result: PrepResult) -> None:
         move = member.move
+        member.news += 1
         member.record = self.record.host_line(member, result)
-        good = tuple(
-            stage for stage, each in result.stages.items() if each.status in (StageStatus.OK, StageStatus.NOOP)
-        )
+        good, withdrawn = result.good_stages, result.withdrawn_stages
         for mate in self.members.values():
             if mate.facts and member.facts and mate.facts.store == member.facts.store:
-                mate.facts = with_valid(mate.facts, good)
+                mate.facts = with_standing(mate.facts, good, Standing.VALID)
+                mate.facts = with_standing(mate.facts, withdrawn, Standing.MISSING)
         if result.status is RunStatus.OK:
             built = tuple(stage for stage in good if result.stages[stage].status is StageStatus.OK)
             if move is not None and move.kind is MoveKind.BUILD:
@@ -293,7 +298,8 @@ class _Drive:
     def _move(self, member: Member, board: Board) -> None:
         move = self.dealer.move(member, self.members)
         if move is None:
-            move = self.dealer.deal(next_move(member.host, board, member.gone), member, self.members)
+            failed = {host for host, then in member.gone.items() if self.members[host].news == then}
+            move = self.dealer.deal(next_move(member.host, board, failed), member, self.members)
         board.begin(member.host, move)
         self._carry_out(member, move)
 

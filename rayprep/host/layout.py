@@ -7,20 +7,26 @@
 <profiles>/.locks/<slug>.lock             locks
 <telemetry>/logs/<run_id>.log             session log
 <telemetry>/prometheus/rayprep.prom       metrics of all runs, for node_exporter
-<telemetry>/container_runs/<run_id>/      prep_result.json, its history/, the stages' logs
+<telemetry>/container_runs/<run_id>/      prep_result.json, its history/, the stages' logs; a container's manifest
+<telemetry>/container_run_meta.env        points to the manifest of the container that was started last
 """
 
 import errno
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rayprep.model.base import encodable
 from rayprep.model.caches import CACHES, CacheName
 from rayprep.model.errors import BadRequest, ErrorType, HostUnfit
 from rayprep.model.located import Located
 from rayprep.model.stages import StageName
+
+if TYPE_CHECKING:
+    from rayprep.model.manifest import Manifest
 
 _CONTRACT_ENV = (
     "TRITON_CACHE_DIR",
@@ -99,7 +105,26 @@ class Layout:
 
     def located(self, path: Path) -> Located:
         """`path` under its name here and under its name on the host; both are the same outside a container."""
-        return Located(container_path=str(path), host_path=str(path))
+        here = str(path)
+        for root in self._mounts:
+            if path.is_relative_to(root.container_path):
+                below = path.relative_to(root.container_path)
+                return Located(container_path=here, host_path=str(Path(root.host_path) / below))
+        return Located(container_path=here, host_path=here)
+
+    @property
+    def _mounts(self) -> tuple[Located, ...]:
+        run = self.container_run
+        return (run.profiles_root, run.telemetry_root) if run else ()
+
+    @cached_property
+    def container_run(self) -> "Manifest | None":
+        """The manifest of the container run that this process is in; null outside one."""
+        if not (self.telemetry / "container_run_meta.env").exists():
+            return None  # and the models that a manifest needs are not loaded
+        from rayprep.host.container_run import read_container_run
+
+        return read_container_run(self.telemetry)
 
     def cache_env(self) -> dict[str, str]:
         """Every variable that leads a library to its cache under this root."""
@@ -159,7 +184,20 @@ def _absolute(path: str) -> Path:
 def _mounted(path: str, *below: str) -> str | None:
     """`path` if it, or one of the folders `below` it, is a mount point."""
     candidates = [path, *(f"{path}/{name}" for name in below)]
-    return path if any(os.path.ismount(candidate) for candidate in candidates) else None
+    points = _mount_points()
+    return path if any(candidate in points for candidate in candidates) else None
+
+
+def _mount_points() -> set[str]:
+    """As the kernel lists them: `os.path.ismount` misses a folder that is mounted from the same file system.
+
+    Source: proc_pid_mountinfo(5), the fifth field. A blank in it is escaped, which no name asked for here has.
+    """
+    try:
+        text = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return set()
+    return {line.split(" ", 5)[4] for line in text.splitlines()}
 
 
 def prepare_root(path: Path, what: str) -> None:

@@ -13,7 +13,7 @@ from rayprep.host.process import GRACE_S
 from rayprep.host.server_client import Address, Answer, Health, in_background
 from rayprep.host.server_memory import HEADROOM_BYTES, ServerMemory
 from rayprep.host.server_process import ServerProcess, Watch
-from rayprep.model.cleanup import Cleanup
+from rayprep.model.cleanup import Cleanup, together
 from rayprep.model.errors import ErrorType, StageError
 from rayprep.model.server_command import address_of, next_mem_fraction, option_of, server_env
 from rayprep.model.server_failure import telling_line
@@ -68,6 +68,7 @@ class Server:
         self._address = Address("127.0.0.1", 0)
         self._command: tuple[str, ...] = ()
         self.mem_fraction = mem_fraction
+        self._fractions: tuple[float, ...] = (mem_fraction,)
         self.port: int | None = None
         self.attempts = 0
         self.ready_s: float | None = None
@@ -82,6 +83,11 @@ class Server:
         return self._process.pid if self._process else None
 
     @property
+    def command(self) -> tuple[str, ...]:
+        """Of the last attempt; empty before the first."""
+        return self._command
+
+    @property
     def reader(self) -> LogReader:
         """What the log of the last attempt says, as far as it was read."""
         return self._process.reader if self._process else LogReader()
@@ -89,13 +95,7 @@ class Server:
     @property
     def cleanup(self) -> Cleanup | None:
         """How all attempts were ended, together; None before the first end."""
-        if not self.cleanups:
-            return None
-        return Cleanup(
-            kill_sent=any(each.kill_sent for each in self.cleanups),
-            killed=all(each.killed for each in self.cleanups),
-            timeout_s=self._grace_s,
-        )
+        return together(self.cleanups)
 
     def log_tail(self) -> tuple[str, ...]:
         """The last lines that the server wrote, without progress bars."""
@@ -111,7 +111,6 @@ class Server:
         """
         self._memory = ServerMemory(self._gpu_uuids)
         tried_ports: tuple[int, ...] = ()
-        fractions: tuple[float, ...] = (self.mem_fraction,)
         while True:
             port = first_free(self._ports[len(tried_ports) :], tried_ports)
             outcome = self._attempt(port)
@@ -121,10 +120,10 @@ class Server:
             if outcome is _Outcome.PORT_TAKEN:
                 tried_ports = self._ports[: self._ports.index(port) + 1]
                 continue
-            lower = next_mem_fraction(fractions)
+            lower = self._lower
             if lower is None or self.reader.wants_more_memory or not self._adapts(lower):
-                raise self._out_of_memory(fractions)
-            fractions = (*fractions, lower)
+                raise self._out_of_memory(self._fractions)
+            self._fractions = (*self._fractions, lower)
             self.mem_fraction = lower
 
     def _attempt(self, port: int) -> _Outcome:
@@ -159,11 +158,19 @@ class Server:
                 headroom_seen = True
                 if self._memory.is_short() and self._adapts(self.mem_fraction / 2):
                     return _Outcome.OUT_OF_MEMORY
+            # What NVML shows at that moment is a matter of luck where it is about enough; this is not.
+            if process.reader.went_without_graphs and self._lower is not None and self._adapts(self._lower):
+                return _Outcome.OUT_OF_MEMORY
             # Another's server may answer at this port, before ours has come so far as to find it taken.
             if health.is_up() and (process.reader.ready or process.listens_at(port)):
                 return _Outcome.READY
             if not behind:
                 time.sleep(self._poll_s)
+
+    @property
+    def _lower(self) -> float | None:
+        """The fraction to try next, where there is one."""
+        return next_mem_fraction(self._fractions)
 
     def _adapts(self, fraction: float) -> bool:
         """Whether the command heeds the fraction."""

@@ -79,7 +79,7 @@ def take_snapshot(
     return ProfileSnapshot.model_validate(
         {
             "partial": any(cache.partial for cache in caches.values()),
-            "profiles_root": str(layout.profiles),
+            "profiles_root": layout.located(layout.profiles).host_path,
             "taken_at": utc_now(),
             **caches,
         }
@@ -108,7 +108,7 @@ class _Judge:
             reason=self._reason(verdict, partial, scan),
             detail=verdict.detail or None,
             differences=verdict.differences,
-            path=_home_relative(self.layout.cache(cache)),
+            path=_on_host(self.layout, self.layout.cache(cache)),
             size_bytes=scan.size_bytes,
             file_count=scan.file_count,
             latest_mtime_iso=utc_from_timestamp(scan.latest_mtime) if scan.latest_mtime is not None else None,
@@ -173,7 +173,15 @@ def _age(mtime: float | None) -> float | None:
     return None if mtime is None else round(max(0.0, time.time() - mtime), 1)
 
 
-def _home_relative(path: Path) -> str:
-    with contextlib.suppress(RuntimeError, ValueError):  # no home, or not below it
-        return str(path.relative_to(Path.home()))
-    return str(path)
+def _on_host(layout: Layout, path: Path) -> str:
+    """As the host's user sees it: relative to their home where it lies below it."""
+    on_host, home = Path(layout.located(path).host_path), _home_on_host(layout)
+    return str(on_host.relative_to(home)) if home and on_host.is_relative_to(home) else str(on_host)
+
+
+def _home_on_host(layout: Layout) -> Path | None:
+    if container := layout.container_run:
+        return Path(container.host_home) if container.host_home else None
+    with contextlib.suppress(RuntimeError):
+        return Path.home()
+    return None

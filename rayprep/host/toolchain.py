@@ -14,6 +14,8 @@ import sysconfig
 from collections.abc import Mapping
 from pathlib import Path
 
+from rayprep.model.tracing import PACKAGES
+
 _TIMEOUT_S = 20
 
 
@@ -23,6 +25,11 @@ def package_version(name: str) -> str | None:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def can_trace() -> bool:
+    """Whether what SGLang and rayprep need to send traces is installed."""
+    return all(package_version(name) for name in PACKAGES)
 
 
 def package_commit(name: str) -> str | None:

@@ -1,5 +1,7 @@
 """How the processes that a stage started were ended."""
 
+from collections.abc import Sequence
+
 from rayprep.model.base import Record
 
 
@@ -9,3 +11,14 @@ class Cleanup(Record):
     kill_sent: bool
     killed: bool
     timeout_s: float
+
+
+def together(ends: Sequence[Cleanup]) -> Cleanup | None:
+    """How all of them were ended, as one; None where none was."""
+    if not ends:
+        return None
+    return Cleanup(
+        kill_sent=any(each.kill_sent for each in ends),
+        killed=all(each.killed for each in ends),
+        timeout_s=ends[0].timeout_s,
+    )

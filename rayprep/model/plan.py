@@ -171,9 +171,11 @@ def decide_verify(
     verify_only: bool,
     on_gpu: bool,
     command: tuple[str, ...],
+    slices: int,
     proof: Verification | None,
 ) -> VerifyDecision:
-    """The rules, first that fits. A proof stands until something is built, or until it is asked of another command."""
+    """The rules, first that fits. A proof stands until something is built, or until it is asked of
+    another command or of more servers at once."""
     serve = next(each for each in decisions if each.stage is StageName.SERVE)
     rules = (
         (not on_gpu, False, "no_gpu"),
@@ -182,6 +184,7 @@ def decide_verify(
         (serve.action not in (Action.BUILD, Action.NOOP), False, f"serve_{serve.reason}"),
         (any(each.action is Action.BUILD for each in decisions), True, "something_is_built"),
         (proof is None, True, "not_verified_yet"),
+        (proof is not None and proof.slices < slices, True, "more_slices"),
         (proof is not None and redacted_command(command) not in ((), proof.command), True, "another_server_command"),
     )
     run, reason = next(((run, reason) for fits, run, reason in rules if fits), (False, "verified"))

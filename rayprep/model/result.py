@@ -10,8 +10,10 @@ from rayprep.model.cleanup import Cleanup
 from rayprep.model.errors import ErrorType
 from rayprep.model.located import Located
 from rayprep.model.signature import Signature
+from rayprep.model.slices import Asked
 from rayprep.model.snapshot import ProfileSnapshot
 from rayprep.model.stages import StageName, StageStatus, exit_code
+from rayprep.model.telemetry import TelemetryProbe
 from rayprep.model.verification import VerifyResult
 
 
@@ -182,7 +184,9 @@ class Settings(Record):
     mem_fraction: float
     load_format: str = "dummy"
     deep_gemm_via: str = "kernels"
+    slices: Asked = 1
     verify: bool = True
+    otlp_endpoint: str | None = None
     server_command: tuple[str, ...] = ()
     write_mode: str = "atomic"
     env: dict[str, str]
@@ -212,16 +216,6 @@ class RunBlock(Record):
     signature: Signature
     settings: Settings
     session_log: Located
-
-
-class TelemetryProbe(Record):
-    """Whether Prometheus saw the run's samples. Nothing is asked of it yet, which `reason` says."""
-
-    prometheus_query: str = "increase(sglang:prompt_tokens_total[30s])"
-    with_run_filter: str
-    sample_count: int = 0
-    ok: bool = False
-    reason: str = "not_probed"
 
 
 class RunError(Record):
@@ -293,6 +287,20 @@ class PrepResult(Record):
         if ErrorType.INTERNAL_ERROR in kinds:
             return 1
         return 3 if self.errors else 0
+
+    @property
+    def withdrawn_stages(self) -> tuple[StageName, ...]:
+        """Whose completion the proof took away."""
+        failed = self.verify is not None and self.verify.error_type is ErrorType.VERIFY_FAILED
+        return (StageName.SERVE,) if failed else ()
+
+    @property
+    def good_stages(self) -> tuple[StageName, ...]:
+        """Those that were built or found good here, and still are."""
+        fine = (StageStatus.OK, StageStatus.NOOP)
+        return tuple(
+            name for name, stage in self.stages.items() if stage.status in fine and name not in self.withdrawn_stages
+        )
 
     @property
     def status_line(self) -> str:

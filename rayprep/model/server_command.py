@@ -11,6 +11,7 @@ from pydantic import Field
 from rayprep.model.base import Record
 from rayprep.model.errors import BadRequest
 from rayprep.model.server_args import pairs
+from rayprep.model.tracing import OtlpEndpoint
 
 PORTS_TRIED = 5
 """Ports that one slice of a host tries: the contract's 30999 to 30995."""
@@ -31,6 +32,7 @@ class ServerSettings(Record):
     load_format: str = "dummy"
     skip_tokenizer: bool = True
     context_length: int | None = Field(default=None, gt=0)
+    tracing: OtlpEndpoint | None = None
     server_args: tuple[str, ...] = ()
 
 
@@ -40,6 +42,7 @@ def server_command(settings: ServerSettings, port: int, mem_fraction: float, pyt
     Raises:
         BadRequest: a word of `server_args` belongs to no flag.
     """
+    tracing = settings.tracing
     ours: tuple[tuple[tuple[str, ...], str | None, bool], ...] = (
         (("--tp-size", "--tp", "--tensor-parallel-size"), str(settings.tp), True),
         (("--mem-fraction-static",), str(mem_fraction), True),
@@ -48,6 +51,8 @@ def server_command(settings: ServerSettings, port: int, mem_fraction: float, pyt
         (("--context-length",), str(settings.context_length), settings.context_length is not None),
         (("--watchdog-timeout",), str(WATCHDOG_S), True),
         (("--enable-metrics",), None, True),
+        (("--enable-trace",), None, tracing is not None),
+        (("--otlp-traces-endpoint",), tracing.address if tracing else None, tracing is not None),
     )
     said = [name for name, _ in pairs(settings.server_args)]
     words = ["--model-path", settings.model_path, "--host", _LOOPBACK, "--port", str(port)]

@@ -7,6 +7,9 @@ from rayprep.model.errors import ErrorType
 
 READY = "The server is fired up and ready to roll!"
 _MORE_MEMORY = "Please try to increase --mem-fraction-static"
+OUT_OF_MEMORY = r"OutOfMemoryError(?!: out of resource)|CUDA out of memory|CUDA_ERROR_OUT_OF_MEMORY"
+"""Not Inductor's word for a tuning choice that asks for more shared memory than a GPU has, which it then ignores
+(torch/_inductor/runtime/triton_heuristics.py, `_make_launchers`)."""
 
 _SIGNS: tuple[tuple[ErrorType, re.Pattern[str]], ...] = (
     (ErrorType.INSUFFICIENT_DISK, re.compile(r"No space left on device|Disk quota exceeded")),
@@ -26,7 +29,7 @@ _SIGNS: tuple[tuple[ErrorType, re.Pattern[str]], ...] = (
     (
         ErrorType.OOM_DURING_WARMUP,
         re.compile(
-            rf"OutOfMemoryError|CUDA out of memory|CUDA_ERROR_OUT_OF_MEMORY|{re.escape(_MORE_MEMORY)}"
+            rf"{OUT_OF_MEMORY}|{re.escape(_MORE_MEMORY)}"
             # The kernel killed a scheduler: the host's own memory is full.
             r"|scheduler died during initialization \(exit code: -9"
         ),
@@ -43,9 +46,15 @@ _SIGNS: tuple[tuple[ErrorType, re.Pattern[str]], ...] = (
 
 GENERAL = "general"
 _GENERAL = re.compile(
-    r"hit an exception|^\w*(?:Error|Exception)\b.*|^[\w.]+(?:Error|Exception): |watchdog timeout", re.I
+    r"hit an exception|^\w*(?:Error|Exception)\b.*|^[\w.]+(?:Error|Exception): |^torch\.\w+\.exc\.|watchdog timeout",
+    re.I,
 )
-_SUMMARY = re.compile(r"^(?:[\w.]*\.)?\w*(?:Error|Exception)\b: ?.+|watchdog timeout", re.IGNORECASE)
+_SUMMARY = re.compile(
+    r"^(?:[\w.]*\.)?\w*(?:Error|Exception)\b: ?.+|^torch\.\w+\.exc\.\w+|watchdog timeout", re.IGNORECASE
+)
+TORCH_COMPILE = "torch_compile"
+_IN_TORCH_COMPILE = re.compile(r'File "[^"]*/torch/_(?:dynamo|inductor)/|^torch\._(?:dynamo|inductor)\.exc\.')
+"""A frame of a traceback, or an exception's type."""
 
 
 def sign_of(line: str) -> str | None:
@@ -56,7 +65,9 @@ def sign_of(line: str) -> str | None:
     if READY in line:
         return "ready"
     decisive = next((error_type.value for error_type, pattern in _SIGNS if pattern.search(line)), None)
-    return decisive or (GENERAL if _GENERAL.search(line) else None)
+    if decisive or _GENERAL.search(line):
+        return decisive or GENERAL
+    return TORCH_COMPILE if _IN_TORCH_COMPILE.search(line) else None
 
 
 def wants_more_memory(line: str) -> bool:
@@ -80,6 +91,13 @@ def classify_failure(lines: Iterable[str], exit_status: int | None) -> ErrorType
     if any(READY in line for line in lines):
         return ErrorType.SERVER_CRASHED
     return ErrorType.SERVER_START_FAILED
+
+
+def torch_compile_failure(lines: Sequence[str]) -> str | None:
+    """What a log says where torch.compile failed, or something that it was compiling; None where neither shows."""
+    if not any(_IN_TORCH_COMPILE.search(line) for line in lines):
+        return None
+    return telling_line(lines, ErrorType.UNSUPPORTED) or "an error without a message"
 
 
 def telling_line(lines: Sequence[str], error_type: ErrorType) -> str | None:

@@ -60,6 +60,7 @@ class ProfileSnapshot(Record):
     schema_version: str = "1"
     partial: bool
     profiles_root: str
+    """Absolute, under the name that it has on the host."""
     taken_at: Utc
     triton: CacheSnapshot
     torchinductor: CacheSnapshot

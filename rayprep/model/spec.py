@@ -11,7 +11,9 @@ from rayprep.model.base import Record, Utf8
 from rayprep.model.errors import BadRequest
 from rayprep.model.server_args import check_server_args
 from rayprep.model.server_command import address_of, refuse_tls, request_of
+from rayprep.model.slices import ALL, Asked
 from rayprep.model.stages import StageName
+from rayprep.model.tracing import OtlpEndpoint, parse_endpoint
 
 SPEC_VERSION = "1"
 DEFAULT_BATCH_SIZES = (1, 8)
@@ -82,10 +84,21 @@ class PrepSpec(Record):
     load_format: Utf8 = "dummy"
     """`dummy` makes weights up, which compiles the same kernels; `auto` loads the model's own."""
     deep_gemm_via: DeepGemmVia = DeepGemmVia.KERNELS
+    slices: Asked = 1
+    """How many servers of `tp` GPUs each the proof runs at once, on GPUs of their own."""
     verify: bool = True
     """Prove on a server of its own, after all stages, that nothing is left to compile."""
+    otlp_endpoint: Utf8 | None = None
+    """Where traces go, of rayprep's stages and of its servers; see `rayprep.model.tracing`."""
     server_command: tuple[Utf8, ...] = ()
     """The campaign's own server command, for that proof; empty means the one that this request implies."""
+
+    @field_validator("slices", mode="before")
+    @classmethod
+    def _a_number_or_all(cls, value: object) -> object:
+        if value == ALL or (str(value).isdecimal() and int(str(value)) > 0):
+            return value
+        raise ValueError("slices are a number from 1 on, or all")
 
     @field_validator("batch_sizes", "block_sizes", "moe_batch_sizes")
     @classmethod
@@ -101,8 +114,19 @@ class PrepSpec(Record):
             raise ValueError("at least one batch size is needed")
         return sizes
 
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _an_endpoint(cls, text: str | None) -> str | None:
+        if text is not None:
+            parse_endpoint(text)
+        return text
+
     def op(self, stage: StageName) -> StageOp:
         return self.ops.get(stage, StageOp.ENSURE)
+
+    @property
+    def tracing(self) -> OtlpEndpoint | None:
+        return parse_endpoint(self.otlp_endpoint) if self.otlp_endpoint else None
 
     @property
     def seq_len(self) -> int:
@@ -191,6 +215,7 @@ def check_against_model(spec: PrepSpec, architecture: Architecture) -> None:
     refuse_tls((*spec.server_args, *spec.server_command))
     if spec.server_command:
         address_of(spec.server_command)
+        _refuse_slices(spec.slices)
     heads, kv_heads = architecture.num_attention_heads, architecture.num_key_value_heads
     if heads % spec.tp:
         raise BadRequest(
@@ -210,3 +235,11 @@ def check_against_model(spec: PrepSpec, architecture: Architecture) -> None:
                 f"--block-size {size} does not fit the model, which has {found}",
                 hint="drop --block-size to take the model's own",
             )
+
+
+def _refuse_slices(slices: Asked) -> None:
+    if slices != 1:
+        raise BadRequest(
+            f"slices {slices} and a server command exclude each other: the command has one port, and its own GPUs",
+            hint="leave one of them out",
+        )

@@ -30,8 +30,10 @@ _PLAIN = {
     "server_args": "server_args",
     "load_format": "load_format",
     "deep_gemm_via": "deep_gemm_via",
+    "slices": "slices",
     "verify": "verify",
     "server_command": "server_command",
+    "otlp_endpoint": "otlp_endpoint",
 }
 _STAGE_NAMES = {
     "deep_gemm": "deep_gemm",

@@ -22,6 +22,8 @@ class Verification(Record):
     verified_at: Utc
     command: tuple[str, ...]
     ready_s: float
+    slices: int = 1
+    """How many servers ran at once."""
 
 
 class NewFile(Record):
@@ -34,6 +36,26 @@ class NewFile(Record):
     kernel: str
     stage: StageName | None
     """Which stage should have built it; null for a file in HOME, which no stage looks after."""
+
+
+class SliceProof(Record):
+    """One of the servers that a proof ran at once, each on GPUs of its own. What it made is told for all together."""
+
+    index: int
+    gpus: tuple[int, ...]
+    """As NVML numbers them."""
+    status: Literal["ok", "error"]
+    """`error` for one that failed, that says in its log that it compiled, or that left something in its HOME."""
+    ready_s: float | None = None
+    jit_events: int = 0
+    port: int | None = None
+    warmup_pid: int | None = None
+    log_file: Located | None = None
+    error_type: ErrorType | None = None
+    message: str | None = None
+
+    def __str__(self) -> str:
+        return f"slice {self.index} (GPU {', '.join(map(str, self.gpus))})"
 
 
 class VerifyResult(Record):
@@ -56,6 +78,9 @@ class VerifyResult(Record):
     """What a completion lists and what was not there before the server started."""
     unread: tuple[str, ...] = ()
     """Caches that hold what is listed for this request, and of which the server read nothing."""
+    slices: tuple[SliceProof, ...] = ()
+    """Each server, where several ran at once; `port`, `warmup_pid` and `log_file` are then the first one's, `ready_s`
+    is the slowest one's, and the rest is said of all of them."""
     warnings: tuple[str, ...] = ()
     events: tuple[str, ...] = ()
     log_file: Located | None = None

@@ -5,7 +5,7 @@ cache and skips that part of the prefill.
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from pydantic import Field
 
@@ -83,6 +83,12 @@ def warmup_requests(
         *_shared_prefixes(prompts),
     )
     return tuple(rounds)
+
+
+def decode_requests(vocab_size: int, batch_sizes: Sequence[int]) -> tuple[Round, ...]:
+    """A few tokens in batches of these sizes, one after another."""
+    prompts = _Prompts(vocab_size, _BATCH_PROMPT + _BATCH_NEW + _KEPT_BACK)
+    return tuple((prompts.request(_BATCH_PROMPT, _BATCH_NEW, GREEDY, size),) for size in batch_sizes)
 
 
 class _Prompts:

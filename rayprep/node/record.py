@@ -22,13 +22,13 @@ from rayprep.model.result import (
     Settings,
     StageErrorRecord,
     StageResult,
-    TelemetryProbe,
     overall_status,
 )
 from rayprep.model.secrets import redacted_command
 from rayprep.model.server_args import redacted
 from rayprep.model.spec import SPEC_VERSION
 from rayprep.model.stages import STAGES, StageName, StageStatus
+from rayprep.model.telemetry import TelemetryProbe, query_of
 from rayprep.model.verification import VerifyResult
 from rayprep.node.request import NodeRequest
 from rayprep.node.survey import Survey
@@ -48,6 +48,10 @@ class Recorder:
         self._verify: VerifyResult | None = None
         self._waited_s = request.waited_s
         self._heartbeats: Counter[str] = Counter()
+        container = survey.layout.container_run
+        self._probe = TelemetryProbe(
+            with_run_filter=query_of(container.run_id if container else request.run_id), reason="not_probed"
+        )
         self._run = _run_block(request, survey)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -97,6 +101,9 @@ class Recorder:
     def waited(self, seconds: float) -> None:
         self._waited_s += seconds
 
+    def probed(self, found: TelemetryProbe) -> None:
+        self._probe = found
+
     def warn(self, message: str) -> None:
         self._warnings.append(message)
 
@@ -123,9 +130,7 @@ class Recorder:
             # In the order of the stages, whatever order they were recorded in.
             stages={name: self._stages[name] for name in StageName if name in self._stages},
             verify=self._verify,
-            telemetry_probe=TelemetryProbe(
-                with_run_filter=f'increase(sglang:prompt_tokens_total{{container_run="{self._run.run_id}"}}[30s])'
-            ),
+            telemetry_probe=self._probe,
             errors=errors,
             warnings=tuple(self._warnings),
             node=self._request.node,
@@ -196,7 +201,9 @@ def _settings(request: NodeRequest, survey: Survey) -> Settings:
         mem_fraction=spec.mem_fraction,
         load_format=spec.load_format,
         deep_gemm_via=spec.deep_gemm_via.value,
+        slices=spec.slices,
         verify=spec.verify,
+        otlp_endpoint=spec.otlp_endpoint,
         server_command=redacted_command(spec.server_command),
         env=survey.layout.contract_env(),
         ignored_spec_keys=resolved.ignored_spec_keys,

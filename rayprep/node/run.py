@@ -13,6 +13,7 @@ from rayprep.host.layout import os_error_type
 from rayprep.host.leftovers import leftovers
 from rayprep.host.locks import HeldLocks, Holder, acquire, gpu_lock_paths
 from rayprep.host.process import end_processes
+from rayprep.host.toolchain import can_trace
 from rayprep.model.errors import ErrorType, HostUnfit, Interrupted, RayprepError
 from rayprep.model.events import Event, Phase, event
 from rayprep.model.gemm import GemmShape
@@ -20,6 +21,8 @@ from rayprep.model.moe_configs import MoeConfigs
 from rayprep.model.plan import Action, Decision, waves
 from rayprep.model.result import PrepResult, StageResult
 from rayprep.model.stages import StageName, StageStatus
+from rayprep.model.torch_compile import ENABLE, without
+from rayprep.model.tracing import PACKAGES
 from rayprep.model.verification import VERIFY, skipped
 from rayprep.node.adopt import adopt
 from rayprep.node.collect import record_skip
@@ -64,6 +67,7 @@ class _NodeRun:
         self.request, self.environ, self.cancelled, self.survey = request, environ, cancelled, survey
         self._say = emit
         self._abandoned = threading.Event()
+        self._worked = survey.plan.needs_work
         self.recorder = Recorder(request, survey)
 
     def emit(self, each: Event) -> None:
@@ -73,8 +77,10 @@ class _NodeRun:
     def go(self) -> PrepResult:
         for warning in self.request.resolved.warnings:
             self.emit(event("ensure", Phase.WARNING, message=warning))
+        if self.request.resolved.spec.otlp_endpoint and not can_trace():
+            self._warn(f"no traces: {' or '.join(PACKAGES)} is not installed (pip install 'rayprep[otel]')")
         try:
-            if self.survey.plan.needs_work:
+            if self._worked:
                 self._work_under_locks()
             else:
                 self._settle_all()
@@ -82,9 +88,22 @@ class _NodeRun:
             if not isinstance(error, Interrupted) or not self.recorder.result.errors:
                 self.recorder.failed(error)
             self._skip_the_rest(error)
-        result = self.recorder.finish()
+        result = self._finish()
         self.emit(event("ensure", Phase.END, status=result.status.value, duration_s=result.run.duration_s))
         return result
+
+    def _finish(self) -> PrepResult:
+        container = self.survey.layout.container_run
+        if not self._worked and not container:
+            return self.recorder.finish()
+        from rayprep.node import outside  # which a run with nothing to do spares
+
+        if self._worked:
+            outside.share(self.survey, self.recorder.result)
+            self.recorder.probed(outside.probed(self.survey, self.recorder.result))
+        if container and (problem := outside.tell_ended(container, self.recorder.result)):
+            self._warn(problem)
+        return self.recorder.finish()
 
     def _work_under_locks(self) -> None:
         layout = self.survey.layout
@@ -145,6 +164,7 @@ class _NodeRun:
             if decision.action is not Action.BUILD:
                 self._settle(decision)
         building = {each.stage: each for each in self.survey.plan.decisions if each.action is Action.BUILD}
+        self._tell_begun(building)
         runs: dict[StageName, StageRun] = {}
         with ThreadPoolExecutor(max_workers=len(StageName)) as pool:
             waiting: dict[Future[StageResult], StageName] = {}
@@ -161,10 +181,30 @@ class _NodeRun:
             self._confirm_moe(built.moe_configs, runs[StageName.SERVE].log)
         self._prove(locks, scratch)
 
+    def _tell_begun(self, stages: Collection[StageName]) -> None:
+        if container := self.survey.layout.container_run:
+            from rayprep.node import outside
+
+            if problem := outside.tell_begun(container, self.recorder.result, stages):
+                self._warn(problem)
+
     def _stage_run(self, decision: Decision, locks: HeldLocks, scratch: Path) -> StageRun:
         home = _made(scratch / decision.stage.value)
         env = child_env(self.environ, self.survey.layout, home, self.request.invocation)
-        return StageRun(self.request, self.survey, decision, env, home, locks, self.emit, self._is_cancelled)
+        survey, warnings = self._survey_for(decision.stage)
+        run = StageRun(self.request, survey, decision, env, home, locks, self.emit, self._is_cancelled)
+        run.warnings += warnings
+        return run
+
+    def _survey_for(self, stage: StageName) -> tuple[Survey, list[str]]:
+        """Where no server starts with torch.compile, `serve` warms up what the other flags compile."""
+        inductor = self.recorder.result.stages.get(StageName.INDUCTOR)
+        if stage is not StageName.SERVE or inductor is None or inductor.error_type is not ErrorType.UNSUPPORTED:
+            return self.survey, []
+        request = self.survey.request
+        flags = without(request.spec.server_args)
+        plain = replace(request, spec=request.spec.model_copy(update={"server_args": flags}))
+        return replace(self.survey, request=plain), [f"warmed up without {ENABLE}: see the inductor stage"]
 
     def _is_cancelled(self) -> bool:
         return self._abandoned.is_set() or self.cancelled()

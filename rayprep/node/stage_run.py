@@ -18,16 +18,16 @@ from rayprep.model.cleanup import Cleanup
 from rayprep.model.completion import Completion
 from rayprep.model.errors import ErrorType, Interrupted, RayprepError, StageError
 from rayprep.model.events import Event, Phase, event
-from rayprep.model.plan import Decision
+from rayprep.model.plan import Decision, Work
 from rayprep.model.result import Artifacts, Headroom, StageResult
-from rayprep.model.spec import StageOp
+from rayprep.model.spec import DeviceChoice, StageOp
 from rayprep.model.stages import STAGES, StageName, StageStatus
 from rayprep.node.collect import complete, deltas, new_completion
 from rayprep.node.record import failed_result
 from rayprep.node.repair import repair
 from rayprep.node.request import NodeRequest
 from rayprep.node.survey import Survey
-from rayprep.stages import BY_NAME, BuildContext, Built
+from rayprep.stages import BY_NAME, BuildContext, Built, StageRequest
 from rayprep.stages.deep_gemm import compiles_via_server
 
 HEADROOM_FACTOR = 1.25
@@ -55,9 +55,7 @@ class StageRun:
         self.layout, self.slug = survey.layout, survey.model.slug
         self.rebuild = request.resolved.spec.op(decision.stage) is StageOp.REBUILD
         # What SGLang compiles for itself, in its server or in the tuner, may be half written when it is killed.
-        self.runs_sglang = self.name is StageName.MOE_TUNE or (
-            self.name is StageName.DEEP_GEMM and compiles_via_server(survey.request, decision.work)
-        )
+        self.runs_sglang = runs_sglang(self.name, survey.request, decision.work)
         self.serve_stood = self.layout.marker(self.slug, StageName.SERVE).exists()
         self.log = self.layout.stage_log(request.run_id, decision.stage)
         self.pulse = _Pulse(decision, request.resolved.spec.heartbeat_s, emit)
@@ -183,7 +181,7 @@ class StageRun:
             log=self.log,
             scratch=self.scratch,
             env=self.env,
-            gpus=self.survey.gpus[: self.request.resolved.spec.tp],
+            gpus=self.survey.slices[0],
             lock_descriptors=self.locks.descriptors,
             deadline=self.pulse.started + self.request.resolved.spec.timeout_s,
             cancelled=self.cancelled,
@@ -263,6 +261,13 @@ class _Pulse:
 
     def emit(self, phase: Phase, **fields: object) -> None:
         self._emit(event(self._name, phase, **fields))
+
+
+def runs_sglang(stage: StageName, request: StageRequest, work: Work) -> bool:
+    """Whether a stage other than `serve` has SGLang's server do its work, or parts of SGLang that compile."""
+    if stage is StageName.DEEP_GEMM:
+        return compiles_via_server(request, work)
+    return stage is StageName.MOE_TUNE or (stage is StageName.INDUCTOR and request.device is DeviceChoice.CUDA)
 
 
 def _refuse_unwritable(folder: Path) -> None:

@@ -29,6 +29,7 @@ from rayprep.model.plan import (
 from rayprep.model.server_args import kernel_flags
 from rayprep.model.server_command import request_of
 from rayprep.model.signature import Signature, differences
+from rayprep.model.slices import count_slices, deal
 from rayprep.model.spec import DeviceChoice, PrepSpec, check_against_model
 from rayprep.model.stages import StageName
 from rayprep.node.request import NodeRequest
@@ -57,13 +58,19 @@ class Survey:
         """Those that this run may use; none where it runs on the CPU."""
         return self.seen_gpus.gpus if self.signature.gpu_count else ()
 
+    @property
+    def slices(self) -> tuple[tuple[Gpu, ...], ...]:
+        """Those of each server of the proof; every other server has the first slice."""
+        spec = self.request.spec
+        return deal(self.gpus, spec.tp, _slice_count(spec, self.signature))
+
 
 def take_survey(request: NodeRequest, environ: Mapping[str, str], gpus: GpuInventory | None = None) -> Survey:
     """Reads the model, the host and the caches, and decides.
 
     Raises:
         BadRequest: the model cannot be read, or does not go with the request.
-        HostUnfit: the host has not the GPUs that the request needs.
+        HostUnfit: the host has not the GPUs that the request and its slices need.
     """
     spec, layout = request.resolved.spec, request.layout
     model = find_model(spec.model, environ)
@@ -112,7 +119,13 @@ def _recalled(spec: PrepSpec, layout: Layout, model: ModelFiles) -> PrepSpec:
         return spec
     # A key that was blotted out serves as well as the real one: the server is ours to ask.
     flags = request_of(command).get("server_args", ())
-    return spec.model_copy(update={"server_command": command, "server_args": flags})
+    own = command if spec.slices == 1 else ()  # it has one port
+    return spec.model_copy(update={"server_command": own, "server_args": flags})
+
+
+def _slice_count(spec: PrepSpec, signature: Signature) -> int:
+    """Raises HostUnfit where the host has fewer than asked."""
+    return count_slices(spec.slices, spec.tp, signature.gpu_count) if signature.gpu_count else 1
 
 
 def exact_completions(survey: Survey) -> dict[StageName, Completion]:
@@ -152,6 +165,7 @@ class _Decider:
             verify_only=verify_only,
             on_gpu=self.request.device is DeviceChoice.CUDA,
             command=self.spec.server_command,
+            slices=_slice_count(self.spec, self.request.signature),
             proof=served.verification if served else None,
         )
         return Plan(decisions=decisions, verify=verify)

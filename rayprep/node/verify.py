@@ -1,9 +1,9 @@
-"""The proof on a real server that nothing is left to compile: it is started, asked for everything, and looked after."""
+"""The proof on real servers that nothing is left to compile: started, asked for everything, and looked after."""
 
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,9 +12,10 @@ from rayprep.host.completions import write_completion
 from rayprep.host.locks import HeldLocks
 from rayprep.host.markers import Marker, remove_marker, standing_since, write_marker
 from rayprep.host.scan import hash_files
-from rayprep.host.server import Server, Watch
+from rayprep.host.server import Watch
 from rayprep.model.base import utc_now
 from rayprep.model.caches import CacheName
+from rayprep.model.cleanup import together
 from rayprep.model.errors import ErrorType, Interrupted, RayprepError, StageError
 from rayprep.model.events import Event, Phase, event
 from rayprep.model.gemm import GemmShape
@@ -25,17 +26,19 @@ from rayprep.model.verification import (
     NAMED,
     VERIFY,
     NewFile,
+    SliceProof,
     Verification,
     VerifyResult,
     new_file,
     new_files,
     shortfall,
 )
+from rayprep.node.proof_servers import ProofServer, ProofServers, run_at_once
 from rayprep.node.repair import repair
 from rayprep.node.request import NodeRequest
 from rayprep.node.stage_run import as_rayprep_error
 from rayprep.node.survey import Survey
-from rayprep.stages.warmup_server import implied_command, open_own_server, open_server, rounds_for
+from rayprep.stages.warmup_server import rounds_for
 
 _KEPT_MEMORY = "the GPU's memory was not back to where it was when the server had ended"
 
@@ -47,8 +50,8 @@ class Verify:
     request: NodeRequest
     survey: Survey
     env: Mapping[str, str]
-    """With a HOME that nothing has used yet."""
     scratch: Path
+    """An empty folder, the first server's HOME."""
     locks: HeldLocks
     emit: Callable[[Event], None]
     cancelled: Callable[[], bool]
@@ -57,7 +60,8 @@ class Verify:
         self._started = self._last_beat = time.monotonic()
         self.log = self.survey.layout.run(self.request.run_id) / "verify.log"
         served = self.survey.completions.get(StageName.SERVE)
-        remembered = served.server_command if served else ()
+        self._slices = self.survey.slices
+        remembered = served.server_command if served and len(self._slices) == 1 else ()
         self._own_command = self.survey.request.spec.server_command or remembered
         completions = self.survey.completions.values()
         self._listed = {path: digest for each in completions for path, (_, digest) in each.artifacts.items()}
@@ -90,23 +94,16 @@ class Verify:
         had_stood = self._mark()
         caches = CacheWatch(layout, CacheName)
         missing = tuple(new_file(path) for path in sorted(self._listed) if not (layout.profiles / path).exists())
-        server = self._server()
-        failure: RayprepError | None = None
-        try:
-            with server:
-                server.start()
-                server.send(rounds_for(self.survey.request, server.reader.args))
-        except Interrupted:
-            raise
-        except RayprepError as error:
-            failure = error
+        proofs = self._servers()
+        run_at_once(proofs, lambda server: rounds_for(self.survey.request, server.reader.args))
         use = caches.look()
-        if failure is None:  # what a server left that died may be half written
-            self.elsewhere, self.gemm_shapes = use.within(tuple(CacheName)), tuple(server.reader.gemm_shapes)
-            self.moe_configs = server.reader.moe_configs
-        if not had_stood and (failure is None or not server.attempts):
+        if not any(each.failure for each in proofs):  # what a server left that died may be half written
+            shapes = (shape for each in proofs for shape in each.server.reader.gemm_shapes)
+            self.elsewhere, self.gemm_shapes = use.within(tuple(CacheName)), tuple(dict.fromkeys(shapes))
+            self.moe_configs = proofs[0].server.reader.moe_configs
+        if not had_stood and all(each.failure is None or not each.server.attempts for each in proofs):
             remove_marker(layout, self.survey.model.slug, StageName.SERVE)
-        return self._judge(server, use, missing, failure)
+        return self._judge(proofs, use, missing)
 
     def _mark(self) -> bool:
         """What a server compiles that is killed may be half written, as with the stage itself.
@@ -125,48 +122,56 @@ class Verify:
         write_marker(layout, slug, StageName.SERVE, marker, since)
         return had_stood
 
-    def _server(self) -> Server:
-        spec, gpus = self.survey.request.spec, self.survey.gpus
-        deadline = self._started + spec.timeout_s
-        watch = Watch(deadline, self.cancelled, self._tick, self._report)
-        env = {**self.env, "SGLANG_CRASH_ON_JIT_COMPILE": "1"}
-        locks = self.locks.descriptors
+    def _servers(self) -> list[ProofServer]:
+        making = ProofServers(self.survey, self.env, self.scratch, self.log, self.locks.descriptors, self._watch)
         if self._own_command:
-            return open_own_server(self._own_command, env, self.log, watch, locks, gpus)
-        model_folder = self.scratch.with_name("verify-model")
-        model_folder.mkdir()
-        implied = implied_command(self.survey.request, model_folder)
+            return [making.own(self._own_command)]
+        spec, implied = self.survey.request.spec, making.implied()
+        served = self.survey.completions.get(StageName.SERVE)
+        if served and served.mem_fraction:  # with another, other kernels may run: CUDA graphs take memory
+            spec = spec.model_copy(update={"mem_fraction": min(spec.mem_fraction, served.mem_fraction)})
         self._command = tuple(implied(spec.warmup_port, spec.mem_fraction))
-        return open_server(spec, implied, env, self.log, watch, locks, gpus[: spec.tp])
+        return [making.on_slice(spec, implied, index) for index in range(len(self._slices))]
 
-    def _judge(
-        self, server: Server, use: CacheUse, missing: tuple[NewFile, ...], failure: RayprepError | None
-    ) -> VerifyResult:
-        new = new_files([*use.new, *self._rewritten(use)], _files_below(self.scratch))
-        events = tuple(server.reader.jit_events)
+    def _watch(self, index: int) -> Watch:
+        which = f"slice {index}: " if len(self._slices) > 1 else ""
+
+        def report(hint: str, done: int | None, total: int | None) -> None:
+            self._report(which + hint, done, total)
+
+        return Watch(self._started + self.survey.request.spec.timeout_s, self.cancelled, self._tick, report)
+
+    def _judge(self, proofs: Sequence[ProofServer], use: CacheUse, missing: tuple[NewFile, ...]) -> VerifyResult:
+        homes = [_files_below(each.home) for each in proofs]
+        new = new_files([*use.new, *self._rewritten(use)], [file for home in homes for file in home])
+        events = tuple(event for each in proofs for event in each.server.reader.jit_events)
+        ready = [each.server.ready_s for each in proofs]
+        first, failures = proofs[0].server, [each.failure for each in proofs if each.failure]
+        outcomes = tuple(each.outcome(self.survey.layout, home) for each, home in zip(proofs, homes, strict=True))
         found = VerifyResult(
             ran=True,
             status="ok",
             new_files=len(new),
             jit_events=len(events),
-            ready_s=round(server.ready_s, 3) if server.ready_s is not None else None,
+            ready_s=round(max(filter(None, ready)), 3) if all(ready) else None,
             duration_s=round(time.monotonic() - self._started, 3),
-            command=redacted_command(self._command),
-            port=server.port,
-            warmup_pid=server.pid,
+            command=redacted_command(first.command or self._command),
+            port=first.port,
+            warmup_pid=first.pid,
             new=new[:NAMED],
             missing=missing[:NAMED],
-            unread=() if failure else self._unread(use),
+            unread=() if failures else self._unread(use),
             events=events[:NAMED],
             log_file=self.survey.layout.located(self.log),
-            warnings=(_KEPT_MEMORY,) if server.memory_returned is False else (),
-            cleanup=server.cleanup,
+            slices=outcomes if len(outcomes) > 1 else (),
+            warnings=(_KEPT_MEMORY,) if any(each.server.memory_returned is False for each in proofs) else (),
+            cleanup=together([each.server.cleanup for each in proofs if each.server.cleanup]),
         )
         short = shortfall(found)
-        if not short and failure is None:
+        if not short and not failures:
             return found
-        message = "; ".join(part for part in (failure.line if failure else "", short) if part)
-        kind = ErrorType.VERIFY_FAILED if short or failure is None else failure.error_type
+        message = "; ".join([*_in_words(found.slices, failures), *([short] if short else [])])
+        kind = ErrorType.VERIFY_FAILED if short or not failures else failures[0].error_type
         return found.model_copy(update={"status": "error", "error_type": kind, "message": message})
 
     def _rewritten(self, use: CacheUse) -> list[str]:
@@ -202,7 +207,12 @@ class Verify:
         if served is None or served.outcome != "built":
             return
         if result.status == "ok":
-            proof = Verification(verified_at=utc_now(), command=result.command, ready_s=result.ready_s or 0.0)
+            proof = Verification(
+                verified_at=utc_now(),
+                command=result.command,
+                ready_s=result.ready_s or 0.0,
+                slices=len(self._slices),
+            )
             kept = {"verification": proof, "server_command": redacted_command(self._own_command)}
             write_completion(self.survey.layout, served.model_copy(update=kept))
         elif result.error_type is ErrorType.VERIFY_FAILED:
@@ -211,6 +221,7 @@ class Verify:
             layout.completion(StageName.SERVE, served.key).unlink(missing_ok=True)
 
     def _say(self, result: VerifyResult) -> None:
+        servers = f" of {len(self._slices)} servers at once" if len(self._slices) > 1 else ""
         self.emit(
             event(
                 VERIFY,
@@ -218,7 +229,7 @@ class Verify:
                 status=result.status,
                 error_type=result.error_type,
                 duration_s=result.duration_s,
-                message=result.message or f"{result.new_files} new files, {result.jit_events} compile events",
+                message=result.message or f"{result.new_files} new files, {result.jit_events} compile events{servers}",
             )
         )
 
@@ -230,6 +241,11 @@ class Verify:
     def _tick(self) -> None:
         if time.monotonic() - self._last_beat >= self.survey.request.spec.heartbeat_s:
             self._report("running", None, None)
+
+
+def _in_words(slices: Sequence[SliceProof], failures: Sequence[RayprepError]) -> list[str]:
+    """What failed; with the slice's name, where there are several."""
+    return [f"{each}: {each.message}" for each in slices if each.error_type] or [each.line for each in failures]
 
 
 def _unprepared() -> StageError:

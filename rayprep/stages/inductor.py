@@ -1,8 +1,9 @@
-"""The `inductor` stage on a host without a GPU: the model's decode step, really compiled by TorchInductor.
+"""The `inductor` stage: the model's decode step, really compiled by TorchInductor.
 
-Two child processes do the work. The first compiles one graph for each batch size and compares it with eager. The
-second is as cold as a server will be: it must find every graph in the cache and write no new artifact, and the
-files that it reads are those that the completion lists.
+On a GPU it is SGLang's own server that compiles it (`inductor_server`). On a host without one, two child processes do
+the work. The first compiles one graph for each batch size and compares it with eager. The second is as cold as a
+server will be: it must find every graph in the cache and write no new artifact, and the files that it reads are those
+that the completion lists.
 """
 
 import os
@@ -15,12 +16,12 @@ from rayprep.host.layout import Layout
 from rayprep.host.scan import CacheScan, scan_cache
 from rayprep.model.caches import CacheName
 from rayprep.model.errors import ErrorType, StageError
-from rayprep.model.plan import NotNeeded, StagePlan, Unable, Work
+from rayprep.model.plan import StagePlan, Unable, Work
 from rayprep.model.result import Artifacts, Tally
-from rayprep.model.server_args import pairs
 from rayprep.model.spec import DeviceChoice
 from rayprep.model.stages import StageName
 from rayprep.stages.child_run import ended, keep_line, log_tail, lost, run_child
+from rayprep.stages.inductor_plan import plan_on_gpu
 from rayprep.stages.inductor_protocol import (
     CHILD_LINE,
     ChildRequest,
@@ -61,6 +62,8 @@ class InductorStage:
     name = StageName.INDUCTOR
 
     def plan(self, request: StageRequest) -> StagePlan:
+        if request.device is DeviceChoice.CUDA:
+            return plan_on_gpu(request)
         if unable := self._unable(request):
             return unable
         spec, architecture = request.spec, request.model.architecture
@@ -75,9 +78,7 @@ class InductorStage:
             + _COMPILER_BYTES * min(os.cpu_count() or 1, _COMPILERS),
         )
 
-    def _unable(self, request: StageRequest) -> Unable | NotNeeded | None:
-        if request.device is DeviceChoice.CUDA:
-            return _on_a_gpu(request.spec.server_args)
+    def _unable(self, request: StageRequest) -> Unable | None:
         folders = (request.signature.profiles_root, request.signature.install_prefix)
         if spaced := next((folder for folder in folders if any(letter.isspace() for letter in folder)), None):
             # It calls the compiler with unquoted paths.
@@ -92,6 +93,10 @@ class InductorStage:
         return None
 
     def build(self, request: StageRequest, work: Work, context: BuildContext) -> Built:
+        if request.device is DeviceChoice.CUDA:
+            from rayprep.stages.inductor_server import compile_on_gpu  # what runs a server is not imported to plan
+
+            return compile_on_gpu(request, work, context)
         import psutil
 
         available = psutil.virtual_memory().available
@@ -123,16 +128,6 @@ class InductorStage:
             cache_dir=layout.located(layout.cache(CacheName.TORCHINDUCTOR)),
             files=Tally(count=scan.file_count, bytes=scan.size_bytes),
         )
-
-
-def _on_a_gpu(server_args: Sequence[str]) -> Unable | NotNeeded:
-    if any(name.replace("_", "-") == "--enable-torch-compile" for name, _ in pairs(tuple(server_args))):
-        message = "--enable-torch-compile on a GPU host is not prepared by this version of rayprep"
-        return Unable(error_type=ErrorType.UNSUPPORTED, message=message)
-    return NotNeeded(
-        reason="no_torch_compile",
-        detail="no --enable-torch-compile is asked for; what a server compiles all the same is the serve stage's",
-    )
 
 
 def _prove_warm(checked: "_Run", new: Sequence[str]) -> None:

@@ -7,11 +7,13 @@ from pathlib import Path
 
 from rayprep.host.gpu import Gpu
 from rayprep.host.server import Server, Watch
+from rayprep.host.toolchain import can_trace
 from rayprep.model.result import ServerRecord
 from rayprep.model.secrets import redacted_command
 from rayprep.model.server_command import ServerSettings, address_of, option_of, server_command, warmup_ports
 from rayprep.model.server_log import ResolvedArgs
 from rayprep.model.spec import PrepSpec
+from rayprep.model.tracing import OtlpEndpoint
 from rayprep.model.warmup import Round, warmup_requests
 from rayprep.stages.protocol import StageRequest
 
@@ -38,8 +40,14 @@ def settings_of(request: StageRequest, scratch: Path) -> ServerSettings:
         load_format=spec.load_format,
         skip_tokenizer=not any((folder / name).exists() for name in _TOKENIZERS),
         context_length=spec.max_seq_len,
+        tracing=server_tracing(spec),
         server_args=spec.server_args,
     )
+
+
+def server_tracing(spec: PrepSpec) -> OtlpEndpoint | None:
+    """Where a server's traces go. None as well where it could not send any: SGLang would not start."""
+    return spec.tracing if can_trace() else None
 
 
 def implied_command(request: StageRequest, scratch: Path) -> CommandFor:
@@ -56,14 +64,16 @@ def open_server(
     watch: Watch,
     lock_descriptors: Sequence[int],
     gpus: Sequence[Gpu],
+    slice_index: int = 0,
 ) -> Server:
-    """A server of rayprep's own, on the warm-up ports, that sees `gpus` alone. Not started yet."""
+    """A server of rayprep's own, on its slice's warm-up ports, that sees `gpus` alone. Not started yet."""
     visible = {"CUDA_VISIBLE_DEVICES": ",".join(str(gpu.index) for gpu in gpus)} if gpus else {}
+    tracing = server_tracing(spec)
     return Server(
         command_for,
-        warmup_ports(spec.warmup_port),
+        warmup_ports(spec.warmup_port, slice_index),
         spec.mem_fraction,
-        {**env, **visible},
+        {**env, **visible, **(tracing.server_env if tracing else {})},
         log,
         watch,
         lock_descriptors,

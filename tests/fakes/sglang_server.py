@@ -5,9 +5,10 @@
 It prints the log that sglang 0.5.16 wrote on an H200 (tests/data/server-*.log). With --compile it leaves in each
 cache what it does not find there, as a cold server does, and then prints the cold log. The texts of its faults are
 those of the libraries' own sources, which stand beside them. FAKE_FAULTS in the environment names faults, too: a
-server's flags are part of a cache's key. While the file that FAKE_HOLD names is there, it goes no further. The
-program that FAKE_COMPILER names is run for each missing file, with its name. FAKE_MIB is how many MiB it compiles
-beside that, in files of one, never twice the same. Only the standard library: it has to start fast.
+server's flags are part of a cache's key. NAME@1 is a fault of the server that sees GPU 1. While the file that FAKE_HOLD
+names is there, it goes no further. The variables that FAKE_SHOWS names are said in its log. The program that
+FAKE_COMPILER names is run for each missing file, with its name. FAKE_MIB is how many MiB it compiles beside that, in
+files of one, never twice the same. Only the standard library: it has to start fast.
 """
 
 import argparse
@@ -28,6 +29,10 @@ DIED = "Received sigquit from a child process. It usually means the child failed
 OOM = (
     "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 94.50 GiB "
     "of which 1.25 GiB is free.\n"
+)
+NO_GRAPHS = (
+    "Disabling auto-selected prefill CUDA graph: only 3.52 GiB is free after model/KV/eager-buffer allocation; at "
+    "least 4.00 GiB is required for capture. Set an explicit prefill CUDA graph backend to override.\n"
 )
 FATAL = {
     # transformers/utils/hub.py
@@ -52,6 +57,17 @@ FATAL = {
     "mem_fraction_static=0.96\n",
     "oom-always": OOM,
 }
+NOT_COMPILED = (
+    # torch 2.11, and sglang/srt/model_executor/runner/decode_cuda_graph_runner.py
+    '  File "/site/torch/_dynamo/convert_frame.py", line 1871, in __call__\n'
+    '  File "/site/torch/_dynamo/symbolic_convert.py", line 1507, in next_instruction\n'
+    "    assert self.instruction_pointer is not None\n"
+    "torch._dynamo.exc.InternalTorchDynamoError: AssertionError: \n\nfrom user code:\n"
+    '  File "/site/sglang/srt/layers/rotary_embedding/base.py", line 241, in forward_native\n'
+    "    assert (\n"
+    "Exception: Capture cuda graph failed: AssertionError: \n"
+)
+"""Of a server with torch.compile that does not start."""
 CACHES = {
     # variable: (default below HOME, artifacts)
     "TRITON_CACHE_DIR": (".triton/cache", ["ABC/__grp__moe.json", "ABC/moe.cubin", "ABC/moe.json"]),
@@ -85,15 +101,29 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--mem-fraction-static", type=float, default=0.9)
     parser.add_argument("--fault", action="append", default=[])
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--enable-torch-compile", action="store_true")
+    parser.add_argument("--torch-compile-max-bs", type=int, default=32)
     parser.add_argument("--api-key")
     return parser.parse_known_args()[0]
 
 
-def fill_caches(faults: frozenset[str]) -> bool:
+def faults_here() -> list[str]:
+    named = [name.partition("@") for name in os.environ.get("FAKE_FAULTS", "").split()]
+    return [name for name, _, gpu in named if gpu in ("", os.environ.get("CUDA_VISIBLE_DEVICES"))]
+
+
+def decode_graphs(args: argparse.Namespace) -> list[str]:
+    """What torch.compile leaves, of the batches that decode captures."""
+    sizes = [size for size in (1, 2, 4, 8, 16, 32) if args.enable_torch_compile and size <= args.torch_compile_max_bs]
+    return [f"{place}decode{size}/graph" for size in sizes for place in ("fxgraph/de/", "aotautograd/")]
+
+
+def fill_caches(faults: frozenset[str], graphs: list[str]) -> bool:
     """Writes what is missing, as a compiler would. Returns whether anything was."""
     missing = False
     more = {
-        "FLASHINFER_WORKSPACE_BASE": [ROPE] if "wants-more" in faults else [],
+        "FLASHINFER_WORKSPACE_BASE": [ROPE] if "wants-more" in faults or proof_wants_more() else [],
+        "TORCHINDUCTOR_CACHE_DIR": graphs,
         "TRITON_CACHE_DIR": [f"BIG{number:02}/moe.cubin" for number in range(int(os.environ.get("FAKE_MIB", "0")))],
     }
     for variable, (default, usual) in CACHES.items():
@@ -115,6 +145,12 @@ def fill_caches(faults: frozenset[str]) -> bool:
             say(line)
         missing |= compiled
     return missing
+
+
+def proof_wants_more() -> bool:
+    """Whether this server is a proof's, and such a one is to need what no other does."""
+    wish = Path(os.environ.get("FAKE_HOLD", "/nowhere")).with_name("proof-wants-more")
+    return "SGLANG_CRASH_ON_JIT_COMPILE" in os.environ and wish.exists()
 
 
 def daemon() -> None:
@@ -223,6 +259,8 @@ def before_ready(args: argparse.Namespace, faults: frozenset[str], log: bytes) -
         for _ in range(40):
             say((b"x" * 99 + b"\n") * 10_000 + b"y" * 100_000)  # 44 MB, with lines that do not end
         say("\n")
+    if "no-graphs" in faults and args.mem_fraction_static > 0.93:
+        say(NO_GRAPHS)
     if "oom" in faults and args.mem_fraction_static > 0.93:
         fail(OOM, 1)
     for name in faults & FATAL.keys():
@@ -242,11 +280,15 @@ def end_by_term(*_: object) -> None:
 
 def main() -> None:
     args = parse()
-    faults = frozenset([*args.fault, *os.environ.get("FAKE_FAULTS", "").split()])
+    faults = frozenset([*args.fault, *faults_here()])
     signal.signal(signal.SIGTERM, signal.SIG_IGN if "deaf" in faults else end_by_term)
     if args.compile:
         refuse_half_an_entry()
-    cold = args.compile and fill_caches(faults)
+    for name in os.environ.get("FAKE_SHOWS", "").split():
+        say(f"{name}={os.environ.get(name)}\n")
+    if "no-torch-compile" in faults and args.enable_torch_compile:
+        fail(NOT_COMPILED, 1)
+    cold = args.compile and fill_caches(faults, decode_graphs(args))
     log = (DATA / f"server-{'cold' if cold else 'warm'}.log").read_bytes()
     listening, ready = log.index(b"INFO:     Uvicorn running"), log.index(b"The server is fired up")
     before_ready(args, faults, log[: log.rindex(b"\n", 0, listening) + 1])

@@ -15,6 +15,8 @@ from tests.host.test_ports import free_port
 from tests.processes import wait_for
 
 FP8_MODEL = Path(__file__).parents[1] / "gpu" / "models" / "qwen3-moe-fp8-4l"
+NO_MULTICAST = {"NCCL_NVLS_ENABLE": "0", "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1", "NVSHMEM_DISABLE_NVLS": "1"}
+"""Without them a server on several GPUs can put those of a shared host out of service."""
 KERNELS = 6
 """That the stand-in for DeepGEMM has for this model's two products."""
 pytestmark = pytest.mark.ray
@@ -23,7 +25,9 @@ pytestmark = pytest.mark.ray
 @pytest.fixture(scope="module")
 def three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     base = tmp_path_factory.mktemp("three")
-    with fleet_of(base, *(Node(f"gpu-{index}", base / f"n{index}") for index in range(3))) as fleet:
+    env = {**NO_MULTICAST, "FAKE_SHOWS": " ".join(NO_MULTICAST)}
+    nodes = (Node(f"gpu-{index}", base / f"n{index}", extra_env=env) for index in range(3))
+    with fleet_of(base, *nodes) as fleet:
         yield fleet
 
 
@@ -61,6 +65,9 @@ def test_one_builds_two_receive_and_all_prove(fleet: Fleet) -> None:
     assert own["heartbeats"]["verify"] > 0
     written = fleet.nodes[receivers[0]].layout.result("first")
     assert json.loads(written.read_text(encoding="utf-8")) == own
+    for log in ("serve", "verify"):
+        said = (fleet.nodes[builder].layout.run("first") / f"{log}.log").read_text(encoding="utf-8").splitlines()
+        assert {f"{name}={value}" for name, value in NO_MULTICAST.items()} <= set(said), "the host's own reach a server"
 
 
 def test_a_second_run_has_nothing_to_do(fleet: Fleet) -> None:

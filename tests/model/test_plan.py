@@ -156,6 +156,8 @@ def serving(like: Decision) -> tuple[Decision, ...]:
         (serving(IDLE), {}, (True, "not_verified_yet")),
         (serving(IDLE), {"proof": PROOF, "command": (*SERVER, "--tp", "2")}, (True, "another_server_command")),
         (serving(IDLE), {"proof": PROOF, "command": SERVER}, (False, "verified")),
+        (serving(IDLE), {"proof": PROOF, "slices": 2}, (True, "more_slices")),
+        (serving(IDLE), {"proof": PROOF.model_copy(update={"slices": 4}), "slices": 2}, (False, "verified")),
         (serving(IDLE), {"proof": PROOF}, (False, "verified")),
         # Written down without its key, it is the same command all the same.
         (serving(IDLE), {"proof": KEYED, "command": (*SERVER, "--api-key", "sk-1")}, (False, "verified")),
@@ -164,7 +166,7 @@ def serving(like: Decision) -> tuple[Decision, ...]:
 def test_a_proof_is_run_where_it_would_tell_something_new(
     decisions: tuple[Decision, ...], how: dict[str, Any], expected: tuple[bool, str]
 ) -> None:
-    defaults = {"asked": True, "verify_only": False, "on_gpu": True, "command": (), "proof": None}
+    defaults = {"asked": True, "verify_only": False, "on_gpu": True, "command": (), "slices": 1, "proof": None}
     got = decide_verify(decisions, **{**defaults, **how})
     assert (got.run, got.reason) == expected
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from rayprep.model.errors import ErrorType
-from rayprep.model.server_failure import telling_line
+from rayprep.model.server_failure import telling_line, torch_compile_failure
 from rayprep.model.server_log import Hint, LogReader, classify_failure, hint_of, jit_events
 
 DATA = Path(__file__).parent.parent / "data"
@@ -201,3 +201,44 @@ def test_no_key_that_the_server_prints_is_kept() -> None:
     reader = read("[t] server_args=ServerArgs(api_key='sk-1')", "RuntimeError: bad ServerArgs(admin_api_key='sk-2')")
     assert "sk-" not in " ".join([*reader.tail, *reader.signs])
     assert len(reader.tail) == 2
+
+
+TRACE = (
+    '  File "/site/torch/_dynamo/convert_frame.py", line 1871, in __call__',
+    "    assert self.instruction_pointer is not None",
+    "torch._dynamo.exc.InternalTorchDynamoError: AssertionError: ",
+    '  File "/site/sglang/srt/layers/rotary_embedding/base.py", line 241, in forward_native',
+)
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ((*TRACE, "Exception: Capture cuda graph failed: AssertionError: "), "Exception: Capture cuda graph failed"),
+        (TRACE, "torch._dynamo.exc.InternalTorchDynamoError: AssertionError:"),
+        (("torch._dynamo.exc.Unsupported: Attempted to call function marked as skipped",), "torch._dynamo.exc.Unsup"),
+        ((TRACE[0], "AssertionError"), "an error without a message"),
+        (("ValueError: no such model",), None),
+    ],
+)
+def test_a_failure_of_torch_compile_is_told_with_its_line(lines: tuple[str, ...], said: str | None) -> None:
+    reader = read(*lines)
+    got = torch_compile_failure(reader.signs)
+    assert got is None if said is None else got is not None and got.startswith(said)
+    assert classify_failure(reader.signs, 1) is ErrorType.SERVER_START_FAILED
+
+
+def test_a_full_disk_says_more_than_what_was_compiled_then() -> None:
+    reader = read(*TRACE, "OSError: [Errno 28] No space left on device")
+    assert classify_failure(reader.signs, 1) is ErrorType.INSUFFICIENT_DISK
+
+
+def test_a_tuning_choice_that_does_not_fit_a_gpu_is_no_lack_of_memory() -> None:
+    said = (
+        "No valid triton configs. OutOfMemoryError: out of resource: triton_mm Required: 294912 Hardware limit:232448"
+    )
+    reader = read("Runtime error during autotuning: ", f"{said} Reducing block sizes or `num_stages` may help.. ")
+    assert not reader.out_of_memory
+    assert classify_failure(reader.signs, 1) is ErrorType.SERVER_START_FAILED
+    assert read("torch.OutOfMemoryError: CUDA out of memory.").out_of_memory
+    assert read("torch.cuda.OutOfMemoryError: HIP").out_of_memory

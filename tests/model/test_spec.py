@@ -24,6 +24,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "warmup_port": st.integers(1024, 65535),
     "mem_fraction": st.floats(0.01, 0.99),
     "device": st.sampled_from(["auto", "cuda", "cpu"]),
+    "slices": st.sampled_from([1, "2", 8, "all"]),
     "server_args": st.lists(st.sampled_from(["--a=1", "--b=2"]), max_size=3),
 }
 SOME = st.fixed_dictionaries({}, optional=VALUES)
@@ -113,6 +114,10 @@ def test_sizes_are_sorted_and_each_is_there_once() -> None:
         ("mem_fraction", 1),
         ("mem_fraction", float("nan")),
         ("device", "tpu"),
+        ("slices", 0),
+        ("slices", "every"),
+        ("slices", True),
+        ("slices", "٣" * 5000),
         ("moe_strategy", "greedy"),
         ("moe_dtype", "fp8\udcff"),
         ("model", ""),
@@ -194,6 +199,13 @@ def test_a_layout_in_the_server_arguments_is_refused_with_the_model() -> None:
 def test_a_server_that_would_speak_tls_is_refused(name: str) -> None:
     with pytest.raises(BadRequest, match="plain HTTP"):
         check(**{name: ["--ssl-certfile", "/c", "--ssl-keyfile", "/k"]})
+
+
+def test_a_server_command_has_one_port_and_so_one_slice() -> None:
+    check(slices="all")
+    check(server_command=["python", "server.py"], slices=1)
+    with pytest.raises(BadRequest, match="slices 2 and a server command exclude each other"):
+        check(server_command=["python", "server.py"], slices="2")
 
 
 def test_the_strategy_and_lengths_have_defaults_of_their_own() -> None:

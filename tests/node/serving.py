@@ -45,6 +45,7 @@ class Host:
     base: Path
     events: list[Event] = field(default_factory=list)
     runs: int = 0
+    gpu_count: int = 1
 
     def __post_init__(self) -> None:
         for folder in (self.layout.profiles, self.layout.telemetry, self.base / "home"):
@@ -58,8 +59,10 @@ class Host:
     def gpus(self) -> GpuInventory:
         # A lock belongs to a GPU of the host, so two tests at once have one each.
         uuid = f"GPU-test-{os.environ.get('PYTEST_XDIST_WORKER', 'main')}"
-        gpu = Gpu(uuid, "NVIDIA H200", "sm_90", 132, 141 << 30)
-        return GpuInventory(gpus=(gpu,), driver_version="580.1", cuda_version="13.0")
+        gpus = (
+            Gpu(f"{uuid}-{index}", "NVIDIA H200", "sm_90", 132, 141 << 30, index) for index in range(self.gpu_count)
+        )
+        return GpuInventory(gpus=tuple(gpus), driver_version="580.1", cuda_version="13.0")
 
     @property
     def environ(self) -> dict[str, str]:

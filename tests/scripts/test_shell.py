@@ -47,12 +47,29 @@ def shell_scripts() -> Iterator[Path]:
 def test_shellcheck() -> None:
     scripts = sorted(shell_scripts())
     expected = {"scripts/quickstart", ".ci/run", "cluster/bare/head", "cluster/slurm/rayprep.sbatch"}
+    expected |= {"scripts/cache/inspect_caches.sh", "cluster/container/entrypoint", "cluster/observability/init-run.sh"}
     assert {ROOT / name for name in expected} <= set(scripts)
     # And what they source, whose paths are from the root.
-    sourced = [ROOT / "cluster" / "bare" / name for name in ("env", "node")]
+    sourced = [
+        ROOT / name for name in ("cluster/bare/env", "cluster/bare/node", "scripts/engine", "scripts/cache/command")
+    ]
     command = ["shellcheck", "--external-sources", *scripts, *sourced]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
+
+
+CONTAINER_SCRIPTS = (
+    *("start_observable_container.sh", "stop_observable_container.sh"),
+    *("cache/inspect_caches.sh", "cache/populate_caches.sh", "cache/reset_caches.sh"),
+)
+
+
+@pytest.mark.parametrize("name", CONTAINER_SCRIPTS)
+def test_help_needs_no_engine(name: str) -> None:
+    done = subprocess.run([ROOT / "scripts" / name, "--help"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"\n  {Path(name).name} [" in done.stdout
+    assert "--name NAME" in done.stdout
 
 
 @dataclass
@@ -258,3 +275,13 @@ def test_torch_of_the_python_is_used(ready: Machine) -> None:
 def test_torch_that_is_too_old_is_not_used(ready: Machine) -> None:
     ready.set_up(TORCH="2.9.1")
     assert ready.slow == ["venv", ".[cpu]"]
+
+
+@pytest.mark.parametrize("name", ["stop_observable_container.sh", "cache/inspect_caches.sh"])
+def test_no_container_engine(bare: Machine, name: str) -> None:
+    for engine in ("docker", "podman"):
+        (bare.programs / engine).unlink(missing_ok=True)
+    done = bare.run(bare.project / "scripts" / name)
+    assert (done.returncode, done.stdout) == (UNFIT, "")
+    (line,) = done.stderr.splitlines()
+    assert "no container engine can be used: docker is not installed; podman is not installed (install " in line

@@ -1,0 +1,76 @@
+"""The decode step on a GPU: a server of SGLang compiles it as it starts, up to the largest batch asked for.
+
+It is compiled while CUDA graphs are captured, for each captured batch. That a second start finds all of it is what the
+proof shows. Where no server starts with torch.compile, that is said by name, with the line of the log that tells why.
+"""
+
+from collections.abc import Sequence
+
+from rayprep.host.cache_watch import CacheWatch
+from rayprep.host.server import Watch
+from rayprep.model.caches import CacheName
+from rayprep.model.errors import ErrorType, StageError
+from rayprep.model.plan import Work
+from rayprep.model.server_failure import torch_compile_failure
+from rayprep.model.torch_compile import ENABLE, with_max_batch
+from rayprep.model.warmup import decode_requests
+from rayprep.stages.protocol import BuildContext, Built, StageRequest
+from rayprep.stages.sglang_jit import SglangJit
+from rayprep.stages.warmup_server import implied_command, open_server, record_of
+
+_GRAPHS = ("torchinductor/fxgraph/", "torchinductor/aotautograd/")
+
+
+def compile_on_gpu(request: StageRequest, work: Work, context: BuildContext) -> Built:
+    """Starts the server, has it decode in batches of the sizes asked for, and ends it.
+
+    Raises:
+        StageError: `unsupported` where torch.compile is what keeps it from starting, or it compiled no graph; else as
+            any server's.
+        Interrupted: the run was cancelled.
+    """
+    spec = request.spec
+    flags = with_max_batch(spec.server_args, max(spec.batch_sizes))
+    asked = StageRequest(
+        spec.model_copy(update={"server_args": flags}), request.model, request.device, request.signature
+    )
+    cache = CacheWatch(context.layout, (CacheName.TORCHINDUCTOR,))
+    watch = Watch(context.deadline, context.cancelled, context.tick, context.report)
+    command_for = implied_command(asked, context.scratch)
+    server = open_server(
+        asked.spec, command_for, context.env, context.log, watch, context.lock_descriptors, context.gpus
+    )
+    try:
+        with server, SglangJit(asked, context) as ahead:
+            server.start()
+            server.send(decode_requests(request.model.architecture.vocab_size, spec.batch_sizes))
+            left = ahead.finish()
+            record = record_of(server, command_for(server.port or 0, server.mem_fraction), spec.load_format)
+    except StageError as error:
+        raise _explained(error, server.reader.signs) from None
+    finally:
+        if server.cleanup:
+            context.ended(server.cleanup)
+    use = cache.look()
+    if not any(path.startswith(_GRAPHS) for path in use.read):
+        raise StageError(ErrorType.UNSUPPORTED, f"the server started with {ENABLE} and compiled no graph")
+    return Built(
+        units=work.units,
+        used=use.read,
+        compiled=tuple(name for name in use.made if name.startswith(_GRAPHS)),
+        warnings=left,
+        server=record,
+    )
+
+
+def _explained(error: StageError, signs: Sequence[str]) -> StageError:
+    """A server that does not start with torch.compile is no defect of this host."""
+    said = torch_compile_failure(signs) if error.error_type is ErrorType.SERVER_START_FAILED else None
+    if said is None:
+        return error
+    return StageError(
+        ErrorType.UNSUPPORTED,
+        f"no server of this model starts with {ENABLE} under these versions and flags: {said}",
+        hint=f"leave {ENABLE} out, or try other flags; the serve stage warms up what the others compile",
+        log_tail=error.log_tail,
+    )

@@ -1,0 +1,64 @@
+"""The `inductor` stage on a GPU: the graphs that a server compiles as it starts, or that it does not start so."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from rayprep.model.errors import ErrorType
+from rayprep.model.result import RunStatus
+from rayprep.model.stages import StageName, StageStatus
+from tests.node.serving import LIBRARY, Host, statuses
+
+ON = "--enable-torch-compile"
+INDUCTOR, SERVE = StageName.INDUCTOR, StageName.SERVE
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
+    monkeypatch.syspath_prepend(LIBRARY)
+    host = Host(tmp_path)
+    yield host
+    assert host.processes() == []
+
+
+def graphs(*sizes: int) -> set[str]:
+    places = ("torchinductor/aotautograd/decode", "torchinductor/fxgraph/de/decode")
+    return {f"{place}{size}" for size in sizes for place in places}
+
+
+def test_the_graphs_of_the_batches_asked_for_and_a_hit_on_the_next_start(host: Host) -> None:
+    result = host.ensure(ON, batch_sizes=[1, 8])
+    assert (result.status, result.errors) == (RunStatus.OK, ())
+    stage = result.stages[INDUCTOR]
+    assert stage.artifacts is not None
+    assert stage.artifacts.units == ("decode:cuda:b1", "decode:cuda:b8")
+    assert graphs(1, 2, 4, 8) <= set(stage.artifacts.built)
+    assert not graphs(16) & set(stage.artifacts.built)
+    assert stage.server is not None
+    assert stage.server.command[-2:] == ("--torch-compile-max-bs", "8")
+    served = result.stages[SERVE]
+    assert served.artifacts is not None
+    # What the campaign's own flags compile beyond that.
+    assert graphs(16, 32) <= set(served.artifacts.built)
+    assert not graphs(8) & set(served.artifacts.built)
+    assert result.verify is not None
+    assert (result.verify.status, result.verify.new_files) == ("ok", 0)
+    assert set(statuses(host.ensure(ON, batch_sizes=[1, 8])).values()) == {"noop", "skipped"}
+
+
+def test_where_no_server_starts_with_it_that_is_said_and_the_rest_is_warmed_up(host: Host) -> None:
+    result = host.ensure(ON, faults="no-torch-compile")
+    assert (result.status, result.exit_code) == (RunStatus.PARTIAL, 13)
+    stage, served = result.stages[INDUCTOR], result.stages[SERVE]
+    assert (stage.status, stage.error_type) == (StageStatus.ERROR, ErrorType.UNSUPPORTED)
+    assert "starts with --enable-torch-compile" in stage.errors[0].message
+    assert "Capture cuda graph failed: AssertionError" in stage.errors[0].message
+    assert any("forward_native" in line for line in stage.errors[0].log_tail)
+    assert served.status is StageStatus.OK
+    assert served.warnings == ("warmed up without --enable-torch-compile: see the inductor stage",)
+    assert served.server is not None
+    assert ON not in served.server.command
+    assert result.verify is not None
+    assert result.verify.reason == "inductor_failed"
+    assert host.markers() == ["inductor"]
