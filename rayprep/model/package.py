@@ -76,17 +76,25 @@ class _Format(Record):
 def parse_manifest(text: bytes) -> PackageManifest:
     """Reads the archive's first member. Raises BadRequest where it is none, or of another format."""
     try:
-        found = read_tolerant(_Format, text).schema_version
-        if found != PACKAGE_FORMAT:
-            raise BadRequest(
-                f"the package has format {found}, this rayprep reads {PACKAGE_FORMAT}",
-                hint="pack and unpack with the same version of rayprep",
-            )
-        return read_tolerant(PackageManifest, text)
+        try:
+            manifest = read_tolerant(PackageManifest, text)
+        except ValidationError:
+            _check_format(read_tolerant(_Format, text).schema_version)
+            raise
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise _refused(f"the manifest cannot be read: {where}: {first['msg']}") from None
+    _check_format(manifest.schema_version)
+    return manifest
+
+
+def _check_format(found: str) -> None:
+    if found != PACKAGE_FORMAT:
+        raise BadRequest(
+            f"the package has format {found}, this rayprep reads {PACKAGE_FORMAT}",
+            hint="pack and unpack with the same version of rayprep",
+        )
 
 
 def check_manifest(manifest: PackageManifest) -> None:
@@ -115,7 +123,7 @@ def check_manifest(manifest: PackageManifest) -> None:
         paths.add(file.path)
     if missing := sorted(listed.keys() - paths):
         raise _refused(f"{missing[0]} is listed by a completion and not packed")
-    if both := paths & _folders(paths):
+    if both := paths & folders_above(paths):
         raise _refused(f"{min(both)} is a file and a folder at once")
 
 
@@ -129,6 +137,8 @@ def _check_completion(each: Completion) -> None:
 
 
 def _check_file(file: PackedFile, listed: Mapping[str, Listed], entries: Collection[Entry]) -> None:
+    if listed.get(file.path) == (file.size, file.sha256):  # its path is a plain one, or there were no completion
+        return
     folder, _, below = file.path.partition("/")
     parts = file.path.split("/")
     if "\0" in file.path or not {"", ".", ".."}.isdisjoint(parts):
@@ -142,8 +152,8 @@ def _check_file(file: PackedFile, listed: Mapping[str, Listed], entries: Collect
         raise _refused(f"{file.path} is listed by no completion")
 
 
-def _folders(paths: Iterable[str]) -> set[str]:
-    """All folders above the paths."""
+def folders_above(paths: Iterable[str]) -> set[str]:
+    """All of them, by their own paths."""
     found: set[str] = set()
     for path in paths:
         above = path.rpartition("/")[0]
@@ -158,7 +168,8 @@ def listed_by(completions: Iterable[Completion]) -> dict[str, Listed]:
     listed: dict[str, Listed] = {}
     for each in completions:
         for path, content in each.artifacts.items():
-            if path.partition("/")[0] not in _CACHES or "\0" in path:
+            folder, _, below = path.partition("/")
+            if folder not in _CACHES or not below or "\0" in path:
                 raise _refused(f"{path!r} lies in no cache")
             if listed.setdefault(path, content) != content:
                 raise BadRequest(
