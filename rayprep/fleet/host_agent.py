@@ -6,11 +6,11 @@ nothing here touches signals.
 """
 
 import contextlib
-import io
 import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pickle import PickleBuffer
 
 import rayprep
 from rayprep.fleet.asked import Asked, Done, Report
@@ -111,7 +111,7 @@ class HostAgent:
             generator = agent.pieces.options(
                 concurrency_group="ship", num_returns="streaming", _generator_backpressure_num_objects=AHEAD
             ).remote(asked, list(keys))
-            stream = io.BufferedReader(PieceStream(source, generator), 1 << 20)
+            stream = PieceStream(source, generator)
             try:
                 report = receive(
                     layout,
@@ -137,7 +137,7 @@ class HostAgent:
         self._emit(asked, event("receive", Phase.END, status="ok", duration_s=took, message=said))
         return Done(received=received)
 
-    def pieces(self, asked: Asked, keys: Sequence[Key]) -> Iterator[bytes]:
+    def pieces(self, asked: Asked, keys: Sequence[Key]) -> Iterator[PickleBuffer]:
         """The `ship` group: a package of finished stages."""
         yield from pieces(self._layout(asked), keys)
 

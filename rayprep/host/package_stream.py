@@ -66,7 +66,7 @@ END = bytes(2 * _BLOCK)
 class Source(Protocol):
     """Where a package comes from: a file, or whatever gives bytes in the same way."""
 
-    def read(self, size: int, /) -> bytes:
+    def read(self, size: int, /) -> bytes | memoryview:
         """The next bytes, about `size` of them; none at the end."""
 
 
