@@ -200,5 +200,10 @@ class FleetRecord:
 
 
 def _write(path: Path, result: PrepResult | FleetResult) -> None:
+    """Unless it is there: where this host's folder is the head's, the coordinator has written it."""
+    text = to_json(result)
+    with contextlib.suppress(OSError, ValueError):
+        if path.read_text(encoding="utf-8") == text:
+            return
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, to_json(result))
+    write_text(path, text)

@@ -91,6 +91,7 @@ def test_much_to_build_is_dealt_over_the_hosts(fleet: Fleet) -> None:
     (publisher,) = [name for name, host in hosts.items() if host["built"]]
     assert len(helpers) == 2, "two products to build"
     assert publisher in helpers
+    assert all(host["helped_kernels"] == ({"deep_gemm": 1} if host["helped"] else {}) for host in hosts.values())
     compiled = {name: node.compiles for name, node in fleet.nodes.items()}
     assert {name for name, count in compiled.items() if count} == set(helpers)
     assert sum(compiled.values()) == KERNELS
