@@ -23,6 +23,8 @@ from rayprep.report.fleet_live import FleetView
 
 CALL_S = 10.0
 DRAIN_EVERY_S = SHOW_EVERY_S = 0.25
+DRAINS_PER_GATHER = 5
+"""Where hosts gather their events for long, there is not much new four times a second."""
 
 
 class FleetRecord:
@@ -35,6 +37,7 @@ class FleetRecord:
 
         self._asked, self._layout, self._coordinator, self._view = asked, layout, coordinator, view
         self._started, self._drained, self._seen = time.monotonic(), 0.0, 0
+        self._drain_every_s = max(DRAIN_EVERY_S, asked.gather_s / DRAINS_PER_GATHER)
         self._shown = self._saved = 0.0
         self._unsaved = self._silent = False
         self._results: dict[str, PrepResult] = {}
@@ -174,7 +177,7 @@ class FleetRecord:
         """Shows what was said since the last time."""
         import ray
 
-        if not at_once and time.monotonic() - self._drained < DRAIN_EVERY_S:
+        if not at_once and time.monotonic() - self._drained < self._drain_every_s:
             return
         self._drained = time.monotonic()
         try:
