@@ -21,7 +21,6 @@ from rayprep.model.completion import Completion
 from rayprep.model.errors import BadRequest, HostUnfit, RayprepError
 from rayprep.model.package import (
     MANIFEST_NAME,
-    Listed,
     PackageManifest,
     PackageReport,
     PackedFile,
@@ -131,16 +130,16 @@ def make_manifest(layout: Layout, completions: Sequence[Completion]) -> PackageM
     """
     _refuse_marked(layout, completions)
     listed = listed_by(completions)
-    companions = list(_companions(layout, {entry_at(path) for path in listed}))
-    hashes = hash_files(layout.profiles, companions)
-    for path in companions:
-        listed[path] = ((layout.profiles / path).lstat().st_size, hashes.get(path, ""))
+    found = list(_companions(layout, {entry_at(path) for path in listed}))
+    hashes = hash_files(layout.profiles, found)
+    companions = {path: ((layout.profiles / path).lstat().st_size, hashes.get(path, "")) for path in found}
+    listed |= companions
     hidden = _behind_links(layout, folders_above(listed))
-    files = [_described(layout, path, content, hidden) for path, content in listed.items()]
     manifest = PackageManifest(
         rayprep_version=__version__,
         completions=tuple(completions),
-        files=tuple(sorted(files, key=lambda file: file.path)),
+        companions=companions,
+        mtimes={path: _mtime_ns(layout, path, listed[path][0], hidden) for path in sorted(listed)},
     )
     check_manifest(manifest)
     return manifest
@@ -154,16 +153,16 @@ def _behind_links(layout: Layout, folders: Iterable[str]) -> set[str]:
     return found
 
 
-def _described(layout: Layout, path: str, content: Listed, hidden: Collection[str]) -> PackedFile:
+def _mtime_ns(layout: Layout, path: str, size: int, hidden: Collection[str]) -> int:
     try:
         status = os.lstat(f"{layout.profiles}/{path}")
     except OSError as error:
         raise _wrong(path, f"cannot be read: {error.strerror}") from None
     if path.rpartition("/")[0] in hidden or not stat.S_ISREG(status.st_mode):
         raise _wrong(path, "is no plain file of its cache")
-    if status.st_size != content[0]:
-        raise _wrong(path, f"has {status.st_size} bytes, its completion lists {content[0]}")
-    return PackedFile(path=path, size=content[0], sha256=content[1], mtime_ns=status.st_mtime_ns)
+    if status.st_size != size:
+        raise _wrong(path, f"has {status.st_size} bytes, its completion lists {size}")
+    return status.st_mtime_ns
 
 
 def _companions(layout: Layout, entries: Iterable[Entry]) -> Iterator[str]:
