@@ -28,6 +28,8 @@ from tests.host.test_ports import free_port
 from tests.processes import family, named
 
 FP8_MODEL = Path(__file__).resolve().parents[1] / "gpu" / "models" / "qwen3-moe-fp8-4l"
+KERNELS = 6
+"""That the stand-in for DeepGEMM has for this model's two products, beside a small one that each listing needs."""
 FAKES = Path(__file__).resolve().parent.parent / "fakes"
 LIBRARIES = (FAKES / "sglang_lib", FAKES / "deep_gemm_lib")
 HIDDEN = ("HOST_PROFILES_ROOT", "HOST_TELEMETRY_ROOT", "XDG_CACHE_HOME", "XDG_DATA_HOME", "HF_HOME", "RAY_ADDRESS")
