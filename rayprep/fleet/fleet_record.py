@@ -152,8 +152,8 @@ class FleetRecord:
         folder = self._layout.run(self._asked.run_id)
         try:
             for host, result in self._results.items():
-                _write(folder / "hosts" / host / "prep_result.json", result)
-            _write(folder / "fleet_result.json", self.result)
+                write_unless_there(folder / "hosts" / host / "prep_result.json", result)
+            write_unless_there(folder / "fleet_result.json", self.result)
         except OSError as error:
             raise root_unfit(self._layout.telemetry, "telemetry", error) from None
 
@@ -202,8 +202,8 @@ class FleetRecord:
         self._silent = True
 
 
-def _write(path: Path, result: PrepResult | FleetResult) -> None:
-    """Unless it is there: where this host's folder is the head's, the coordinator has written it."""
+def write_unless_there(path: Path, result: PrepResult | FleetResult) -> None:
+    """Where this host's folder is the head's, the coordinator has written it. Raises OSError."""
     text = to_json(result)
     with contextlib.suppress(OSError, ValueError):
         if path.read_text(encoding="utf-8") == text:
