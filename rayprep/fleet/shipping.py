@@ -15,9 +15,9 @@ from rayprep.model.completion import Completion
 from rayprep.model.errors import ErrorType, HostUnfit, RayprepError, StageError
 from rayprep.model.package import Key
 
-PIECE = 4 << 20
+PIECE = 8 << 20
 """Bytes, or a little more. Ray keeps anything above 100 kB in its object store."""
-AHEAD = 4
+AHEAD = 2
 """So many pieces may lie ready that nobody has taken."""
 SILENCE_S = 60.0
 """After which a source is given up that sends nothing."""
