@@ -10,7 +10,8 @@ from rayprep.model.errors import ErrorType
 from rayprep.model.events import Phase
 from rayprep.model.fleet import FleetSpec, VerifyScope
 from rayprep.model.fleet_result import FleetError, failure_of
-from rayprep.model.moves import Board, Move, MoveKind, next_move, with_valid
+from rayprep.model.grouping import Standing
+from rayprep.model.moves import Board, Move, MoveKind, next_move, with_standing
 from rayprep.model.result import PrepResult, Received, RunStatus
 from rayprep.model.rollout import HostPhase
 from rayprep.model.stages import StageStatus
@@ -50,6 +51,7 @@ class HostSteps:
 
     def reported(self, member: Member, report: Report) -> None:
         """It has looked at itself."""
+        member.news += 1
         member.facts, member.needs_gpus, member.extras = report.facts, report.needs_gpus, report.extras
         if report.facts is None:
             error = FleetError(
@@ -62,7 +64,7 @@ class HostSteps:
 
     def _source_failed(self, member: Member, problem: str) -> None:
         assert member.move is not None
-        member.gone.add(member.move.other or "")
+        self._no_source(member, member.move.other or "")
         self._dealer.gathered(member, member.move.other or "")
         self._record.say(member.host, Phase.WARNING, message=f"not received: {problem}")
         member.move = None
@@ -72,9 +74,13 @@ class HostSteps:
         if member.move and member.move.kind is MoveKind.GATHER:
             self._dealer.gathered(member, received.source)
             return
-        member.gone.add(received.source)  # what it still lacks after that, this source cannot give
+        self._no_source(member, received.source)  # what it still lacks after that, this one cannot give
         there = {stage for each in member.received for stage in each.stages}
         member.look(self._asked.rebuilding(set(self._asked.resolved.spec.selected) - there))
+
+    def _no_source(self, member: Member, source: str) -> None:
+        if source in self._members:
+            member.gone[source] = self._members[source].news
 
     def _part_ended(self, member: Member, done: Done) -> None:
         stages = done.result.stages if done.result else {}
@@ -88,13 +94,13 @@ class HostSteps:
 
     def _finished(self, member: Member, result: PrepResult) -> None:
         move = member.move
+        member.news += 1
         member.record = self._record.host_line(member, result)
-        good = tuple(
-            stage for stage, each in result.stages.items() if each.status in (StageStatus.OK, StageStatus.NOOP)
-        )
+        good, withdrawn = result.good_stages, result.withdrawn_stages
         for mate in self._members.values():
             if mate.facts and member.facts and mate.facts.store == member.facts.store:
-                mate.facts = with_valid(mate.facts, good)
+                mate.facts = with_standing(mate.facts, good, Standing.VALID)
+                mate.facts = with_standing(mate.facts, withdrawn, Standing.MISSING)
         if result.status is not RunStatus.OK:
             member.end(HostPhase.FAILED, failure_of(result))
             return
@@ -127,7 +133,8 @@ class HostSteps:
     def _move(self, member: Member, board: Board) -> None:
         move = self._dealer.move(member, self._members)
         if move is None:
-            move = self._dealer.deal(next_move(member.host, board, member.gone), member, self._members)
+            failed = {host for host, then in member.gone.items() if self._members[host].news == then}
+            move = self._dealer.deal(next_move(member.host, board, failed), member, self._members)
         board.begin(member.host, move)
         self._carry_out(member, move)
 

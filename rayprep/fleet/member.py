@@ -43,8 +43,10 @@ class Member:
     claim: Handle = None
     visible: str | None = None
     received: list[Received] = field(default_factory=list)
-    gone: set[str] = field(default_factory=set)
-    """Hosts that failed it as a source."""
+    news: int = 0
+    """Grows with all that is heard of what it has."""
+    gone: dict[str, int] = field(default_factory=dict)
+    """Hosts that failed it as a source -> their news then. With what they have since, they may serve it."""
     keeps_gpus: bool = False
     """Another request of its campaign follows: the claim outlasts this one."""
     _began: float = 0.0
@@ -83,7 +85,7 @@ class Member:
         """Starts an attempt: a new agent where the last one is gone."""
         self.state = self.state.started()
         self._began = time.monotonic()
-        self.received, self.gone, self.move = [], set(), None
+        self.received, self.gone, self.move = [], {}, None
         if self.agent is None:
             self.agent = start_agent(self.node, self.coordinator)
         self._pulse = Pulse()

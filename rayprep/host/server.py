@@ -68,6 +68,7 @@ class Server:
         self._address = Address("127.0.0.1", 0)
         self._command: tuple[str, ...] = ()
         self.mem_fraction = mem_fraction
+        self._fractions: tuple[float, ...] = (mem_fraction,)
         self.port: int | None = None
         self.attempts = 0
         self.ready_s: float | None = None
@@ -80,6 +81,11 @@ class Server:
     def pid(self) -> int | None:
         """Of the server itself, not of its guard."""
         return self._process.pid if self._process else None
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        """Of the last attempt; empty before the first."""
+        return self._command
 
     @property
     def reader(self) -> LogReader:
@@ -111,7 +117,6 @@ class Server:
         """
         self._memory = ServerMemory(self._gpu_uuids)
         tried_ports: tuple[int, ...] = ()
-        fractions: tuple[float, ...] = (self.mem_fraction,)
         while True:
             port = first_free(self._ports[len(tried_ports) :], tried_ports)
             outcome = self._attempt(port)
@@ -121,10 +126,10 @@ class Server:
             if outcome is _Outcome.PORT_TAKEN:
                 tried_ports = self._ports[: self._ports.index(port) + 1]
                 continue
-            lower = next_mem_fraction(fractions)
+            lower = self._lower
             if lower is None or self.reader.wants_more_memory or not self._adapts(lower):
-                raise self._out_of_memory(fractions)
-            fractions = (*fractions, lower)
+                raise self._out_of_memory(self._fractions)
+            self._fractions = (*self._fractions, lower)
             self.mem_fraction = lower
 
     def _attempt(self, port: int) -> _Outcome:
@@ -159,11 +164,19 @@ class Server:
                 headroom_seen = True
                 if self._memory.is_short() and self._adapts(self.mem_fraction / 2):
                     return _Outcome.OUT_OF_MEMORY
+            # What NVML shows at that moment is a matter of luck where it is about enough; this is not.
+            if process.reader.went_without_graphs and self._lower is not None and self._adapts(self._lower):
+                return _Outcome.OUT_OF_MEMORY
             # Another's server may answer at this port, before ours has come so far as to find it taken.
             if health.is_up() and (process.reader.ready or process.listens_at(port)):
                 return _Outcome.READY
             if not behind:
                 time.sleep(self._poll_s)
+
+    @property
+    def _lower(self) -> float | None:
+        """The fraction to try next, where there is one."""
+        return next_mem_fraction(self._fractions)
 
     def _adapts(self, fraction: float) -> bool:
         """Whether the command heeds the fraction."""

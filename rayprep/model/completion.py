@@ -66,6 +66,8 @@ class Completion(Record):
     """Of `units`, those that no plan had named before a server asked for them."""
     server_command: tuple[str, ...] = ()
     """The campaign's own server command, where one was given; of `serve` only."""
+    mem_fraction: float | None = None
+    """At which its server had memory enough, and at which it is proved; of `serve` only."""
     verification: Verification | None = None
     """The last proof on a server; of `serve` only."""
 

@@ -172,10 +172,10 @@ def next_move(host: str, board: Board, failed: Collection[str] = ()) -> Move:
     return Move(kind=MoveKind.BUILD if able else MoveKind.PROVE, stages=able)
 
 
-def with_valid(facts: HostFacts, stages: tuple[StageName, ...]) -> HostFacts:
-    """The same host with these stages valid."""
+def with_standing(facts: HostFacts, stages: Collection[StageName], standing: Standing) -> HostFacts:
+    """The same host, these stages of which stand so."""
     changed = {
-        stage: each.model_copy(update={"standing": Standing.VALID}) if stage in stages else each
+        stage: each.model_copy(update={"standing": standing}) if stage in stages else each
         for stage, each in facts.stages.items()
     }
     return facts.model_copy(update={"stages": changed})

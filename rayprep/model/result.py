@@ -247,6 +247,20 @@ class PrepResult(Record):
         return 3 if self.errors else 0
 
     @property
+    def withdrawn_stages(self) -> tuple[StageName, ...]:
+        """Whose completion the proof took away."""
+        failed = self.verify is not None and self.verify.error_type is ErrorType.VERIFY_FAILED
+        return (StageName.SERVE,) if failed else ()
+
+    @property
+    def good_stages(self) -> tuple[StageName, ...]:
+        """Those that were built or found good here, and still are."""
+        fine = (StageStatus.OK, StageStatus.NOOP)
+        return tuple(
+            name for name, stage in self.stages.items() if stage.status in fine and name not in self.withdrawn_stages
+        )
+
+    @property
     def status_line(self) -> str:
         """`ok deep_gemm:noop moe_tune:ok ...`, what RESULT_STATUS says."""
         stages = [f"{name}:{stage.status}" for name, stage in self.stages.items()]

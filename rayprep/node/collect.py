@@ -10,6 +10,7 @@ from rayprep.model.completion import Completion
 from rayprep.model.errors import ErrorType, StageError
 from rayprep.model.plan import Decision
 from rayprep.model.result import Artifacts
+from rayprep.model.stages import StageName
 from rayprep.node.survey import Survey
 from rayprep.stages import Built
 
@@ -40,6 +41,7 @@ def complete(
             "artifacts": dict(sorted({**kept, **fresh}.items())),
             "duration_s": max(empty.duration_s, widened.duration_s if widened else 0.0),
             "finished_at": utc_now(),
+            "mem_fraction": built.server.mem_fraction if built.server and empty.stage is StageName.SERVE else None,
         }
     )
     write_completion(survey.layout, completion)

@@ -133,6 +133,9 @@ class Verify:
         model_folder = self.scratch.with_name("verify-model")
         model_folder.mkdir()
         implied = implied_command(self.survey.request, model_folder)
+        served = self.survey.completions.get(StageName.SERVE)
+        if served and served.mem_fraction:  # with another, other kernels may run: CUDA graphs take memory
+            spec = spec.model_copy(update={"mem_fraction": min(spec.mem_fraction, served.mem_fraction)})
         self._command = tuple(implied(spec.warmup_port, spec.mem_fraction))
         return open_server(spec, implied, env, self._log, watch, locks, gpus[: spec.tp])
 
@@ -148,7 +151,7 @@ class Verify:
             jit_events=len(events),
             ready_s=round(server.ready_s, 3) if server.ready_s is not None else None,
             duration_s=round(time.monotonic() - self._started, 3),
-            command=redacted_command(self._command),
+            command=redacted_command(server.command or self._command),
             port=server.port,
             warmup_pid=server.pid,
             new=new[:NAMED],

@@ -29,6 +29,10 @@ OOM = (
     "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 94.50 GiB "
     "of which 1.25 GiB is free.\n"
 )
+NO_GRAPHS = (
+    "Disabling auto-selected prefill CUDA graph: only 3.52 GiB is free after model/KV/eager-buffer allocation; at "
+    "least 4.00 GiB is required for capture. Set an explicit prefill CUDA graph backend to override.\n"
+)
 FATAL = {
     # transformers/utils/hub.py
     "model-gone": "OSError: Incorrect path_or_model_id: '/models/gone'. Please provide either the path to a local "
@@ -93,7 +97,7 @@ def fill_caches(faults: frozenset[str]) -> bool:
     """Writes what is missing, as a compiler would. Returns whether anything was."""
     missing = False
     more = {
-        "FLASHINFER_WORKSPACE_BASE": [ROPE] if "wants-more" in faults else [],
+        "FLASHINFER_WORKSPACE_BASE": [ROPE] if "wants-more" in faults or proof_wants_more() else [],
         "TRITON_CACHE_DIR": [f"BIG{number:02}/moe.cubin" for number in range(int(os.environ.get("FAKE_MIB", "0")))],
     }
     for variable, (default, usual) in CACHES.items():
@@ -115,6 +119,12 @@ def fill_caches(faults: frozenset[str]) -> bool:
             say(line)
         missing |= compiled
     return missing
+
+
+def proof_wants_more() -> bool:
+    """Whether this server is a proof's, and such a one is to need what no other does."""
+    wish = Path(os.environ.get("FAKE_HOLD", "/nowhere")).with_name("proof-wants-more")
+    return "SGLANG_CRASH_ON_JIT_COMPILE" in os.environ and wish.exists()
 
 
 def daemon() -> None:
@@ -223,6 +233,8 @@ def before_ready(args: argparse.Namespace, faults: frozenset[str], log: bytes) -
         for _ in range(40):
             say((b"x" * 99 + b"\n") * 10_000 + b"y" * 100_000)  # 44 MB, with lines that do not end
         say("\n")
+    if "no-graphs" in faults and args.mem_fraction_static > 0.93:
+        say(NO_GRAPHS)
     if "oom" in faults and args.mem_fraction_static > 0.93:
         fail(OOM, 1)
     for name in faults & FATAL.keys():

@@ -79,6 +79,27 @@ def test_a_full_disk_on_one_host(two: Fleet, options: str, words: str, more: str
 
 
 @pytest.mark.slow
+@needs_tool("ninja")
+def test_what_a_failed_proof_does_not_take_back_is_not_built_again(two: Fleet) -> None:
+    known = {"flashinfer_version": "0.6.14", "nvcc": "13.0.88"}
+    builder, other = two.nodes["gpu-0"], two.nodes["gpu-1"]
+    wish = builder.hold.with_name("proof-wants-more")
+    with facts(builder, **known), facts(other, **known):
+        wish.touch()
+        try:
+            done = two.ensure(*FLASHINFER, run_id="again")
+        finally:
+            wish.unlink()
+    assert done.returncode == 0, done.stdout + done.stderr
+    hosts = two.result("again")["hosts"]
+    assert [(each["state"], each["attempts"]) for each in hosts.values()] == [("verified", 2), ("verified", 1)]
+    got = {stage: each["source"] for each in hosts[other.name]["received"] for stage in each["stages"]}
+    assert got["flashinfer"] == builder.name
+    assert "flashinfer" not in hosts[other.name]["built"]
+    assert sum("serve" in each["built"] for each in hosts.values()) == 1, "by whoever came first"
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("off_s", "builder"), [(3600, "gpu-1"), (-3600, "gpu-0")])
 def test_a_clock_an_hour_off_on_one_host(two: Fleet, off_s: int, builder: str) -> None:
     """The times of its files are the machine's, as those on a file server with a clock of its own."""

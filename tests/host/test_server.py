@@ -222,6 +222,12 @@ def test_out_of_memory_once_is_tried_with_less(bench: Bench) -> None:
     assert len(server.cleanups) == 2
 
 
+def test_too_little_memory_for_prefill_graphs_is_tried_with_less(bench: Bench) -> None:
+    with bench.server(*fault("no-graphs")) as server:
+        server.start()
+        assert (server.attempts, server.mem_fraction) == (2, 0.93)
+
+
 def test_out_of_memory_twice_is_an_error(bench: Bench) -> None:
     server = bench.server(*fault("oom-always"))
     error = failing(server)

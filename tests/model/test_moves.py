@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rayprep.model.grouping import HostFacts, StageFacts, Standing
-from rayprep.model.moves import RECEIVERS_AT_ONCE, Board, Move, MoveKind, next_move, with_valid
+from rayprep.model.moves import RECEIVERS_AT_ONCE, Board, Move, MoveKind, next_move, with_standing
 from rayprep.model.stages import StageName
 from tests.model.samples import signature
 
@@ -140,7 +140,7 @@ def test_every_group_ends_with_each_stage_built_at_most_once(
             ended = busy.pop(name)
             for mate in known.values():
                 if mate.store == known[name].store:
-                    known[mate.host] = with_valid(known[mate.host], ended.stages)
+                    known[mate.host] = with_standing(known[mate.host], ended.stages, Standing.VALID)
             if ended.kind is not MoveKind.PROVE:
                 waiting.add(name)
             continue
@@ -163,4 +163,4 @@ def _as_its_store(one: HostFacts, known: dict[str, HostFacts]) -> HostFacts:
     """Hosts of one store see the same files."""
     mates = [each for each in known.values() if each.store == one.store]
     valid = tuple(stage for stage in one.stages if any(each.stages[stage].standing is V for each in mates))
-    return with_valid(one, valid)
+    return with_standing(one, valid, Standing.VALID)

@@ -104,6 +104,17 @@ def test_what_a_later_server_makes_is_added_to_what_was_adopted(host: Host) -> N
     assert set(completion.artifacts) == MODULE | {"flashinfer/.cache/flashinfer/0.6.14/90a/cached_ops/rope/rope.so"}
 
 
+def test_the_proof_is_made_with_the_memory_that_the_warm_up_came_to(host: Host) -> None:
+    result = host.ensure(faults="no-graphs")
+    served, completion = result.stages[SERVE], host.completion()
+    assert served.server is not None
+    assert (served.server.attempts, served.server.mem_fraction) == (2, 0.93)
+    assert completion is not None
+    assert completion.mem_fraction == 0.93
+    assert result.verify is not None
+    assert "--mem-fraction-static 0.93" in " ".join(result.verify.command)
+
+
 def test_the_record_of_a_server_is_what_its_own_flags_say(host: Host) -> None:
     served = host.ensure("--mem-fraction-static=0.5", "--load-format", "auto", verify=False).stages[SERVE]
     assert served.server is not None
