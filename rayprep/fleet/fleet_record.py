@@ -25,6 +25,8 @@ CALL_S = 10.0
 DRAIN_EVERY_S = SHOW_EVERY_S = 0.25
 DRAINS_PER_GATHER = 5
 """Where hosts gather their events for long, there is not much new four times a second."""
+GATHERS_PER_SAVE = 3
+"""A large fleet's whole result takes the coordinator longer than what its hosts say meanwhile."""
 
 
 class FleetRecord:
@@ -123,7 +125,7 @@ class FleetRecord:
         self._shown = now
         self._take(members)
         self._view.update(self.result)
-        if self._unsaved and now - self._saved >= self._asked.gather_s:
+        if self._unsaved and now - self._saved >= GATHERS_PER_SAVE * self._asked.gather_s:
             self._coordinator.update.remote(self._asked.run_id, self.result)
             self._saved, self._unsaved = now, False
 
