@@ -7,7 +7,6 @@ from rayprep.fleet.member import Member
 from rayprep.model.dealing import Deal, deal_out, dealt_move
 from rayprep.model.moves import Move, MoveKind
 from rayprep.model.result import RunStatus
-from rayprep.model.rollout import HostPhase
 from rayprep.model.spec import PrepSpec, StageOp
 
 
@@ -27,7 +26,7 @@ class Dealer:
         if member.group not in self._deals:
             return None
         deal = self._deals[member.group]
-        alive = {host for host in (deal.publisher, *deal.parts) if _lives(members[host])}
+        alive = {host for host in (deal.publisher, *deal.parts) if members[host].at_work}
         move = dealt_move(member.host, deal, alive)
         if move is None:
             del self._deals[member.group]
@@ -61,10 +60,6 @@ class Dealer:
             self._deals[member.group] = how(self._deals[member.group])
 
 
-def _lives(member: Member) -> bool:
-    return member.agent is not None and member.state.phase is HostPhase.RUNNING
-
-
 def _idle(first: Member, members: Iterable[Member]) -> list[Member]:
     mates = [each for each in members if each.group == first.group and each is not first]
-    return [first, *(each for each in mates if each.state.phase is HostPhase.RUNNING and not each.busy)]
+    return [first, *(each for each in mates if each.at_work and not each.busy)]

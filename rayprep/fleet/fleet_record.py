@@ -23,6 +23,10 @@ from rayprep.report.fleet_live import FleetView
 
 CALL_S = 10.0
 DRAIN_EVERY_S = SHOW_EVERY_S = 0.25
+DRAINS_PER_GATHER = 5
+"""Where hosts gather their events for long, there is not much new four times a second."""
+GATHERS_PER_SAVE = 3
+"""A large fleet's whole result takes the coordinator longer than what its hosts say meanwhile."""
 
 
 class FleetRecord:
@@ -35,6 +39,7 @@ class FleetRecord:
 
         self._asked, self._layout, self._coordinator, self._view = asked, layout, coordinator, view
         self._started, self._drained, self._seen = time.monotonic(), 0.0, 0
+        self._drain_every_s = max(DRAIN_EVERY_S, asked.gather_s / DRAINS_PER_GATHER)
         self._shown = self._saved = 0.0
         self._unsaved = self._silent = False
         self._results: dict[str, PrepResult] = {}
@@ -120,7 +125,7 @@ class FleetRecord:
         self._shown = now
         self._take(members)
         self._view.update(self.result)
-        if self._unsaved and now - self._saved >= self._asked.gather_s:
+        if self._unsaved and now - self._saved >= GATHERS_PER_SAVE * self._asked.gather_s:
             self._coordinator.update.remote(self._asked.run_id, self.result)
             self._saved, self._unsaved = now, False
 
@@ -149,8 +154,8 @@ class FleetRecord:
         folder = self._layout.run(self._asked.run_id)
         try:
             for host, result in self._results.items():
-                _write(folder / "hosts" / host / "prep_result.json", result)
-            _write(folder / "fleet_result.json", self.result)
+                write_unless_there(folder / "hosts" / host / "prep_result.json", result)
+            write_unless_there(folder / "fleet_result.json", self.result)
         except OSError as error:
             raise root_unfit(self._layout.telemetry, "telemetry", error) from None
 
@@ -174,7 +179,7 @@ class FleetRecord:
         """Shows what was said since the last time."""
         import ray
 
-        if not at_once and time.monotonic() - self._drained < DRAIN_EVERY_S:
+        if not at_once and time.monotonic() - self._drained < self._drain_every_s:
             return
         self._drained = time.monotonic()
         try:
@@ -199,6 +204,11 @@ class FleetRecord:
         self._silent = True
 
 
-def _write(path: Path, result: PrepResult | FleetResult) -> None:
+def write_unless_there(path: Path, result: PrepResult | FleetResult) -> None:
+    """Where this host's folder is the head's, the coordinator has written it. Raises OSError."""
+    text = to_json(result)
+    with contextlib.suppress(OSError, ValueError):
+        if path.read_text(encoding="utf-8") == text:
+            return
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, to_json(result))
+    write_text(path, text)

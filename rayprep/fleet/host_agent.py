@@ -6,14 +6,15 @@ nothing here touches signals.
 """
 
 import contextlib
-import io
 import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pickle import PickleBuffer
 
 import rayprep
 from rayprep.fleet.asked import Asked, Done, Report
+from rayprep.fleet.facts import extras_of, facts_of
 from rayprep.fleet.handles import Handle
 from rayprep.fleet.leasing import Leases, Wanted
 from rayprep.fleet.reporter import Reporter
@@ -27,14 +28,12 @@ from rayprep.host.store_id import store_id
 from rayprep.host.unpack import Receipt, receive
 from rayprep.model.errors import RayprepError
 from rayprep.model.events import Event, Phase, event
-from rayprep.model.grouping import HostFacts, StageFacts, Standing
 from rayprep.model.leases import Holder, Queued
 from rayprep.model.package import Key
-from rayprep.model.plan import Action, Decision
+from rayprep.model.plan import Action
 from rayprep.model.result import NodeBlock, Received
 from rayprep.model.slug import model_slug
 from rayprep.model.snapshot import ProfileSnapshot
-from rayprep.model.stages import StageName
 from rayprep.node import NodeRequest, Survey, ensure, take_survey
 from rayprep.node.survey import exact_completions
 
@@ -42,7 +41,6 @@ CONCURRENCY_GROUPS = {"ctl": 4, "stage": 1, "ship": 4}
 EVERYWHERE = "*"
 """The store of a lease on building a key at all: one host of the fleet builds it."""
 _STEPS = ("receive", "ensure")
-_STANDING = {Action.NOOP: Standing.VALID, Action.BUILD: Standing.MISSING, Action.FAIL: Standing.UNABLE}
 
 
 @dataclass
@@ -87,18 +85,11 @@ class HostAgent:
             prepare_root(layout.profiles, "profiles")
             prepare_root(layout.telemetry, "telemetry")
             survey = take_survey(self._request(asked, self._node), self._environ(None))
-            facts = HostFacts(
-                host=self._node.host,
-                store=store_id(layout),
-                signature=survey.signature,
-                stages={
-                    each.stage: _stage_facts(survey, each) for each in survey.plan.decisions if each.action in _STANDING
-                },
-            )
+            facts = facts_of(survey, self._node.host)
             self._keep_snapshot(asked, survey)
         except RayprepError as error:
             return report.model_copy(update={"problem": error.line, "problem_code": error.exit_code})
-        found = {"facts": facts, "needs_gpus": bool(survey.gpus), "extras": _extras(survey)}
+        found = {"facts": facts, "needs_gpus": bool(survey.gpus), "extras": extras_of(survey)}
         return report.model_copy(update=found)
 
     def take(self, asked: Asked, source: str, agent: Handle, keys: Sequence[Key]) -> Done:
@@ -111,7 +102,7 @@ class HostAgent:
             generator = agent.pieces.options(
                 concurrency_group="ship", num_returns="streaming", _generator_backpressure_num_objects=AHEAD
             ).remote(asked, list(keys))
-            stream = io.BufferedReader(PieceStream(source, generator), 1 << 20)
+            stream = PieceStream(source, generator)
             try:
                 report = receive(
                     layout,
@@ -137,7 +128,7 @@ class HostAgent:
         self._emit(asked, event("receive", Phase.END, status="ok", duration_s=took, message=said))
         return Done(received=received)
 
-    def pieces(self, asked: Asked, keys: Sequence[Key]) -> Iterator[bytes]:
+    def pieces(self, asked: Asked, keys: Sequence[Key]) -> Iterator[PickleBuffer]:
         """The `ship` group: a package of finished stages."""
         yield from pieces(self._layout(asked), keys)
 
@@ -162,7 +153,7 @@ class HostAgent:
             emit, cancelled = (lambda each: self._emit(asked, each)), (lambda: self._is_cancelled(asked))
             result = ensure(request, environ, emit, cancelled, survey)
         made = [(stage, each.key) for stage, each in exact_completions(survey).items() if stage in asked.part]
-        return Done(result=result, extras=_extras(survey), made=tuple(made))
+        return Done(result=result, extras=extras_of(survey), made=tuple(made))
 
     def _is_cancelled(self, asked: Asked) -> bool:
         """Raises StageError where a lease is lost: the step ends by that, and not as if it had been interrupted."""
@@ -241,26 +232,3 @@ class HostAgent:
         self._reporter.say(each)
         if each.phase is Phase.END and each.name in _STEPS:  # which the driver must not hear of first
             self._reporter.flush()
-
-
-def _stage_facts(survey: Survey, decision: Decision) -> StageFacts:
-    work = decision.work if decision.action is Action.BUILD else None
-    return StageFacts(
-        key=_key(survey, decision),
-        standing=_STANDING[decision.action],
-        units=work.units if work else (),
-        seconds=work.seconds if work else 0.0,
-    )
-
-
-def _key(survey: Survey, decision: Decision) -> str:
-    """Under which it is here, or would be built: a host without nvcc has what others built, under their key."""
-    there = survey.completions.get(decision.stage) if decision.action is Action.NOOP else None
-    return there.key if there else decision.key
-
-
-def _extras(survey: Survey) -> dict[StageName, str]:
-    """What a server used of stages that the plan skips, as `node.adopt` keeps it; read from disk now."""
-    skipped = {each.stage for each in survey.plan.decisions if each.action is Action.SKIP}
-    found = exact_completions(survey)
-    return {stage: each.key for stage, each in found.items() if stage in skipped and each.outcome == "built"}

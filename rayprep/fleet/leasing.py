@@ -126,8 +126,8 @@ class Leases:
 
         while not self._wake.wait(self._pause_s()):
             held, asked = dict(self._held), time.monotonic()
-            if not held:
-                continue
+            if not any(asked >= self._until.get(each, asked) - 2 / 3 * held[each].ttl_s for each in held):
+                continue  # nothing is held yet, or not for long
             try:
                 answers = ray.get(self._coordinator.renew.remote(_with_epochs(held), self._who), timeout=CALL_S)
             except ray.exceptions.RayError:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from rayprep.fleet.asked import Asked, Done, Report
+from rayprep.fleet.calls import Pulse, outcome_of
 from rayprep.fleet.handles import Handle
 from rayprep.fleet.members import answers, claim_gpus, living_nodes, start_agent
 from rayprep.model.errors import ErrorType, Interrupted, RayprepError
@@ -19,24 +20,8 @@ from rayprep.model.result import NodeBlock, Received
 from rayprep.model.rollout import HostPhase, HostState
 from rayprep.model.stages import StageName
 
-PING_EVERY_S = 15.0
-SILENCE_S = 60.0
-"""A host whose agent does not answer for so long is given up, whatever Ray thinks of it."""
 RETURN_S = 30.0
 """For a lost host to come back, under whatever node id."""
-
-
-class Lost(RayprepError):
-    """The host does not answer any more.
-
-    `dead` where its agent is known to have ended; otherwise it may only be silent, and still at work.
-    """
-
-    exit_code = 3
-
-    def __init__(self, message: str, *, dead: bool = False) -> None:
-        super().__init__(message, error_type=ErrorType.NODE_LOST)
-        self.dead = dead
 
 
 @dataclass
@@ -65,8 +50,7 @@ class Member:
     keeps_gpus: bool = False
     """Another request of its campaign follows: the claim outlasts this one."""
     _began: float = 0.0
-    _ping: Handle = None
-    _pinged: float = 0.0
+    _pulse: Pulse = field(default_factory=Pulse)
 
     def __post_init__(self) -> None:
         self.record = FleetHost(node_id=self.node.node_id, address=self.node.address)
@@ -78,6 +62,11 @@ class Member:
     @property
     def busy(self) -> bool:
         return self.step is not None
+
+    @property
+    def at_work(self) -> bool:
+        """It has started and not ended, and has an agent to do what comes next."""
+        return self.state.phase is HostPhase.RUNNING and self.agent is not None
 
     @property
     def waits_for_gpus(self) -> bool:
@@ -99,7 +88,7 @@ class Member:
         self.received, self.gone, self.move = [], {}, None
         if self.agent is None:
             self.agent = start_agent(self.node, self.coordinator)
-        self._pinged = time.monotonic()
+        self._pulse = Pulse()
 
     def look(self, asked: Asked) -> None:
         self.move = None
@@ -136,52 +125,19 @@ class Member:
         return [(stage, self.facts.stages[stage].key) for stage in stages]
 
     def outcome(self) -> Report | Done | str:
-        """What the step came to, which has ended.
-
-        Raises:
-            Lost: the host, or its agent, is not there any more.
-            RayprepError: the step failed on the host.
-        """
-        import ray
-
+        """What the step came to, which has ended. Raises as `outcome_of`."""
         step, self.step = self.step, None
-        try:
-            found: Report | Done | str = ray.get(step)  # type: ignore[assignment]
-            return found
-        except ray.exceptions.RayTaskError as error:
-            cause = getattr(error, "cause", None)
-            if isinstance(cause, RayprepError) and cause.error_type is ErrorType.NODE_LOST:
-                raise Lost(f"{self.host}: {cause.message}") from None
-            if isinstance(cause, RayprepError):
-                raise cause from None
-            if isinstance(cause, ray.exceptions.RayError):
-                raise Lost(f"{self.host}: {type(cause).__name__} while it worked") from None
-            raise RayprepError(f"{cause or error}", error_type=ErrorType.INTERNAL_ERROR) from None
-        except ray.exceptions.RayError as error:
-            # Ray also calls those dead which it only cannot reach; their raylet does not answer.
-            dead = isinstance(error, ray.exceptions.ActorDiedError) and answers(self.node)
-            raise Lost(f"{self.host} was lost: {type(error).__name__}", dead=dead) from None
+        found: Report | Done | str = outcome_of(step, self.node)
+        return found
 
     def keep_asking(self) -> None:
-        """While the step goes on. Ray sees a dead host in seconds or minutes, and a frozen agent never.
-
-        Raises:
-            Lost: it has not answered for too long.
-        """
-        import ray
-
-        now = time.monotonic()
-        if self._ping is not None and ray.wait([self._ping], timeout=0)[0]:
-            self._ping, self._pinged = None, now
-        elif self._ping is None and now - self._pinged > PING_EVERY_S:
-            self._ping, self._pinged = self.agent.ping.options(concurrency_group="ctl").remote(), now
-        elif self._ping is not None and now - self._pinged > SILENCE_S:
-            raise Lost(f"{self.host} has not answered for {SILENCE_S:.0f} s")
+        """While the step goes on. Raises Lost where the agent has not answered for too long."""
+        self._pulse.check(self.host, self.agent)
 
     def end(self, phase: HostPhase, error: RayprepError | FleetError | None = None) -> None:
         """Ends the attempt. The agent stays, to send to others, unless it is lost."""
         self.state = self.state.ended(phase)
-        self.move = self.step = self._ping = None
+        self.move = self.step = None
         if self.visible is None or not self.keeps_gpus:
             self.let_gpus_go()
         if phase is HostPhase.LOST:

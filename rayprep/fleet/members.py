@@ -57,6 +57,7 @@ def join_coordinator(nodes: Sequence[NodeInfo], state: Path, ttl_s: float = LEAS
         lifetime="detached",
         get_if_exists=True,
         max_restarts=-1,
+        enable_task_events=False,  # of thousands of calls, each of which would be told to Ray's own books
     )
     coordinator = made.remote(state, ttl_s)
     try:

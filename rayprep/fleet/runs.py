@@ -9,7 +9,7 @@ from rayprep.model.base import to_json, utc_now
 from rayprep.model.events import Event
 from rayprep.model.fleet_result import FleetResult
 from rayprep.model.fleet_status import FleetStatus, HostNow
-from rayprep.model.metrics import Sample, host_samples, shipped_samples, state_samples
+from rayprep.model.metrics import Sample, fleet_samples, host_samples, state_samples
 from rayprep.model.result import PrepResult
 from rayprep.model.snapshot import ProfileSnapshot
 from rayprep.report.session_log import SessionLog
@@ -60,7 +60,7 @@ class KeptRun:
         states = state_samples(self._result.hosts.values())
         if self._result.run.finished_at is None:
             return states
-        return [*states, *shipped_samples(self._result), *(one for each in self._samples.values() for one in each)]
+        return [*states, *fleet_samples(self._result.hosts), *(one for each in self._samples.values() for one in each)]
 
     def update(self, result: FleetResult) -> Path:
         self.heard = time.monotonic()

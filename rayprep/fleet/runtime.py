@@ -94,28 +94,10 @@ def local_ray(folder: RayFolder) -> Iterator[None]:
     Raises:
         HostUnfit: it does not start.
     """
-    import ray
-
-    try:
-        ray.init(
-            address="local",
-            namespace=NAMESPACE,
-            include_dashboard=False,
-            num_cpus=1,
-            object_store_memory=OBJECT_STORE_BYTES,
-            _memory=MEMORY_BYTES,
-            _temp_dir=str(folder.path),
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+    limits = {"num_cpus": 1, "object_store_memory": OBJECT_STORE_BYTES, "_memory": MEMORY_BYTES}
+    own = {"address": "local", "include_dashboard": False, "_temp_dir": str(folder.path), **limits}
+    with _attached("Ray does not start", "run `rayprep doctor`", **own):
         yield
-    except (RuntimeError, ValueError, OSError) as error:
-        if ray.is_initialized():
-            raise
-        raise _unavailable(f"Ray does not start: {_first_line(error)}", "run `rayprep doctor`") from error
-    finally:
-        with kept_off_stdout():
-            ray.shutdown()  # also what a start that was interrupted has left
 
 
 @contextlib.contextmanager
@@ -127,22 +109,26 @@ def joined_ray(address: str) -> Iterator[None]:
     """
     _knock(address)
     _check_token_file(os.environ.get("RAY_AUTH_TOKEN_PATH"))
+    _ask(address)
+    hint = "check Ray's version and RAY_AUTH_TOKEN_PATH on this host"
+    with _attached(f"Ray at {address} cannot be joined", hint, address=address):
+        yield
+
+
+@contextlib.contextmanager
+def _attached(failure: str, hint: str, **options: object) -> Iterator[None]:
     import ray
 
-    _ask(address)
+    init: Any = ray.init
     try:
-        ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
+        try:
+            init(namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR, **options)
+        except Exception as error:
+            raise _unavailable(f"{failure}: {_first_line(error)}", hint) from error
         yield
-    except (RuntimeError, ValueError, OSError) as error:
-        if ray.is_initialized():
-            raise
-        raise _unavailable(
-            f"Ray at {address} cannot be joined: {_first_line(error)}",
-            "check Ray's version and RAY_AUTH_TOKEN_PATH on this host",
-        ) from error
     finally:
         with kept_off_stdout():
-            ray.shutdown()
+            ray.shutdown()  # also what a start that was interrupted has left
 
 
 def _knock(address: str) -> None:

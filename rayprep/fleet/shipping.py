@@ -4,9 +4,8 @@ The source packs while the receiver unpacks: it makes a piece when the last few 
 memory on either side.
 """
 
-import io
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from pickle import PickleBuffer
 
 from rayprep.fleet.handles import Handle
 from rayprep.host.completions import read_completions
@@ -16,19 +15,16 @@ from rayprep.model.completion import Completion
 from rayprep.model.errors import ErrorType, HostUnfit, RayprepError, StageError
 from rayprep.model.package import Key
 
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
-
-PIECE = 4 << 20
+PIECE = 8 << 20
 """Bytes, or a little more. Ray keeps anything above 100 kB in its object store."""
-AHEAD = 4
+AHEAD = 2
 """So many pieces may lie ready that nobody has taken."""
 SILENCE_S = 60.0
 """After which a source is given up that sends nothing."""
 
 
-def pieces(layout: Layout, keys: Sequence[Key]) -> Iterator[bytes]:
-    """The package of these completions, piece by piece.
+def pieces(layout: Layout, keys: Sequence[Key]) -> Iterator[PickleBuffer]:
+    """The package of these completions, piece by piece, in a form that the receiver reads where Ray has put it.
 
     Raises:
         HostUnfit: one is not there, or a file is not what it lists. The receiver then has a part, and takes none.
@@ -39,9 +35,9 @@ def pieces(layout: Layout, keys: Sequence[Key]) -> Iterator[bytes]:
         piece.append(block)
         size += len(block)
         if size >= PIECE:
-            yield b"".join(piece)
+            yield PickleBuffer(b"".join(piece))
             piece, size = [], 0
-    yield b"".join(piece)
+    yield PickleBuffer(b"".join(piece))
 
 
 def _completion(layout: Layout, key: Key) -> Completion:
@@ -55,8 +51,8 @@ class SourceFailed(RayprepError):
     """The source could not send all of it. Another one may."""
 
 
-class PieceStream(io.RawIOBase):
-    """The receiver's end: a readable stream over the pieces that a source's actor yields.
+class PieceStream:
+    """The receiver's end: what a source's actor yields, piece by piece.
 
     Raises:
         SourceFailed: while it is read, where the source died, fell silent, or could not pack.
@@ -65,27 +61,16 @@ class PieceStream(io.RawIOBase):
 
     def __init__(self, source: str, generator: Handle) -> None:
         self._source, self._generator = source, generator
-        self._piece = memoryview(b"")
 
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: "WriteableBuffer") -> int:
-        if not self._piece:
-            self._piece = memoryview(self._next())
-        view = memoryview(buffer)
-        count = min(len(view), len(self._piece))
-        view[:count] = self._piece[:count]
-        self._piece = self._piece[count:]
-        return count
-
-    def _next(self) -> bytes:
+    def read(self, _: int, /) -> bytes | memoryview:
+        """The next piece, of whatever size; none at the end."""
         import ray
 
         try:
             if not ray.wait([self._generator], timeout=SILENCE_S)[0]:
                 raise self._failed(f"has sent nothing for {SILENCE_S:.0f} s")
-            piece: bytes = ray.get(next(self._generator), timeout=SILENCE_S)
+            piece: memoryview = ray.get(next(self._generator), timeout=SILENCE_S)
+            ray.wait([self._generator], timeout=0)  # fetches the next one while this one is unpacked
             return piece
         except StopIteration:
             return b""

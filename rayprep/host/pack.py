@@ -4,7 +4,7 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,19 +14,19 @@ from rayprep.host.entries import find_places
 from rayprep.host.layout import Layout
 from rayprep.host.markers import read_markers
 from rayprep.host.package_stream import CHUNK, END, header, padding
-from rayprep.host.scan import hash_files, printable, scan_cache
+from rayprep.host.scan import hash_files, printable
 from rayprep.model.base import encodable
 from rayprep.model.caches import CACHES, CacheName, Entry, FileKind, classify
 from rayprep.model.completion import Completion
 from rayprep.model.errors import BadRequest, HostUnfit, RayprepError
 from rayprep.model.package import (
     MANIFEST_NAME,
-    Listed,
     PackageManifest,
     PackageReport,
     PackedFile,
     check_manifest,
     entry_at,
+    folders_above,
     listed_by,
 )
 from rayprep.model.signature import Signature, differences
@@ -130,34 +130,39 @@ def make_manifest(layout: Layout, completions: Sequence[Completion]) -> PackageM
     """
     _refuse_marked(layout, completions)
     listed = listed_by(completions)
-    entries = {entry_at(path) for path in listed}
-    # A scan follows no link, so what it does not name is missing, or lies behind one.
-    plain = {path for cache in {cache for cache, _ in entries} for path in scan_cache(layout.profiles, cache).files}
-    files = [_described(layout, path, content, path in plain) for path, content in listed.items()]
-    companions = list(_companions(layout, entries))
-    hashes = hash_files(layout.profiles, companions)
-    for path in companions:
-        size = (layout.profiles / path).lstat().st_size
-        files.append(_described(layout, path, (size, hashes.get(path, "")), True))
+    found = list(_companions(layout, {entry_at(path) for path in listed}))
+    hashes = hash_files(layout.profiles, found)
+    companions = {path: ((layout.profiles / path).lstat().st_size, hashes.get(path, "")) for path in found}
+    listed |= companions
+    hidden = _behind_links(layout, folders_above(listed))
     manifest = PackageManifest(
         rayprep_version=__version__,
         completions=tuple(completions),
-        files=tuple(sorted(files, key=lambda file: file.path)),
+        companions=companions,
+        mtimes={path: _mtime_ns(layout, path, listed[path][0], hidden) for path in sorted(listed)},
     )
     check_manifest(manifest)
     return manifest
 
 
-def _described(layout: Layout, path: str, content: Listed, plain: bool) -> PackedFile:
+def _behind_links(layout: Layout, folders: Iterable[str]) -> set[str]:
+    found: set[str] = set()
+    for folder in sorted(folders):  # the upper ones first
+        if folder.rpartition("/")[0] in found or (layout.profiles / folder).is_symlink():
+            found.add(folder)
+    return found
+
+
+def _mtime_ns(layout: Layout, path: str, size: int, hidden: Collection[str]) -> int:
     try:
         status = os.lstat(f"{layout.profiles}/{path}")
     except OSError as error:
         raise _wrong(path, f"cannot be read: {error.strerror}") from None
-    if not plain:
+    if path.rpartition("/")[0] in hidden or not stat.S_ISREG(status.st_mode):
         raise _wrong(path, "is no plain file of its cache")
-    if status.st_size != content[0]:
-        raise _wrong(path, f"has {status.st_size} bytes, its completion lists {content[0]}")
-    return PackedFile(path=path, size=content[0], sha256=content[1], mtime_ns=status.st_mtime_ns)
+    if status.st_size != size:
+        raise _wrong(path, f"has {status.st_size} bytes, its completion lists {size}")
+    return status.st_mtime_ns
 
 
 def _companions(layout: Layout, entries: Iterable[Entry]) -> Iterator[str]:
@@ -180,24 +185,26 @@ def _is_companion(cache: CacheName, parts: tuple[str, ...]) -> bool:
 
 
 def _blocks_of(layout: Layout, file: PackedFile) -> Iterator[bytes]:
-    digest = hashlib.sha256()
     try:
         # O_NONBLOCK: what was a file when it was listed may be a pipe that nobody writes to.
         descriptor = os.open(f"{layout.profiles}/{file.path}", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
         raise _wrong(file.path, f"cannot be read: {error.strerror}") from None
-    left, before = file.size, header(file.path, file.size, file.mtime_ns)
     try:
-        while left and (chunk := os.read(descriptor, min(left, CHUNK))):
+        # One block of a small file: a step of a generator costs as much as reading it.
+        block = header(file.path, file.size, file.mtime_ns)
+        chunk = os.read(descriptor, min(file.size, CHUNK))
+        digest, left = hashlib.sha256(chunk), file.size - len(chunk)
+        while left and chunk:
+            yield block + chunk
+            block, chunk = b"", os.read(descriptor, min(left, CHUNK))
             digest.update(chunk)
             left -= len(chunk)
-            yield before + chunk if before else chunk
-            before = b""
     finally:
         os.close(descriptor)
     if left or f"sha256:{digest.hexdigest()}" != file.sha256:
         raise _wrong(file.path, "is not what its completion lists")
-    yield before + padding(file.size)
+    yield block + chunk + padding(file.size)
 
 
 def _wrong(path: str, what: str) -> RayprepError:

@@ -7,7 +7,7 @@ file has to come next and takes nothing else, so an archive can neither place no
 import hashlib
 import tarfile
 from collections.abc import Callable
-from typing import BinaryIO
+from typing import Protocol
 
 from rayprep.model.base import encodable
 from rayprep.model.errors import BadRequest
@@ -63,15 +63,22 @@ def padding(size: int) -> bytes:
 END = bytes(2 * _BLOCK)
 
 
+class Source(Protocol):
+    """Where a package comes from: a file, or whatever gives bytes in the same way."""
+
+    def read(self, size: int, /) -> bytes | memoryview:
+        """The next bytes, about `size` of them; none at the end."""
+
+
 class PackageReader:
     """Reads a package once, from front to back. Everything that it gives out has been checked.
 
     Raises, in each method, BadRequest where the archive ends too early or holds something else than it must.
     """
 
-    def __init__(self, stream: BinaryIO) -> None:
+    def __init__(self, stream: Source) -> None:
         self._stream = stream
-        self._ahead = b""
+        self._ahead = memoryview(b"")
         """Read from the stream, and not taken yet."""
         self.manifest = self._read_manifest()
 
@@ -81,19 +88,22 @@ class PackageReader:
             raise _refused(f"its first member is {info.name}, not {MANIFEST_NAME}")
         if info.size > _LARGEST_MANIFEST:
             raise _refused(f"its manifest has {info.size} bytes")
-        text = self._exactly(info.size)
+        text = bytes(self._exactly(info.size))
         self._exactly(-info.size % _BLOCK)
         manifest = parse_manifest(text)
         check_manifest(manifest)
         return manifest
 
-    def copy(self, file: PackedFile, write: Callable[[bytes], object]) -> None:
+    def copy(self, file: PackedFile, write: Callable[[memoryview], object]) -> None:
         """Reads the next file, which has to be `file`, and hands its content to `write`, in pieces."""
         self._take_header(file)
         digest = hashlib.sha256()
         left = file.size
         while left:
-            chunk = self._exactly(min(left, CHUNK))
+            self._fill(1)
+            chunk = self._take(left)
+            if not chunk:
+                raise _refused("it ends too early")
             digest.update(chunk)
             write(chunk)
             left -= len(chunk)
@@ -103,9 +113,9 @@ class PackageReader:
 
     def _take_header(self, file: PackedFile) -> None:
         expected = header(file.path, file.size, file.mtime_ns)
-        self._ahead = self._at_most(len(expected))
-        if self._ahead == expected:  # as `pack` writes it: there is nothing to take apart
-            self._ahead = b""
+        self._fill(len(expected))
+        if bytes(self._ahead[: len(expected)]) == expected:  # as `pack` writes it: there is nothing to take apart
+            self._take(len(expected))
             return
         info = self._next_member()
         if info.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
@@ -117,13 +127,10 @@ class PackageReader:
 
     def end(self) -> None:
         """Nothing may follow the last file but zeros, and at least one block of them."""
-        rest = self._exactly(_BLOCK)
-        while rest and not any(rest) and len(rest) <= _LONGEST_PADDING:
-            more = self._at_most(CHUNK)
-            if not more:
-                return
-            rest += more
-        raise _refused("more follows than its manifest says")
+        self._fill(_LONGEST_PADDING)
+        rest = self._exactly(max(_BLOCK, len(self._ahead)))
+        if any(rest) or len(rest) >= _LONGEST_PADDING:
+            raise _refused("more follows than its manifest says")
 
     def _next_member(self) -> tarfile.TarInfo:
         info = self._one_header()
@@ -131,14 +138,14 @@ class PackageReader:
             return info
         if info.size > _LONGEST_NAME:
             raise _refused(f"a name in it has {info.size} bytes")
-        name = self._exactly(info.size).rstrip(b"\0").decode(errors="backslashreplace")
+        name = bytes(self._exactly(info.size)).rstrip(b"\0").decode(errors="backslashreplace")
         self._exactly(-info.size % _BLOCK)
         info = self._one_header()
         info.name = name
         return info
 
     def _one_header(self) -> tarfile.TarInfo:
-        block = self._exactly(_BLOCK)
+        block = bytes(self._exactly(_BLOCK))
         if not any(block):
             raise _refused("it ends too early")
         try:
@@ -149,22 +156,27 @@ class PackageReader:
             raise _refused(f"{info.name} has {info.size} bytes")
         return info
 
-    def _exactly(self, size: int) -> bytes:
-        found = self._at_most(size)
+    def _exactly(self, size: int) -> memoryview:
+        self._fill(size)
+        found = self._take(size)
         if len(found) < size:
             raise _refused("it ends too early")
         return found
 
-    def _at_most(self, size: int) -> bytes:
-        """Less than `size` bytes only where the stream has ended."""
-        parts = []
-        if self._ahead:
-            parts, self._ahead = [self._ahead[:size]], self._ahead[size:]
-            size -= len(parts[0])
-        while size and (part := self._stream.read(size)):  # a socket gives what it has
-            parts.append(part)
-            size -= len(part)
-        return b"".join(parts)
+    def _take(self, most: int) -> memoryview:
+        """What is read already, and no more than `most`."""
+        found, self._ahead = self._ahead[:most], self._ahead[most:]
+        return found
+
+    def _fill(self, size: int) -> None:
+        """Reads ahead until there are `size` bytes, or the stream has ended."""
+        if len(self._ahead) >= size:
+            return
+        parts, have = [self._ahead], len(self._ahead)
+        while have < size and (part := self._stream.read(max(CHUNK, size - have))):  # a socket gives what it has
+            parts.append(memoryview(part))
+            have += len(part)
+        self._ahead = parts[-1] if len(parts) < 3 and not parts[0] else memoryview(b"".join(parts))
 
 
 def _refused(why: str) -> BadRequest:

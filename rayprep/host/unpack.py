@@ -12,7 +12,6 @@ import socket
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import BinaryIO
 
 from rayprep.host.completions import write_completion
 from rayprep.host.epochs import advance_epoch
@@ -20,7 +19,7 @@ from rayprep.host.layout import Layout, os_error_type, prepare_root
 from rayprep.host.leftovers import refuse_leftovers
 from rayprep.host.locks import OnWait, acquire
 from rayprep.host.markers import Marker, remove_marker, write_marker
-from rayprep.host.package_stream import PackageReader
+from rayprep.host.package_stream import PackageReader, Source
 from rayprep.host.placing import clear_aborted, move_in, sync
 from rayprep.host.scan import printable
 from rayprep.host.unpack_survey import look
@@ -49,7 +48,7 @@ class Receipt:
 
 def receive(
     layout: Layout,
-    stream: BinaryIO,
+    stream: Source,
     now: Signature,
     receipt: Receipt,
     *,
@@ -98,7 +97,7 @@ def receive_locked(layout: Layout, reader: PackageReader, now: Signature, receip
     return _report(layout, reader.manifest, placement, dry_run=False)
 
 
-def preview(layout: Layout, stream: BinaryIO, now: Signature) -> PackageReport:
+def preview(layout: Layout, stream: Source, now: Signature) -> PackageReport:
     """Proves the whole archive and says what `receive` would do now. Holds no lock and writes nothing."""
     reader = PackageReader(stream)
     check_binding(reader.manifest, now)
@@ -193,11 +192,11 @@ class _Receiver:
             self.layout.completion(each.stage, each.key).unlink(missing_ok=True)
 
 
-def _leave(_: bytes) -> None:
+def _leave(_: memoryview) -> None:
     """What is not needed is read and proved all the same."""
 
 
-def _write_whole(descriptor: int, data: bytes) -> None:
+def _write_whole(descriptor: int, data: memoryview) -> None:
     while data:
         data = data[os.write(descriptor, data) :]
 

@@ -43,7 +43,7 @@ def encodable(text: str) -> str:
 
 
 def _checked_utf8(value: str) -> str:
-    if encodable(value) != value:
+    if not value.isascii() and encodable(value) != value:
         raise ValueError("must be UTF-8")
     return value
 

@@ -38,6 +38,8 @@ class FleetHost(Record):
     """What it built for its group in this run."""
     helped: tuple[StageName, ...] = ()
     """What it built a part of, which another host gathered."""
+    helped_kernels: dict[StageName, int] = Field(default_factory=dict)
+    """So many kernels and modules it compiled in such parts."""
     received: tuple[Received, ...] = ()
     stages: dict[StageName, StageStatus] = Field(default_factory=dict)
     verify: str | None = None

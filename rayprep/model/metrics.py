@@ -4,10 +4,10 @@ Source of the names and units: prometheus.io/docs/practices/naming.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from rayprep.model.fleet_result import FleetHost, FleetResult
+from rayprep.model.fleet_result import FleetHost
 from rayprep.model.result import PrepResult, StageResult
 from rayprep.model.rollout import HostPhase
 from rayprep.model.stages import StageName
@@ -76,9 +76,12 @@ def _stage_samples(host: str, stage: StageName, each: StageResult) -> Iterator[S
         yield KERNELS_REUSED.sample(max(0, len(each.artifacts.units) - built), host, stage.value)
 
 
-def shipped_samples(fleet: FleetResult) -> list[Sample]:
-    """Of a fleet's finished result."""
-    return [SHIPPED.sample(sum(each.bytes for each in known.received), host) for host, known in fleet.hosts.items()]
+def fleet_samples(hosts: Mapping[str, FleetHost]) -> Iterator[Sample]:
+    """Of a fleet's finished result: what the hosts' own results do not say."""
+    for host, known in hosts.items():
+        yield SHIPPED.sample(sum(each.bytes for each in known.received), host)
+        for stage, kernels in known.helped_kernels.items():
+            yield KERNELS_BUILT.sample(kernels, host, stage.value)
 
 
 def state_samples(hosts: Iterable[FleetHost]) -> list[Sample]:

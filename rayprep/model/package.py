@@ -6,11 +6,13 @@ a long-name member before names over 100 bytes), so every tar can list it.
 """
 
 from collections.abc import Collection, Iterable, Mapping
-from typing import Literal
+from functools import cached_property
+from itertools import pairwise
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field, ValidationError
 
-from rayprep.model.base import Record, Utf8, read_tolerant
+from rayprep.model.base import Record, read_tolerant
 from rayprep.model.caches import CacheName, Entry, FileKind, classify, entry_of
 from rayprep.model.completion import Completion, cache_key
 from rayprep.model.errors import BadRequest, HostUnfit
@@ -27,14 +29,17 @@ Listed = tuple[int, str]
 Key = tuple[StageName, str]
 
 
-class PackedFile(Record):
+MtimeNs = Annotated[int, Field(ge=-(2**63) * 10**9, lt=2**63 * 10**9)]
+"""Since the epoch."""
+
+
+class PackedFile(NamedTuple):
     """One file of the archive. `path` is below the profiles root."""
 
-    path: Utf8
-    size: int = Field(ge=0, lt=2**63)
+    path: str
+    size: int
     sha256: str
-    mtime_ns: int = Field(ge=-(2**63) * 10**9, lt=2**63 * 10**9)
-    """Since the epoch. Kept, since ninja builds again what is older than its sources."""
+    mtime_ns: int
 
     @property
     def listed(self) -> Listed:
@@ -42,12 +47,21 @@ class PackedFile(Record):
 
 
 class PackageManifest(Record):
-    """What is in the archive: the completions, and each file with its hash, sorted by path."""
+    """What is in the archive: the completions, and the files that they list with the companions of their entries."""
 
     schema_version: str = PACKAGE_FORMAT
     rayprep_version: str
     completions: tuple[Completion, ...]
-    files: tuple[PackedFile, ...]
+    companions: dict[str, Listed]
+    """Path below the profiles root -> (bytes, `sha256:...`), as a completion has it for all other files."""
+    mtimes: dict[str, MtimeNs]
+    """Of all files, by their paths, sorted. Kept, since ninja builds again what is older than its sources."""
+
+    @cached_property
+    def files(self) -> tuple[PackedFile, ...]:
+        """In the archive's order. Call it after `check_manifest`."""
+        listed = listed_by(self.completions) | self.companions
+        return tuple(PackedFile(path, *listed[path], mtime_ns) for path, mtime_ns in self.mtimes.items())
 
 
 class PackageReport(Record):
@@ -76,17 +90,25 @@ class _Format(Record):
 def parse_manifest(text: bytes) -> PackageManifest:
     """Reads the archive's first member. Raises BadRequest where it is none, or of another format."""
     try:
-        found = read_tolerant(_Format, text).schema_version
-        if found != PACKAGE_FORMAT:
-            raise BadRequest(
-                f"the package has format {found}, this rayprep reads {PACKAGE_FORMAT}",
-                hint="pack and unpack with the same version of rayprep",
-            )
-        return read_tolerant(PackageManifest, text)
+        try:
+            manifest = read_tolerant(PackageManifest, text)
+        except ValidationError:
+            _check_format(read_tolerant(_Format, text).schema_version)
+            raise
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise _refused(f"the manifest cannot be read: {where}: {first['msg']}") from None
+    _check_format(manifest.schema_version)
+    return manifest
+
+
+def _check_format(found: str) -> None:
+    if found != PACKAGE_FORMAT:
+        raise BadRequest(
+            f"the package has format {found}, this rayprep reads {PACKAGE_FORMAT}",
+            hint="pack and unpack with the same version of rayprep",
+        )
 
 
 def check_manifest(manifest: PackageManifest) -> None:
@@ -105,17 +127,16 @@ def check_manifest(manifest: PackageManifest) -> None:
         seen.add((each.stage, each.key))
     listed = listed_by(manifest.completions)
     entries = {entry_at(path) for path in listed}
-    paths: set[str] = set()
-    last = ""
-    for file in manifest.files:
-        _check_file(file, listed, entries)
-        if file.path <= last:
-            raise _refused(f"{file.path} is not in order")
-        last = file.path
-        paths.add(file.path)
-    if missing := sorted(listed.keys() - paths):
-        raise _refused(f"{missing[0]} is listed by a completion and not packed")
-    if both := paths & _folders(paths):
+    for path in manifest.companions:
+        _check_companion(path, listed, entries)
+    paths, sizes = manifest.mtimes.keys(), listed | manifest.companions
+    if differing := sorted(paths ^ sizes.keys()):
+        raise _refused(f"{differing[0]} is packed or listed, and not both")
+    if large := next((path for path, (size, _) in sizes.items() if not 0 <= size < 2**63), None):
+        raise _refused(f"{large} has {sizes[large][0]} bytes")
+    if behind := next((path for last, path in pairwise(paths) if path <= last), None):
+        raise _refused(f"{behind} is not in order")
+    if both := paths & folders_above(paths):
         raise _refused(f"{min(both)} is a file and a folder at once")
 
 
@@ -128,22 +149,20 @@ def _check_completion(each: Completion) -> None:
         raise _refused(f"completion {each.key} is not under the key of what it is for")
 
 
-def _check_file(file: PackedFile, listed: Mapping[str, Listed], entries: Collection[Entry]) -> None:
-    folder, _, below = file.path.partition("/")
-    parts = file.path.split("/")
-    if "\0" in file.path or not {"", ".", ".."}.isdisjoint(parts):
-        raise _refused(f"{file.path!r} is no plain path below the profiles root")
+def _check_companion(path: str, listed: Mapping[str, Listed], entries: Collection[Entry]) -> None:
+    folder, *below = path.split("/")
+    if "\0" in path or not {"", ".", ".."}.isdisjoint((folder, *below)):
+        raise _refused(f"{path!r} is no plain path below the profiles root")
     if folder not in _CACHES or not below:
-        raise _refused(f"{file.path} lies in no cache")
-    if file.path in listed:
-        if file.listed != listed[file.path]:
-            raise _refused(f"{file.path} is not what its completion lists")
-    elif classify(_CACHES[folder], tuple(parts[1:])) is not FileKind.COMPANION or entry_at(file.path) not in entries:
-        raise _refused(f"{file.path} is listed by no completion")
+        raise _refused(f"{path} lies in no cache")
+    if classify(_CACHES[folder], tuple(below)) is not FileKind.COMPANION or entry_at(path) not in entries:
+        raise _refused(f"{path} is listed by no completion")
+    if path in listed:
+        raise _refused(f"{path} is listed by a completion, and a companion")
 
 
-def _folders(paths: Iterable[str]) -> set[str]:
-    """All folders above the paths."""
+def folders_above(paths: Iterable[str]) -> set[str]:
+    """All of them, by their own paths."""
     found: set[str] = set()
     for path in paths:
         above = path.rpartition("/")[0]
@@ -158,7 +177,8 @@ def listed_by(completions: Iterable[Completion]) -> dict[str, Listed]:
     listed: dict[str, Listed] = {}
     for each in completions:
         for path, content in each.artifacts.items():
-            if path.partition("/")[0] not in _CACHES or "\0" in path:
+            folder, _, below = path.partition("/")
+            if folder not in _CACHES or not below or "\0" in path:
                 raise _refused(f"{path!r} lies in no cache")
             if listed.setdefault(path, content) != content:
                 raise BadRequest(

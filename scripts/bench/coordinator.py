@@ -16,6 +16,7 @@ A real coordinator has as many more connections as there are hosts; here it has 
 """
 
 import argparse
+import io
 import json
 import os
 import statistics
@@ -179,7 +180,7 @@ def rules(folder: Path, result: FleetResult) -> dict[str, float]:
     states = {host: HostState().started() for host in result.hosts}
     kept = KeptRun(Layout(folder / "profiles", folder / "telemetry"), "kept")
     status = FleetStatus(run_id=RUN_ID, taken_at=result.run.started_at, result=result)
-    view = LiveFleetView()
+    view = LiveFleetView(io.StringIO())
     view.update(result)
     timed: dict[str, Callable[[], object]] = {
         "next_step": lambda: next_step(rollout, states),

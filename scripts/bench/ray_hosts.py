@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import PickleBuffer
 from typing import Any
 
 from finished_cache import FinishedCache
@@ -28,7 +29,7 @@ class Host:
     def ready(self) -> None:
         """Answers once it is there."""
 
-    def pieces(self, cache: FinishedCache, keys: Sequence[Key]) -> Iterator[bytes]:
+    def pieces(self, cache: FinishedCache, keys: Sequence[Key]) -> Iterator[PickleBuffer]:
         time_hashing()
         stream, packing = pieces(cache.layout, keys), Stopwatch(time.thread_time)
         while piece := packing(lambda: next(stream, b"")):
@@ -55,8 +56,9 @@ class TimedPieces(PieceStream):
         super().__init__(source, generator)
         self.moving = Stopwatch()
 
-    def readinto(self, buffer: Any) -> int:  # noqa: ANN401 - as io has it
-        return int(self.moving(lambda: super(TimedPieces, self).readinto(buffer)))
+    def read(self, size: int, /) -> bytes | memoryview:
+        piece: memoryview = self.moving(lambda: super(TimedPieces, self).read(size))
+        return piece
 
 
 @contextmanager

@@ -109,7 +109,7 @@ def send_once(cache: FinishedCache, stream: Stream) -> Split:
 
 
 def take(cache: FinishedCache, target: Path, stream: Stream) -> Split:
-    return receive(cache, target, stream, stream.moving)
+    return receive(cache, target, io.BufferedReader(stream, BUFFER), stream.moving)
 
 
 def by_tcp(cache: FinishedCache, targets: Sequence[Path]) -> Split:

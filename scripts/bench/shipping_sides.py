@@ -1,7 +1,6 @@
 """The two sides of shipping a finished cache, each with how long its parts took."""
 
 import hashlib
-import io
 import threading
 import time
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from finished_cache import FinishedCache
 from rayprep.host import pack, package_stream, unpack
 from rayprep.host.completions import read_completions
 from rayprep.host.layout import Layout
+from rayprep.host.package_stream import Source
 
 PARTS = ("pack", "move", "hash", "unpack", "sync", "place")
 
@@ -40,10 +40,11 @@ class _TimedDigest:
 
     taken = threading.local()
 
-    def __init__(self) -> None:
+    def __init__(self, data: bytes = b"") -> None:
         self._digest = hashlib.sha256()
+        self.update(data)
 
-    def update(self, data: bytes) -> None:
+    def update(self, data: bytes | memoryview) -> None:
         started = time.thread_time()
         self._digest.update(data)
         self.taken.seconds += time.thread_time() - started
@@ -72,7 +73,7 @@ def send(cache: FinishedCache, out: BinaryIO) -> Split:
     return {"pack": time.thread_time() - started - hashing, "hash": hashing}
 
 
-def receive(cache: FinishedCache, target: Path, stream: io.RawIOBase, moving: Stopwatch) -> Split:
+def receive(cache: FinishedCache, target: Path, stream: Source, moving: Stopwatch) -> Split:
     """`moving` knows how long the stream let it wait."""
     syncing, sync = Stopwatch(), unpack.sync
     unpack.sync = lambda folder: syncing(lambda: sync(folder))
@@ -80,8 +81,7 @@ def receive(cache: FinishedCache, target: Path, stream: io.RawIOBase, moving: St
     time_hashing()
     started = time.perf_counter()
     try:
-        source = io.BufferedReader(stream, 1 << 20)
-        unpack.receive(layout, source, cache.completion.signature, unpack.Receipt(run_id="bench"))
+        unpack.receive(layout, stream, cache.completion.signature, unpack.Receipt(run_id="bench"))
     finally:
         unpack.sync = sync
     ended, hashing = time.perf_counter(), hashing_s()

@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -220,22 +219,15 @@ def test_process_1_must_reap(machine: Machine) -> None:
     assert "docker run --init, or tini" in done.stderr
 
 
-@pytest.fixture
-def fleet() -> Iterator[Path]:
-    """A folder for what hosts keep for themselves: not pytest's, below which no path of a socket would fit."""
-    with tempfile.TemporaryDirectory(prefix="rayprep-", dir="/tmp") as folder:
-        yield Path(folder)
-
-
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.namespaces
 @needs_hosts()
-def test_three_hosts(fleet: Path) -> None:
+def test_three_hosts(base: Path) -> None:
     names = ("gh-1", "gh-2", "gh-3")
 
     def env(host: str) -> dict[str, str]:
-        home = fleet / host
+        home = base / host
         return {
             **os.environ,
             "HOME": str(home),
@@ -251,12 +243,12 @@ def test_three_hosts(fleet: Path) -> None:
         return said
 
     def token(host: str) -> Path:
-        return fleet / host / ".rayprep" / "ray-token"
+        return base / host / ".rayprep" / "ray-token"
 
     with Hosts(*names) as hosts:
         client = (sys.executable, NODES, "10.77.0.1:6379")
         ended(hosts.start("gh-1", BARE / "head", env=env("gh-1")))
-        stranger = hosts.start("gh-2", *client, env={**os.environ, "HOME": str(fleet)})
+        stranger = hosts.start("gh-2", *client, env={**os.environ, "HOME": str(base)})
         bystander = hosts.start("gh-2", "sleep", "600")
         for name in names[1:]:
             token(name).parent.mkdir(parents=True)

@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -88,10 +87,9 @@ class Site:
 
 
 @pytest.fixture
-def site() -> Iterator[Site]:
-    """In a folder that is not pytest's, below which no path of a socket would fit."""
-    with tempfile.TemporaryDirectory(prefix="rayprep-", dir="/tmp") as folder, Hosts(HEAD, *WORKERS) as hosts:
-        yield Site(Path(folder), hosts)
+def site(base: Path) -> Iterator[Site]:
+    with Hosts(HEAD, *WORKERS) as hosts:
+        yield Site(base, hosts)
 
 
 def test_a_host_that_is_cut_off_while_it_builds(site: Site) -> None:

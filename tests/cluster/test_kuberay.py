@@ -4,8 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -136,13 +134,6 @@ def start_command(group: Document, *words: str) -> str:
         "object-store-memory": str(80 << 20),
     }
     return " ".join(["ray", "start", *words, "--block", *(f" --{key}={value} " for key, value in parameters.items())])
-
-
-@pytest.fixture
-def base() -> Iterator[Path]:
-    """Not pytest's folder, below which no path of a socket would fit."""
-    with tempfile.TemporaryDirectory(prefix="rayprep-", dir="/tmp") as folder:
-        yield Path(folder)
 
 
 @pytest.mark.ray

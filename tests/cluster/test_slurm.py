@@ -3,7 +3,6 @@
 import json
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -135,10 +134,9 @@ class Slurm:
 
 
 @pytest.fixture
-def slurm() -> Iterator[Slurm]:
-    # Not pytest's folder, below which no path of a socket would fit.
-    with tempfile.TemporaryDirectory(prefix="rayprep-", dir="/tmp") as folder, Hosts(*NAMES) as hosts:
-        made = Slurm(Path(folder), hosts)
+def slurm(base: Path) -> Iterator[Slurm]:
+    with Hosts(*NAMES) as hosts:
+        made = Slurm(base, hosts)
         made.start()
         yield made
 

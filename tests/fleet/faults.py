@@ -5,6 +5,7 @@ import functools
 import json
 import shutil
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import jsonschema
@@ -31,8 +32,8 @@ PROBE = Holder(host="probe", invocation="probe", node_id="probe")
 class Run:
     """A run of `ensure --cluster` that goes on beside the test; what it prints is read as it comes."""
 
-    def __init__(self, fleet: Fleet, run_id: str, *args: str) -> None:
-        self.process = fleet.start(*STAND_IN, "--json", "--warmup-port", str(free_port()), *args, run_id=run_id)
+    def __init__(self, fleet: Fleet, run_id: str, *args: str, asked: Sequence[str] = STAND_IN) -> None:
+        self.process = fleet.start(*asked, "--json", "--warmup-port", str(free_port()), *args, run_id=run_id)
         self.lines: list[str] = []
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -64,7 +65,7 @@ def empty(fleet: Fleet) -> None:
 
 
 def hold(fleet: Fleet) -> None:
-    """Servers get no further than their start."""
+    """Servers get no further than their start, and DeepGEMM's compilers neither."""
     for node in fleet.nodes.values():
         node.hold.touch()
 

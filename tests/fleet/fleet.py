@@ -27,6 +27,9 @@ from tests.conftest import QUICK_COMPILER
 from tests.host.test_ports import free_port
 from tests.processes import family, named
 
+FP8_MODEL = Path(__file__).resolve().parents[1] / "gpu" / "models" / "qwen3-moe-fp8-4l"
+KERNELS = 6
+"""That the stand-in for DeepGEMM has for this model's two products, beside a small one that each listing needs."""
 FAKES = Path(__file__).resolve().parent.parent / "fakes"
 LIBRARIES = (FAKES / "sglang_lib", FAKES / "deep_gemm_lib")
 HIDDEN = ("HOST_PROFILES_ROOT", "HOST_TELEMETRY_ROOT", "XDG_CACHE_HOME", "XDG_DATA_HOME", "HF_HOME", "RAY_ADDRESS")
@@ -94,15 +97,15 @@ class Node:
 
     @property
     def hold(self) -> Path:
-        """While it exists, this host's servers get no further than their start."""
+        """While it exists, this host's servers and compilers get no further than their start."""
         return self.base / "hold"
 
     @property
-    def compiles(self) -> int:
-        """How often DeepGEMM's compiler was run, but for the few small kernels that every listing needs."""
+    def compiles(self) -> list[str]:
+        """The sources that DeepGEMM's compiler was run on, but for the few small kernels that every listing needs."""
         calls = self.base / "calls"
         text = calls.read_text(encoding="utf-8") if calls.exists() else ""
-        return sum("/listing." not in line for line in text.splitlines())
+        return [line for line in text.splitlines() if "/listing." not in line]
 
     def artifacts(self) -> dict[str, int]:
         found = [path for path in self.layout.profiles.glob("[!.]*/**/*") if path.is_file()]

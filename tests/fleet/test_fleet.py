@@ -10,15 +10,12 @@ import pytest
 from rayprep.model.caches import CacheName
 from rayprep.model.stages import StageName
 from tests.conftest import write_model
-from tests.fleet.fleet import STAND_IN, Fleet, Node, actors, fleet_of
+from tests.fleet.fleet import FP8_MODEL, KERNELS, STAND_IN, Fleet, Node, actors, fleet_of
 from tests.host.test_ports import free_port
 from tests.processes import wait_for
 
-FP8_MODEL = Path(__file__).parents[1] / "gpu" / "models" / "qwen3-moe-fp8-4l"
 NO_MULTICAST = {"NCCL_NVLS_ENABLE": "0", "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1", "NVSHMEM_DISABLE_NVLS": "1"}
 """Without them a server on several GPUs can put those of a shared host out of service."""
-KERNELS = 6
-"""That the stand-in for DeepGEMM has for this model's two products."""
 pytestmark = pytest.mark.ray
 
 
@@ -98,7 +95,9 @@ def test_much_to_build_is_dealt_over_the_hosts(fleet: Fleet) -> None:
     (publisher,) = [name for name, host in hosts.items() if host["built"]]
     assert len(helpers) == 2, "two products to build"
     assert publisher in helpers
-    compiled = {name: node.compiles for name, node in fleet.nodes.items()}
+    assert {name for name, host in hosts.items() if host["helped_kernels"]} == set(helpers)
+    assert sum(host["helped_kernels"].get("deep_gemm", 0) for host in hosts.values()) >= KERNELS
+    compiled = {name: len(node.compiles) for name, node in fleet.nodes.items()}
     assert {name for name, count in compiled.items() if count} == set(helpers)
     assert sum(compiled.values()) == KERNELS
     kept = [node.artifacts() for node in fleet.nodes.values()]

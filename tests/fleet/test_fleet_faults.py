@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from tests.fleet.faults import Run, agents_of, all_is_well, empty, held_builder, hold, left, on, ours, release, valid
-from tests.fleet.fleet import STAND_IN, Fleet, Node, fleet_of
+from tests.fleet.fleet import FP8_MODEL, KERNELS, STAND_IN, Fleet, Node, fleet_of
 from tests.host.test_ports import free_port
 from tests.processes import wait_for
 
@@ -74,6 +74,27 @@ def test_a_host_is_lost_for_good_and_the_others_end_well(two: Fleet) -> None:
     all_is_well(two, "returned")
     again = two.result("returned")["hosts"][builder.name]
     assert (again["node_id"] != gone["node_id"], [each["source"] for each in again["received"]]) == (True, [other])
+
+
+@pytest.mark.slow
+def test_a_helper_dies_in_its_part_of_a_build(two: Fleet) -> None:
+    """It comes back and begins its part anew; what the publisher compiles meanwhile is compiled once."""
+    hold(two)
+    asked = ("--model", str(FP8_MODEL), "--deep-gemm", "--no-verify", "--deal-from", "0")
+    run = Run(two, "helped", asked=asked)
+    publisher, helper = two.nodes.values()
+    wait_for(lambda: publisher.compiles and helper.compiles, "both to compile")
+    (agent,) = agents_of(helper)
+    agent.kill()
+    wait_for(lambda: agents_of(helper) not in ([], [agent]), "it to have another agent")
+    release(two)
+    assert run.wait() == 0, run.text
+    hosts = two.result("helped")["hosts"]
+    assert [host["state"] for host in hosts.values()] == ["verified", "verified"]
+    assert (hosts[publisher.name]["built"], hosts[helper.name]["attempts"]) == (["deep_gemm"], 2)
+    assert len(publisher.compiles) == KERNELS // 2, "its own part, once"
+    assert KERNELS // 2 < len(helper.compiles) <= KERNELS, "and what was aborted"
+    assert publisher.artifacts() == helper.artifacts() != {}
 
 
 def test_the_coordinator_dies_and_the_work_goes_on(two: Fleet) -> None:

@@ -35,7 +35,9 @@ EMPTY = PackedFile(
 def archive(file: PackedFile, form: int) -> bytes:
     """A package of one empty file, whose header is of the format `form`."""
     made = completion(artifacts={file.path: file.listed})
-    text = PackageManifest(rayprep_version="0", completions=(made,), files=(file,)).model_dump_json().encode()
+    mtimes = {file.path: file.mtime_ns}
+    manifest = PackageManifest.model_construct(rayprep_version="0", completions=(made,), companions={}, mtimes=mtimes)
+    text = manifest.model_dump_json().encode()
     member = tarfile.TarInfo(file.path).tobuf(form)
     return header(MANIFEST_NAME, len(text)) + text + padding(len(text)) + member + END
 
@@ -58,10 +60,7 @@ def test_a_header_of_another_length_than_ours_is_read_and_so_is_what_follows(for
         read(data[: -len(END)])
 
 
-@pytest.mark.parametrize(
-    ("field", "value"), [("size", -1), ("size", 2**63), ("mtime_ns", 2**63 * 10**9), ("mtime_ns", -(2**63) * 10**9 - 1)]
-)
-def test_what_no_file_system_can_hold_is_no_manifest(field: str, value: int) -> None:
-    bad = EMPTY.model_copy(update={field: value})
-    with pytest.raises(BadRequest, match=f"manifest cannot be read: .*{field}"):
-        read(archive(bad, tarfile.GNU_FORMAT))
+@pytest.mark.parametrize("mtime_ns", [2**63 * 10**9, -(2**63) * 10**9 - 1])
+def test_a_time_that_no_file_system_can_hold_is_no_manifest(mtime_ns: int) -> None:
+    with pytest.raises(BadRequest, match="manifest cannot be read: mtimes"):
+        read(archive(EMPTY._replace(mtime_ns=mtime_ns), tarfile.GNU_FORMAT))

@@ -1,8 +1,18 @@
 """What monitoring is told of a result."""
 
 from rayprep.model.fleet_result import FleetHost
-from rayprep.model.metrics import HOSTS, METRICS, SHIPPED, WAITED, Sample, host_samples, merge, state_samples
-from rayprep.model.result import Artifacts, StageResult
+from rayprep.model.metrics import (
+    HOSTS,
+    METRICS,
+    SHIPPED,
+    WAITED,
+    Sample,
+    fleet_samples,
+    host_samples,
+    merge,
+    state_samples,
+)
+from rayprep.model.result import Artifacts, Received, StageResult
 from rayprep.model.rollout import HostPhase
 from rayprep.model.stages import StageName, StageStatus
 from rayprep.model.verification import VerifyResult
@@ -38,6 +48,18 @@ def test_a_hosts_stages_its_proof_and_its_waiting() -> None:
         ("kernels_built_total", "host-1", "flashinfer"): 0,
         ("kernels_reused_total", "host-1", "flashinfer"): 2,
         ("stage_duration_seconds", "host-1", "verify", "error"): 2.0,
+    }
+
+
+def test_what_a_host_built_for_another_and_was_sent() -> None:
+    """Its own result, at the end, has only what it found ready."""
+    sent = tuple(Received(source="host-2", stages=(), files=1, bytes=size, duration_s=1.0) for size in (3, 4))
+    helper = FleetHost(node_id="", address="", received=sent, helped_kernels={StageName.DEEP_GEMM: 5})
+    other = FleetHost(node_id="", address="")
+    assert shown([*fleet_samples({"host-1": helper, "host-2": other})]) == {
+        ("shipped_bytes_total", "host-1"): 7,
+        ("kernels_built_total", "host-1", "deep_gemm"): 5,
+        ("shipped_bytes_total", "host-2"): 0,
     }
 
 

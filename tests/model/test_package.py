@@ -10,7 +10,6 @@ from rayprep.model.errors import BadRequest, HostUnfit
 from rayprep.model.package import (
     Listed,
     PackageManifest,
-    PackedFile,
     check_binding,
     check_manifest,
     parse_manifest,
@@ -30,14 +29,19 @@ def flashinfer(slug: str = "qwen", listed: Listed = OURS, path: str = SO, **chan
     return completion(StageName.FLASHINFER, **{"identity": whose, "artifacts": {path: listed}, **changes})
 
 
-def packed(path: str, listed: Listed = OURS) -> PackedFile:
-    return PackedFile(path=path, size=listed[0], sha256=listed[1], mtime_ns=1)
-
-
-def manifest(*paths: str, completions: Sequence[Completion] | None = None) -> PackageManifest:
-    files = tuple(packed(path) for path in (paths or sorted((SO, NINJA, LOG))))
+def manifest(
+    *paths: str, completions: Sequence[Completion] | None = None, companions: Sequence[str] | None = None
+) -> PackageManifest:
+    """Of these files, of which those are companions that no completion lists."""
+    packed = paths or sorted((SO, NINJA, LOG))
     chosen = (flashinfer(),) if completions is None else tuple(completions)
-    return PackageManifest(rayprep_version="0.1.0", completions=chosen, files=files)
+    unlisted = [path for path in packed if not any(path in each.artifacts for each in chosen)]
+    return PackageManifest(
+        rayprep_version="0.1.0",
+        completions=chosen,
+        companions=dict.fromkeys(unlisted if companions is None else companions, OURS),
+        mtimes=dict.fromkeys(packed, 1),
+    )
 
 
 def test_what_pack_writes_is_taken() -> None:
@@ -55,7 +59,15 @@ def test_what_pack_writes_is_taken() -> None:
         (manifest(completions=(flashinfer(key="../../etc/x-tp1-0123456789abcdef"),)), "not under the key"),
         (manifest(completions=(flashinfer("../x"),)), "not under the key"),
         (manifest(completions=(flashinfer(schema_version="2"),)), "format 2"),
-        (manifest(NINJA), "not packed"),
+        (manifest(NINJA), "and not both"),
+        (manifest(SO, companions=[NINJA]), "and not both"),
+        (manifest(NINJA, SO, companions=[]), "and not both"),
+        (manifest(SO, completions=[flashinfer(listed=(-1, OURS[1]))]), "has -1 bytes"),
+        (manifest(SO, completions=[flashinfer(listed=(2**63, OURS[1]))]), "has 9223372036854775808 bytes"),
+        (
+            manifest(NINJA, SO, completions=[flashinfer(artifacts={SO: OURS, NINJA: OURS})], companions=[NINJA]),
+            "and a companion",
+        ),
         (manifest("/etc/passwd", SO), "no plain path"),
         (manifest(f"{MODULE}/../x", SO), "no plain path"),
         (manifest(f"{MODULE}//build.ninja", SO), "no plain path"),
@@ -67,8 +79,6 @@ def test_what_pack_writes_is_taken() -> None:
         (manifest(f"{MODULE}2/build.ninja", SO), "listed by no completion"),
         (manifest(f"{MODULE}/x.lock", SO), "listed by no completion"),
         (manifest(SO, NINJA), "not in order"),
-        (manifest(SO, SO), "not in order"),
-        (manifest(completions=(flashinfer(listed=THEIRS),)), "not what its completion lists"),
         (manifest(completions=(flashinfer(), flashinfer("llama", THEIRS))), "two completions list"),
         (manifest(SO, completions=(flashinfer(), flashinfer("llama", path="etc/passwd"))), "in no cache"),
         (
