@@ -9,6 +9,7 @@
 Imports the standard library and pydantic only. Fields that a newer rayprep or another program has added are ignored.
 """
 
+import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -41,7 +42,7 @@ def find_manifest(environ: Mapping[str, str] | None = None) -> Path:
     except (OSError, UnicodeDecodeError) as error:
         raise HostUnfit(f"pointer {pointer} cannot be read: {error}", hint=_START) from None
     named = [Path(variables[name]) for name in (POINTER_ON_HOST, POINTER) if name in variables]
-    found = next((path for path in named if path.is_file()), None)
+    found = _first_file(*named)
     if found is None:
         raise HostUnfit(f"pointer {pointer} leads to no manifest: {', '.join(map(str, named))}", hint=_START)
     return found
@@ -57,9 +58,17 @@ def read_manifest(path: Path) -> Manifest:
 
 def read_result(manifest: Manifest) -> PrepResult | None:
     """What the last `rayprep ensure` in the container has left; None before the first. Raises HostUnfit."""
-    places = (Path(manifest.prep_result.host_path), Path(manifest.prep_result.container_path))
-    found = next((path for path in places if path.is_file()), None)
+    found = _first_file(Path(manifest.prep_result.host_path), Path(manifest.prep_result.container_path))
     return _read(PrepResult, found) if found else None
+
+
+def _first_file(*places: Path) -> Path | None:
+    """The first that is a file which this user can see: the other side's folders may be closed to them."""
+    for path in places:
+        with contextlib.suppress(OSError):
+            if path.is_file():
+                return path
+    return None
 
 
 def _read(kind: type[R], path: Path) -> R:

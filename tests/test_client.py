@@ -101,6 +101,14 @@ class TestFiles:
         pointer = "CONTAINER_RUN_META_JSON={root}/run.json\nCONTAINER_RUN_META_JSON_HOST=/not/here.json\n"
         assert find_manifest(self.write(tmp_path, "{}", pointer)) == tmp_path / "run.json"
 
+    def test_a_name_that_cannot_be_looked_at_is_passed_over(self, tmp_path: Path) -> None:
+        """A folder that is closed to this user is another; root may look anywhere."""
+        too_long = "/" + "x" * 300
+        pointer = f"CONTAINER_RUN_META_JSON={{root}}/run.json\nCONTAINER_RUN_META_JSON_HOST={too_long}\n"
+        assert find_manifest(self.write(tmp_path, "{}", pointer)) == tmp_path / "run.json"
+        nowhere = manifest(prep_result={"container_path": "/not/here.json", "host_path": too_long})
+        assert read_result(nowhere) is None
+
     @pytest.mark.parametrize("pointer", ["", "CONTAINER_RUN_META_JSON=", "CONTAINER_RUN_META_JSON=/not/here.json"])
     def test_a_pointer_that_leads_nowhere_says_what_to_do(self, tmp_path: Path, pointer: str) -> None:
         with pytest.raises(HostUnfit, match="leads to no manifest") as caught:
