@@ -60,6 +60,13 @@ def test_what_is_copied_into_the_image_is_there() -> None:
             assert (ROOT / source).exists(), source
 
 
+def test_dcgm_has_the_module_that_profiling_metrics_come_from() -> None:
+    """Both of one version, as in the exporter's own image: without the second SYS_ADMIN is of no use."""
+    packages = re.findall(r'"datacenter-gpu-manager-4-(\w+)=([^"]+)"', DOCKERFILE.read_text(encoding="utf-8"))
+    assert [name for name, _ in packages] == ["core", "proprietary"]
+    assert len({version for _, version in packages}) == 1
+
+
 def test_cache_variables_are_those_of_rayprep() -> None:
     text = (ROOT / "cluster" / "container" / "caches.env").read_text(encoding="utf-8")
     listed = dict(line.split("=", 1) for line in text.splitlines() if not line.startswith("#"))
