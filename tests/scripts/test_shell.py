@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.needs import needs_tool
+from tests.processes import wait_for
 
 ROOT = Path(__file__).parents[2]
 UNFIT = 3
@@ -285,3 +286,32 @@ def test_no_container_engine(bare: Machine, name: str) -> None:
     assert (done.returncode, done.stdout) == (UNFIT, "")
     (line,) = done.stderr.splitlines()
     assert "no container engine can be used: docker is not installed; podman is not installed (install " in line
+
+
+DOCKER = r"""#!/bin/sh
+case "$*" in
+*Status*) echo running ;;
+*Config.Env*) printf 'RUN_FILE_UID=1\nRUN_FILE_GID=1\n' ;;
+*--end*) : >"$CALLS.end" && while kill -0 "$(cat "$CALLS.client")" 2>/dev/null; do sleep 0.05; done ;;
+exec*) echo $$ >"$CALLS.client" && while [ ! -e "$CALLS.end" ]; do sleep 0.05; done && exit 11 ;;
+esac
+"""
+"""A container whose rayprep ends with 11 once it is told to, before the engine has answered who told it."""
+
+
+def test_status_is_that_of_what_was_called_and_not_of_the_signal(bare: Machine) -> None:
+    (bare.programs / "docker").unlink(missing_ok=True)
+    bare.add("docker", DOCKER)
+    calls = bare.programs.parent / "calls"
+    process = subprocess.Popen(
+        [bare.project / "scripts" / "cache" / "populate_caches.sh"],
+        env={"PATH": str(bare.programs), "CALLS": str(calls)},
+        stdin=subprocess.DEVNULL,
+    )
+    try:
+        wait_for(calls.with_name("calls.client").exists, "the call in the container")
+        process.terminate()
+        assert process.wait(timeout=60) == 11
+    finally:
+        process.kill()
+        calls.with_name("calls.end").touch()
