@@ -29,7 +29,7 @@
 set -uo pipefail
 umask 002
 
-readonly READY_S=30 GRACE_S=10 RESTARTS=3
+readonly READY_S=30 GRACE_S=10 RESTARTS=3 TEE_TENTHS=20
 readonly TELEMETRY=${TELEMETRY_ROOT:-/telemetry} PROFILES=${PROFILES_ROOT:-/profiles}
 readonly LISTEN=${LISTEN_ADDRESS:-127.0.0.1} BASE=${PORT_BASE:-0}
 export CONTAINER_RUN_ID=${CONTAINER_RUN_ID:-container-run-$(date -u +%Y%m%dT%H%M%SZ)-$(printf %04x $RANDOM)}
@@ -259,7 +259,12 @@ end() {
     if [[ -e $FOLDER/container_run_meta.json ]]; then manifest --stopped; fi
     say "ended with status $1"
     exec >&- 2>&-
-    wait "$tee"
+    local tenths # a program that has left its group can still hold the log open
+    for ((tenths = 0; tenths < TEE_TENTHS; tenths++)); do
+        kill -0 "$tee" 2>/dev/null || break
+        sleep 0.1
+    done
+    kill "$tee" 2>/dev/null
     exit "$1"
 }
 

@@ -242,6 +242,18 @@ class TestFaults:
         assert "no module named rayprep" in own.log
         assert own.left() == []
 
+    def test_what_has_left_its_group_does_not_hold_up_the_end(self, own: ContainerRun) -> None:
+        own.hide_all_but_tools()
+        own.add("rayprep", "#!/bin/sh\n")
+        own.add("stray", f"#!{sys.executable}\nimport time\nprint('strayed', flush=True)\ntime.sleep(600)\n")
+        command = f"setsid stray & until /usr/bin/grep -q strayed '{own.telemetry}'/logs/*; do sleep 0.05; done; exit 4"
+        own.start("sh", "-c", command, PATH=str(own.programs))
+        status, said = own.end_by_itself()
+        assert status == 4, said
+        assert "[init-run] ended with status 4" in own.log
+        (stray,) = own.left()
+        assert "stray" in " ".join(stray.cmdline())
+
 
 LISTENER = """
 import socket, sys, time
