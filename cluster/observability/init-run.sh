@@ -157,9 +157,9 @@ try() {
     fi
 }
 
-# await NAME [WARNING]: until it answers; what it lacks then makes it degraded all the same.
+# await NAME UNTIL [WARNING]: until it answers; what it lacks then makes it degraded all the same.
 await() {
-    local name=$1 until=$((SECONDS + READY_S)) status
+    local name=$1 until=$2 status
     while [[ ${pids[$name]:-} ]]; do
         if ! kill -0 "${pids[$name]}" 2>/dev/null; then
             wait "${pids[$name]}"
@@ -167,7 +167,7 @@ await() {
             unset "pids[$name]"
             found+=("$name=degraded:it ended with status $status: $(tail -n 1 "$FOLDER/$name.log" | cut -c -200)")
         elif answers "${port[$name]}"; then
-            found+=("$name=${2:+degraded:}${2:-live}")
+            found+=("$name=${3:+degraded:}${3:-live}")
             return
         elif ((SECONDS >= until)); then
             found+=("$name=degraded:it has not answered on port ${port[$name]} within $READY_S s")
@@ -193,10 +193,11 @@ start_programs() {
     try jaeger 16686 jaeger-all-in-one
     try node_exporter 9100 node_exporter prometheus-node-exporter
     try dcgm_exporter 9400 dcgm-exporter
-    await prometheus
-    await jaeger
-    await node_exporter
-    await dcgm_exporter "${DCGM_WARNING:-}"
+    local until=$((SECONDS + READY_S)) # for all of them, or who waits for the manifest would give up before it is there
+    await prometheus "$until"
+    await jaeger "$until"
+    await node_exporter "$until"
+    await dcgm_exporter "$until" "${DCGM_WARNING:-}"
 }
 
 # In the background, so that a signal is heard while it works.

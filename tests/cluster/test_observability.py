@@ -194,6 +194,21 @@ class TestFaults:
         assert own.manifest["stopped_at"] is not None
         assert own.left() == []
 
+    @pytest.mark.slow
+    def test_programs_that_do_not_answer_are_waited_for_together(self, own: ContainerRun) -> None:
+        own.hide_all_but_tools()
+        for name in ("prometheus", "jaeger-all-in-one", "node_exporter", "dcgm-exporter"):
+            own.add(name, "#!/bin/sh\nexec sleep 600\n")
+        own.start(PATH=str(own.programs))
+        wait_for(own.pointer.exists, "the pointer, which one after another would take two minutes", timeout_s=90)
+        assert own.surfaces["jaeger"] == (
+            "degraded",
+            f"it has not answered on port {16686 + own.port_base} within 30 s",
+        )
+        assert {status for status, _ in own.surfaces.values()} == {"degraded"}
+        assert own.end()[0] == 128 + signal.SIGTERM
+        assert own.left() == []
+
     def test_sigterm_in_the_middle_leaves_nothing(self, own: ContainerRun) -> None:
         own.telemetry.mkdir()
         own.pointer.write_text("CONTAINER_RUN_META_JSON=/of/an/old/run.json\n", encoding="utf-8")
