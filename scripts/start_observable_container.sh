@@ -160,7 +160,10 @@ if [ -n "$dry_run" ]; then
     show
     exit 0
 fi
-if [ "$(state)" = running ]; then
+found=$(state)
+[ -z "$found" ] || [ -n "$(setting CONTAINER_RUN_ID)" ] ||
+    fail "there is a container $NAME that this script has not started: remove it, or give another --name"
+if [ "$found" = running ]; then
     wait_for_manifest "$(setting CONTAINER_RUN_ID)" fail # another start may just have begun it
     say "$NAME is running already"
     print_pointer

@@ -315,3 +315,14 @@ def test_status_is_that_of_what_was_called_and_not_of_the_signal(bare: Machine) 
     finally:
         process.kill()
         calls.with_name("calls.end").touch()
+
+
+def test_container_that_somebody_else_has_made_is_left_alone(bare: Machine) -> None:
+    (bare.programs / "docker").unlink(missing_ok=True)
+    bare.add("docker", DOCKER.replace("echo running", "echo exited").replace("case", 'echo "$1" >>"$CALLS"\ncase', 1))
+    done = bare.run(bare.project / "scripts" / "start_observable_container.sh", HOME=str(bare.programs.parent))
+    assert (done.returncode, done.stdout) == (UNFIT, "")
+    assert done.stderr.endswith(
+        ": there is a container sglang-dev that this script has not started: remove it, or give another --name\n"
+    )
+    assert not {"rm", "run", "stop"} & set(bare.slow)
