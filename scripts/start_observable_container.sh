@@ -15,7 +15,7 @@
 #   HOST_MODELS_ROOT      at /models (${XDG_DATA_HOME:-~/.local/share}/sglang-dev/models)
 #   RUN_FILE_UID, RUN_FILE_GID   whose files all this is to be: yours, under sudo those of who called it
 #   CONTAINER_ENGINE      docker or podman
-#   CONTAINER_START_S     seconds until the run has written its manifest (120)
+#   CONTAINER_START_S     seconds until the run has written its manifest, and for the snapshot of its caches (120)
 #   CONTAINER_SHM_SIZE    shared memory for Ray and NCCL (32g)
 set -euo pipefail
 here=$(dirname "$(readlink -f "$0")")
@@ -150,7 +150,7 @@ wait_for_manifest() {
 take_snapshot() {
     local manifest
     manifest=$(print_pointer | sed -n 's/^CONTAINER_RUN_META_JSON=//p')
-    inside rayprep snapshot --manifest "$manifest" >/dev/null ||
+    ANSWER_S=$start_s inside rayprep snapshot --manifest "$manifest" >/dev/null ||
         give_up "the snapshot of the caches could not be taken"
 }
 

@@ -326,3 +326,26 @@ def test_container_that_somebody_else_has_made_is_left_alone(bare: Machine) -> N
         ": there is a container sglang-dev that this script has not started: remove it, or give another --name\n"
     )
     assert not {"rm", "run", "stop"} & set(bare.slow)
+
+
+STARTED = r"""#!/bin/sh
+case "$*" in
+*Status*) [ ! -e "$CALLS.run" ] || echo running ;;
+*Config.Env*) printf 'RUN_FILE_UID=1\nRUN_FILE_GID=1\n' ;;
+run*) printf '%s\n' "$@" | sed -n 's/^CONTAINER_RUN_ID=//p' >"$CALLS.run" ;;
+exec*cat*) echo "CONTAINER_RUN_META_JSON=/telemetry/container_runs/$(cat "$CALLS.run")/container_run_meta.json" ;;
+exec*snapshot*) exec sleep 50 ;;
+stop*) echo stop >>"$CALLS" ;;
+esac
+"""
+"""A container that starts at once, and whose caches take long to read."""
+
+
+def test_snapshot_has_as_long_as_the_start(bare: Machine) -> None:
+    (bare.programs / "docker").unlink(missing_ok=True)
+    bare.add("docker", STARTED)
+    start = bare.project / "scripts" / "start_observable_container.sh"
+    done = bare.run(start, HOME=str(bare.programs.parent), CONTAINER_START_S="1")
+    assert done.returncode == UNFIT
+    assert "the snapshot of the caches could not be taken" in done.stderr
+    assert bare.slow == ["stop"]
