@@ -130,7 +130,7 @@ print_pointer() { ask exec "$NAME" cat "$POINTER"; }
 
 # Nothing half started is left running; the container stays for its logs until the next start.
 give_up() {
-    trap - INT TERM
+    trap - INT TERM HUP
     ask logs --tail "$log_lines" "$NAME" >&2 || true
     "$ENGINE" stop -t 10 "$NAME" >/dev/null 2>&1 || true
     fail "$1 (its last lines are above; all of them: $ENGINE logs $NAME)"
@@ -173,7 +173,7 @@ ask image inspect "$image" >/dev/null 2>&1 ||
     fail "there is no image $image: build it (cluster/container/README.md), or pull it"
 make_folders
 ask rm "$NAME" >/dev/null 2>&1 || true # what a start that failed has left
-trap '(give_up "interrupted") || exit 130' INT TERM
+trap '(give_up "interrupted") || exit 130' INT TERM HUP
 if ! "${run[@]}" >/dev/null; then
     ask rm "$NAME" >/dev/null 2>&1 || true
     fail "$ENGINE could not start $NAME, see above"

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from tests.needs import needs_tool
 from tests.processes import wait_for
 
 ROOT = Path(__file__).parents[2]
-UNFIT = 3
+UNFIT, INTERRUPTED = 3, 130
 
 PYTHON = r"""#!/bin/sh
 case "$*" in
@@ -349,3 +350,24 @@ def test_snapshot_has_as_long_as_the_start(bare: Machine) -> None:
     assert done.returncode == UNFIT
     assert "the snapshot of the caches could not be taken" in done.stderr
     assert bare.slow == ["stop"]
+
+
+def test_connection_that_is_lost_in_a_start_leaves_no_container_without_a_snapshot(bare: Machine) -> None:
+    """The next start would find it running, and take none."""
+    (bare.programs / "docker").unlink(missing_ok=True)
+    bare.add("docker", STARTED.replace("exec sleep 50", 'echo snapshot >>"$CALLS"; exec sleep 1'))
+    calls = bare.programs.parent / "calls"
+    process = subprocess.Popen(
+        [bare.project / "scripts" / "start_observable_container.sh"],
+        env={"PATH": str(bare.programs), "CALLS": str(calls), "HOME": str(calls.parent)},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        wait_for(lambda: calls.exists() and "snapshot" in bare.slow, "the snapshot")
+        process.send_signal(signal.SIGHUP)
+        assert process.wait(timeout=60) == INTERRUPTED
+    finally:
+        process.kill()
+    assert bare.slow == ["snapshot", "stop"]
