@@ -219,6 +219,9 @@ def with_programs(text: str, source: str, programs: Mapping[str, Surface], stopp
     for name, surface in found.items():
         changes["telemetry_surfaces", name] = surface.model_dump(mode="json")
     text = merged(text, source, changes)
-    said = json.loads(text).get("warnings", [])
+    document = json.loads(text)
+    if not isinstance(document, dict):
+        raise BadRequest(f"manifest {source}: it must be a JSON object", hint="it is left as it was")
+    said = document.get("warnings", [])
     new = [line for line in warnings_of(found) if line not in said] if isinstance(said, list) else []
     return merged(text, source, {("warnings",): [*said, *new]}) if new else text

@@ -189,3 +189,8 @@ def test_a_later_state_joins_what_others_have_written() -> None:
         "sglang_metrics: prometheus, which would keep it, is degraded",
     ]
     assert with_programs(once, "m.json", died, MOMENT) == once
+
+
+def test_programs_of_what_is_no_manifest() -> None:
+    with pytest.raises(BadRequest, match="must be a JSON object"):
+        with_programs("[]", "m", {})
