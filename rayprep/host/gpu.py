@@ -114,6 +114,11 @@ def _is_named(gpu: Gpu, name: str) -> bool:
     return name == str(gpu.index) or (name.startswith("GPU-") and gpu.uuid.startswith(name))
 
 
+def visible_env(gpus: Sequence[Gpu]) -> dict[str, str]:
+    """What shows a child these GPUs alone; nothing where there are none."""
+    return {"CUDA_VISIBLE_DEVICES": ",".join(str(gpu.index) for gpu in gpus)} if gpus else {}
+
+
 @dataclass(frozen=True)
 class GpuMemory:
     """How much of one GPU's memory is free, and which processes hold the rest. All in bytes."""

@@ -7,6 +7,7 @@ from rayprep.host.gpu import GpuMemory, read_gpu_memory
 
 HEADROOM_BYTES = 4 << 30
 """What the contract wants free once the server has its pools: CUDA graphs and kernels still need some."""
+KEPT_MEMORY = "the GPU's memory was not back to where it was when the server had ended"
 SLACK_BYTES = 512 << 20
 """What a GPU's use may differ by without anybody's having taken or kept memory."""
 

@@ -13,6 +13,7 @@ from rayprep.host.locks import HeldLocks
 from rayprep.host.markers import Marker, remove_marker, standing_since, write_marker
 from rayprep.host.scan import hash_files
 from rayprep.host.server import Watch
+from rayprep.host.server_memory import KEPT_MEMORY
 from rayprep.model.base import utc_now
 from rayprep.model.caches import CacheName
 from rayprep.model.cleanup import together
@@ -39,8 +40,6 @@ from rayprep.node.request import NodeRequest
 from rayprep.node.stage_run import as_rayprep_error
 from rayprep.node.survey import Survey
 from rayprep.stages.warmup_server import rounds_for
-
-_KEPT_MEMORY = "the GPU's memory was not back to where it was when the server had ended"
 
 
 @dataclass
@@ -164,7 +163,7 @@ class Verify:
             events=events[:NAMED],
             log_file=self.survey.layout.located(self.log),
             slices=outcomes if len(outcomes) > 1 else (),
-            warnings=(_KEPT_MEMORY,) if any(each.server.memory_returned is False for each in proofs) else (),
+            warnings=(KEPT_MEMORY,) if any(each.server.memory_returned is False for each in proofs) else (),
             cleanup=together([each.server.cleanup for each in proofs if each.server.cleanup]),
         )
         short = shortfall(found)

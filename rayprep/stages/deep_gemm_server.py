@@ -5,13 +5,12 @@ graphs, which would only cost time, and is ended once the warm-up requests have 
 """
 
 from rayprep.host.cache_watch import CacheWatch
-from rayprep.host.server import Watch
 from rayprep.model.caches import CacheName
 from rayprep.model.gemm import SERVER_UNIT
 from rayprep.model.plan import Work
 from rayprep.model.warmup import GenerateRequest, Round, Sampling
 from rayprep.stages.protocol import BuildContext, Built, StageRequest
-from rayprep.stages.warmup_server import implied_command, open_server, record_of
+from rayprep.stages.warmup_server import record_of, warmup_server
 
 _WITHOUT_GRAPHS = "--disable-cuda-graph"
 _ENV = {
@@ -30,24 +29,16 @@ def compile_via_server(request: StageRequest, work: Work, context: BuildContext)
         Interrupted: the run was cancelled.
     """
     cache = CacheWatch(context.layout, (CacheName.DEEP_GEMM,))
-    watch = Watch(context.deadline, context.cancelled, context.tick, context.report)
     args = request.spec.server_args
     graphless = request.spec.model_copy(
         update={"server_args": args if _WITHOUT_GRAPHS in args else (*args, _WITHOUT_GRAPHS)}
     )
     given = StageRequest(graphless, request.model, request.device, request.signature)
-    command_for = implied_command(given, context.scratch)
-    env = {**context.env, **_ENV}
-    server = open_server(graphless, command_for, env, context.log, watch, context.lock_descriptors, context.gpus)
-    try:
-        with server:
-            server.start()
-            server.send(_requests(request.model.architecture.vocab_size))
-            context.report("the warm-up request returned", None, None)
-            record = record_of(server, command_for(server.port or 0, server.mem_fraction), graphless.load_format)
-    finally:
-        if server.cleanup:
-            context.ended(server.cleanup)
+    with warmup_server(given, context, {**context.env, **_ENV}) as server:
+        server.start()
+        server.send(_requests(request.model.architecture.vocab_size))
+        context.report("the warm-up request returned", None, None)
+        record = record_of(server, graphless.load_format)
     use = cache.look()
     named = {str(shape) for shape in server.reader.gemm_shapes}
     covered = {unit for unit in work.units if unit == SERVER_UNIT or unit.partition(",")[0] in named}

@@ -1,10 +1,9 @@
 """What the `inductor` stage has to do on a GPU: something only where the server's flags ask for torch.compile."""
 
-from rayprep.model.errors import ErrorType
-from rayprep.model.plan import NotNeeded, StagePlan, Unable, Work
+from rayprep.model.plan import NotNeeded, StagePlan, Work
 from rayprep.model.torch_compile import asks, captures_decode, max_batch
-from rayprep.stages.plain_paths import unable_under
 from rayprep.stages.protocol import StageRequest
+from rayprep.stages.serve import unable_to_serve
 
 # Guesses; later runs reckon from their own history.
 SECONDS_ONCE = 60.0
@@ -21,10 +20,7 @@ def plan_on_gpu(request: StageRequest) -> StagePlan:
         return NotNeeded(reason="no_torch_compile", detail=detail)
     if not captures_decode(flags):
         return NotNeeded(reason="no_decode_graphs", detail="SGLang compiles only what decode captures as CUDA graphs")
-    if request.signature.sglang_version is None:
-        message = "sglang is not installed (pip install 'rayprep[sglang]')"
-        return Unable(error_type=ErrorType.TOOLCHAIN_MISMATCH, message=message)
-    if unable := unable_under(request.signature, "SGLang"):
+    if unable := unable_to_serve(request.signature):
         return unable
     asked = request.spec.batch_sizes
     largest = max_batch(flags) or max(asked)

@@ -7,7 +7,6 @@ proof shows. Where no server starts with torch.compile, that is said by name, wi
 from collections.abc import Sequence
 
 from rayprep.host.cache_watch import CacheWatch
-from rayprep.host.server import Watch
 from rayprep.model.caches import CacheName
 from rayprep.model.errors import ErrorType, StageError
 from rayprep.model.plan import Work
@@ -16,7 +15,7 @@ from rayprep.model.torch_compile import ENABLE, with_max_batch
 from rayprep.model.warmup import decode_requests
 from rayprep.stages.protocol import BuildContext, Built, StageRequest
 from rayprep.stages.sglang_jit import SglangJit
-from rayprep.stages.warmup_server import implied_command, open_server, record_of
+from rayprep.stages.warmup_server import record_of, warmup_server
 
 _GRAPHS = ("torchinductor/fxgraph/", "torchinductor/aotautograd/")
 
@@ -35,22 +34,15 @@ def compile_on_gpu(request: StageRequest, work: Work, context: BuildContext) -> 
         spec.model_copy(update={"server_args": flags}), request.model, request.device, request.signature
     )
     cache = CacheWatch(context.layout, (CacheName.TORCHINDUCTOR,))
-    watch = Watch(context.deadline, context.cancelled, context.tick, context.report)
-    command_for = implied_command(asked, context.scratch)
-    server = open_server(
-        asked.spec, command_for, context.env, context.log, watch, context.lock_descriptors, context.gpus
-    )
-    try:
-        with server, SglangJit(asked, context) as ahead:
-            server.start()
-            server.send(decode_requests(request.model.architecture.vocab_size, spec.batch_sizes))
-            left = ahead.finish()
-            record = record_of(server, command_for(server.port or 0, server.mem_fraction), spec.load_format)
-    except StageError as error:
-        raise _explained(error, server.reader.signs) from None
-    finally:
-        if server.cleanup:
-            context.ended(server.cleanup)
+    with warmup_server(asked, context) as server:
+        try:
+            with SglangJit(asked, context) as ahead:
+                server.start()
+                server.send(decode_requests(request.model.architecture.vocab_size, spec.batch_sizes))
+                left = ahead.finish()
+        except StageError as error:
+            raise _explained(error, server.reader.signs) from None
+        record = record_of(server, spec.load_format)
     use = cache.look()
     if not any(path.startswith(_GRAPHS) for path in use.read):
         raise StageError(ErrorType.UNSUPPORTED, f"the server started with {ENABLE} and compiled no graph")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
+from rayprep.host.gpu import visible_env
 from rayprep.host.layout import os_error_type
 from rayprep.host.process import Child
 from rayprep.model.caches import CacheName
@@ -62,8 +63,7 @@ def tune(request: StageRequest, shape: MoeShape, context: BuildContext) -> Built
         capability=capability_of(request.signature),
         deadline_s=_DEADLINE_S,
     )
-    visible = {"CUDA_VISIBLE_DEVICES": ",".join(str(gpu.index) for gpu in gpus)} if gpus else {}
-    env = {**_env(context.env), **visible, "TRITON_CACHE_DIR": str(kernels)}
+    env = {**_env(context.env), **visible_env(gpus), "TRITON_CACHE_DIR": str(kernels)}
     said = _TuneRun(asked, context, env).go()
     built = _built(request, shape, context, said)
     shutil.rmtree(kernels, ignore_errors=True)  # nothing but a tuning reads them, and this one is over
@@ -172,7 +172,7 @@ def tune_by_script(request: StageRequest, shape: MoeShape, context: BuildContext
     folder = context.scratch / "tuned"
     folder.mkdir()
     context.report(f"running {request.spec.moe_tuner_script}", None, None)
-    env = {**_env(context.env), "CUDA_VISIBLE_DEVICES": ",".join(str(gpu.index) for gpu in context.host_gpus)}
+    env = {**_env(context.env), **visible_env(context.host_gpus)}
     child = Child(_script_command(request, shape, folder), env, context.log, context.lock_descriptors)
     try:
         with child:

@@ -3,13 +3,12 @@
 from dataclasses import replace
 from pathlib import Path
 
-from rayprep.host.server import Watch
 from rayprep.model.caches import CacheName
 from rayprep.model.errors import ErrorType, StageError
 from rayprep.model.moe_configs import complaint
 from rayprep.model.result import Artifacts
 from rayprep.stages.protocol import BuildContext, Built, StageRequest
-from rayprep.stages.warmup_server import implied_command, open_server, record_of
+from rayprep.stages.warmup_server import record_of, warmup_server
 
 
 def confirm_by_server(request: StageRequest, context: BuildContext, built: Built) -> Built:
@@ -20,18 +19,10 @@ def confirm_by_server(request: StageRequest, context: BuildContext, built: Built
         Interrupted: the run was cancelled.
     """
     layout, facts = context.layout, built.artifacts or Artifacts()
-    watch = Watch(context.deadline, context.cancelled, context.tick, context.report)
-    command_for = implied_command(request, context.scratch)
     env = {**context.env, "SGLANG_MOE_CONFIG_DIR": str(layout.cache(CacheName.MOE_CONFIGS))}
-    server = open_server(request.spec, command_for, env, context.log, watch, context.lock_descriptors, context.gpus)
-    try:
-        with server:
-            server.start()
-            command = command_for(server.port or 0, server.mem_fraction)
-            record = record_of(server, command, request.spec.load_format)
-    finally:
-        if server.cleanup:
-            context.ended(server.cleanup)
+    with warmup_server(request, context, env) as server:
+        server.start()
+        record = record_of(server, request.spec.load_format)
     said = server.reader.moe_configs
     name = Path(facts.config_file.container_path).name if facts.config_file else ""
     if name not in said.used:

@@ -8,10 +8,12 @@ from collections.abc import Sequence
 
 from rayprep.host.layout import Layout
 from rayprep.host.scan import CacheScan
+from rayprep.host.server_memory import KEPT_MEMORY
 from rayprep.model.caches import CacheName
 from rayprep.model.errors import ErrorType
 from rayprep.model.plan import NotNeeded, StagePlan, Unable, Work
 from rayprep.model.result import Artifacts, Tally
+from rayprep.model.signature import Signature
 from rayprep.model.spec import DeviceChoice
 from rayprep.model.stages import STAGES, StageName
 from rayprep.model.warmup import LONGEST_PREFILL
@@ -35,10 +37,7 @@ class ServeStage:
     def plan(self, request: StageRequest) -> StagePlan:
         if request.device is DeviceChoice.CPU:
             return NotNeeded(reason="no_gpu", detail="SGLang's server needs a GPU, and none is used here")
-        if request.signature.sglang_version is None:
-            message = "sglang is not installed (pip install 'rayprep[sglang]')"
-            return Unable(error_type=ErrorType.TOOLCHAIN_MISMATCH, message=message)
-        if unable := unable_under(request.signature, "SGLang"):
+        if unable := unable_to_serve(request.signature):
             return unable
         return Work(
             units=(f"prefill up to {_longest(request)} tokens", "decode in batches", "greedy and sampled"),
@@ -50,27 +49,16 @@ class ServeStage:
     def build(self, request: StageRequest, work: Work, context: BuildContext) -> Built:
         # What runs a server is not imported to plan.
         from rayprep.host.cache_watch import CacheWatch
-        from rayprep.host.server import Watch
         from rayprep.stages.sglang_jit import SglangJit
-        from rayprep.stages.warmup_server import implied_command, open_server, record_of, rounds_for
+        from rayprep.stages.warmup_server import record_of, rounds_for, warmup_server
 
         caches = CacheWatch(context.layout, CacheName)
-        watch = Watch(context.deadline, context.cancelled, context.tick, context.report)
-        command_for = implied_command(request, context.scratch)
-        server = open_server(
-            request.spec, command_for, context.env, context.log, watch, context.lock_descriptors, context.gpus
-        )
-        try:
-            # The modules' compilers end before the server does.
-            with server, SglangJit(request, context) as ahead:
-                server.start()
-                server.send(rounds_for(request, server.reader.args))
-                left = ahead.finish()
-                command = command_for(server.port or 0, server.mem_fraction)
-                record = record_of(server, command, request.spec.load_format)
-        finally:
-            if server.cleanup:
-                context.ended(server.cleanup)
+        # The modules' compilers end before the server does.
+        with warmup_server(request, context) as server, SglangJit(request, context) as ahead:
+            server.start()
+            server.send(rounds_for(request, server.reader.args))
+            left = ahead.finish()
+            record = record_of(server, request.spec.load_format)
         use = caches.look()
         return Built(
             units=work.units,
@@ -93,6 +81,14 @@ class ServeStage:
         )
 
 
+def unable_to_serve(signature: Signature) -> Unable | None:
+    """Why SGLang's server cannot run here, where it cannot."""
+    if signature.sglang_version is None:
+        message = "sglang is not installed (pip install 'rayprep[sglang]')"
+        return Unable(error_type=ErrorType.TOOLCHAIN_MISMATCH, message=message)
+    return unable_under(signature, "SGLang")
+
+
 def _longest(request: StageRequest) -> int:
     """Tokens of the longest prompt that the server is asked for, and that it allows."""
     asked = request.spec.max_seq_len
@@ -104,5 +100,5 @@ def _warnings(memory_returned: bool | None, used: float, asked: float) -> tuple[
     if used != asked:
         found.append(f"mem fraction {asked} left too little GPU memory; {used} was used")
     if memory_returned is False:
-        found.append("the GPU's memory was not back to where it was when the server had ended")
+        found.append(KEPT_MEMORY)
     return tuple(found)

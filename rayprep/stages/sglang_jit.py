@@ -9,6 +9,7 @@ from types import TracebackType
 
 from pydantic import ValidationError
 
+from rayprep.host.gpu import visible_env
 from rayprep.host.process import Child
 from rayprep.model.errors import ErrorType, StageError
 from rayprep.model.server_command import server_env
@@ -44,9 +45,8 @@ class SglangJit:
 
     def _env(self) -> dict[str, str]:
         """The server's, so that SGLang finds the same GPU and the same compilers."""
-        env, gpus = self._context.env, self._context.gpus
-        visible = {"CUDA_VISIBLE_DEVICES": ",".join(str(gpu.index) for gpu in gpus)} if gpus else {}
-        return {**env, **server_env(env), **visible, "TVM_FFI_CUDA_ARCH_LIST": _HOPPER_ARCH}
+        env = self._context.env
+        return {**env, **server_env(env), **visible_env(self._context.gpus), "TVM_FFI_CUDA_ARCH_LIST": _HOPPER_ARCH}
 
     def finish(self) -> tuple[str, ...]:
         """Waits until every module is built or has failed. Returns at most one warning, of those that have.

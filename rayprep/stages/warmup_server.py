@@ -2,10 +2,11 @@
 
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from rayprep.host.gpu import Gpu
+from rayprep.host.gpu import Gpu, visible_env
 from rayprep.host.server import Server, Watch
 from rayprep.host.toolchain import can_trace
 from rayprep.model.result import ServerRecord
@@ -15,7 +16,7 @@ from rayprep.model.server_log import ResolvedArgs
 from rayprep.model.spec import PrepSpec
 from rayprep.model.tracing import OtlpEndpoint
 from rayprep.model.warmup import Round, warmup_requests
-from rayprep.stages.protocol import StageRequest
+from rayprep.stages.protocol import BuildContext, StageRequest
 
 LARGEST_BATCH = 256
 """Sent where the server captures no decode graphs, so that nothing says how large a batch the campaign has."""
@@ -67,18 +68,43 @@ def open_server(
     slice_index: int = 0,
 ) -> Server:
     """A server of rayprep's own, on its slice's warm-up ports, that sees `gpus` alone. Not started yet."""
-    visible = {"CUDA_VISIBLE_DEVICES": ",".join(str(gpu.index) for gpu in gpus)} if gpus else {}
     tracing = server_tracing(spec)
     return Server(
         command_for,
         warmup_ports(spec.warmup_port, slice_index),
         spec.mem_fraction,
-        {**env, **visible, **(tracing.server_env if tracing else {})},
+        {**env, **visible_env(gpus), **(tracing.server_env if tracing else {})},
         log,
         watch,
         lock_descriptors,
         [gpu.uuid for gpu in gpus],
     )
+
+
+@contextmanager
+def warmup_server(
+    request: StageRequest, context: BuildContext, env: Mapping[str, str] | None = None
+) -> Iterator[Server]:
+    """The server that a stage's request implies, to be started within the block. It ends with it, and its end is told.
+
+    Args:
+        env: in place of the stage's own.
+    """
+    server = open_server(
+        request.spec,
+        implied_command(request, context.scratch),
+        context.env if env is None else env,
+        context.log,
+        Watch(context.deadline, context.cancelled, context.tick, context.report),
+        context.lock_descriptors,
+        context.gpus,
+    )
+    try:
+        with server:
+            yield server
+    finally:
+        if server.cleanup:
+            context.ended(server.cleanup)
 
 
 def open_own_server(
@@ -111,8 +137,9 @@ def rounds_for(request: StageRequest, args: ResolvedArgs) -> tuple[Round, ...]:
     return warmup_requests(model.vocab_size, context, batch, args.chunked_prefill_size, spec.max_seq_len)
 
 
-def record_of(server: Server, command: Sequence[str], load_format: str) -> ServerRecord:
+def record_of(server: Server, load_format: str) -> ServerRecord:
     """How a server that was ready had been started. What its command says goes before what was asked of it."""
+    command = server.command
     assert server.pid is not None and server.port is not None and server.ready_s is not None
     return ServerRecord(
         warmup_pid=server.pid,
