@@ -67,7 +67,6 @@ class Server:
         self._memory = ServerMemory(())
         self._address = Address("127.0.0.1", 0)
         self._command: tuple[str, ...] = ()
-        self.mem_fraction = mem_fraction
         self._fractions: tuple[float, ...] = (mem_fraction,)
         self.port: int | None = None
         self.attempts = 0
@@ -76,6 +75,11 @@ class Server:
         self.cleanups: list[Cleanup] = []
         self.memory_returned: bool | None = None
         """Whether the GPUs' memory was back to where it was after the end; None where nobody can tell."""
+
+    @property
+    def mem_fraction(self) -> float:
+        """Of the last attempt."""
+        return self._fractions[-1]
 
     @property
     def pid(self) -> int | None:
@@ -124,7 +128,6 @@ class Server:
             if lower is None or self.reader.wants_more_memory or not self._adapts(lower):
                 raise self._out_of_memory(self._fractions)
             self._fractions = (*self._fractions, lower)
-            self.mem_fraction = lower
 
     def _attempt(self, port: int) -> _Outcome:
         self._command = tuple(self._command_for(port, self.mem_fraction))

@@ -1,7 +1,7 @@
 """One child process of a stage as its parent sees it: started under a guard, heard line by line, always ended."""
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from rayprep.host.process import Child
@@ -35,6 +35,13 @@ def run_child(
     file.write_text(request.model_dump_json(), encoding="utf-8")
     # -P: a file of the user's that is called like one of Python's own must not be imported in its place.
     command = [sys.executable, "-P", "-m", f"rayprep.stages.{module}", str(file)]
+    return run_command(command, env, context, hear, what)
+
+
+def run_command(
+    command: Sequence[str], env: Mapping[str, str], context: BuildContext, hear: Callable[[str], None], what: str
+) -> int:
+    """The same for any program."""
     child = Child(command, env, context.log, context.lock_descriptors)
     try:
         with child:

@@ -5,20 +5,20 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
 from rayprep.host.gpu import visible_env
 from rayprep.host.layout import os_error_type
-from rayprep.host.process import Child
 from rayprep.model.caches import CacheName
 from rayprep.model.errors import ErrorType, StageError
 from rayprep.model.moe import MoeShape, default_batch_sizes
 from rayprep.model.moe_search import SEED, TUNER_VERSION, Choice, ConfigFiles, first_candidates, tuning_digest
 from rayprep.model.moe_space import KernelConfig
 from rayprep.model.result import TunedSize, Tuning
-from rayprep.stages.child_run import keep_line, log_tail, lost, run_child
+from rayprep.stages.child_run import keep_line, log_tail, lost, run_child, run_command
 from rayprep.stages.moe_files import facts_of, seed, shipped_configs, write_config
 from rayprep.stages.moe_tune import capability_of, covered_units, label_of, sizes_of
 from rayprep.stages.moe_tune_protocol import TUNE_LINE, Counts, StepLine, TunedLine, TuneFailLine, TuneRequest
@@ -173,15 +173,8 @@ def tune_by_script(request: StageRequest, shape: MoeShape, context: BuildContext
     folder.mkdir()
     context.report(f"running {request.spec.moe_tuner_script}", None, None)
     env = {**_env(context.env), **visible_env(context.host_gpus)}
-    child = Child(_script_command(request, shape, folder), env, context.log, context.lock_descriptors)
-    try:
-        with child:
-            for line in child.lines(context.deadline, context.cancelled, context.tick):
-                keep_line(context, line)
-            status, _ = child.end()
-    finally:
-        if child.cleanup:
-            context.ended(child.cleanup)
+    command = _script_command(request, shape, folder)
+    status = run_command(command, env, context, partial(keep_line, context), _WHAT)
     found = sorted(path for path in folder.glob("E=*.json"))
     if status != 0 or not found:
         message = f"{request.spec.moe_tuner_script} ended with status {status} and left {len(found)} config files"
