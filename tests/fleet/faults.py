@@ -84,9 +84,12 @@ def held_builder(fleet: Fleet, run: Run) -> Node:
 
 
 def left(fleet: Fleet) -> list[psutil.Process]:
-    """What works in a host's store, with its guards."""
-    marks = [store_mark(node.layout) for node in fleet.nodes.values()]
-    return [process for mark in marks for process in marked_processes(STORE_MARK, mark)]
+    """What works in any host's store, with its guards."""
+    return [process for node in fleet.nodes.values() for process in left_on(node)]
+
+
+def left_on(node: Node) -> list[psutil.Process]:
+    return marked_processes(STORE_MARK, store_mark(node.layout))
 
 
 def ours(*words: str) -> list[psutil.Process]:

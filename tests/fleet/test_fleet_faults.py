@@ -11,7 +11,20 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.fleet.faults import Run, agents_of, all_is_well, empty, held_builder, hold, left, on, ours, release, valid
+from tests.fleet.faults import (
+    Run,
+    agents_of,
+    all_is_well,
+    empty,
+    held_builder,
+    hold,
+    left,
+    left_on,
+    on,
+    ours,
+    release,
+    valid,
+)
 from tests.fleet.fleet import FP8_MODEL, KERNELS, STAND_IN, Fleet, Node, fleet_of
 from tests.host.test_ports import free_port
 from tests.processes import wait_for
@@ -43,8 +56,8 @@ def test_a_builder_dies_and_the_other_host_builds(two: Fleet) -> None:
     run = Run(two, "killed")
     builder = held_builder(two, run)
     (agent,) = agents_of(builder)
-    release(two)
     agent.kill()
+    release(two)
     assert run.wait() == 0, run.text
     hosts = two.result("killed")["hosts"]
     other = next(name for name in hosts if name != builder.name)
@@ -60,8 +73,9 @@ def test_a_host_is_lost_for_good_and_the_others_end_well(two: Fleet) -> None:
     hold(two)
     run = Run(two, "lost")
     builder = held_builder(two, run)
-    release(two)
     two.cluster.remove_node(builder.ray_node, allow_graceful=False)
+    wait_for(lambda: not left_on(builder), "the lost host's work to end, or it would publish")
+    release(two)
     assert run.wait() == 3, run.text
     found = two.result("lost")
     assert found["status"] == "partial"

@@ -52,7 +52,7 @@ def test_a_run_leaves_its_metrics(built: Built) -> None:
     assert found[("rayprep_kernels_reused_total", host, "inductor")] >= 1
     waited = [built.roots.result(run_id)["waited_s"] for run_id in (built.run_id, built.waiter)]
     assert waited[1] > 1
-    assert found[("rayprep_lease_wait_seconds_total", host)] >= round(sum(waited), 3)
+    assert found[("rayprep_lease_wait_seconds_total", host)] >= sum(waited) - 1e-3
     assert found[("rayprep_hosts", "verified")] == 1
 
 
