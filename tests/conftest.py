@@ -14,6 +14,7 @@ import pytest
 from filelock import FileLock
 
 TIMEOUT_S = 300
+REPOSITORY = Path(__file__).parents[1]
 QUICK_COMPILER = Path(__file__).parent / "fakes" / "pch" / "g++"
 """The host's own, with the headers that all of TorchInductor's kernels share compiled once."""
 
@@ -65,6 +66,16 @@ class Roots:
     def run(self, name: str, *args: str, timeout: float = TIMEOUT_S) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             self.command(name, *args), env=self.env, capture_output=True, text=True, timeout=timeout, check=False
+        )
+
+    def alone(self, run_id: str, *args: str) -> list[str]:
+        """The command of an `ensure` that starts no Ray. `args` as tests/node/alone.py has them."""
+        return [sys.executable, "-m", "tests.node.alone", str(self.profiles), str(self.telemetry), run_id, *args]
+
+    def ensure_alone(self, run_id: str, *args: str) -> subprocess.CompletedProcess[str]:
+        command = self.alone(run_id, *args)
+        return subprocess.run(
+            command, env=self.env, cwd=REPOSITORY, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
         )
 
     def start(self, name: str, *args: str) -> subprocess.Popen[str]:

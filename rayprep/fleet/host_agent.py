@@ -18,7 +18,7 @@ from rayprep.fleet.facts import extras_of, facts_of
 from rayprep.fleet.handles import Handle
 from rayprep.fleet.leasing import Leases, Wanted
 from rayprep.fleet.reporter import Reporter
-from rayprep.fleet.shipping import AHEAD, PieceStream, SourceFailed, pieces
+from rayprep.fleet.shipping import AHEAD, Packages, PieceStream, SourceFailed
 from rayprep.host.epochs import highest_epoch
 from rayprep.host.layout import Layout, choose_roots, prepare_root
 from rayprep.host.locks import Holder as LockHolder
@@ -64,6 +64,7 @@ class HostAgent:
         self._leases: Leases | None = None
         self._reporter: Reporter | None = None
         self._invocation = _Invocation("")
+        self._packages = Packages()
         os.umask(rayprep.UMASK)
         # Ray runs its workers at nice 15 unless told otherwise; only root may go back, and others lose little.
         with contextlib.suppress(PermissionError):
@@ -130,7 +131,7 @@ class HostAgent:
 
     def pieces(self, asked: Asked, keys: Sequence[Key]) -> Iterator[PickleBuffer]:
         """The `ship` group: a package of finished stages."""
-        yield from pieces(self._layout(asked), keys)
+        yield from self._packages.pieces(self._layout(asked), keys)
 
     def work(self, asked: Asked, node: NodeBlock, build: Sequence[Key], visible: str | None) -> Done:
         """Does what the plan says, which is to build only what `build` names, and to prove.

@@ -5,9 +5,11 @@ memory on either side.
 """
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pickle import PickleBuffer
 
 from rayprep.fleet.handles import Handle
+from rayprep.fleet.shared_stream import SharedStreams
 from rayprep.host.completions import read_completions
 from rayprep.host.layout import Layout
 from rayprep.host.pack import blocks, make_manifest
@@ -23,21 +25,33 @@ SILENCE_S = 60.0
 """After which a source is given up that sends nothing."""
 
 
-def pieces(layout: Layout, keys: Sequence[Key]) -> Iterator[PickleBuffer]:
-    """The package of these completions, piece by piece, in a form that the receiver reads where Ray has put it.
+class Packages:
+    """What a source sends. Receivers that ask for the same at once share the packing of it."""
 
-    Raises:
-        HostUnfit: one is not there, or a file is not what it lists. The receiver then has a part, and takes none.
-    """
+    def __init__(self) -> None:
+        self._streams = SharedStreams()
+
+    def pieces(self, layout: Layout, keys: Sequence[Key]) -> Iterator[PickleBuffer]:
+        """The package of these completions, piece by piece, in a form that the receiver reads where Ray has put it.
+
+        Raises:
+            HostUnfit: one is not there, or a file is not what it lists. The receiver then has a part, and takes none.
+        """
+        for piece in self._streams.read((layout, *keys), partial(_packed, layout, keys)):
+            yield PickleBuffer(piece)
+
+
+def _packed(layout: Layout, keys: Sequence[Key]) -> Iterator[bytes]:
     manifest = make_manifest(layout, [_completion(layout, key) for key in keys])
     piece, size = list[bytes](), 0
     for block in blocks(layout, manifest):
         piece.append(block)
         size += len(block)
         if size >= PIECE:
-            yield PickleBuffer(b"".join(piece))
+            yield b"".join(piece)
             piece, size = [], 0
-    yield PickleBuffer(b"".join(piece))
+    if piece:
+        yield b"".join(piece)
 
 
 def _completion(layout: Layout, key: Key) -> Completion:

@@ -13,7 +13,7 @@ from shipping_sides import Split, Stopwatch, hashing_s, receive, time_hashing
 
 from rayprep.fleet.handles import Handle
 from rayprep.fleet.runtime import NAMESPACE
-from rayprep.fleet.shipping import AHEAD, PieceStream, pieces
+from rayprep.fleet.shipping import AHEAD, Packages, PieceStream
 from rayprep.model.package import Key
 
 STORE_BYTES = 256 << 20
@@ -25,21 +25,22 @@ class Host:
     def __init__(self) -> None:
         os.setpriority(os.PRIO_PROCESS, 0, 0)  # as the agent
         self._splits: list[Split] = []
+        self._packages = Packages()
 
     def ready(self) -> None:
         """Answers once it is there."""
 
     def pieces(self, cache: FinishedCache, keys: Sequence[Key]) -> Iterator[PickleBuffer]:
         time_hashing()
-        stream, packing = pieces(cache.layout, keys), Stopwatch(time.thread_time)
+        stream, packing = self._packages.pieces(cache.layout, keys), Stopwatch(time.thread_time)
         while piece := packing(lambda: next(stream, b"")):
             yield piece
         self._splits.append({"pack": packing.seconds - hashing_s(), "hash": hashing_s()})
 
-    def splits(self) -> list[Split]:
-        """Of what it has sent since the last time."""
+    def sent(self) -> Split:
+        """What all that it has sent since the last time has cost it."""
         found, self._splits = self._splits, []
-        return found
+        return {part: sum(split[part] for split in found) for part in ("pack", "hash")}
 
     def take(self, source: Handle, cache: FinishedCache, target: Path) -> Split:
         generator = source.pieces.options(
@@ -91,5 +92,5 @@ def over_ray(hosts: Sequence[Handle], cache: FinishedCache, targets: Sequence[Pa
     source, receivers = hosts[0], hosts[1 : len(targets) + 1]
     taken = [host.take.remote(source, cache, target) for host, target in zip(receivers, targets, strict=True)]
     found: list[Split] = ray.get(taken)
-    sent: list[Split] = ray.get(source.splits.remote())
-    return [*found, *sent]
+    sent: Split = ray.get(source.sent.remote())
+    return [*found, sent]

@@ -11,7 +11,8 @@ way that comes after the removal of another's thousands of files is slower for i
     tar      GNU tar, one for each receiver, over TCP on the loopback to GNU tar; then sha256sum -c of every file
     rsync    rsync -a from folder to folder, one for each receiver, without a hash; where rsync is installed
     tcp      rayprep's `pack`, once, over TCP on the loopback to rayprep's `receive` on each side, without Ray
-    rayprep  as a fleet does: `pack` for each receiver, over Ray's object plane, between real Ray nodes
+    rayprep  as a fleet does: `pack`, once for receivers that ask at once, over Ray's object plane, between real Ray
+             nodes
 
 The split of rayprep's time, in seconds; of several processes the slowest, part by part. Both sides work at once, so
 the parts are more than the whole:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ENSURE_TINY, Built, Roots, write_model
+from tests.conftest import ENSURE_TINY, REPOSITORY, Built, Roots, write_model
 from tests.needs import needs_fuse, needs_namespaces, needs_root, needs_torch
 from tests.processes import wait_for
 
@@ -129,11 +129,11 @@ def test_a_root_that_is_a_file(roots: Roots) -> None:
     assert_one_line(roots.run("ensure", *ENSURE_TINY), 3, "telemetry root")
 
 
-def in_namespace(roots: Roots, setup: str, name: str, *args: str) -> subprocess.CompletedProcess[str]:
-    """Runs rayprep with mounts of its own, made by the shell text `setup` ($PROFILES is the root)."""
-    command = ["unshare", "-rm", "sh", "-ec", setup + '\nexec "$@"', "sh", *roots.command(name, *args)]
+def in_namespace(roots: Roots, setup: str, command: list[str]) -> subprocess.CompletedProcess[str]:
+    """Runs it with mounts of its own, made by the shell text `setup` ($PROFILES is the root)."""
+    command = ["unshare", "-rm", "sh", "-ec", setup + '\nexec "$@"', "sh", *command]
     env = {**roots.env, "PROFILES": str(roots.profiles), "TELEMETRY": str(roots.telemetry)}
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(command, env=env, cwd=REPOSITORY, capture_output=True, text=True, timeout=300, check=False)
 
 
 @needs_namespaces()
@@ -141,9 +141,9 @@ def in_namespace(roots: Roots, setup: str, name: str, *args: str) -> subprocess.
 def test_a_root_that_is_read_only(roots: Roots) -> None:
     roots.profiles.mkdir()
     roots.telemetry.mkdir()
-    done = in_namespace(roots, 'mount -t tmpfs -o ro none "$PROFILES"', "ensure", *ENSURE_TINY)
+    done = in_namespace(roots, 'mount -t tmpfs -o ro none "$PROFILES"', roots.command("ensure", *ENSURE_TINY))
     assert_one_line(done, 3, "permissions_unexpected", str(roots.profiles))
-    done = in_namespace(roots, 'mount -t tmpfs -o ro none "$TELEMETRY"', "ensure", *ENSURE_TINY)
+    done = in_namespace(roots, 'mount -t tmpfs -o ro none "$TELEMETRY"', roots.command("ensure", *ENSURE_TINY))
     assert_one_line(done, 3, "permissions_unexpected", str(roots.telemetry))
 
 
@@ -152,19 +152,17 @@ def test_a_root_that_is_read_only(roots: Roots) -> None:
 def test_a_telemetry_root_that_is_full(roots: Roots) -> None:
     roots.telemetry.mkdir()
     fill = 'mount -t tmpfs -o size=64k none "$TELEMETRY"; head -c 1m /dev/zero > "$TELEMETRY/fill" 2>/dev/null || true'
-    done = in_namespace(roots, fill, "ensure", "--deep-gemm", *ENSURE_TINY)
+    done = in_namespace(roots, fill, roots.command("ensure", "--deep-gemm", *ENSURE_TINY))
     assert_one_line(done, 3, "insufficient_disk")
 
 
 @needs_torch()
 @needs_namespaces()
 @pytest.mark.namespaces
-@pytest.mark.ray
+@pytest.mark.torch
 def test_a_root_with_too_little_room_fails_before_it_builds(roots: Roots) -> None:
     roots.profiles.mkdir()
-    done = in_namespace(
-        roots, 'mount -t tmpfs -o size=8m none "$PROFILES"', "ensure", *ENSURE_TINY, "--run-id", "small"
-    )
+    done = in_namespace(roots, 'mount -t tmpfs -o size=8m none "$PROFILES"', roots.alone("small"))
     assert done.returncode == 13, done.stdout + done.stderr
     stage = roots.result("small")["stages"]["inductor"]
     assert stage["error_type"] == "insufficient_disk"
@@ -176,7 +174,7 @@ def test_a_root_with_too_little_room_fails_before_it_builds(roots: Roots) -> Non
 @needs_torch()
 @needs_namespaces()
 @pytest.mark.namespaces
-@pytest.mark.ray
+@pytest.mark.torch
 def test_a_disk_that_fills_up_in_the_middle(roots: Roots) -> None:
     roots.profiles.mkdir()
     fill_later = """
@@ -184,7 +182,7 @@ def test_a_disk_that_fills_up_in_the_middle(roots: Roots) -> None:
     ( while [ ! -e "$PROFILES/.in_progress/tiny-dense/inductor" ]; do sleep 0.1; done
       head -c 300m /dev/zero > "$PROFILES/fill" 2>/dev/null ) &
     """
-    done = in_namespace(roots, fill_later, "ensure", *ENSURE_TINY, "--run-id", "filled")
+    done = in_namespace(roots, fill_later, roots.alone("filled"))
     assert done.returncode == 13, done.stdout + done.stderr
     assert roots.result("filled")["stages"]["inductor"]["error_type"] == "insufficient_disk"
 
@@ -203,7 +201,7 @@ def test_a_root_on_a_mount_that_has_gone(roots: Roots, tmp_path: Path) -> None:
         subprocess.run(["umount", "-l", str(roots.profiles)], check=True)
 
 
-@pytest.mark.ray
+@pytest.mark.torch
 def test_a_cache_folder_that_is_a_link_outside(roots: Roots, tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
@@ -212,7 +210,7 @@ def test_a_cache_folder_that_is_a_link_outside(roots: Roots, tmp_path: Path) -> 
     (roots.profiles / "torchinductor").symlink_to(outside)
     cache = roots.inspect()["torchinductor"]
     assert (cache["valid"], cache["file_count"], cache["reason"]) == (False, 0, "not_a_plain_folder")
-    done = roots.run("ensure", *ENSURE_TINY, "--run-id", "linked")
+    done = roots.ensure_alone("linked")
     assert done.returncode == 13
     assert roots.result("linked")["stages"]["inductor"]["error_type"] in (
         "permissions_unexpected",
@@ -222,13 +220,13 @@ def test_a_cache_folder_that_is_a_link_outside(roots: Roots, tmp_path: Path) -> 
 
 
 @needs_torch()
-@pytest.mark.ray
+@pytest.mark.torch
 def test_nothing_is_built_through_a_link_in_a_cache(roots: Roots, tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
     (roots.profiles / "torchinductor").mkdir(parents=True)
     (roots.profiles / "torchinductor" / "fxgraph").symlink_to(outside)
-    done = roots.run("ensure", *ENSURE_TINY, "--run-id", "through")
+    done = roots.ensure_alone("through")
     assert done.returncode == 13, done.stdout + done.stderr
     stage = roots.result("through")["stages"]["inductor"]
     assert stage["error_type"] == "permissions_unexpected"
@@ -265,11 +263,11 @@ def test_files_of_another_owner_are_named(built: Built, roots: Roots) -> None:
 @needs_torch()
 @needs_namespaces()
 @pytest.mark.namespaces
-@pytest.mark.ray
+@pytest.mark.torch
 def test_a_folder_in_the_cache_that_cannot_be_written(roots: Roots) -> None:
     (roots.profiles / "torchinductor" / "ab").mkdir(parents=True)
     setup = 'mount -t tmpfs -o ro none "$PROFILES/torchinductor/ab"'
-    done = in_namespace(roots, setup, "ensure", *ENSURE_TINY, "--run-id", "locked-out")
+    done = in_namespace(roots, setup, roots.alone("locked-out"))
     assert done.returncode == 13
     stage = roots.result("locked-out")["stages"]["inductor"]
     assert stage["error_type"] == "permissions_unexpected"
