@@ -19,7 +19,11 @@ from torch._inductor.codecache import compiled_fx_graph_hash  # noqa: E402
 from torch._inductor.exc import CppCompileError, InvalidCxxCompiler  # noqa: E402
 from torch.utils._pytree import tree_leaves, tree_map_only  # noqa: E402
 
+from rayprep.host.completions import read_completions  # noqa: E402
+from rayprep.host.layout import Layout  # noqa: E402
 from rayprep.model.architecture import Architecture, Quantization, parse_architecture  # noqa: E402
+from rayprep.model.package import listed_by  # noqa: E402
+from rayprep.model.stages import StageName  # noqa: E402
 from rayprep.stages.decode_step import (  # noqa: E402
     KvCache,
     Mlp,
@@ -48,7 +52,7 @@ from rayprep.stages.inductor_protocol import (  # noqa: E402
     unit_name,
     weight_bytes,
 )
-from tests.conftest import QUICK_COMPILER  # noqa: E402
+from tests.conftest import QUICK_COMPILER, Built  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -431,33 +435,31 @@ def files(cache: Path) -> set[str]:
     return {path.relative_to(cache).as_posix() for path in found}
 
 
-def test_a_second_process_finds_the_graph_in_what_it_says_it_used(tmp_path: Path) -> None:
-    cache, home, copy = tmp_path / "cache", tmp_path / "home", tmp_path / "another" / "place"
+def test_a_second_process_finds_the_graph_in_what_the_completion_lists(built: Built, tmp_path: Path) -> None:
+    """Of a copy of just that, at another path, and compiles again one library that is missing, and nothing else."""
+    (completion,), _ = read_completions(Layout(built.roots.profiles, built.roots.telemetry), StageName.INDUCTOR)
+    listed = {path.removeprefix("torchinductor/") for path in listed_by([completion])}
+    copy, home = tmp_path / "another" / "place", tmp_path / "home"
     home.mkdir()
+    for name in listed:
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(built.roots.profiles / "torchinductor" / name, copy / name)
+    sent = request("check", copy, DENSE).model_copy(update={"max_seq_len": 512})
     # Of the instruction sets, only what the CPU's flags leave open is tried by compiling: it saves three compiles.
     outside = {"HOME": str(home), "TMPDIR": str(home), "TORCHINDUCTOR_VEC_ISA_OK": "1"}
-    (built,), _ = talk(request("build", cache), tmp_path, **outside)
-    assert (built.unit, built.n, built.m, built.cache_hit) == (unit_name(SMALL, 1, 1, 16, "cpu"), 1, 1, False)
-    assert not any(home.iterdir())
-
-    before = files(cache)
-    (checked,), done = talk(request("check", cache), tmp_path, **outside)
+    (checked,), done = talk(sent, tmp_path, **outside)
+    assert (checked.unit, checked.n, checked.m) == (unit_name(DENSE, 1, 1, 512, "cpu"), 1, 1)
     assert (checked.cache_hit, done.cache_hits, done.cache_misses) == (True, 1, 0)
-    assert set(done.used) <= before
-    assert files(cache) == before
+    assert set(done.used) == listed == files(copy)
 
-    # Of a copy of just these, at another path, with another number of threads, one library is compiled again
-    # when that one is missing, and nothing else is.
-    for name in done.used:
-        (copy / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(cache / name, copy / name)
     missing = next(copy.rglob("*.main.so"))
     missing.unlink()
     started_at = time.time()
-    (moved,), _ = talk(request("check", copy), tmp_path, OMP_NUM_THREADS="1", **outside)
+    (moved,), _ = talk(sent, tmp_path, OMP_NUM_THREADS="1", **outside)
     assert not moved.cache_hit
-    assert files(copy) == set(done.used)
+    assert files(copy) == listed
     assert [path for path in copy.rglob("*.so") if path.stat().st_mtime > started_at] == [missing]
+    assert not any(home.iterdir())
 
 
 def test_a_missing_compiler_and_a_bad_request_are_one_line(tmp_path: Path) -> None:
