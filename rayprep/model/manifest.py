@@ -178,6 +178,14 @@ def parse_pointer(text: str) -> dict[str, str]:
     return found
 
 
+def has_snapshot(text: str) -> bool:
+    """Whether `profile_cache.start` is there. A text that is no manifest has none, and `merged` says what is wrong."""
+    try:
+        return json.loads(text)["profile_cache"]["start"] is not None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return False
+
+
 def merge_snapshot(text: str, source: str, snapshot: ProfileSnapshot) -> str:
     """The manifest's text with `profile_cache.start` set. See `merged`."""
     return merged(text, source, {("profile_cache", "start"): snapshot.model_dump(mode="json")})
