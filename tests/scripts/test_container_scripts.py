@@ -3,12 +3,13 @@
 import re
 import signal
 import subprocess
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
-from tests.processes import wait_for
+from tests.processes import alive, family, wait_for
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "scripts"
@@ -20,7 +21,7 @@ ENGINE = r"""#!/bin/bash
 own=$STATE/${0##*/}
 echo "${0##*/} $1 ${*: -1}" >>"$STATE/calls"
 gate() { until [ -e "$STATE/go" ]; do sleep 0.05; done; }
-case $1 in "$DEAF") trap '' TERM && sleep 600 ;; "$HANGS") exec sleep 600 ;; esac
+case $1 in "$DEAF") trap '' TERM && sleep 30 ;; "$HANGS") exec sleep 30 ;; esac
 case $* in
 "container inspect"*Status*) cat "$own" ;;
 "container inspect"*Env*) cat "$own.env" ;;
@@ -55,6 +56,7 @@ class Host:
     """With both engines, and an empty home."""
 
     base: Path
+    processes: list[subprocess.Popen[str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         for folder in (self.programs, self.base / "home"):
@@ -74,7 +76,7 @@ class Host:
     def popen(self, script: str, *args: str, **env: str) -> subprocess.Popen[str]:
         base = str(self.base)
         settings = {"STATE": base, "TMPDIR": base, "HOME": f"{base}/home", "PATH": f"{self.programs}:/usr/bin:/bin"}
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [SCRIPTS / script, *args],
             env={**settings, **env},
             stdin=subprocess.DEVNULL,
@@ -82,6 +84,8 @@ class Host:
             stderr=subprocess.PIPE,
             text=True,
         )
+        self.processes.append(process)
+        return process
 
     def run(self, script: str, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
         return ended(self.popen(script, *args, **env))
@@ -103,18 +107,24 @@ class Host:
     def open_gate(self) -> None:
         (self.base / "go").touch()
 
+    def end(self) -> None:
+        """Whatever a test that failed has left."""
+        self.open_gate()
+        for process in self.processes:
+            for each in alive(family(process.pid)) if process.poll() is None else []:
+                each.kill()
+
 
 def ended(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
-    try:
-        out, err = process.communicate(timeout=STEP_S)
-    finally:
-        process.kill()
+    out, err = process.communicate(timeout=STEP_S)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
 @pytest.fixture
-def host(tmp_path: Path) -> Host:
-    return Host(tmp_path)
+def host(tmp_path: Path) -> Iterator[Host]:
+    made = Host(tmp_path)
+    yield made
+    made.end()
 
 
 def test_status_is_that_of_what_was_called_and_not_of_the_signal(host: Host) -> None:
@@ -221,8 +231,10 @@ def test_what_does_not_end_is_waited_for_no_longer_than_said(tmp_path: Path) -> 
         started.popen(START, **quick, HANGS="run"),
         stopped.popen(STOP, **quick, DEAF="stop"),
     ]
-    said = [ended(process) for process in processes]
-    locked.open_gate()
+    try:
+        said = [ended(process) for process in processes]
+    finally:
+        locked.open_gate()
     assert ended(first).returncode == 0
     assert f"another start has held {locked.base}/rayprep-start.lock for too long" in said[0].stderr.splitlines()[-1]
     assert "no container engine can be used: docker has not answered within 1 s (" in said[1].stderr
