@@ -141,7 +141,7 @@ lock_starts() {
     exec 9<"$lock"
     flock --nonblock 9 || say "another start goes on: it is waited for" >&2
     until flock --nonblock 9; do
-        ((SECONDS < until)) || fail "another start has held $lock for too long (\`fuser $lock\` says which; end that)"
+        ((SECONDS < until)) || fail "another start has held $lock for too long (\`lslocks\` says which; end that)"
         sleep 0.2
     done
 }

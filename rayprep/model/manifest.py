@@ -98,7 +98,7 @@ class Manifest(Record):
     profile_cache: ProfileCache = ProfileCache()
     optimizations: dict[str, Optimization] = Field(default_factory=dict)
     resets: dict[str, Utc] = Field(default_factory=dict)
-    """Stage -> when a `reset` in this container last took something from what it had built."""
+    """Stage -> when a `reset` in this container last took something from what it had built, or was about to."""
 
 
 PORTS = {
