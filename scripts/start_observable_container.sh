@@ -5,7 +5,7 @@
 #
 #   --name NAME      the container's name (sglang-dev)
 #   --image IMAGE    what cluster/container/Dockerfile.gh200 was built as (sglang-dev:gh200); nothing is pulled
-#   --port-base N    shifts every port of the run, for a second container on one host
+#   --port-base N    shifts every port of the run, for a second container on one host; up to 34536
 #   --dry-run        shows the folders and the command, and does nothing
 #   --               what follows goes to the engine's `run`, such as -v "$PWD:/workspace"
 #
@@ -14,8 +14,10 @@
 #   HOST_PROFILES_ROOT    at /profiles (${XDG_CACHE_HOME:-~/.cache}/sglang/profiles)
 #   HOST_MODELS_ROOT      at /models (${XDG_DATA_HOME:-~/.local/share}/sglang-dev/models)
 #   RUN_FILE_UID, RUN_FILE_GID   whose files all this is to be: yours, under sudo those of who called it
-#   CONTAINER_ENGINE      docker or podman
-#   CONTAINER_START_S     seconds until the run has written its manifest, and for the snapshot of its caches (120)
+#   CONTAINER_ENGINE      docker or podman; without it the one that has the container, or else that answers
+#   CONTAINER_START_S     seconds for the engine to start it, until the run has written its manifest, and for the
+#                         snapshot of its caches, each (120)
+#   CONTAINER_ANSWER_S    seconds until the engine has answered anything else (60)
 #   CONTAINER_SHM_SIZE    shared memory for Ray and NCCL (32g)
 set -euo pipefail
 here=$(dirname "$(readlink -f "$0")")
@@ -36,11 +38,12 @@ while (($#)); do
     esac
     shift
 done
-[[ $port_base =~ ^[0-9]*$ ]] || misuse "--port-base '$port_base' is no number"
-start_s=${CONTAINER_START_S:-120}
-[[ $start_s =~ ^[1-9][0-9]{0,5}$ ]] || misuse "CONTAINER_START_S '$start_s' is no number of seconds"
+if ! [[ $port_base =~ ^(|0|[1-9][0-9]{0,4})$ ]] || ((${port_base:-0} > 34536)); then
+    misuse "--port-base '$port_base' is not a number from 0 to 34536"
+fi
+start_s=$(seconds CONTAINER_START_S 120)
 
-log_lines=20
+log_lines=20 stop_s=10
 run_id=container-run-$(date -u +%Y%m%dT%H%M%SZ)-$(printf %04x "$RANDOM")
 uid=${RUN_FILE_UID:-${SUDO_UID:-$(id -u)}}
 gid=${RUN_FILE_GID:-${SUDO_GID:-$(id -g)}}
@@ -94,7 +97,7 @@ compose_run() {
     run+=(${extra[@]+"${extra[@]}"} "$image")
 }
 
-is_podman() { [[ $("$ENGINE" --version) == podman* ]]; }
+is_podman() { [[ $(ask --version) == podman* ]]; }
 
 # Where the engine runs without root, the container's ids are not the host's.
 add_owner() {
@@ -128,30 +131,58 @@ show() {
 # What the run says of itself: the manifest's path, inside and on the host.
 print_pointer() { ask exec "$NAME" cat "$POINTER"; }
 
+# One start at a time on this host: two could have one name, one pointer, or the same ports. A kill frees the lock.
+lock_starts() {
+    local lock=${TMPDIR:-/tmp}/rayprep-start.lock until=$((SECONDS + 3 * start_s + ANSWER_S))
+    # Whoever comes first makes it, and anybody can read it: a file of another user's in /tmp is not to be opened for
+    # writing, not even by root (fs.protected_regular).
+    [ -e "$lock" ] || (set -o noclobber && : >"$lock") 2>/dev/null || true
+    [ -r "$lock" ] || fail "$lock cannot be read (remove it, or set TMPDIR)"
+    exec 9<"$lock"
+    flock --nonblock 9 || say "another start goes on: it is waited for" >&2
+    until flock --nonblock 9; do
+        ((SECONDS < until)) || fail "another start has held $lock for too long (\`lslocks\` says which; end that)"
+        sleep 0.2
+    done
+}
+
 # Nothing half started is left running; the container stays for its logs until the next start.
 give_up() {
     trap - INT TERM HUP
     ask logs --tail "$log_lines" "$NAME" >&2 || true
-    "$ENGINE" stop -t 10 "$NAME" >/dev/null 2>&1 || true
+    ANSWER_S=$((stop_s + ANSWER_S)) ask stop -t "$stop_s" "$NAME" >/dev/null 2>&1 || true
     fail "$1 (its last lines are above; all of them: $ENGINE logs $NAME)"
 }
 
 # wait_for_manifest RUN_ID FAILURE: the pointer of an old run may still stand there. FAILURE is called with why.
 wait_for_manifest() {
-    local until=$((SECONDS + start_s))
+    local until=$((SECONDS + start_s)) now
     until [[ $(print_pointer 2>/dev/null) == */"$1"/* ]]; do
-        [ "$(state)" = running ] || "$2" "$NAME has ended before its run began"
+        now=$(state)
+        [ "$now" = running ] || "$2" "$NAME has ended before its run began"
         ((SECONDS < until)) || "$2" "$NAME has written no manifest within $start_s s"
         sleep 0.2
     done
 }
 
-# With the container's versions: the host may have neither torch nor SGLang.
+# take_snapshot RUN_ID FAILURE: with the container's versions, since the host may have neither torch nor SGLang. One
+# that is there stays: a start takes it, and the next one where that was killed before.
 take_snapshot() {
-    local manifest
-    manifest=$(print_pointer | sed -n 's/^CONTAINER_RUN_META_JSON=//p')
-    ANSWER_S=$start_s inside rayprep snapshot --manifest "$manifest" >/dev/null ||
-        give_up "the snapshot of the caches could not be taken"
+    local manifest=${POINTER%/*}/container_runs/$1/container_run_meta.json
+    ANSWER_S=$start_s inside rayprep snapshot --if-missing --manifest "$manifest" >/dev/null ||
+        "$2" "the snapshot of the caches could not be taken"
+}
+
+# Whether the container is of this run. Another user's can have taken the name.
+is_ours() { [ "$(setting CONTAINER_RUN_ID 2>/dev/null)" = "$run_id" ]; }
+
+start_container() {
+    local status=0
+    ANSWER_S=$start_s ask "${run[@]:1}" >/dev/null || status=$?
+    if ((status)); then
+        ! is_ours || ask rm --force "$NAME" >/dev/null 2>&1 || true
+        fail "$(why "$status" "start $NAME" "$start_s" CONTAINER_START_S)"
+    fi
 }
 
 choose_engine
@@ -160,11 +191,14 @@ if [ -n "$dry_run" ]; then
     show
     exit 0
 fi
+lock_starts
 found=$(state)
 [ -z "$found" ] || [ -n "$(setting CONTAINER_RUN_ID)" ] ||
     fail "there is a container $NAME that this script has not started: remove it, or give another --name"
 if [ "$found" = running ]; then
-    wait_for_manifest "$(setting CONTAINER_RUN_ID)" fail # another start may just have begun it
+    run_id=$(setting CONTAINER_RUN_ID)
+    wait_for_manifest "$run_id" fail # a start that was killed may just have begun it
+    take_snapshot "$run_id" fail
     say "$NAME is running already"
     print_pointer
     exit 0
@@ -174,11 +208,8 @@ ask image inspect "$image" >/dev/null 2>&1 ||
 make_folders
 ask rm "$NAME" >/dev/null 2>&1 || true # what a start that failed has left
 trap '(give_up "interrupted") || exit 130' INT TERM HUP
-if ! "${run[@]}" >/dev/null; then
-    ask rm "$NAME" >/dev/null 2>&1 || true
-    fail "$ENGINE could not start $NAME, see above"
-fi
+start_container
 wait_for_manifest "$run_id" give_up
-take_snapshot
+take_snapshot "$run_id" give_up
 say "$NAME is running"
 print_pointer

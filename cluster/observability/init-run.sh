@@ -84,18 +84,21 @@ allow_dcgm() {
     DCGM_WARNING="CAP_SYS_ADMIN was refused, so it has no profiling metrics (start it with --cap-add SYS_ADMIN)"
 }
 
-# Goes on as the host's user, so that every file is theirs from the start, whatever ends this process.
+# Goes on as the host's user, so that every file is theirs from the start, whatever ends this process. What is another
+# user's stays so: the root can be one that several share.
 become_user() {
-    local uid=${RUN_FILE_UID:-$EUID} gid=${RUN_FILE_GID:-$(id -g)} each
+    local uid=${RUN_FILE_UID:-$EUID} gid=${RUN_FILE_GID:-$(id -g)}
     if ((uid == EUID)); then return; fi
     if ((EUID != 0)); then
         sudo -n true 2>/dev/null && exec sudo -n --preserve-env env PATH="$PATH" "$0" "$@"
         say "warning: the files will be of uid $EUID, not of $uid: this is not root, and cannot be by sudo"
         return
     fi
-    chown "$uid:$gid" "$TELEMETRY" "$TELEMETRY/"{logs,prometheus,jaeger,container_runs} "$LOG" "$FOLDER" \
-        "$TELEMETRY/"{prometheus,jaeger}"/$RUN" || say "warning: not every folder could be given to uid $uid"
-    if [[ -e $POINTER ]]; then chown "$uid:$gid" "$POINTER"; fi
+    local ours=("$TELEMETRY" "$TELEMETRY/"{logs,prometheus,jaeger,container_runs} "$LOG" "$FOLDER")
+    ours+=("$TELEMETRY/"{prometheus,jaeger}"/$RUN")
+    if [[ -e $POINTER ]]; then ours+=("$POINTER"); fi
+    chown --from=0 --no-dereference "$uid:$gid" "${ours[@]}" ||
+        say "warning: not every folder could be given to uid $uid"
     local home
     home=$(getent passwd "$uid" | cut -d : -f 6)
     exec env HOME="${home:-/}" setpriv --reuid="$uid" --regid="$gid" --clear-groups "$0" "$@"

@@ -81,13 +81,16 @@ def snapshot(
     manifest: Annotated[
         Path | None, typer.Option("--manifest", help="Merge into this file's profile_cache.start.")
     ] = None,
+    if_missing: Annotated[
+        bool, typer.Option("--if-missing", help="Only where the manifest has none: one that it has stays.")
+    ] = False,
     profiles_root: ProfilesRoot = None,
     debug: Debug = False,
 ) -> None:
     """Take the start-up snapshot, and merge it into a manifest or print it."""
     from rayprep.cli import inspect as command
 
-    command.snapshot(command.Question(model, tp, device, profiles_root), manifest)
+    command.snapshot(command.Question(model, tp, device, profiles_root), manifest, if_missing=if_missing)
 
 
 def manifest(

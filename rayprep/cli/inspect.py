@@ -118,16 +118,25 @@ def _ago(seconds: float | None) -> str:
     return f"{seconds:.0f} s ago"
 
 
-def snapshot(question: Question, manifest: Path | None) -> None:
-    """Prints the snapshot, or merges it into `manifest` without touching its other fields."""
-    taken = look(question)
-    if manifest is None:
-        print(to_json(taken), end="")
-        return
-    from rayprep.host.container_run import update_manifest
-    from rayprep.model.manifest import merge_snapshot
+def snapshot(question: Question, manifest: Path | None, *, if_missing: bool) -> None:
+    """Prints the snapshot, or merges it into `manifest` without touching its other fields.
 
-    update_manifest(manifest, lambda text: merge_snapshot(text, str(manifest), taken))
+    With `if_missing` one that the manifest has stays. Raises BadRequest where the manifest cannot be read.
+    """
+    if manifest is None:
+        print(to_json(look(question)), end="")
+        return
+    from rayprep.host.container_run import read_text, update_manifest
+    from rayprep.model.manifest import has_snapshot, merge_snapshot
+
+    def stays(text: str) -> bool:
+        return if_missing and has_snapshot(text)
+
+    if stays(read_text(manifest)):  # which spares the look, and is asked again under the lock
+        print(f"profile_cache.start is in {manifest} already")
+        return
+    taken = look(question)
+    update_manifest(manifest, lambda text: text if stays(text) else merge_snapshot(text, str(manifest), taken))
     print(f"profile_cache.start written to {manifest}")
 
 

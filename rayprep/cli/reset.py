@@ -11,7 +11,7 @@ from rayprep.cli.request import default_run_id
 from rayprep.host.container_run import change_manifest
 from rayprep.host.layout import Layout, choose_roots, root_unfit
 from rayprep.host.reset import preview, reset
-from rayprep.model.base import to_json
+from rayprep.model.base import to_json, utc_now
 from rayprep.model.errors import BadRequest, RayprepError
 from rayprep.model.optimizations import removed
 from rayprep.model.reset import ResetReport
@@ -47,7 +47,9 @@ def run(wish: Wish, *, dry_run: bool, yes: bool, json_output: bool) -> int:
     if dry_run:
         report = preview(layout, filters, run_id)
     elif yes or sys.stdin.isatty():
-        report = _told(layout, _logged(layout, filters, run_id, ask=not yes))
+        report = _logged(layout, filters, run_id, ask=not yes)
+        if warning := _tell(layout, report):
+            report = report.warned(warning)
     else:
         raise BadRequest("there is no terminal to ask on before anything is removed", hint="give --yes, or --dry-run")
     print(to_json(report) if json_output else _in_words(report), end="", flush=True)
@@ -65,8 +67,18 @@ def _logged(layout: Layout, filters: Filters, run_id: str, *, ask: bool) -> Rese
         with suppress(OSError):
             log.say(line)
 
+    def agreed(plan: ResetReport) -> bool:
+        """The manifest is told first: a reset that is killed must leave nothing that reads as warm.
+
+        A disk that is too full for that is one more reason to go on; it is told once more after.
+        """
+        if ask and not _ask(plan):
+            return False
+        _tell(layout, plan)
+        return True
+
     say(f"[RESET {layout.profiles}] starting {filters.model_dump_json()}")
-    report = reset(layout, filters, run_id, say, _ask if ask else lambda _: True)
+    report = reset(layout, filters, run_id, say, agreed)
     say(f"[RESET {layout.profiles}] removed {len(report.removed)} entries, {report.freed_bytes} bytes")
     try:
         log.close()
@@ -75,15 +87,15 @@ def _logged(layout: Layout, filters: Filters, run_id: str, *, ask: bool) -> Rese
     return report
 
 
-def _told(layout: Layout, report: ResetReport) -> ResetReport:
-    """Tells the manifest of the container run that this is in."""
-    if layout.container_run is None or not (changes := removed(report)):
-        return report
+def _tell(layout: Layout, report: ResetReport) -> str | None:
+    """Tells the manifest of the container run that this is in; a warning where it could not be told."""
+    if layout.container_run is None or not (changes := removed(report, utc_now())):
+        return None
     try:
         change_manifest(layout.container_run, changes)
     except (RayprepError, OSError) as error:
-        return report.warned(f"the manifest's resets could not be written: {error}")
-    return report
+        return f"the manifest's resets could not be written: {error}"
+    return None
 
 
 def _ask(plan: ResetReport) -> bool:

@@ -60,8 +60,12 @@ def update_manifest(path: Path, change: Callable[[str], str]) -> None:
         OSError: it cannot be written, or somebody has had its lock for too long.
     """
     with FileLock(path.with_name(f".{path.name}.lock"), timeout=_LOCK_S, mode=0o664):
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise BadRequest(f"manifest {path} cannot be read: {error}") from None
-        write_text(path, change(text))
+        write_text(path, change(read_text(path)))
+
+
+def read_text(path: Path) -> str:
+    """A manifest's text. Raises BadRequest where it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadRequest(f"manifest {path} cannot be read: {error}") from None

@@ -98,7 +98,7 @@ class Manifest(Record):
     profile_cache: ProfileCache = ProfileCache()
     optimizations: dict[str, Optimization] = Field(default_factory=dict)
     resets: dict[str, Utc] = Field(default_factory=dict)
-    """Stage -> when a `reset` in this container last took something from what it had built."""
+    """Stage -> when a `reset` in this container last took something from what it had built, or was about to."""
 
 
 PORTS = {
@@ -176,6 +176,14 @@ def parse_pointer(text: str) -> dict[str, str]:
         if equals and len(words) == 1:
             found[name] = words[0]
     return found
+
+
+def has_snapshot(text: str) -> bool:
+    """Whether `profile_cache.start` is there. A text that is no manifest has none, and `merged` says what is wrong."""
+    try:
+        return json.loads(text)["profile_cache"]["start"] is not None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return False
 
 
 def merge_snapshot(text: str, source: str, snapshot: ProfileSnapshot) -> str:

@@ -39,10 +39,10 @@ def ended(result: PrepResult) -> Changes:
     return _changes(result, found)
 
 
-def removed(report: ResetReport) -> Changes:
-    """After a reset: the stages of which it has dropped a completion."""
+def removed(report: ResetReport, at: str) -> Changes:
+    """Before a reset and after it: the stages of which it will drop, or has dropped, a completion."""
     stages = {PurePath(path).parent.name for path in report.completions_dropped}
-    return {("resets", stage): report.taken_at for stage in sorted(stages)}
+    return {("resets", stage): at for stage in sorted(stages)}
 
 
 def _says_nothing(each: StageResult) -> bool:

@@ -1,5 +1,6 @@
 """`rayprep reset` as a user runs it: what it asks, prints, logs, refuses and returns."""
 
+import fcntl
 import json
 import os
 import pty
@@ -10,12 +11,18 @@ from typing import Any
 
 import pytest
 
+from rayprep.client import needs_prep, read_manifest
+from rayprep.host.container_run import write_manifest
 from rayprep.host.layout import Layout
+from rayprep.model.manifest import MANIFEST_NAME, ProfileCache
 from rayprep.model.reset import ResetReport
 from rayprep.model.stages import StageName
 from tests.conftest import Roots
 from tests.host.test_reset import Caches, holding
+from tests.model.test_manifest import manifest
 from tests.needs import needs_tool
+from tests.processes import wait_for
+from tests.test_client import warm
 
 DEEP_GEMM, MOE = StageName.DEEP_GEMM, StageName.MOE_TUNE
 
@@ -249,6 +256,30 @@ def test_files_stay_with_a_completion_that_cannot_be_dropped(roots: Roots, cache
     assert done.returncode == 3
     assert kernel.exists()
     assert caches.there() == before
+
+
+def test_reset_that_is_killed_in_the_middle_has_told_the_manifest(roots: Roots, caches: Caches, kernel: Path) -> None:
+    """Its log is a pipe that is soon full, so that it stops there."""
+    folder = roots.telemetry / "container_runs" / "container-run-1"
+    located = {"container_path": str(folder / MANIFEST_NAME), "host_path": str(folder / MANIFEST_NAME)}
+    here = {"container_path": str(roots.telemetry), "host_path": str(roots.telemetry)}
+    warm_start = ProfileCache(start=warm("qwen"))
+    write_manifest(manifest(manifest=located, telemetry_root=here, profile_cache=warm_start))
+    found = [caches.file(f"triton/{number:02}/kernel") for number in range(60)]
+    log = roots.telemetry / "logs" / "stuck.log"
+    log.parent.mkdir()
+    os.mkfifo(log)
+    pipe = os.open(log, os.O_RDONLY | os.O_NONBLOCK)
+    fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, 4096)
+    process = roots.start("reset", "--yes", "--run-id", "stuck")
+    try:
+        wait_for(lambda: not caches.there("triton") >= set(found), "the first file to go")
+        assert process.poll() is None
+    finally:
+        process.kill()
+        process.communicate(timeout=60)
+        os.close(pipe)
+    assert needs_prep(read_manifest(folder / MANIFEST_NAME), "qwen", tp=8) == {DEEP_GEMM: "reset"}
 
 
 def test_a_root_that_is_not_there_is_not_made(roots: Roots) -> None:

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.parse
 import urllib.request
@@ -144,6 +145,9 @@ class TestRun:
         roots = Roots(container.base, {"HOST_TELEMETRY_ROOT": str(container.telemetry)})
         snapshot = roots.run("snapshot", "--manifest", str(container.manifest_path))
         assert snapshot.returncode == 0, snapshot.stderr
+        text = container.manifest_path.read_text(encoding="utf-8")
+        assert roots.run("snapshot", "--if-missing", "--manifest", str(container.manifest_path)).returncode == 0
+        assert container.manifest_path.read_text(encoding="utf-8") == text, "it has one"
         start = container.manifest["profile_cache"]["start"]
         assert start["torchinductor"]["path"] == "caches/torchinductor", "relative to the host's home"
         assert start["profiles_root"] == "/home/me/caches"
@@ -193,6 +197,32 @@ class TestFaults:
             assert "--cap-add SYS_ADMIN" in warning
         assert own.manifest["stopped_at"] is not None
         assert own.left() == []
+
+    @needs_tool("setpriv")
+    @pytest.mark.skipif(os.getuid() != 0, reason="only root can give files away")
+    def test_a_root_that_is_shared_stays_whose_it_is(self) -> None:
+        """Below a folder that every user can enter."""
+        with tempfile.TemporaryDirectory(dir="/tmp") as base:
+            Path(base).chmod(0o755)
+            run = ContainerRun(Path(base, "a run"))
+            run.borrow_script()
+            run.hide_all_but_tools()
+            run.add("rayprep", "#!/bin/sh\n")
+            for folder in (run.telemetry, run.telemetry / "logs", run.telemetry / "jaeger"):
+                folder.mkdir()
+                folder.chmod(0o2777)
+            for theirs in (run.telemetry, run.telemetry / "logs"):
+                os.chown(theirs, 4400, 4400)
+            (run.telemetry / "prometheus").symlink_to(run.profiles)
+            run.start("sh", "-c", ":", PATH=str(run.programs), RUN_FILE_UID="4321", RUN_FILE_GID="4322")
+            status, said = run.end_by_itself()
+            assert status == 0, said
+            owners = {path.name: path.stat().st_uid for path in (run.telemetry, *run.telemetry.iterdir(), run.profiles)}
+            assert owners == {
+                **{"telemetry": 4400, "logs": 4400, "prometheus": 0, "profiles": 0},
+                **{"jaeger": 4321, "container_runs": 4321},
+            }
+            assert {path.stat().st_uid for path in run.telemetry.rglob("*") if RUN_ID in str(path)} == {4321}
 
     @pytest.mark.slow
     def test_programs_that_do_not_answer_are_waited_for_together(self, own: ContainerRun) -> None:

@@ -3,8 +3,11 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +68,59 @@ def test_dcgm_has_the_module_that_profiling_metrics_come_from() -> None:
     packages = re.findall(r'"datacenter-gpu-manager-4-(\w+)=([^"]+)"', DOCKERFILE.read_text(encoding="utf-8"))
     assert [name for name, _ in packages] == ["core", "proprietary"]
     assert len({version for _, version in packages}) == 1
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """That every user can enter, as pytest's cannot be where it is root's."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+def as_devuser(command: Sequence[str | Path], *groups: int, **env: str) -> None:
+    """Under the ids of a host's user that the image knows nothing of."""
+    everyones = {"PATH": "/usr/bin:/bin", **env}
+    subprocess.run(command, user=4321, group=4322, extra_groups=groups, umask=0o002, env=everyones, check=True)
+
+
+only_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can act as another user")
+
+
+@only_root
+def test_venv_can_be_changed_under_any_id(open_folder: Path) -> None:
+    text = DOCKERFILE.read_text(encoding="utf-8").replace("\\\n", "")
+    assert re.search(r"groupadd --system venv && +useradd .*--groups venv .* devuser ", text)
+    (steps,) = re.findall(r"^RUN python3 -m venv .* && +(chgrp .*)$", text, re.MULTILINE)
+    venv, group = open_folder / "venv", 4399
+    package = venv / "lib" / "package"
+    package.mkdir(parents=True, mode=0o755)
+    (package / "old.py").touch(mode=0o644)
+    outside = open_folder / "python"
+    outside.touch(mode=0o644)
+    (venv / "python").symlink_to(outside)
+    subprocess.run(["bash", "-euc", steps.replace(" venv ", f" {group} ")], env={"VIRTUAL_ENV": str(venv)}, check=True)
+    change = "echo new >old.py && mv old.py .. && mkdir more && touch more/new.py"
+    as_devuser(["sh", "-euc", f"cd '{package}' && {change}"], group)
+    assert (package / "more" / "new.py").stat().st_gid == group, "the next one can change that, too"
+    assert (outside.stat().st_gid, outside.stat().st_mode & 0o777) == (0, 0o644)
+
+
+@only_root
+def test_devcontainer_takes_no_folder_that_is_another_users(open_folder: Path) -> None:
+    said, programs, home = open_folder / "said", open_folder / "programs", open_folder / "home"
+    for folder in (programs, home / ".cache"):
+        folder.mkdir(parents=True)
+    said.touch()
+    os.chown(said, 4321, 4322)
+    for name in ("sudo", "uv", "rayprep"):
+        (programs / name).write_text(f'#!/bin/sh\necho "$(basename "$0") $*" >>{said}\n', encoding="utf-8")
+        (programs / name).chmod(0o755)
+    script = shutil.copy(ROOT / "cluster" / "container" / "post-create.sh", programs)
+    as_devuser([script], PATH=f"{programs}:/usr/bin:/bin", HOME=str(home))
+    lines = said.read_text(encoding="utf-8").splitlines()
+    assert f"sudo chown --from=0 4321:4322 {home}/.cache" in lines
+    assert lines[-2:] == ["uv pip install --compile-bytecode --editable .[sglang,otel,dev]", "rayprep doctor"]
 
 
 def test_cache_variables_are_those_of_rayprep() -> None:

@@ -17,6 +17,7 @@ from rayprep.model.manifest import (
     Manifest,
     Surface,
     SurfaceStatus,
+    has_snapshot,
     merge_snapshot,
     parse_pointer,
     parse_program,
@@ -65,6 +66,12 @@ def test_what_else_lies_in_profile_cache_stays_and_an_old_start_is_replaced() ->
     assert got["profile_cache"]["end"] == 1
     assert got["profile_cache"]["start"]["schema_version"] == "1"
     assert "old" not in got["profile_cache"]["start"]
+
+
+@pytest.mark.parametrize("text", ["{}", '{"profile_cache": {}}', '{"profile_cache": {"start": null}}', "[]", "{", "3"])
+def test_a_snapshot_is_missing_until_it_is_merged(text: str) -> None:
+    assert not has_snapshot(text)
+    assert has_snapshot(merge_snapshot("{}", "manifest.json", snapshot()))
 
 
 def test_merging_twice_is_merging_once() -> None:

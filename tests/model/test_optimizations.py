@@ -62,5 +62,6 @@ def test_a_reset_names_the_stages_whose_completions_went() -> None:
         warnings=(),
         complete=True,
     )
-    assert removed(report) == {("resets", "inductor"): MOMENT, ("resets", "serve"): MOMENT}
-    assert removed(report.declined()) == {}
+    later = "2025-10-09T03:00:00Z"
+    assert removed(report, later) == {("resets", "inductor"): later, ("resets", "serve"): later}
+    assert removed(report.declined(), later) == {}

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import signal
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,10 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.needs import needs_tool
-from tests.processes import wait_for
 
 ROOT = Path(__file__).parents[2]
-UNFIT, INTERRUPTED = 3, 130
+UNFIT = 3
 
 PYTHON = r"""#!/bin/sh
 case "$*" in
@@ -287,87 +285,3 @@ def test_no_container_engine(bare: Machine, name: str) -> None:
     assert (done.returncode, done.stdout) == (UNFIT, "")
     (line,) = done.stderr.splitlines()
     assert "no container engine can be used: docker is not installed; podman is not installed (install " in line
-
-
-DOCKER = r"""#!/bin/sh
-case "$*" in
-*Status*) echo running ;;
-*Config.Env*) printf 'RUN_FILE_UID=1\nRUN_FILE_GID=1\n' ;;
-*--end*) : >"$CALLS.end" && while kill -0 "$(cat "$CALLS.client")" 2>/dev/null; do sleep 0.05; done ;;
-exec*) echo $$ >"$CALLS.client" && while [ ! -e "$CALLS.end" ]; do sleep 0.05; done && exit 11 ;;
-esac
-"""
-"""A container whose rayprep ends with 11 once it is told to, before the engine has answered who told it."""
-
-
-def test_status_is_that_of_what_was_called_and_not_of_the_signal(bare: Machine) -> None:
-    (bare.programs / "docker").unlink(missing_ok=True)
-    bare.add("docker", DOCKER)
-    calls = bare.programs.parent / "calls"
-    process = subprocess.Popen(
-        [bare.project / "scripts" / "cache" / "populate_caches.sh"],
-        env={"PATH": str(bare.programs), "CALLS": str(calls)},
-        stdin=subprocess.DEVNULL,
-    )
-    try:
-        wait_for(calls.with_name("calls.client").exists, "the call in the container")
-        process.terminate()
-        assert process.wait(timeout=60) == 11
-    finally:
-        process.kill()
-        calls.with_name("calls.end").touch()
-
-
-def test_container_that_somebody_else_has_made_is_left_alone(bare: Machine) -> None:
-    (bare.programs / "docker").unlink(missing_ok=True)
-    bare.add("docker", DOCKER.replace("echo running", "echo exited").replace("case", 'echo "$1" >>"$CALLS"\ncase', 1))
-    done = bare.run(bare.project / "scripts" / "start_observable_container.sh", HOME=str(bare.programs.parent))
-    assert (done.returncode, done.stdout) == (UNFIT, "")
-    assert done.stderr.endswith(
-        ": there is a container sglang-dev that this script has not started: remove it, or give another --name\n"
-    )
-    assert not {"rm", "run", "stop"} & set(bare.slow)
-
-
-STARTED = r"""#!/bin/sh
-case "$*" in
-*Status*) [ ! -e "$CALLS.run" ] || echo running ;;
-*Config.Env*) printf 'RUN_FILE_UID=1\nRUN_FILE_GID=1\n' ;;
-run*) printf '%s\n' "$@" | sed -n 's/^CONTAINER_RUN_ID=//p' >"$CALLS.run" ;;
-exec*cat*) echo "CONTAINER_RUN_META_JSON=/telemetry/container_runs/$(cat "$CALLS.run")/container_run_meta.json" ;;
-exec*snapshot*) exec sleep 50 ;;
-stop*) echo stop >>"$CALLS" ;;
-esac
-"""
-"""A container that starts at once, and whose caches take long to read."""
-
-
-def test_snapshot_has_as_long_as_the_start(bare: Machine) -> None:
-    (bare.programs / "docker").unlink(missing_ok=True)
-    bare.add("docker", STARTED)
-    start = bare.project / "scripts" / "start_observable_container.sh"
-    done = bare.run(start, HOME=str(bare.programs.parent), CONTAINER_START_S="1")
-    assert done.returncode == UNFIT
-    assert "the snapshot of the caches could not be taken" in done.stderr
-    assert bare.slow == ["stop"]
-
-
-def test_connection_that_is_lost_in_a_start_leaves_no_container_without_a_snapshot(bare: Machine) -> None:
-    """The next start would find it running, and take none."""
-    (bare.programs / "docker").unlink(missing_ok=True)
-    bare.add("docker", STARTED.replace("exec sleep 50", 'echo snapshot >>"$CALLS"; exec sleep 1'))
-    calls = bare.programs.parent / "calls"
-    process = subprocess.Popen(
-        [bare.project / "scripts" / "start_observable_container.sh"],
-        env={"PATH": str(bare.programs), "CALLS": str(calls), "HOME": str(calls.parent)},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        wait_for(lambda: calls.exists() and "snapshot" in bare.slow, "the snapshot")
-        process.send_signal(signal.SIGHUP)
-        assert process.wait(timeout=60) == INTERRUPTED
-    finally:
-        process.kill()
-    assert bare.slow == ["snapshot", "stop"]
