@@ -27,6 +27,7 @@ from rayprep.node.record import failed_result
 from rayprep.node.repair import repair
 from rayprep.node.request import NodeRequest
 from rayprep.node.survey import Survey
+from rayprep.node.telling import end_event
 from rayprep.stages import BY_NAME, BuildContext, Built, StageRequest
 from rayprep.stages.deep_gemm import compiles_via_server
 
@@ -58,7 +59,7 @@ class StageRun:
         self.runs_sglang = runs_sglang(self.name, survey.request, decision.work)
         self.serve_stood = self.layout.marker(self.slug, StageName.SERVE).exists()
         self.log = self.layout.stage_log(request.run_id, decision.stage)
-        self.pulse = _Pulse(decision, request.resolved.spec.heartbeat_s, emit)
+        self._emit, self.pulse = emit, _Pulse(decision, request.resolved.spec.heartbeat_s, emit)
         self.started_at = utc_now()
         self.headroom: Headroom | None = None
         self.cleanup: Cleanup | None = None
@@ -87,7 +88,7 @@ class StageRun:
                 "warnings": (*result.warnings, *self.warnings),
             }
         )
-        self._say_end(result)
+        self._emit(end_event(self.name, result))
         return result
 
     def _remember(self, error: Unsupported) -> None:
@@ -95,15 +96,6 @@ class StageRun:
             record_unsupported(self.survey, self.decision, self.request.run_id, error.message)
         except OSError as problem:
             self.warnings.append(f"that it is unsupported cannot be kept: {problem.strerror}: {problem.filename}")
-
-    def _say_end(self, result: StageResult) -> None:
-        self.pulse.emit(
-            Phase.END,
-            status=result.status.value,
-            error_type=result.error_type,
-            duration_s=result.duration_s,
-            message=result.errors[0].message if result.errors else None,
-        )
 
     def _settings(self) -> dict[str, object]:
         spec = self.request.resolved.spec
