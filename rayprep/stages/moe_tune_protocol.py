@@ -14,6 +14,7 @@ from rayprep.model.base import Record, encodable
 from rayprep.model.moe import MoeShape
 from rayprep.model.moe_search import Choice, ConfigFiles
 from rayprep.model.moe_space import KernelConfig
+from rayprep.model.result import TuningCounts
 from rayprep.model.spec import MoeStrategy
 
 TuneFailKind = Literal["failed", "toolchain", "no_space", "out_of_memory"]
@@ -47,23 +48,11 @@ class TuneRequest(Record):
     """For one kernel to compile, or one measurement."""
 
 
-class Counts(Record):
-    """What a tuning came to. Times in seconds."""
+class Counts(TuningCounts):
+    """With what only the parent wants to know."""
 
-    measured: int = 0
-    reused: int = 0
-    """Measurements that an earlier run had made."""
-    failed: int = 0
-    """Of both, those that cannot be compiled or run here."""
-    compiled: int = 0
-    """Kernels, of which a config has two for each way that a number of tokens specialises it."""
-    served: int = 0
-    """Kernels of what was chosen that the servers' cache has now."""
     unreadable: int = 0
     """Lines of the log that say nothing."""
-    setup_s: float = 0.0
-    compile_s: float = 0.0
-    measure_s: float = 0.0
 
 
 class StepLine(Record):
