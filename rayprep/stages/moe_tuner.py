@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from multiprocessing import get_context
 from typing import Protocol, TypeVar
 
-from rayprep.model.base import Record
 from rayprep.model.moe_search import (
     Choice,
     Measurement,
@@ -19,6 +18,7 @@ from rayprep.model.moe_search import (
 )
 from rayprep.model.moe_space import KernelConfig, specialisation
 from rayprep.model.spec import MoeStrategy
+from rayprep.stages.child_lines import Emit, StepLine
 from rayprep.stages.moe_compile import CompileSetup
 from rayprep.stages.moe_log import MeasurementLog
 from rayprep.stages.moe_tune_protocol import (
@@ -26,14 +26,12 @@ from rayprep.stages.moe_tune_protocol import (
     Counts,
     KernelJob,
     Recorded,
-    StepLine,
     TunedLine,
     TuneRequest,
 )
 from rayprep.stages.moe_workers import Worker, ask_all
 
 T = TypeVar("T")
-Emit = Callable[[Record], None]
 _SGLANG_KERNELS = "sglang.srt.layers.moe.fused_moe_triton"
 _SAID_EACH_S = 1.0
 _ENOUGH_TO_TELL = 8
