@@ -12,8 +12,9 @@ from pathlib import Path
 
 from rayprep.stages.child_lines import Emit, answer
 from rayprep.stages.moe_log import MeasurementLog
+from rayprep.stages.moe_process_bench import ProcessBench
 from rayprep.stages.moe_tune_protocol import TunedLine, TuneRequest, failure
-from rayprep.stages.moe_tuner import ProcessBench, Tuner
+from rayprep.stages.moe_tuner import Tuner
 
 
 def main(arguments: list[str]) -> int:
