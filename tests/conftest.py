@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -12,6 +13,9 @@ from typing import Any
 
 import pytest
 from filelock import FileLock
+
+# A shell starts what goes on in the background with SIGINT ignored, and children inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TIMEOUT_S = 300
 REPOSITORY = Path(__file__).parents[1]

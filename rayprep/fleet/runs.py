@@ -1,12 +1,13 @@
 """What the coordinator keeps of one run: its events, its log, its hosts' results, and what `status` shows."""
 
 import time
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from rayprep.host.atomic import write_text
-from rayprep.host.layout import Layout
-from rayprep.model.base import to_json, utc_now
-from rayprep.model.events import Event
+from rayprep.host.layout import Layout, root_unfit
+from rayprep.model.base import Record, to_json, utc_now
+from rayprep.model.events import Event, Phase, event
 from rayprep.model.fleet_result import FleetResult
 from rayprep.model.fleet_status import FleetStatus, HostNow
 from rayprep.model.metrics import Sample, fleet_samples, host_samples, state_samples
@@ -16,11 +17,13 @@ from rayprep.report.session_log import SessionLog
 
 
 class KeptRun:
-    """One run of one host or of a fleet. Times are of this process's monotonic clock."""
+    """One run of one host or of a fleet. Times are of this process's monotonic clock.
+
+    A telemetry root that is gone, or full, costs the files on it and never the run. The driver is told, once.
+    """
 
     def __init__(self, layout: Layout, run_id: str) -> None:
         self.run_id, self._layout = run_id, layout
-        self._log = SessionLog(layout.session_log(run_id))
         self._events: list[Event] = []
         self._dropped = 0
         """So many came before `_events`: their driver has them, and the log."""
@@ -30,13 +33,29 @@ class KeptRun:
         """Of each host's own result."""
         self.heard = time.monotonic()
         """When its driver last said something."""
+        self._unfit = False
+        self._log: SessionLog | None = None
+        with self._where_it_can():
+            self._log = SessionLog(layout.session_log(run_id))
+
+    @contextmanager
+    def _where_it_can(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if not self._unfit:
+                said = f"{root_unfit(self._layout.telemetry, 'telemetry', error).line}: the work goes on, unlogged"
+                self._events.append(event("ensure", Phase.WARNING, message=said))
+            self._unfit = True
 
     def record(self, events: list[Event]) -> None:
         for each in events:
             self._events.append(each)
             if each.host:
                 self._last[each.host] = (time.monotonic(), each)
-            self._log.record(each)
+            with self._where_it_can():
+                if self._log:
+                    self._log.record(each)
 
     def since(self, count: int) -> list[Event]:
         """All events after the first `count`, which nobody asks for any more."""
@@ -47,11 +66,11 @@ class KeptRun:
         return list(self._events)
 
     def snapshot(self, host: str | None, snapshot: ProfileSnapshot) -> None:
-        write_text(self._folder(host) / "cache_snapshot.json", to_json(snapshot))
+        self._write(host, "cache_snapshot.json", snapshot)
 
     def mirror(self, host: str, result: PrepResult) -> None:
         self._samples[host] = host_samples(result)
-        write_text(self._folder(host) / "prep_result.json", to_json(result))
+        self._write(host, "prep_result.json", result)
 
     def samples(self) -> list[Sample]:
         """What the run as it stands is to monitoring. Counters count once, when it has finished."""
@@ -62,12 +81,10 @@ class KeptRun:
             return states
         return [*states, *fleet_samples(self._result.hosts), *(one for each in self._samples.values() for one in each)]
 
-    def update(self, result: FleetResult) -> Path:
+    def update(self, result: FleetResult) -> None:
         self.heard = time.monotonic()
         self._result = result
-        path = self._folder(None) / "fleet_result.json"
-        write_text(path, to_json(result))
-        return path
+        self._write(None, "fleet_result.json", result)
 
     def abandon(self) -> bool:
         """Closes the result of a driver that is not heard any more; it stays `partial`. False where it was closed."""
@@ -76,7 +93,9 @@ class KeptRun:
             run = open_one.run.model_copy(update={"finished_at": utc_now()})
             why = "the driver of this run was not heard any more"
             self.update(open_one.model_copy(update={"run": run, "warnings": (*open_one.warnings, why)}))
-        self._log.close()
+        with self._where_it_can():
+            if self._log:
+                self._log.close()
         return open_one is not None
 
     def status(self) -> FleetStatus:
@@ -84,8 +103,9 @@ class KeptRun:
         hosts = {host: HostNow(age_s=round(now - when, 1), last=event) for host, (when, event) in self._last.items()}
         return FleetStatus(run_id=self.run_id, taken_at=utc_now(), result=self._result, now=hosts)
 
-    def _folder(self, host: str | None) -> Path:
+    def _write(self, host: str | None, name: str, content: Record) -> None:
         run = self._layout.run(self.run_id)
         folder = run / "hosts" / host if host else run
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
+        with self._where_it_can():
+            folder.mkdir(parents=True, exist_ok=True)
+            write_text(folder / name, to_json(content))

@@ -56,12 +56,13 @@ def choose(layout: Layout, names: Sequence[str], tp: int, now: Callable[[], Sign
 def _of_key(layout: Layout, key: str) -> list[Completion]:
     if not _KEY.fullmatch(key):
         return []
-    return [each for stage in StageName for each in read_completions(layout, stage)[0] if each.key == key]
+    found = [each for stage in StageName for each in read_completions(layout, stage)[0]]
+    return [each for each in found if each.key == key and each.outcome != "unsupported"]
 
 
 def _of_slug(layout: Layout, slug: str, tp: int, now: Callable[[], Signature]) -> list[Completion]:
     read = [read_completions(layout, stage, slug, tp) for stage in StageName]
-    found = [each for good, _ in read for each in good]
+    found = [each for good, _ in read for each in good if each.outcome != "unsupported"]  # which has nothing to send
     if bad := next((each for _, several in read for each in several), None):
         raise HostUnfit(f"completion {bad.path} cannot be read: {bad.why}", hint="run `rayprep ensure`")
     if not found:

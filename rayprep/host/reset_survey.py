@@ -87,7 +87,7 @@ def _claim(layout: Layout, completion: Completion) -> Claim:
         files=tuple(completion.artifacts),
         entries=frozenset(group_entries(completion.artifacts)),
         skipped=completion.outcome == "skipped",
-        broken=not all_there(layout, completion.artifacts),
+        broken=completion.outcome == "unsupported" or not all_there(layout, completion.artifacts),
         opaque=completion.schema_version != FORMAT_VERSION,
         finished=parse_utc(completion.finished_at).timestamp(),
     )

@@ -11,7 +11,7 @@ from typing import Literal
 from rayprep.host.ports import first_free
 from rayprep.host.process import GRACE_S
 from rayprep.host.server_client import Address, Answer, Health, in_background
-from rayprep.host.server_memory import HEADROOM_BYTES, ServerMemory
+from rayprep.host.server_memory import HEADROOM_BYTES, KEPT_MEMORY, ServerMemory
 from rayprep.host.server_process import ServerProcess, Watch
 from rayprep.model.cleanup import Cleanup, together
 from rayprep.model.errors import ErrorType, StageError
@@ -100,6 +100,13 @@ class Server:
     def cleanup(self) -> Cleanup | None:
         """How all attempts were ended, together; None before the first end."""
         return together(self.cleanups)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What there is to say of the memory of a server that has ended."""
+        first, last = self._fractions[0], self.mem_fraction
+        lowered = (f"mem fraction {first} left too little GPU memory; {last} was used",) if last != first else ()
+        return (*lowered, KEPT_MEMORY) if self.memory_returned is False else lowered
 
     def log_tail(self) -> tuple[str, ...]:
         """The last lines that the server wrote, without progress bars."""

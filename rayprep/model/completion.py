@@ -49,8 +49,9 @@ class Completion(Record):
     identity: Identity
     model_source: str
     """Where the model's config.json was, for people."""
-    outcome: Literal["built", "skipped"] = "built"
-    """`skipped`: there is rightly nothing to build here, and `reason` says why."""
+    outcome: Literal["built", "skipped", "unsupported"] = "built"
+    """`skipped`: there is rightly nothing to build here, and `reason` says why. `unsupported`: building `units` was
+    tried, and does not work with these versions and flags."""
     reason: str | None = None
     signature: Signature
     units: tuple[str, ...] = ()
@@ -89,6 +90,7 @@ class CheckState(StrEnum):
     NOT_NEEDED = "not_needed"
     IN_PROGRESS = "in_progress_or_aborted"
     NO_COMPLETION = "no_completion"
+    UNSUPPORTED = "unsupported"
     UNREADABLE = "completion_unreadable"
     NEWER_FORMAT = "completion_of_another_format"
     SIGNATURE_MISMATCH = "signature_mismatch"
@@ -137,8 +139,9 @@ def check_completion(
             detail="; ".join(str(each) for each in differing),
             differences=differing,
         )
-    if completion.outcome == "skipped":
-        return Check(state=CheckState.NOT_NEEDED, detail=completion.reason or "")
+    if completion.outcome != "built":
+        state = CheckState.NOT_NEEDED if completion.outcome == "skipped" else CheckState.UNSUPPORTED
+        return Check(state=state, detail=completion.reason or "")
     if damage := _damage(completion, files, wrong_hashes):
         return damage
     if missing := tuple(unit for unit in units if unit not in set(completion.units)):
@@ -169,6 +172,7 @@ _BEST_FIRST = (
     CheckState.HASH_MISMATCH,
     CheckState.FILES_CHANGED,
     CheckState.FILES_MISSING,
+    CheckState.UNSUPPORTED,
     CheckState.SIGNATURE_MISMATCH,
     CheckState.NEWER_FORMAT,
     CheckState.UNREADABLE,

@@ -5,6 +5,7 @@
     |-- HostUnfit         exit 3    this host cannot do it (no root folder, no GPU, no compiler)
     |-- LockTimeout       exit 4    somebody else held a lock until the time-out
     |-- StageError        exit 10+  a stage failed; its code is the stage's
+    |   `-- Unsupported             it will fail so each time, until a version or a flag changes
     `-- Interrupted       exit 130  Ctrl-C or SIGTERM
 
 Each is one line that says what went wrong and with which value, and a hint that says what to do. All survive
@@ -162,6 +163,13 @@ class StageError(RayprepError):
         super().__init__(message, hint=hint, error_type=error_type)
         self.payload = payload or {}
         self.log_tail = log_tail
+
+
+class Unsupported(StageError):
+    """What is asked for does not work with these versions and flags, which is remembered: trying it is dear."""
+
+    def __init__(self, message: str, *, hint: str = "", log_tail: tuple[str, ...] = ()) -> None:
+        super().__init__(ErrorType.UNSUPPORTED, message, hint=hint, log_tail=log_tail)
 
 
 class Interrupted(RayprepError):

@@ -7,6 +7,7 @@ from rayprep.model.base import Record
 from rayprep.model.completion import Check, Completion
 from rayprep.model.errors import ErrorType
 from rayprep.model.secrets import redacted_command
+from rayprep.model.signature import Signature, differences
 from rayprep.model.spec import StageOp
 from rayprep.model.stages import StageName
 from rayprep.model.verification import Verification
@@ -81,6 +82,19 @@ def calibrate(work: Work, earlier: Sequence[Completion]) -> Work:
             "estimate": f"{count} units, as {len(measured)} earlier builds of this model here took for each",
         }
     )
+
+
+def known_unable(work: Work, earlier: Completion | None, now: Signature) -> Unable | None:
+    """Why `work` is not tried again: all or a part of it was, and failed as it would today.
+
+    It was a server that failed, so what binds one decides whether anything has changed since.
+    """
+    if earlier is None or earlier.outcome != "unsupported" or not set(earlier.units) <= set(work.units):
+        return None
+    if differences(StageName.SERVE, earlier.signature, now):
+        return None
+    since = f"known since {earlier.finished_at}, --rebuild {earlier.stage} tries it again"
+    return Unable(error_type=ErrorType.UNSUPPORTED, message=f"{earlier.reason}; {since}")
 
 
 class Action(StrEnum):
@@ -177,11 +191,13 @@ def decide_verify(
     """The rules, first that fits. A proof stands until something is built, or until it is asked of
     another command or of more servers at once."""
     serve = next(each for each in decisions if each.stage is StageName.SERVE)
+    failing = [each.stage for each in decisions if each.action is Action.FAIL]
     rules = (
         (not on_gpu, False, "no_gpu"),
         (not asked, False, "requested"),
         (verify_only, True, "requested"),
         (serve.action not in (Action.BUILD, Action.NOOP), False, f"serve_{serve.reason}"),
+        (bool(failing), False, f"{''.join(failing[:1])}_failed"),
         (any(each.action is Action.BUILD for each in decisions), True, "something_is_built"),
         (proof is None, True, "not_verified_yet"),
         (proof is not None and proof.slices < slices, True, "more_slices"),

@@ -38,7 +38,7 @@ class Claim:
     entries: frozenset[Entry] = frozenset()
     skipped: bool = False
     broken: bool = False
-    """It lists a file that was not there to begin with."""
+    """It lists a file that was not there to begin with, or lists none since the stage failed."""
     opaque: bool = False
     """It cannot be read, or is of another format: it may name files that we cannot see."""
     finished: float = 0.0

@@ -43,7 +43,24 @@ class TunedSize(Record):
     """Null where nothing was faster than the default, which is then what the file says."""
 
 
-class Tuning(Record):
+class TuningCounts(Record):
+    """What a tuning came to. Times in seconds."""
+
+    measured: int = 0
+    reused: int = 0
+    """Measurements that an earlier run, which was stopped, had made."""
+    failed: int = 0
+    """Configs, times batch sizes, that cannot be compiled or run here."""
+    compiled: int = 0
+    """Kernels, of which a config has two for each way that a number of tokens specialises it."""
+    served: int = 0
+    """Kernels of what was chosen, compiled into the servers' cache ahead."""
+    setup_s: float = 0.0
+    compile_s: float = 0.0
+    measure_s: float = 0.0
+
+
+class Tuning(TuningCounts):
     """How the MoE kernel was tuned, as far as it decides the outcome, and what came of it."""
 
     tuner_version: str
@@ -52,17 +69,6 @@ class Tuning(Record):
     dtype: str
     seed: int
     sizes: tuple[TunedSize, ...]
-    measured: int = 0
-    reused: int = 0
-    """Measurements that an earlier run, which was stopped, had made."""
-    failed: int = 0
-    """Configs, times batch sizes, that cannot be compiled or run here."""
-    compiled: int = 0
-    served: int = 0
-    """Kernels of what was chosen, compiled into the servers' cache ahead."""
-    setup_s: float = 0.0
-    compile_s: float = 0.0
-    measure_s: float = 0.0
 
 
 class Artifacts(Record):

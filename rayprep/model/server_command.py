@@ -162,6 +162,18 @@ def next_mem_fraction(tried: tuple[float, ...]) -> float | None:
     return lower if lower > 0 else None
 
 
+def proof_mem_fraction(asked: float, served: float | None, *, insisted: bool) -> float:
+    """The fraction that a proof starts with.
+
+    With more than `serve` had memory for, other kernels may run: CUDA graphs take memory.
+
+    Args:
+        served: at which `serve` ran; None where that is not known.
+        insisted: `asked` was said for this proof, and is no default.
+    """
+    return asked if insisted or served is None else min(asked, served)
+
+
 def server_env(environ: Mapping[str, str]) -> dict[str, str]:
     """What a warm-up server needs beside the environment that it is given.
 

@@ -86,3 +86,17 @@ def record_skip(survey: Survey, decision: Decision, run_id: str) -> None:
         return
     completion = new_completion(survey, decision, run_id, utc_now())
     write_completion(survey.layout, completion.model_copy(update={"outcome": "skipped", "reason": decision.reason}))
+
+
+def record_unsupported(survey: Survey, decision: Decision, run_id: str, why: str) -> None:
+    """Keeps that what was tried does not work here, so that the next run does not try it again.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    known = survey.completions.get(decision.stage)
+    if known is not None and known.outcome == "built":  # what it lists works all the same
+        return
+    units = decision.work.units if decision.work else ()
+    found = new_completion(survey, decision, run_id, utc_now())
+    write_completion(survey.layout, found.model_copy(update={"outcome": "unsupported", "reason": why, "units": units}))

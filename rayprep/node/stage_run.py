@@ -16,17 +16,18 @@ from rayprep.host.scan import CacheScan, scan_cache
 from rayprep.model.base import utc_now
 from rayprep.model.cleanup import Cleanup
 from rayprep.model.completion import Completion
-from rayprep.model.errors import ErrorType, Interrupted, RayprepError, StageError
+from rayprep.model.errors import ErrorType, Interrupted, RayprepError, StageError, Unsupported
 from rayprep.model.events import Event, Phase, event
 from rayprep.model.plan import Decision, Work
 from rayprep.model.result import Artifacts, Headroom, StageResult
 from rayprep.model.spec import DeviceChoice, StageOp
 from rayprep.model.stages import STAGES, StageName, StageStatus
-from rayprep.node.collect import complete, deltas, new_completion
+from rayprep.node.collect import complete, deltas, new_completion, record_unsupported
 from rayprep.node.record import failed_result
 from rayprep.node.repair import repair
 from rayprep.node.request import NodeRequest
 from rayprep.node.survey import Survey
+from rayprep.node.telling import end_event
 from rayprep.stages import BY_NAME, BuildContext, Built, StageRequest
 from rayprep.stages.deep_gemm import compiles_via_server
 
@@ -58,7 +59,7 @@ class StageRun:
         self.runs_sglang = runs_sglang(self.name, survey.request, decision.work)
         self.serve_stood = self.layout.marker(self.slug, StageName.SERVE).exists()
         self.log = self.layout.stage_log(request.run_id, decision.stage)
-        self.pulse = _Pulse(decision, request.resolved.spec.heartbeat_s, emit)
+        self._emit, self.pulse = emit, _Pulse(decision, request.resolved.spec.heartbeat_s, emit)
         self.started_at = utc_now()
         self.headroom: Headroom | None = None
         self.cleanup: Cleanup | None = None
@@ -78,6 +79,8 @@ class StageRun:
         except Exception as error:  # noqa: BLE001 - whatever it is, the following stages still run
             failed = failed_result(self.name, as_rayprep_error(error), ran=True, duration_s=self.pulse.elapsed)
             result = failed.model_copy(update={"artifacts": self._remains(before)})
+            if isinstance(error, Unsupported):
+                self._remember(error)
         result = result.model_copy(
             update={
                 "cleanup": self.cleanup,
@@ -85,17 +88,14 @@ class StageRun:
                 "warnings": (*result.warnings, *self.warnings),
             }
         )
-        self._say_end(result)
+        self._emit(end_event(self.name, result))
         return result
 
-    def _say_end(self, result: StageResult) -> None:
-        self.pulse.emit(
-            Phase.END,
-            status=result.status.value,
-            error_type=result.error_type,
-            duration_s=result.duration_s,
-            message=result.errors[0].message if result.errors else None,
-        )
+    def _remember(self, error: Unsupported) -> None:
+        try:
+            record_unsupported(self.survey, self.decision, self.request.run_id, error.message)
+        except OSError as problem:
+            self.warnings.append(f"that it is unsupported cannot be kept: {problem.strerror}: {problem.filename}")
 
     def _settings(self) -> dict[str, object]:
         spec = self.request.resolved.spec
@@ -164,6 +164,8 @@ class StageRun:
     def _repair(self, scans: list[CacheScan], since: float | None) -> Completion | None:
         """Takes away what cannot be built upon. Returns the stage's own completion if all of it is still good."""
         own = self.survey.completions.get(self.name)
+        if own and own.outcome == "unsupported":  # whatever comes of this try, it is not known any more
+            self.layout.completion(self.name, own.key).unlink(missing_ok=True)
         own = own if own and own.outcome == "built" else None
         unsound = partial(self.stage.unsound, self.layout)
         done = repair(self.layout, self.name, own, scans, since, unsound, rebuild=self.rebuild)

@@ -22,6 +22,7 @@ from rayprep.model.plan import (
     calibrate,
     decide,
     decide_verify,
+    known_unable,
     only,
     with_consequences,
     with_missed,
@@ -30,7 +31,7 @@ from rayprep.model.server_args import kernel_flags
 from rayprep.model.server_command import request_of
 from rayprep.model.signature import Signature, differences
 from rayprep.model.slices import count_slices, deal
-from rayprep.model.spec import DeviceChoice, PrepSpec, check_against_model
+from rayprep.model.spec import DeviceChoice, PrepSpec, StageOp, check_against_model
 from rayprep.model.stages import StageName
 from rayprep.node.request import NodeRequest
 from rayprep.stages import BY_NAME, StageRequest
@@ -177,6 +178,8 @@ class _Decider:
                 plan = with_missed(plan, of_identity(self.inventory.completions[stage], self.identity))
             plan = calibrate(plan, self.inventory.completions[stage])
             plan = only(plan, self.part[stage]) if stage in self.part else plan
+            if self.spec.op(stage) is not StageOp.REBUILD:
+                plan = known_unable(plan, self.exact(stage), self.request.signature) or plan
         selected = selected and stage in (self.part or self.spec.selected)
         return decide(stage, self.spec.op(stage), selected, plan, self._check(stage, plan), self.key(stage))
 

@@ -13,7 +13,6 @@ from rayprep.host.locks import HeldLocks
 from rayprep.host.markers import Marker, remove_marker, standing_since, write_marker
 from rayprep.host.scan import hash_files
 from rayprep.host.server import Watch
-from rayprep.host.server_memory import KEPT_MEMORY
 from rayprep.model.base import utc_now
 from rayprep.model.caches import CacheName
 from rayprep.model.cleanup import together
@@ -22,6 +21,7 @@ from rayprep.model.events import Event, Phase, event
 from rayprep.model.gemm import GemmShape
 from rayprep.model.moe_configs import MoeConfigs
 from rayprep.model.secrets import redacted_command
+from rayprep.model.server_command import proof_mem_fraction
 from rayprep.model.stages import StageName
 from rayprep.model.verification import (
     NAMED,
@@ -127,8 +127,9 @@ class Verify:
             return [making.own(self._own_command)]
         spec, implied = self.survey.request.spec, making.implied()
         served = self.survey.completions.get(StageName.SERVE)
-        if served and served.mem_fraction:  # with another, other kernels may run: CUDA graphs take memory
-            spec = spec.model_copy(update={"mem_fraction": min(spec.mem_fraction, served.mem_fraction)})
+        insisted = self.request.verify_only and self.request.resolved.sources["mem_fraction"] != "default"
+        fraction = proof_mem_fraction(spec.mem_fraction, served.mem_fraction if served else None, insisted=insisted)
+        spec = spec.model_copy(update={"mem_fraction": fraction})
         self._command = tuple(implied(spec.warmup_port, spec.mem_fraction))
         return [making.on_slice(spec, implied, index) for index in range(len(self._slices))]
 
@@ -163,7 +164,7 @@ class Verify:
             events=events[:NAMED],
             log_file=self.survey.layout.located(self.log),
             slices=outcomes if len(outcomes) > 1 else (),
-            warnings=(KEPT_MEMORY,) if any(each.server.memory_returned is False for each in proofs) else (),
+            warnings=tuple(dict.fromkeys(warning for each in proofs for warning in each.server.warnings)),
             cleanup=together([each.server.cleanup for each in proofs if each.server.cleanup]),
         )
         short = shortfall(found)

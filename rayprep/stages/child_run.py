@@ -3,13 +3,18 @@
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 from rayprep.host.process import Child
 from rayprep.model.base import Record
 from rayprep.model.errors import ErrorType, StageError
+from rayprep.stages.child_lines import FailLine, StepLine
 from rayprep.stages.protocol import BuildContext
 
 _LOG_TAIL = 12
+D = TypeVar("D", bound=Record)
 
 
 def run_child(
@@ -18,30 +23,59 @@ def run_child(
     file: Path,
     env: Mapping[str, str],
     context: BuildContext,
-    hear: Callable[[str], None],
+    lines: TypeAdapter[StepLine | FailLine | D],
     what: str,
-) -> int:
-    """Runs `python -m rayprep.stages.<module> FILE` to its end. Returns its exit status, as a guard gives it.
+    died: ErrorType = ErrorType.COMPILE_FAILED,
+) -> D:
+    """Runs `python -m rayprep.stages.<module> FILE` to its end, and reports its steps. Returns what came of it.
 
     Args:
         file: takes the request as JSON.
-        hear: called with each line of its standard output.
-        what: what it is a process of, for the error.
+        lines: parses a line of its standard output. Any other belongs to the stage's log.
+        what: what the child is, for the errors.
+        died: what it is to end without a word.
 
     Raises:
         Interrupted: the run was cancelled.
-        StageError: `stage_timeout`, or `cleanup_failed`.
+        StageError: what the child says stopped it; `died`; `node_lost`, `stage_timeout` or `cleanup_failed`.
     """
+    done: list[D] = []
+    failed: list[FailLine] = []
+
+    def hear(line: str) -> None:
+        try:
+            said = lines.validate_json(line)
+        except ValidationError:
+            keep_line(context, line)
+            return
+        if isinstance(said, StepLine):
+            context.report(said.hint, said.n, said.m)
+        elif isinstance(said, FailLine):
+            failed.append(said)
+        else:
+            done.append(said)
+
     file.write_text(request.model_dump_json(), encoding="utf-8")
     # -P: a file of the user's that is called like one of Python's own must not be imported in its place.
     command = [sys.executable, "-P", "-m", f"rayprep.stages.{module}", str(file)]
-    return run_command(command, env, context, hear, what)
+    status = run_command(command, env, context, hear, what)
+    if status == 0 and done and not failed:
+        return done[-1]
+    raise _error(status, failed[-1] if failed else None, what, died, context)
 
 
 def run_command(
     command: Sequence[str], env: Mapping[str, str], context: BuildContext, hear: Callable[[str], None], what: str
 ) -> int:
-    """The same for any program."""
+    """Runs any program to its end. Returns its exit status, as a guard gives it.
+
+    Args:
+        hear: called with each line of its standard output.
+
+    Raises:
+        Interrupted: the run was cancelled.
+        StageError: `stage_timeout`, or `cleanup_failed`.
+    """
     child = Child(command, env, context.log, context.lock_descriptors)
     try:
         with child:
@@ -62,19 +96,16 @@ def keep_line(context: BuildContext, line: str) -> None:
         log.write(line + "\n")
 
 
-def lost(status: int, what: str, context: BuildContext) -> StageError | None:
-    """The error of a child whose guard was killed; None where it was not."""
-    if status >= 0:
-        return None
-    # Ray kills a worker's children before the worker itself when its host is lost.
-    message = f"the guard of the {what} was killed by signal {-status}"
-    return StageError(ErrorType.NODE_LOST, message, log_tail=log_tail(context))
-
-
-def ended(status: int, what: str, context: BuildContext) -> StageError:
-    """The error of a child that ended without saying why."""
-    how = f"signal {status - 128}" if status > 128 else f"status {status}"
-    return StageError(ErrorType.COMPILE_FAILED, f"the {what} ended by {how}", log_tail=log_tail(context))
+def _error(status: int, failed: FailLine | None, what: str, died: ErrorType, context: BuildContext) -> StageError:
+    if status < 0:
+        # Ray kills a worker's children before the worker itself when its host is lost.
+        died, message = ErrorType.NODE_LOST, f"the guard of the {what} was killed by signal {-status}"
+    elif failed is not None:
+        died, message = failed.error_type, f"{failed.unit}: {failed.message}" if failed.unit else failed.message
+    else:
+        how = f"signal {status - 128}" if status > 128 else f"status {status}"
+        message = f"the {what} ended by {how}"
+    return StageError(died, message, log_tail=log_tail(context))
 
 
 def log_tail(context: BuildContext) -> tuple[str, ...]:

@@ -11,11 +11,10 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path, PurePath
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
+from rayprep.model.errors import ErrorType
 from rayprep.stages.deep_gemm_cache import CUBIN, SOURCE, new_folder, publish
-
-Kind = Literal["compile_failed", "toolchain", "no_space"]
 
 _NO_SPACE = re.compile(r"No space left on device|Disk quota exceeded")
 _TOOLCHAIN = re.compile(
@@ -44,9 +43,9 @@ class Compiled(NamedTuple):
 class CompileError(Exception):
     """One kernel did not compile."""
 
-    def __init__(self, kind: Kind, name: str, message: str) -> None:
+    def __init__(self, error_type: ErrorType, name: str, message: str) -> None:
         super().__init__(f"{name}: {message}")
-        self.kind: Kind = kind
+        self.error_type = error_type
 
 
 def run_jobs(jobs: Sequence[CompileJob], nvcc: str, cache: Path, parallel: int) -> Iterator[Compiled]:
@@ -73,7 +72,8 @@ def compile_kernel(job: CompileJob, nvcc: str, cache: Path) -> Compiled:
         shutil.copyfile(job.source, folder / SOURCE)
         _run([nvcc, *_moved(job.arguments, folder)], folder, job.name)
         if not (folder / CUBIN).is_file() or not (folder / CUBIN).stat().st_size:
-            raise CompileError("compile_failed", job.name, f"{nvcc} said that it succeeded, but wrote no {CUBIN}")
+            why = f"{nvcc} said that it succeeded, but wrote no {CUBIN}"
+            raise CompileError(ErrorType.COMPILE_FAILED, job.name, why)
         publish(folder, cache / "cache" / job.name)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -101,7 +101,8 @@ def _run(command: list[str], folder: Path, name: str) -> None:
             errors="replace",
         )
     except OSError as error:
-        raise CompileError("toolchain", name, f"{command[0]} cannot be run: {error.strerror}") from None
+        why = f"{command[0]} cannot be run: {error.strerror}"
+        raise CompileError(ErrorType.TOOLCHAIN_MISMATCH, name, why) from None
     if done.returncode != 0:
         print(f"{name}: {' '.join(command)}\n{done.stdout}", flush=True)
         raise compile_error(name, done.stdout, done.returncode)
@@ -112,7 +113,7 @@ def compile_error(name: str, output: str, status: int) -> CompileError:
     said = first_error(output)
     if not said:
         said = f"the compiler was killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
-    return CompileError(_kind(output), name, said)
+    return CompileError(_error_type(output), name, said)
 
 
 def first_error(output: str) -> str:
@@ -122,7 +123,7 @@ def first_error(output: str) -> str:
     return (named or lines or [""])[0][:300]
 
 
-def _kind(output: str) -> Kind:
+def _error_type(output: str) -> ErrorType:
     if _NO_SPACE.search(output):
-        return "no_space"
-    return "toolchain" if _TOOLCHAIN.search(output) else "compile_failed"
+        return ErrorType.INSUFFICIENT_DISK
+    return ErrorType.TOOLCHAIN_MISMATCH if _TOOLCHAIN.search(output) else ErrorType.COMPILE_FAILED

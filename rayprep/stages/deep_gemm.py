@@ -145,9 +145,9 @@ def build_shapes(shapes: Sequence[GemmShape], request: StageRequest, context: Bu
     """
     if unknown := [shape for shape in shapes if shape.kind not in KINDS]:
         raise StageError(ErrorType.UNSUPPORTED, f"deep_gemm cannot list kernels of the kind {unknown[0].kind}")
-    from rayprep.stages.deep_gemm_run import GemmRun  # what runs the child is not imported to plan
+    from rayprep.stages.deep_gemm_run import run_gemms  # what runs the child is not imported to plan
 
-    said = GemmRun(shapes, request, context).go()
+    said = run_gemms(shapes, request, context)
     folder = context.layout.cache(CacheName.DEEP_GEMM)
     used = (folder / "cache" / name for name in said.used)
     return Built(

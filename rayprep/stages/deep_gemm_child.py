@@ -7,8 +7,8 @@ lists the kernels; the real compiler makes them side by side; then the same prod
 where a compiler that refuses everything proves that none is missing. It is one process, since importing torch takes
 longer than the listing: DeepGEMM reads DG_JIT_CACHE_DIR once, so that names a link, which is turned in between.
 
-Answers in lines of JSON on standard output (`deep_gemm_protocol`); everything else goes to standard error. It reads
-its environment and never writes it.
+Answers in lines of JSON on standard output (`child_lines`); everything else goes to standard error. It reads its
+environment and never writes it.
 """
 
 import contextlib
@@ -16,23 +16,20 @@ import ctypes
 import os
 import subprocess
 import sys
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
-from rayprep.model.base import Record, read_tolerant
-from rayprep.stages.child_lines import claim_stdout
+from rayprep.model.errors import ErrorType
+from rayprep.stages.child_lines import Emit, FailLine, StepLine, answer
 from rayprep.stages.compile_jobs import CompileJob, compile_error, run_jobs
 from rayprep.stages.deep_gemm_cache import SOURCE, adopt, entries, recorded_arguments, whole_entry
 from rayprep.stages.deep_gemm_products import run_task
 from rayprep.stages.deep_gemm_protocol import (
     GEMM_LINE,
-    GemmFailLine,
     GemmRequest,
     KernelsLine,
     ShareFailed,
-    StepLine,
     Task,
     Unlisted,
     failure,
@@ -40,24 +37,14 @@ from rayprep.stages.deep_gemm_protocol import (
 )
 from rayprep.stages.listing_folder import ListingFolder
 
-Emit = Callable[[Record], None]
-
 
 def main(argv: Sequence[str]) -> int:
-    """Does what the request file asks. Returns the exit status: 0, or 1 after a `GemmFailLine`."""
-    lines = claim_stdout()
+    """Does what the request file asks. Returns the exit status: 0, or 1 after a `FailLine`."""
+    return answer(argv, GemmRequest, _work, failure)
 
-    def emit(line: Record) -> None:
-        print(line.model_dump_json(), file=lines, flush=True)
 
-    try:
-        request = read_tolerant(GemmRequest, Path(argv[0]).read_bytes())
-        emit({"nvcc": _list_and_compile, "library": _share_out, "share": _run_share}[request.mode](request, emit))
-    except Exception as error:  # noqa: BLE001 - whatever it is, the parent is told in one line
-        traceback.print_exc()
-        emit(failure(error))
-        return 1
-    return 0
+def _work(request: GemmRequest, emit: Emit) -> KernelsLine:
+    return {"nvcc": _list_and_compile, "library": _share_out, "share": _run_share}[request.mode](request, emit)
 
 
 def _list_and_compile(request: GemmRequest, emit: Emit) -> KernelsLine:
@@ -183,11 +170,11 @@ def _share_process(request: GemmRequest, tasks: Sequence[Task], name: str) -> No
     command = [sys.executable, "-P", "-m", "rayprep.stages.deep_gemm_child", str(file)]
     done = subprocess.run(command, check=False, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
     last = GEMM_LINE.validate_json(done.stdout.splitlines()[-1]) if done.stdout.strip() else None
-    if isinstance(last, GemmFailLine):
+    if isinstance(last, FailLine):
         raise ShareFailed(last)
     if done.returncode != 0 or not isinstance(last, KernelsLine):
         ended = f"{name} ended with status {done.returncode}"
-        raise ShareFailed(GemmFailLine(kind="compile_failed", message=ended))
+        raise ShareFailed(FailLine(error_type=ErrorType.COMPILE_FAILED, message=ended))
 
 
 if __name__ == "__main__":

@@ -1,25 +1,25 @@
 """What the `deep_gemm` stage and its child say to each other.
 
-The parent writes one `GemmRequest` to a file; the child answers with any number of `StepLine` and then one
-`KernelsLine`, or with one `GemmFailLine`, each a line of JSON on its standard output. No torch here.
+The parent writes one `GemmRequest` to a file; the child answers as `child_lines` says, in the end with one
+`KernelsLine`. No torch here.
 """
 
 import errno
 import re
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
 from rayprep.model.base import Record
+from rayprep.model.errors import ErrorType
 from rayprep.model.gemm import GemmShape
+from rayprep.stages.child_lines import FailLine, StepLine
 from rayprep.stages.compile_jobs import CompileError
 
 Mode = Literal["nvcc", "library", "share"]
 """How kernels come about: listed, then compiled side by side (`nvcc`); by several processes that each have the
 library compile a share of the products (`library`); or by this one process, for such a share (`share`)."""
-
-GemmFailKind = Literal["compile_failed", "toolchain", "no_space", "out_of_memory", "nvrtc", "unlisted"]
 
 
 class Task(Record):
@@ -44,15 +44,6 @@ class GemmRequest(Record):
     """Compilers, or processes, at a time."""
 
 
-class StepLine(Record):
-    """Progress: `n` of `m` of what `hint` says are done."""
-
-    event: Literal["step"] = "step"
-    hint: str
-    n: int
-    m: int
-
-
 class KernelsLine(Record):
     """All is done and was looked at."""
 
@@ -63,16 +54,8 @@ class KernelsLine(Record):
     """Those of them that are new."""
 
 
-class GemmFailLine(Record):
-    """The child gave up; its exit code is 1."""
-
-    event: Literal["failed"] = "failed"
-    kind: GemmFailKind
-    message: str
-
-
-GemmLine = Annotated[StepLine | KernelsLine | GemmFailLine, Field(discriminator="event")]
-GEMM_LINE: TypeAdapter[StepLine | KernelsLine | GemmFailLine] = TypeAdapter(GemmLine)
+GemmLine = Annotated[StepLine | KernelsLine | FailLine, Field(discriminator="event")]
+GEMM_LINE: TypeAdapter[StepLine | FailLine | KernelsLine] = TypeAdapter(GemmLine)
 """Parses one line of the child's standard output."""
 
 
@@ -83,7 +66,7 @@ class Unlisted(Exception):
 class ShareFailed(Exception):
     """A process that built a share gave up, and said why."""
 
-    def __init__(self, line: GemmFailLine) -> None:
+    def __init__(self, line: FailLine) -> None:
         super().__init__(line.message)
         self.line = line
 
@@ -103,40 +86,38 @@ def _by_doubling(task: Task) -> Iterator[Task]:
         yield Task(shape=task.shape, rows=tuple(m for m in task.rows if m.bit_length() == bits))
 
 
-class _Sign(NamedTuple):
-    kind: GemmFailKind
-    text: re.Pattern[str]
-
-
 _SIGNS = (
-    _Sign("no_space", re.compile(r"No space left on device|Disk quota exceeded")),
-    _Sign("out_of_memory", re.compile(r"out of memory|CUDA_ERROR_OUT_OF_MEMORY")),
-    _Sign("nvrtc", re.compile(r"NVRTC")),
-    _Sign(
-        "toolchain",
+    (ErrorType.INSUFFICIENT_DISK, re.compile(r"No space left on device|Disk quota exceeded")),
+    (ErrorType.OOM_DURING_WARMUP, re.compile(r"out of memory|CUDA_ERROR_OUT_OF_MEMORY")),
+    (ErrorType.NVRTC_COMPILE_FAILED, re.compile(r"NVRTC")),
+    (
+        ErrorType.TOOLCHAIN_MISMATCH,
         re.compile(
             r"NVCC version should be|nvcc_path|cuda_home|headers are incompatible|No CUDA GPUs are available"
             r"|Found no NVIDIA driver|cannot open shared object file|driver version is insufficient"
         ),
     ),
 )
-"""The kinds in the order in which they are looked for: a full disk also makes compilers fail."""
+"""In the order in which they are looked for: a full disk also makes compilers fail."""
 
 
-def failure(error: BaseException) -> GemmFailLine:
+def failure(error: BaseException) -> FailLine:
     """Says what stopped the child."""
     if isinstance(error, ShareFailed):
         return error.line
     lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
     message = (lines or [""])[0][:300]
     if isinstance(error, CompileError):
-        return GemmFailLine(kind=error.kind, message=message)
+        return FailLine(error_type=error.error_type, message=message)
     if isinstance(error, Unlisted):
-        return GemmFailLine(kind="unlisted", message=message)
-    message = f"{type(error).__name__}: {message}"
+        return FailLine(error_type=ErrorType.VERIFY_FAILED, message=message)
+    return FailLine(error_type=_error_type(error), message=f"{type(error).__name__}: {message}")
+
+
+def _error_type(error: BaseException) -> ErrorType:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return GemmFailLine(kind="no_space", message=message)
+        return ErrorType.INSUFFICIENT_DISK
     if isinstance(error, ImportError):
-        return GemmFailLine(kind="toolchain", message=message)
-    kind = next((sign.kind for sign in _SIGNS if sign.text.search(str(error))), None)
-    return GemmFailLine(kind=kind or "compile_failed", message=message)
+        return ErrorType.TOOLCHAIN_MISMATCH
+    found = (error_type for error_type, sign in _SIGNS if sign.search(str(error)))
+    return next(found, ErrorType.COMPILE_FAILED)

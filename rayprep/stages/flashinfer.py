@@ -11,8 +11,6 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from rayprep.host.layout import Layout
 from rayprep.host.scan import CacheScan, scan_cache
 from rayprep.model.attention import FlashInferModule, flashinfer_modules, module_of
@@ -22,8 +20,8 @@ from rayprep.model.plan import NotNeeded, StagePlan, Unable, Work
 from rayprep.model.result import Artifacts, Tally
 from rayprep.model.spec import DeviceChoice
 from rayprep.model.stages import StageName
-from rayprep.stages.child_run import ended, keep_line, log_tail, lost, run_child
-from rayprep.stages.flashinfer_protocol import CHILD_LINE, ChildRequest, DoneLine, FailLine, ModuleLine
+from rayprep.stages.child_run import run_child
+from rayprep.stages.flashinfer_protocol import CHILD_LINE, ChildRequest, ModuleDone
 from rayprep.stages.plain_paths import unable_under
 from rayprep.stages.protocol import BuildContext, Built, StageRequest
 
@@ -41,14 +39,6 @@ _SECONDS_OF_OTHERS = 30.0
 _BYTES_PER_MODULE = 48 << 20
 _BYTES_ONCE = 512 << 20
 """Room for the compilers' temporary files."""
-
-_ERROR_OF = {
-    "compile_failed": ErrorType.COMPILE_FAILED,
-    "out_of_memory": ErrorType.OOM_DURING_WARMUP,
-    "no_space": ErrorType.INSUFFICIENT_DISK,
-    "toolchain": ErrorType.TOOLCHAIN_MISMATCH,
-    "unsupported": ErrorType.UNSUPPORTED,
-}
 
 _WHAT = "compiling process"
 
@@ -81,10 +71,10 @@ class FlashInferStage:
         env = {_ARCH_LIST: context.env.get(_ARCH_LIST, _HOPPER_ARCH)}
         workspace = str(context.layout.cache(CacheName.FLASHINFER))
         modules = _modules(request)
-        wanted = ChildRequest(mode="build", workspace=workspace, modules=modules)
-        built = _Run(wanted, context, env, f"compiling {len(modules)} FlashInfer modules").go(len(modules))
-        again = ChildRequest(mode="check", workspace=workspace, built=built)
-        checked = _Run(again, context, env, "checking in a second process").go(len(modules))
+        context.report(f"compiling {len(modules)} FlashInfer modules", 0, len(modules))
+        built = _run(ChildRequest(mode="build", workspace=workspace, modules=modules), context, env)
+        context.report("checking in a second process", 0, len(modules))
+        checked = _run(ChildRequest(mode="check", workspace=workspace, built=built), context, env)
         if left := [module.name for module in checked if module.compiled]:
             raise StageError(ErrorType.VERIFY_FAILED, f"a second process would compile again: {', '.join(left)}")
         return Built(
@@ -128,7 +118,13 @@ def _unable(request: StageRequest) -> Unable | None:
     return None
 
 
-def _used(layout: Layout, built: Sequence[ModuleLine]) -> frozenset[str]:
+def _run(request: ChildRequest, context: BuildContext, env: Mapping[str, str]) -> tuple[ModuleDone, ...]:
+    """Raises as `run_child` does."""
+    file, env = context.scratch / f"{request.mode}.json", {**context.env, **env}
+    return run_child("flashinfer_child", request, file, env, context, CHILD_LINE, _WHAT).modules
+
+
+def _used(layout: Layout, built: Sequence[ModuleDone]) -> frozenset[str]:
     """The artifacts of the modules, below the profiles root; of this flashinfer and GPU architecture alone."""
     starts = tuple(start for module in built if module.folder for start in _starts(module.folder, module.name))
     return frozenset(
@@ -147,50 +143,3 @@ def _is_empty(path: Path) -> bool:
         return path.stat().st_size == 0
     except OSError:
         return False  # gone, which ninja sees
-
-
-class _Run:
-    """One child from start to end, and what it said."""
-
-    def __init__(self, request: ChildRequest, context: BuildContext, env: Mapping[str, str], hint: str) -> None:
-        self.request, self.context, self.env, self.hint = request, context, env, hint
-        self.modules: list[ModuleLine] = []
-        self.done = False
-        self.failed: FailLine | None = None
-
-    def go(self, count: int) -> tuple[ModuleLine, ...]:
-        """Raises StageError when the child failed, and Interrupted when the run was cancelled."""
-        context, mode = self.context, self.request.mode
-        context.report(self.hint, 0, count)
-        file, env = context.scratch / f"{mode}.json", {**context.env, **self.env}
-        status = run_child("flashinfer_child", self.request, file, env, context, self._hear, mode)
-        if self.failed or status != 0 or not self.done or len(self.modules) != count:
-            raise self._error(status)
-        return tuple(self.modules)
-
-    def _hear(self, line: str) -> None:
-        try:
-            said: ModuleLine | DoneLine | FailLine = CHILD_LINE.validate_json(line)
-        except ValidationError:
-            keep_line(self.context, line)
-            return
-        if isinstance(said, ModuleLine):
-            self.modules.append(said)
-            self.context.report(self._said_of(said), said.n, said.m)
-        elif isinstance(said, DoneLine):
-            self.done = True
-        else:
-            self.failed = said
-
-    def _said_of(self, module: ModuleLine) -> str:
-        if self.request.mode == "check":
-            return f"checked {module.name}"
-        return f"{'compiled' if module.compiled else 'found'} {module.name} in {module.seconds:.1f} s"
-
-    def _error(self, status: int) -> StageError:
-        if error := lost(status, _WHAT, self.context):
-            return error
-        if self.failed is None:
-            return ended(status, _WHAT, self.context)
-        where = f"{self.failed.module}: " if self.failed.module else ""
-        return StageError(_ERROR_OF[self.failed.kind], where + self.failed.message, log_tail=log_tail(self.context))

@@ -4,7 +4,7 @@
 
 Each module is built by itself, as a server will load it: with its own ninja in its own folder. One ninja for all
 would log elsewhere, and the server would compile again. Mode `check` imports neither torch nor flashinfer: it asks
-ninja what it would do. Answers in lines of JSON on standard output (`flashinfer_protocol`); everything else goes to
+ninja what it would do. Answers in lines of JSON on standard output (`child_lines`); everything else goes to
 standard error.
 
 A build that was killed needs no cleaning up: what its log has not got, ninja makes again, and every load of a module
@@ -18,16 +18,14 @@ import subprocess
 import sys
 import threading
 import time
-import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Protocol
 
 from rayprep.model.attention import FlashInferModule
-from rayprep.model.base import Record, read_tolerant
-from rayprep.stages.child_lines import claim_stdout
-from rayprep.stages.flashinfer_protocol import ChildRequest, DoneLine, ModuleLine, failure
+from rayprep.stages.child_lines import Emit, StepLine, UnitFailed, answer
+from rayprep.stages.flashinfer_protocol import ChildRequest, ModuleDone, ModulesLine, failure
 
 _NICE = 10
 """Of the modules that compile sooner than the longest ones, for whose end a starting server waits. All of them want
@@ -51,35 +49,21 @@ class JitSpec(Protocol):
     def build(self, verbose: bool) -> None: ...
 
 
-class ModuleFailed(Exception):
-    """One module could not be built or looked at; `__cause__` says why."""
-
-
 def main(argv: list[str]) -> int:
-    lines = claim_stdout()
-
-    def emit(line: Record) -> None:
-        print(line.model_dump_json(), file=lines, flush=True)
-
-    try:
-        request = read_tolerant(ChildRequest, Path(argv[0]).read_bytes())
-        if os.environ.get("FLASHINFER_WORKSPACE_BASE") != request.workspace:
-            raise ValueError("FLASHINFER_WORKSPACE_BASE is not the request's workspace")
-        (_build if request.mode == "build" else _check)(request, emit)
-        emit(DoneLine())
-    except Exception as error:  # noqa: BLE001 - whatever stopped it is the parent's to report
-        traceback.print_exc()
-        cause, module = (error.__cause__, str(error)) if isinstance(error, ModuleFailed) else (error, None)
-        emit(failure(cause or error, module))
-        return 1
-    return 0
+    return answer(argv, ChildRequest, _work, failure)
 
 
-def _build(request: ChildRequest, emit: Callable[[Record], None]) -> None:
+def _work(request: ChildRequest, emit: Emit) -> ModulesLine:
+    if os.environ.get("FLASHINFER_WORKSPACE_BASE") != request.workspace:
+        raise ValueError("FLASHINFER_WORKSPACE_BASE is not the request's workspace")
+    return ModulesLine(modules=tuple((_build if request.mode == "build" else _check)(request, emit)))
+
+
+def _build(request: ChildRequest, emit: Emit) -> Iterator[ModuleDone]:
     """Builds all modules at once; the first that fails ends it, and the parent ends the compilers of the others."""
     modules = enumerate(request.modules)
     jobs = [(0 if number < _LONGEST else _NICE, str(module), _spec(module)) for number, module in modules]
-    ended: SimpleQueue[ModuleLine | tuple[str, BaseException]] = SimpleQueue()
+    ended: SimpleQueue[ModuleDone | tuple[str, BaseException]] = SimpleQueue()
 
     def work(nice: int, unit: str, spec: JitSpec) -> None:
         try:
@@ -92,17 +76,19 @@ def _build(request: ChildRequest, emit: Callable[[Record], None]) -> None:
         # Daemons: an interpreter that gives up does not wait for them.
         threading.Thread(target=work, args=job, daemon=True).start()
     for number in range(1, len(jobs) + 1):
-        line = ended.get()
-        if isinstance(line, tuple):
-            raise ModuleFailed(line[0]) from line[1]
-        emit(line.model_copy(update={"n": number, "m": len(jobs)}))
+        done = ended.get()
+        if isinstance(done, tuple):
+            raise UnitFailed(done[0]) from done[1]
+        how = "compiled" if done.compiled else "found"
+        emit(StepLine(hint=f"{how} {done.name} in {done.seconds:.1f} s", n=number, m=len(jobs)))
+        yield done
 
 
 def _spec(module: FlashInferModule) -> JitSpec:
     """Calls the generator, which writes the module's sources into the workspace.
 
     Raises:
-        ModuleFailed: this flashinfer has no such generator, or it refuses.
+        UnitFailed: this flashinfer has no such generator, or it refuses.
     """
     import torch
 
@@ -113,7 +99,7 @@ def _spec(module: FlashInferModule) -> JitSpec:
     try:
         return _generator(module.generator)(*map(resolve, module.args))
     except Exception as error:
-        raise ModuleFailed(str(module)) from error
+        raise UnitFailed(str(module)) from error
 
 
 def _generator(name: str) -> Callable[..., JitSpec]:
@@ -126,8 +112,8 @@ def _generator(name: str) -> Callable[..., JitSpec]:
     return generate
 
 
-def _build_one(unit: str, spec: JitSpec, workspace: Path) -> ModuleLine:
-    done = ModuleLine(unit=unit, name=spec.name, n=0, m=0, seconds=0.0, compiled=False, folder=None)
+def _build_one(unit: str, spec: JitSpec, workspace: Path) -> ModuleDone:
+    done = ModuleDone(unit=unit, name=spec.name, seconds=0.0, compiled=False, folder=None)
     if spec.is_aot:  # flashinfer-jit-cache is installed, and its library is what a server loads
         return done
     started, before = time.monotonic(), _written_at(spec.jit_library_path)
@@ -148,16 +134,16 @@ def _written_at(library: Path) -> int | None:
         return None
 
 
-def _check(request: ChildRequest, emit: Callable[[Record], None]) -> None:
+def _check(request: ChildRequest, emit: Emit) -> Iterator[ModuleDone]:
     for number, built in enumerate(request.built, 1):
         started, left = time.monotonic(), False
         if built.folder is not None:
             try:
                 left = _has_work(Path(request.workspace, built.folder))
             except Exception as error:
-                raise ModuleFailed(built.name) from error
-        seconds = round(time.monotonic() - started, 3)
-        emit(built.model_copy(update={"n": number, "compiled": left, "seconds": seconds}))
+                raise UnitFailed(built.name) from error
+        emit(StepLine(hint=f"checked {built.name}", n=number, m=len(request.built)))
+        yield built.model_copy(update={"compiled": left, "seconds": round(time.monotonic() - started, 3)})
 
 
 def _has_work(folder: Path) -> bool:

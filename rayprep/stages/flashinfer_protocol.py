@@ -1,7 +1,7 @@
 """What the `flashinfer` stage and its child say to each other, and what a failed compile means.
 
-The parent writes one `ChildRequest` to a file; the child answers with one `ModuleLine` a module and then one
-`DoneLine`, or with one `FailLine`, each a line of JSON on its standard output. No torch and no flashinfer here.
+The parent writes one `ChildRequest` to a file; the child answers as `child_lines` says, in the end with one
+`ModulesLine`. No torch and no flashinfer here.
 """
 
 import errno
@@ -13,8 +13,8 @@ from pydantic import AfterValidator, Field, TypeAdapter
 
 from rayprep.model.attention import FlashInferModule
 from rayprep.model.base import Record, encodable
-
-FailKind = Literal["compile_failed", "out_of_memory", "no_space", "toolchain", "unsupported"]
+from rayprep.model.errors import ErrorType
+from rayprep.stages.child_lines import FailLine, StepLine
 
 
 def _checked_absolute(path: str) -> str:
@@ -23,15 +23,12 @@ def _checked_absolute(path: str) -> str:
     return path
 
 
-class ModuleLine(Record):
-    """Module `n` of `m` is done."""
+class ModuleDone(Record):
+    """One module."""
 
-    event: Literal["module"] = "module"
     unit: str
     name: str
     """FlashInfer's own name of the module, which is its folder's too."""
-    n: int
-    m: int
     seconds: float
     compiled: bool
     """There was work to do; in a check, there would be."""
@@ -39,19 +36,11 @@ class ModuleLine(Record):
     """Where it was built, below the workspace, POSIX. Null for a module that was installed compiled."""
 
 
-class DoneLine(Record):
+class ModulesLine(Record):
     """All modules are done."""
 
-    event: Literal["done"] = "done"
-
-
-class FailLine(Record):
-    """The child gave up; its exit code is 1."""
-
-    event: Literal["failed"] = "failed"
-    kind: FailKind
-    message: str
-    module: str | None = None
+    event: Literal["modules"] = "modules"
+    modules: tuple[ModuleDone, ...]
 
 
 class ChildRequest(Record):
@@ -61,44 +50,47 @@ class ChildRequest(Record):
     workspace: Annotated[str, AfterValidator(_checked_absolute)]
     """The same as the child's FLASHINFER_WORKSPACE_BASE."""
     modules: tuple[FlashInferModule, ...] = ()
-    built: tuple[ModuleLine, ...] = ()
+    built: tuple[ModuleDone, ...] = ()
 
 
-ChildLine = Annotated[ModuleLine | DoneLine | FailLine, Field(discriminator="event")]
-CHILD_LINE: TypeAdapter[ModuleLine | DoneLine | FailLine] = TypeAdapter(ChildLine)
+ChildLine = Annotated[StepLine | ModulesLine | FailLine, Field(discriminator="event")]
+CHILD_LINE: TypeAdapter[StepLine | FailLine | ModulesLine] = TypeAdapter(ChildLine)
 """Parses one line of the child's standard output."""
 
-_SIGNS: tuple[tuple[FailKind, str], ...] = (
-    ("no_space", r"No space left on device|Disk quota exceeded"),
+_SIGNS = (
+    (ErrorType.INSUFFICIENT_DISK, r"No space left on device|Disk quota exceeded"),
     (
-        "toolchain",
+        ErrorType.TOOLCHAIN_MISMATCH,
         r"CUDA compiler and CUDA toolkit headers are incompatible|Could not find nvcc|unsupported GNU version"
         r"|Unsupported gpu architecture|cannot find -l|fatal error: \S+: No such file"
         r"|(nvcc|\+\+|gcc|clang)(-\d+)?: (command )?(not found|No such file|Permission denied)",
     ),
-    ("out_of_memory", r"\bKilled\b|died due to signal 9|Cannot allocate memory|virtual memory exhausted"),
+    (
+        ErrorType.OOM_DURING_WARMUP,
+        r"\bKilled\b|died due to signal 9|Cannot allocate memory|virtual memory exhausted",
+    ),
 )
-"""The kinds in the order in which they are looked for: a full disk also makes compilers fail."""
+"""In the order in which they are looked for: a full disk also makes compilers fail."""
 
 
-def failure(error: BaseException, module: str | None) -> FailLine:
+def failure(error: BaseException) -> FailLine:
     """Says what stopped the child. `run_ninja` raises RuntimeError with all that ninja printed (flashinfer 0.6.14)."""
-    return FailLine(kind=_kind(error), message=encodable(_one_line(error)), module=module)
+    return FailLine(error_type=_error_type(error), message=encodable(_one_line(error)))
 
 
-def _kind(error: BaseException) -> FailKind:
+def _error_type(error: BaseException) -> ErrorType:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "no_space"
+        return ErrorType.INSUFFICIENT_DISK
     if isinstance(error, MemoryError):
-        return "out_of_memory"
+        return ErrorType.OOM_DURING_WARMUP
     # No ninja, no nvcc, or no flashinfer.
     if isinstance(error, ModuleNotFoundError | FileNotFoundError):
-        return "toolchain"
+        return ErrorType.TOOLCHAIN_MISMATCH
     # Another flashinfer: a generator is called otherwise, or with other arguments.
     if isinstance(error, AttributeError | TypeError):
-        return "unsupported"
+        return ErrorType.UNSUPPORTED
     text = str(error)
-    return next((kind for kind, sign in _SIGNS if re.search(sign, text)), "compile_failed")
+    return next((each for each, sign in _SIGNS if re.search(sign, text)), ErrorType.COMPILE_FAILED)
 
 
 def _one_line(error: BaseException) -> str:

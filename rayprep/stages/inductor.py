@@ -10,8 +10,6 @@ import os
 from collections.abc import Sequence
 from typing import Literal
 
-from pydantic import ValidationError
-
 from rayprep.host.layout import Layout
 from rayprep.host.scan import CacheScan, scan_cache
 from rayprep.model.caches import CacheName
@@ -20,14 +18,12 @@ from rayprep.model.plan import StagePlan, Unable, Work
 from rayprep.model.result import Artifacts, Tally
 from rayprep.model.spec import DeviceChoice
 from rayprep.model.stages import StageName
-from rayprep.stages.child_run import ended, keep_line, log_tail, lost, run_child
+from rayprep.stages.child_run import run_child
 from rayprep.stages.inductor_plan import plan_on_gpu
 from rayprep.stages.inductor_protocol import (
     CHILD_LINE,
     ChildRequest,
-    DoneLine,
-    FailLine,
-    GraphLine,
+    GraphsLine,
     memory_bytes,
     unit_name,
 )
@@ -46,14 +42,6 @@ _COMPILER_BYTES = 350 << 20
 """What one C++ compiler takes; Inductor runs one on each CPU, for the 5 to 8 kernels of a graph."""
 _COMPILERS = 8
 _WHAT = "compiling process"
-
-_ERROR_OF = {
-    "compile_failed": ErrorType.COMPILE_FAILED,
-    "mismatch": ErrorType.COMPILE_FAILED,
-    "out_of_memory": ErrorType.OOM_DURING_WARMUP,
-    "no_space": ErrorType.INSUFFICIENT_DISK,
-    "toolchain": ErrorType.TOOLCHAIN_MISMATCH,
-}
 
 
 class InductorStage:
@@ -106,9 +94,9 @@ class InductorStage:
                 f"the decode step needs {work.memory_bytes >> 20} MiB of memory, {available >> 20} MiB are available",
                 hint="free memory, or choose smaller --batch-size or --max-seq-len, or a larger --tp",
             )
-        compiled = _Run("build", request, context).go()
+        compiled = _run("build", request, context)
         before = scan_cache(context.layout.profiles, CacheName.TORCHINDUCTOR).files
-        checked = _Run("check", request, context).go()
+        checked = _run("check", request, context)
         after = scan_cache(context.layout.profiles, CacheName.TORCHINDUCTOR).files
         _prove_warm(checked, sorted(after.keys() - before.keys()))
         folder = CacheName.TORCHINDUCTOR.value
@@ -130,7 +118,7 @@ class InductorStage:
         )
 
 
-def _prove_warm(checked: "_Run", new: Sequence[str]) -> None:
+def _prove_warm(checked: GraphsLine, new: Sequence[str]) -> None:
     missed = [graph.unit for graph in checked.graphs if not graph.cache_hit]
     if missed:
         raise StageError(ErrorType.VERIFY_FAILED, f"a second process compiled again: {', '.join(missed)}")
@@ -138,59 +126,18 @@ def _prove_warm(checked: "_Run", new: Sequence[str]) -> None:
         raise StageError(ErrorType.VERIFY_FAILED, f"a second process wrote {len(new)} new files, first {new[0]}")
 
 
-class _Run:
-    """One child from start to end, and what it said."""
-
-    def __init__(self, mode: Literal["build", "check"], request: StageRequest, context: BuildContext) -> None:
-        self.mode, self.context = mode, context
-        self.graphs: list[GraphLine] = []
-        self.done: DoneLine | None = None
-        self.failed: FailLine | None = None
-        spec = request.spec
-        self.request = ChildRequest(
-            mode=mode,
-            architecture=request.model.architecture,
-            tp=spec.tp,
-            batch_sizes=spec.batch_sizes,
-            max_seq_len=spec.seq_len,
-            device="cpu",
-            cache_dir=str(context.layout.cache(CacheName.TORCHINDUCTOR)),
-        )
-
-    @property
-    def used(self) -> tuple[str, ...]:
-        return self.done.used if self.done else ()
-
-    def go(self) -> "_Run":
-        """Raises StageError when the child failed, and Interrupted when the run was cancelled."""
-        context = self.context
-        count = len(self.request.batch_sizes)
-        context.report("compiling" if self.mode == "build" else "checking in a second process", 0, count)
-        file, env = context.scratch / f"{self.mode}.json", {**context.env, **_CPU_ONLY}
-        status = run_child("inductor_child", self.request, file, env, context, self._hear, self.mode)
-        if self.failed or status != 0 or self.done is None or len(self.graphs) != count:
-            raise self._error(status)
-        return self
-
-    def _hear(self, line: str) -> None:
-        try:
-            said = CHILD_LINE.validate_json(line)
-        except ValidationError:
-            keep_line(self.context, line)
-            return
-        if isinstance(said, GraphLine):
-            self.graphs.append(said)
-            verb = "found" if said.cache_hit else "compiled"
-            self.context.report(f"{verb} {said.unit} in {said.seconds:.1f} s", said.n, said.m)
-        elif isinstance(said, DoneLine):
-            self.done = said
-        else:
-            self.failed = said
-
-    def _error(self, status: int) -> StageError:
-        if error := lost(status, _WHAT, self.context):
-            return error
-        if self.failed is None:
-            return ended(status, _WHAT, self.context)
-        where = f"{self.failed.unit}: " if self.failed.unit else ""
-        return StageError(_ERROR_OF[self.failed.kind], where + self.failed.message, log_tail=log_tail(self.context))
+def _run(mode: Literal["build", "check"], request: StageRequest, context: BuildContext) -> GraphsLine:
+    """Raises as `run_child` does."""
+    spec = request.spec
+    asked = ChildRequest(
+        mode=mode,
+        architecture=request.model.architecture,
+        tp=spec.tp,
+        batch_sizes=spec.batch_sizes,
+        max_seq_len=spec.seq_len,
+        device="cpu",
+        cache_dir=str(context.layout.cache(CacheName.TORCHINDUCTOR)),
+    )
+    context.report("compiling" if mode == "build" else "checking in a second process", 0, len(spec.batch_sizes))
+    file, env = context.scratch / f"{mode}.json", {**context.env, **_CPU_ONLY}
+    return run_child("inductor_child", asked, file, env, context, CHILD_LINE, _WHAT)

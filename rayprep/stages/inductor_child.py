@@ -2,7 +2,7 @@
 
     python -m rayprep.stages.inductor_child REQUEST.json
 
-Answers in lines of JSON on standard output (`inductor_protocol`); everything else, compilers included, goes to
+Answers in lines of JSON on standard output (`child_lines`); everything else, compilers included, goes to
 standard error. It reads its environment and never writes it: the cache's folder is the parent's to choose.
 """
 
@@ -15,12 +15,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from rayprep.model.base import Record, read_tolerant
-from rayprep.stages.child_lines import claim_stdout
+from rayprep.stages.child_lines import Emit, StepLine, UnitFailed, answer
 from rayprep.stages.inductor_protocol import (
     ChildRequest,
-    DoneLine,
-    GraphLine,
+    GraphDone,
+    GraphsLine,
     Mismatch,
     failure,
     rank_shape,
@@ -34,8 +33,6 @@ if TYPE_CHECKING:
 
 TOLERANCE = {"bfloat16": 3e-2, "float16": 4e-3, "float32": 1e-4}
 """How far compiled may be from eager, as norm of the difference over norm. Measured: a quarter of it or less."""
-
-log = logging.getLogger(__name__)
 
 
 class OpenedFiles:
@@ -89,43 +86,30 @@ class SwallowedErrors(logging.Handler):
 
 def main(arguments: list[str]) -> int:
     """Runs one request. Returns the exit code."""
-    lines = claim_stdout()
-
-    def emit(record: Record) -> None:
-        lines.write(record.model_dump_json() + "\n")
-        lines.flush()
-
-    progress: list[str] = []
-    try:
-        request = read_tolerant(ChildRequest, Path(arguments[0]).read_bytes())
-        _run(request, emit, progress)
-    except Exception as error:
-        log.exception("failed")
-        emit(failure(error, progress[-1] if progress else None))
-        return 1
-    return 0
+    return answer(arguments, ChildRequest, _run, failure)
 
 
-def _run(request: ChildRequest, emit: Callable[[Record], None], progress: list[str]) -> None:
-    """Compiles and compares each batch size; `progress` gets the name of each unit before it starts."""
+def _run(request: ChildRequest, emit: Emit) -> GraphsLine:
+    """Compiles and compares each batch size."""
     if os.environ.get("TORCHINDUCTOR_CACHE_DIR") != request.cache_dir:
         raise ValueError("TORCHINDUCTOR_CACHE_DIR is not the request's cache_dir")
     opened = OpenedFiles(Path(request.cache_dir))
     sys.addaudithook(opened)
-    graphs = Graphs(request)
-    hits = 0
-    for number, batch_size in enumerate(request.batch_sizes, 1):
+    compiling, done = Graphs(request), list[GraphDone]()
+    for batch_size in request.batch_sizes:
         unit = unit_name(request.architecture, request.tp, batch_size, request.max_seq_len, request.device)
-        progress.append(unit)
-        graph = graphs.compile(batch_size)
-        hits += graph.cache_hit
-        total = len(request.batch_sizes)
-        emit(GraphLine(unit=unit, n=number, m=total, **graph._asdict()))
-    emit(DoneLine(cache_hits=hits, cache_misses=len(request.batch_sizes) - hits, used=opened.used()))
+        try:
+            graph = compiling.compile(batch_size)
+        except Exception as error:
+            raise UnitFailed(unit) from error
+        done.append(GraphDone(unit=unit, **graph._asdict()))
+        how = "found" if graph.cache_hit else "compiled"
+        emit(StepLine(hint=f"{how} {unit} in {graph.seconds:.1f} s", n=len(done), m=len(request.batch_sizes)))
+    return GraphsLine(graphs=tuple(done), used=opened.used())
 
 
 class Graph(NamedTuple):
-    """One compiled graph, as a `GraphLine` tells it."""
+    """One compiled graph, as a `GraphDone` tells it."""
 
     seconds: float
     max_abs_diff: float

@@ -1,8 +1,7 @@
 """What the `inductor` stage and its child say to each other, and how large the child's work is.
 
-The parent writes one `ChildRequest` to a file; the child answers with one `GraphLine` a compiled graph and then
-one `DoneLine`, or with one `FailLine`, each a line of JSON on its standard output. No torch here: the parent
-plans with this module.
+The parent writes one `ChildRequest` to a file; the child answers as `child_lines` says, in the end with one
+`GraphsLine`. No torch here: the parent plans with this module.
 """
 
 import errno
@@ -16,6 +15,8 @@ from pydantic import AfterValidator, Field, TypeAdapter
 
 from rayprep.model.architecture import Architecture
 from rayprep.model.base import Record
+from rayprep.model.errors import ErrorType
+from rayprep.stages.child_lines import FailLine, StepLine
 
 MAX_LAYERS = 2
 """Layers that the child builds: enough for what is fused across the border of two layers, and all alike after."""
@@ -26,7 +27,6 @@ DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 """Types that the child computes in, and their short names."""
 
 Device = Literal["cpu", "cuda"]
-FailKind = Literal["compile_failed", "mismatch", "out_of_memory", "no_space", "toolchain"]
 
 
 def _checked_absolute(path: str) -> str:
@@ -50,13 +50,10 @@ class ChildRequest(Record):
     """The same as the child's TORCHINDUCTOR_CACHE_DIR."""
 
 
-class GraphLine(Record):
-    """Graph `n` of `m` is compiled (or was found) and computes what eager computes."""
+class GraphDone(Record):
+    """A graph that is compiled (or was found) and computes what eager computes."""
 
-    event: Literal["graph"] = "graph"
     unit: str
-    n: int
-    m: int
     seconds: float
     """From the call of the compiled function to its first result."""
     max_abs_diff: float
@@ -65,27 +62,17 @@ class GraphLine(Record):
     """Nothing of the graph had to be compiled, by torch's own counters."""
 
 
-class DoneLine(Record):
+class GraphsLine(Record):
     """All graphs are done."""
 
-    event: Literal["done"] = "done"
-    cache_hits: int
-    cache_misses: int
+    event: Literal["graphs"] = "graphs"
+    graphs: tuple[GraphDone, ...]
     used: tuple[str, ...]
     """Files that the child read, relative to the cache's folder, POSIX, sorted."""
 
 
-class FailLine(Record):
-    """The child gave up; its exit code is 1."""
-
-    event: Literal["failed"] = "failed"
-    kind: FailKind
-    message: str
-    unit: str | None = None
-
-
-ChildLine = Annotated[GraphLine | DoneLine | FailLine, Field(discriminator="event")]
-CHILD_LINE: TypeAdapter[GraphLine | DoneLine | FailLine] = TypeAdapter(ChildLine)
+ChildLine = Annotated[StepLine | GraphsLine | FailLine, Field(discriminator="event")]
+CHILD_LINE: TypeAdapter[StepLine | FailLine | GraphsLine] = TypeAdapter(ChildLine)
 """Parses one line of the child's standard output."""
 
 
@@ -171,15 +158,15 @@ class Mismatch(Exception):
     """Compiled and eager computed different things."""
 
 
-def failure(error: BaseException, unit: str | None) -> FailLine:
-    """Says what stopped the child: the first kind below that anything in the exception's chain is a sign of."""
+def failure(error: BaseException) -> FailLine:
+    """Says what stopped the child: the first type below that anything in the exception's chain is a sign of."""
     chain = list(_causes(error))[::-1]
-    for kind, is_sign in _SIGNS:
+    for error_type, is_sign in _SIGNS:
         for cause in chain:
             if is_sign(cause):
-                return FailLine(kind=kind, message=_one_line(cause), unit=unit)
+                return FailLine(error_type=error_type, message=_one_line(cause))
     compiler = [cause for cause in chain if isinstance(getattr(cause, "output", None), str)]
-    return FailLine(kind="compile_failed", message=_one_line((compiler or chain)[0]), unit=unit)
+    return FailLine(error_type=ErrorType.COMPILE_FAILED, message=_one_line((compiler or chain)[0]))
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
@@ -226,10 +213,10 @@ def _is_toolchain(error: BaseException) -> bool:
     return named or isinstance(error, ModuleNotFoundError) or bool(re.search(said, str(error)))
 
 
-_SIGNS: tuple[tuple[FailKind, Callable[[BaseException], bool]], ...] = (
-    ("mismatch", lambda error: isinstance(error, Mismatch)),
-    ("no_space", _is_full),
-    ("out_of_memory", _is_memory),
-    ("toolchain", _is_toolchain),
+_SIGNS: tuple[tuple[ErrorType, Callable[[BaseException], bool]], ...] = (
+    (ErrorType.COMPILE_FAILED, lambda error: isinstance(error, Mismatch)),
+    (ErrorType.INSUFFICIENT_DISK, _is_full),
+    (ErrorType.OOM_DURING_WARMUP, _is_memory),
+    (ErrorType.TOOLCHAIN_MISMATCH, _is_toolchain),
 )
-"""The kinds in the order in which they are looked for: a full disk also makes compilers fail."""
+"""In the order in which they are looked for: a full disk also makes compilers fail."""

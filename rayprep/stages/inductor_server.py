@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from rayprep.host.cache_watch import CacheWatch
 from rayprep.model.caches import CacheName
-from rayprep.model.errors import ErrorType, StageError
+from rayprep.model.errors import ErrorType, StageError, Unsupported
 from rayprep.model.plan import Work
 from rayprep.model.server_failure import torch_compile_failure
 from rayprep.model.torch_compile import ENABLE, with_max_batch
@@ -24,8 +24,8 @@ def compile_on_gpu(request: StageRequest, work: Work, context: BuildContext) -> 
     """Starts the server, has it decode in batches of the sizes asked for, and ends it.
 
     Raises:
-        StageError: `unsupported` where torch.compile is what keeps it from starting, or it compiled no graph; else as
-            any server's.
+        Unsupported: torch.compile is what keeps it from starting, or it compiled no graph.
+        StageError: as any server's.
         Interrupted: the run was cancelled.
     """
     spec = request.spec
@@ -45,7 +45,7 @@ def compile_on_gpu(request: StageRequest, work: Work, context: BuildContext) -> 
         record = record_of(server, spec.load_format)
     use = cache.look()
     if not any(path.startswith(_GRAPHS) for path in use.read):
-        raise StageError(ErrorType.UNSUPPORTED, f"the server started with {ENABLE} and compiled no graph")
+        raise Unsupported(f"the server started with {ENABLE} and compiled no graph")
     return Built(
         units=work.units,
         used=use.read,
@@ -60,8 +60,7 @@ def _explained(error: StageError, signs: Sequence[str]) -> StageError:
     said = torch_compile_failure(signs) if error.error_type is ErrorType.SERVER_START_FAILED else None
     if said is None:
         return error
-    return StageError(
-        ErrorType.UNSUPPORTED,
+    return Unsupported(
         f"no server of this model starts with {ENABLE} under these versions and flags: {said}",
         hint=f"leave {ENABLE} out, or try other flags; the serve stage warms up what the others compile",
         log_tail=error.log_tail,

@@ -15,7 +15,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 import sglang.srt.layers.moe.fused_moe_triton  # noqa: F401 - first: the modules below import one another
 import sglang.srt.layers.moe.moe_runner.triton_utils.fused_moe_triton_config as sglang_configs
@@ -24,47 +23,22 @@ import triton
 from sglang.srt.layers.moe.moe_runner import MoeRunnerConfig
 from sglang.srt.layers.moe.moe_runner.triton_utils import override_config
 from sglang.srt.layers.moe.moe_runner.triton_utils.fused_moe import fused_moe
-from sglang.srt.layers.moe.topk import StandardTopKOutput
 from sglang.srt.server_args import ServerArgs, set_global_server_args_for_scheduler
-from torch import Tensor
 
 from rayprep.model.moe import FP8, MoeShape
 from rayprep.model.moe_search import Measurement, Stock, Trial
 from rayprep.model.moe_space import KernelConfig
+from rayprep.stages.moe_layer import Inputs, MadeUpLayer
 from rayprep.stages.moe_tune_protocol import BenchFacts, KernelJob, Recorded, one_line
 
 _KERNELS = ("fused_moe_kernel",)
 """How the names of the kernels begin that a config changes."""
 _CONTEXT_LOST = 70
-_WEIGHT_SCALE = 0.02
 _L2_TIMES = 4
 """So many times the L2 cache, at least, is what the copies of the weights have together."""
 _MOST_COPIES = 16
-_CALLS = ((256, 16), (2048, 8))
-_CALLS_ABOVE = 4
 _WARM_UP = Trial(tokens=64, config=None, replays=200)
 """Has SGLang's own modules built, and the GPU at its clock."""
-
-
-class Weights(NamedTuple):
-    """One layer's experts. E experts, N wide, on K hidden."""
-
-    gate_up: Tensor
-    """[E, 2 N, K]."""
-    down: Tensor
-    """[E, K, N]."""
-    gate_up_scale: Tensor | None
-    down_scale: Tensor | None
-
-
-class Inputs(NamedTuple):
-    """What the calls of one graph get. C calls of M tokens each."""
-
-    fresh: Tensor
-    """[C, M, K]."""
-    states: Tensor
-    """The same, written over by each call."""
-    routing: tuple[StandardTopKOutput, ...]
 
 
 class MoeBench:
@@ -72,17 +46,15 @@ class MoeBench:
 
     def __init__(self, shape: MoeShape, seed: int, gpu: int) -> None:
         torch.cuda.set_device(gpu)
-        self.shape, self._seed, self._device = shape, seed, torch.device("cuda", gpu)
+        self.shape, self._layer = shape, MadeUpLayer(shape, seed, torch.device("cuda", gpu))
         set_global_server_args_for_scheduler(ServerArgs(model_path="dummy"))
-        self._dtype = getattr(torch, shape.activation)
         # As the server's layer has it: all experts are on this rank, so none is filtered.
         self._runner = MoeRunnerConfig(num_experts=shape.experts, num_local_experts=shape.experts, inplace=True)
-        self._generator = torch.Generator(self._device).manual_seed(seed)
-        first = self._weights()
+        first = self._layer.weights()
         size = first.gate_up.nbytes + first.down.nbytes
         l2 = torch.cuda.get_device_properties(gpu).L2_cache_size
         copies = max(1, min(_MOST_COPIES, -(-_L2_TIMES * l2 // size)))
-        self._weight_sets = [first, *(self._weights() for _ in range(copies - 1))]
+        self._weight_sets = [first, *(self._layer.weights() for _ in range(copies - 1))]
         self._inputs: Inputs | None = None
         self._measured(_WARM_UP)
 
@@ -179,62 +151,12 @@ class MoeBench:
                 block_shape=list(self.shape.block) if self.shape.block else None,
             )
 
-    def _weights(self) -> Weights:
-        shape = self.shape
-        sizes = ((2 * shape.width, shape.hidden), (shape.hidden, shape.width))
-        (gate_up, down), (gate_up_scale, down_scale) = (
-            [self._weight(*size) for size in sizes],
-            [self._scale(*size) for size in sizes],
-        )
-        return Weights(gate_up, down, gate_up_scale, down_scale)
-
-    def _weight(self, rows: int, depth: int) -> Tensor:
-        """[E, rows, depth], an expert at a time: all at once in bfloat16 could be more than fits."""
-        dtype = torch.float8_e4m3fn if self.shape.dtype == FP8 else self._dtype
-        made = torch.empty(self.shape.experts, rows, depth, dtype=dtype, device=self._device)
-        scale = 1.0 if self.shape.dtype == FP8 else _WEIGHT_SCALE
-        for expert in made:
-            expert.copy_(torch.randn(rows, depth, generator=self._generator, device=self._device) * scale)
-        return made
-
-    def _scale(self, rows: int, depth: int) -> Tensor | None:
-        shape = self.shape
-        if shape.dtype != FP8:
-            return None
-        size: tuple[int, ...] = (shape.experts,)
-        if shape.block:
-            size = (shape.experts, -(-rows // shape.block[0]), -(-depth // shape.block[1]))
-        elif shape.per_channel:
-            size = (shape.experts, rows, 1)
-        return torch.full(size, _WEIGHT_SCALE, dtype=torch.float32, device=self._device)
-
     def _inputs_for(self, tokens: int) -> Inputs:
         """Made once for a size; the same for the same seed, whatever was measured before."""
         if self._inputs is None or self._inputs.fresh.shape[1] != tokens:
             self._inputs = None
-            self._inputs = self._made_inputs(tokens)
+            self._inputs = self._layer.inputs(tokens)
         return self._inputs
-
-    def _made_inputs(self, tokens: int) -> Inputs:
-        shape, device = self.shape, self._device
-        generator = torch.Generator(device).manual_seed(self._seed + tokens)
-        calls = next((calls for most, calls in _CALLS if tokens <= most), _CALLS_ABOVE)
-        fresh = torch.randn(calls, tokens, shape.hidden, generator=generator, device=device).to(self._dtype)
-        routing = tuple(self._routing(tokens, generator) for _ in range(calls))
-        return Inputs(fresh, fresh.clone(), routing)
-
-    def _routing(self, tokens: int, generator: torch.Generator) -> StandardTopKOutput:
-        """Each token to its own random experts, and to all shared ones."""
-        shape = self.shape
-        routed = shape.experts - shape.shared
-        logits = torch.rand(tokens, routed, generator=generator, device=self._device)
-        weights, ids = logits.topk(shape.top_k - shape.shared)
-        weights = weights / weights.sum(dim=-1, keepdim=True)
-        if shape.shared:
-            always = torch.arange(routed, shape.experts, device=self._device).expand(tokens, shape.shared)
-            ids = torch.cat([ids, always], dim=1)
-            weights = torch.cat([weights, torch.ones_like(weights[:, : shape.shared])], dim=1)
-        return StandardTopKOutput(weights.float().contiguous(), ids.to(torch.int32).contiguous(), logits)
 
 
 def _end_without_context(error: Exception) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from rayprep.host.gpu import visible_env
 from rayprep.host.layout import os_error_type
@@ -18,22 +18,16 @@ from rayprep.model.moe import MoeShape, default_batch_sizes
 from rayprep.model.moe_search import SEED, TUNER_VERSION, Choice, ConfigFiles, first_candidates, tuning_digest
 from rayprep.model.moe_space import KernelConfig
 from rayprep.model.result import TunedSize, Tuning
-from rayprep.stages.child_run import keep_line, log_tail, lost, run_child, run_command
+from rayprep.stages.child_run import keep_line, log_tail, run_child, run_command
 from rayprep.stages.moe_files import facts_of, seed, shipped_configs, write_config
 from rayprep.stages.moe_tune import capability_of, covered_units, label_of, sizes_of
-from rayprep.stages.moe_tune_protocol import TUNE_LINE, Counts, StepLine, TunedLine, TuneFailLine, TuneRequest
+from rayprep.stages.moe_tune_protocol import TUNE_LINE, Counts, TunedLine, TuneRequest
 from rayprep.stages.protocol import BuildContext, Built, StageRequest
 
 _WHAT = "MoE tuner"
 _CONFIG_DIR = "SGLANG_MOE_CONFIG_DIR"
 _DEADLINE_S = 300.0
 """For one kernel to compile, or one measurement: a hundred times what they take."""
-_ERROR_OF = {
-    "failed": ErrorType.TUNER_EXECUTION_ERROR,
-    "toolchain": ErrorType.TOOLCHAIN_MISMATCH,
-    "no_space": ErrorType.INSUFFICIENT_DISK,
-    "out_of_memory": ErrorType.OOM_DURING_WARMUP,
-}
 _ENTRIES: TypeAdapter[dict[int, KernelConfig]] = TypeAdapter(dict[int, KernelConfig])
 
 
@@ -64,7 +58,9 @@ def tune(request: StageRequest, shape: MoeShape, context: BuildContext) -> Built
         deadline_s=_DEADLINE_S,
     )
     env = {**_env(context.env), **visible_env(gpus), "TRITON_CACHE_DIR": str(kernels)}
-    said = _TuneRun(asked, context, env).go()
+    context.report("starting the tuner", None, None)
+    file, died = context.scratch / "tune.json", ErrorType.TUNER_EXECUTION_ERROR
+    said = run_child("moe_tune_child", asked, file, env, context, TUNE_LINE, _WHAT, died)
     built = _built(request, shape, context, said)
     shutil.rmtree(kernels, ignore_errors=True)  # nothing but a tuning reads them, and this one is over
     return built
@@ -73,44 +69,6 @@ def tune(request: StageRequest, shape: MoeShape, context: BuildContext) -> Built
 def _env(env: Mapping[str, str]) -> dict[str, str]:
     """SGLang's own configs are what ours are compared with, so none of ours may be in sight."""
     return {name: value for name, value in env.items() if name != _CONFIG_DIR}
-
-
-class _TuneRun:
-    """The child from start to end, and what it said."""
-
-    def __init__(self, request: TuneRequest, context: BuildContext, env: Mapping[str, str]) -> None:
-        self.request, self.context, self.env = request, context, env
-        self.done: TunedLine | None = None
-        self.failed: TuneFailLine | None = None
-
-    def go(self) -> TunedLine:
-        context = self.context
-        context.report("starting the tuner", None, None)
-        file = context.scratch / "tune.json"
-        status = run_child("moe_tune_child", self.request, file, self.env, context, self._hear, _WHAT)
-        if self.failed or status != 0 or self.done is None:
-            raise self._error(status)
-        return self.done
-
-    def _hear(self, line: str) -> None:
-        try:
-            said = TUNE_LINE.validate_json(line)
-        except ValidationError:
-            keep_line(self.context, line)
-            return
-        if isinstance(said, StepLine):
-            self.context.report(said.hint, said.n, said.m)
-        elif isinstance(said, TunedLine):
-            self.done = said
-        else:
-            self.failed = said
-
-    def _error(self, status: int) -> StageError:
-        if self.failed is not None:
-            return StageError(_ERROR_OF[self.failed.kind], self.failed.message, log_tail=log_tail(self.context))
-        message = f"the {_WHAT} ended with status {status} and no result"
-        ended = StageError(ErrorType.TUNER_EXECUTION_ERROR, message, log_tail=log_tail(self.context))
-        return lost(status, _WHAT, self.context) or ended
 
 
 def _built(request: StageRequest, shape: MoeShape, context: BuildContext, said: TunedLine) -> Built:

@@ -1,7 +1,7 @@
 """What the `moe_tune` stage, its child and the child's own workers say to each other. No torch here.
 
-The parent writes one `TuneRequest` to a file; the child answers with any number of `StepLine` and then one
-`TunedLine`, or with one `TuneFailLine`, each a line of JSON on its standard output.
+The parent writes one `TuneRequest` to a file; the child answers as `child_lines` says, in the end with one
+`TunedLine`.
 """
 
 import errno
@@ -11,12 +11,13 @@ from typing import Annotated, Literal, NamedTuple
 from pydantic import Field, TypeAdapter
 
 from rayprep.model.base import Record, encodable
+from rayprep.model.errors import ErrorType
 from rayprep.model.moe import MoeShape
 from rayprep.model.moe_search import Choice, ConfigFiles
 from rayprep.model.moe_space import KernelConfig
+from rayprep.model.result import TuningCounts
 from rayprep.model.spec import MoeStrategy
-
-TuneFailKind = Literal["failed", "toolchain", "no_space", "out_of_memory"]
+from rayprep.stages.child_lines import FailLine, StepLine
 
 
 class TuneRequest(Record):
@@ -47,32 +48,11 @@ class TuneRequest(Record):
     """For one kernel to compile, or one measurement."""
 
 
-class Counts(Record):
-    """What a tuning came to. Times in seconds."""
+class Counts(TuningCounts):
+    """With what only the parent wants to know."""
 
-    measured: int = 0
-    reused: int = 0
-    """Measurements that an earlier run had made."""
-    failed: int = 0
-    """Of both, those that cannot be compiled or run here."""
-    compiled: int = 0
-    """Kernels, of which a config has two for each way that a number of tokens specialises it."""
-    served: int = 0
-    """Kernels of what was chosen that the servers' cache has now."""
     unreadable: int = 0
     """Lines of the log that say nothing."""
-    setup_s: float = 0.0
-    compile_s: float = 0.0
-    measure_s: float = 0.0
-
-
-class StepLine(Record):
-    """Progress: `n` of `m` of what `hint` says are done."""
-
-    event: Literal["step"] = "step"
-    hint: str
-    n: int | None = None
-    m: int | None = None
 
 
 class TunedLine(Record):
@@ -92,16 +72,8 @@ class TunedLine(Record):
     counts: Counts
 
 
-class TuneFailLine(Record):
-    """The child gave up; its exit code is 1."""
-
-    event: Literal["failed"] = "failed"
-    kind: TuneFailKind
-    message: str
-
-
-TuneLine = Annotated[StepLine | TunedLine | TuneFailLine, Field(discriminator="event")]
-TUNE_LINE: TypeAdapter[StepLine | TunedLine | TuneFailLine] = TypeAdapter(TuneLine)
+TuneLine = Annotated[StepLine | TunedLine | FailLine, Field(discriminator="event")]
+TUNE_LINE: TypeAdapter[StepLine | FailLine | TunedLine] = TypeAdapter(TuneLine)
 """Parses one line of the child's standard output."""
 
 
@@ -132,20 +104,23 @@ class BenchFacts(NamedTuple):
     shipped: str
 
 
-_SIGNS: tuple[tuple[TuneFailKind, str], ...] = (
-    ("no_space", r"No space left on device|Disk quota exceeded"),
-    ("out_of_memory", r"out of memory|OutOfMemoryError"),
-    ("toolchain", r"No CUDA GPUs are available|Found no NVIDIA driver|cannot open shared object|No module named"),
+_SIGNS = (
+    (ErrorType.INSUFFICIENT_DISK, r"No space left on device|Disk quota exceeded"),
+    (ErrorType.OOM_DURING_WARMUP, r"out of memory|OutOfMemoryError"),
+    (
+        ErrorType.TOOLCHAIN_MISMATCH,
+        r"No CUDA GPUs are available|Found no NVIDIA driver|cannot open shared object|No module named",
+    ),
 )
 
 
-def failure(error: BaseException) -> TuneFailLine:
+def failure(error: BaseException) -> FailLine:
     """Says what stopped the child."""
     message = one_line(error)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return TuneFailLine(kind="no_space", message=message)
-    kind = next((kind for kind, sign in _SIGNS if re.search(sign, message)), None)
-    return TuneFailLine(kind=kind or "failed", message=message)
+        return FailLine(error_type=ErrorType.INSUFFICIENT_DISK, message=message)
+    found = (error_type for error_type, sign in _SIGNS if re.search(sign, message))
+    return FailLine(error_type=next(found, ErrorType.TUNER_EXECUTION_ERROR), message=message)
 
 
 def one_line(error: BaseException) -> str:

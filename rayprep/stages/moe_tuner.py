@@ -1,11 +1,9 @@
 """The tuner's loop: asks what is to be measured next, has it compiled ahead and measured, and keeps each result."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from multiprocessing import get_context
-from typing import Protocol, TypeVar
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Protocol
 
-from rayprep.model.base import Record
 from rayprep.model.moe_search import (
     Choice,
     Measurement,
@@ -19,22 +17,17 @@ from rayprep.model.moe_search import (
 )
 from rayprep.model.moe_space import KernelConfig, specialisation
 from rayprep.model.spec import MoeStrategy
-from rayprep.stages.moe_compile import CompileSetup
+from rayprep.stages.child_lines import Emit, StepLine
 from rayprep.stages.moe_log import MeasurementLog
 from rayprep.stages.moe_tune_protocol import (
     BenchFacts,
     Counts,
     KernelJob,
     Recorded,
-    StepLine,
     TunedLine,
     TuneRequest,
 )
-from rayprep.stages.moe_workers import Worker, ask_all
 
-T = TypeVar("T")
-Emit = Callable[[Record], None]
-_SGLANG_KERNELS = "sglang.srt.layers.moe.fused_moe_triton"
 _SAID_EACH_S = 1.0
 _ENOUGH_TO_TELL = 8
 """So many kernels of which none can be compiled are not the configs' fault."""
@@ -195,72 +188,3 @@ class Tuner:
             errors = (each.error for each in self.log.done.values() if each.trial.tokens == dead[0])
             raise Untunable(f"nothing runs for {dead[0]} tokens: {next((e for e in errors if e), 'no answer')}")
         return tuple(each for each in found.values() if each)
-
-
-class BenchSetup:
-    """Makes a process the bench of one GPU."""
-
-    def __init__(self, request: TuneRequest, gpu: int) -> None:
-        self.request, self.gpu = request, gpu
-
-    def __call__(self) -> Callable[[tuple[str, object]], object]:
-        from rayprep.stages.moe_bench import MoeBench, answers
-
-        return answers(MoeBench(self.request.shape, self.request.seed, self.gpu))
-
-
-class ProcessBench:
-    """The bench in processes of its own: one for each GPU, and as many compilers as there are CPUs.
-
-    The compilers are forked from one process that has imported SGLang and has never used a GPU.
-    """
-
-    def __init__(self, request: TuneRequest) -> None:
-        self._request = request
-        spawn, fork = get_context("spawn"), get_context("forkserver")
-        fork.set_forkserver_preload(["rayprep.stages.moe_compile", _SGLANG_KERNELS])
-        self._gpus: list[Worker[tuple[str, object], object]] = [
-            Worker(spawn, BenchSetup(request, gpu)) for gpu in range(request.gpus)
-        ]
-        self._compilers: list[Worker[KernelJob, None]] = [
-            Worker(fork, CompileSetup(request.capability)) for _ in range(request.compilers)
-        ]
-
-    def open(self) -> BenchFacts:
-        """Raises WorkerFailed or WorkerLost."""
-        for worker in self._gpus:
-            worker.wait_until_ready()
-        return self._ask("facts", None, BenchFacts)
-
-    def stock(self, tokens: int) -> Stock:
-        return self._ask("stock", tokens, Stock)
-
-    def _ask(self, what: str, argument: object, kind: type[T]) -> T:
-        answer = self._gpus[0].call((what, argument), self._request.deadline_s)
-        assert isinstance(answer, kind)
-        return answer
-
-    def record(self, trials: Sequence[Trial]) -> Iterator[tuple[Trial, Recorded]]:
-        for (_, trial), answer, error in self._ask_gpus("record", trials):
-            yield trial, answer if isinstance(answer, Recorded) else Recorded((), error)
-
-    def measure(self, trials: Sequence[Trial]) -> Iterator[Measurement]:
-        for (_, trial), answer, error in self._ask_gpus("measure", trials):
-            yield answer if isinstance(answer, Measurement) else Measurement(trial=trial, error=error)
-
-    def _ask_gpus(self, what: str, trials: Sequence[Trial]) -> Iterator[tuple[tuple[str, Trial], object, str | None]]:
-        for (name, trial), answer, error in ask_all(
-            self._gpus, [(what, trial) for trial in trials], self._request.deadline_s
-        ):
-            assert isinstance(trial, Trial)
-            yield (name, trial), answer, error
-
-    def compile(self, jobs: Sequence[KernelJob]) -> Iterator[tuple[KernelJob, str | None]]:
-        for job, _, error in ask_all(self._compilers, jobs, self._request.deadline_s):
-            yield job, error
-
-    def close(self) -> None:
-        for gpu in self._gpus:
-            gpu.end()
-        for compiler in self._compilers:
-            compiler.end()

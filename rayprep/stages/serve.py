@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 from rayprep.host.layout import Layout
 from rayprep.host.scan import CacheScan
-from rayprep.host.server_memory import KEPT_MEMORY
 from rayprep.model.caches import CacheName
 from rayprep.model.errors import ErrorType
 from rayprep.model.plan import NotNeeded, StagePlan, Unable, Work
@@ -65,7 +64,7 @@ class ServeStage:
             used=frozenset(path for path in use.read if path.partition("/")[0] in _OWN),
             elsewhere=use.within(_OF_OTHERS),
             compiled=tuple(name for name in use.made if name.partition("/")[0] in _OWN),
-            warnings=(*left, *_warnings(server.memory_returned, server.mem_fraction, request.spec.mem_fraction)),
+            warnings=(*left, *server.warnings),
             server=record,
             gemm_shapes=tuple(server.reader.gemm_shapes),
             moe_configs=server.reader.moe_configs,
@@ -93,12 +92,3 @@ def _longest(request: StageRequest) -> int:
     """Tokens of the longest prompt that the server is asked for, and that it allows."""
     asked = request.spec.max_seq_len
     return min(max(LONGEST_PREFILL, asked or 0), asked or request.model.architecture.max_position_embeddings)
-
-
-def _warnings(memory_returned: bool | None, used: float, asked: float) -> tuple[str, ...]:
-    found = []
-    if used != asked:
-        found.append(f"mem fraction {asked} left too little GPU memory; {used} was used")
-    if memory_returned is False:
-        found.append(KEPT_MEMORY)
-    return tuple(found)

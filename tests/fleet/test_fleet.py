@@ -37,6 +37,15 @@ def fleet(three: Fleet) -> Fleet:
     return three
 
 
+def assert_nothing_is_left_to_do(fleet: Fleet) -> None:
+    before = {name: node.artifacts() for name, node in fleet.nodes.items()}
+    done = fleet.ensure(*STAND_IN, run_id="again")
+    assert done.returncode == 0
+    assert "serve:noop=3 verify:skipped=3" in done.stdout
+    assert {name: node.artifacts() for name, node in fleet.nodes.items()} == before
+    assert all(not host["received"] for host in fleet.result("again")["hosts"].values())
+
+
 def test_one_builds_two_receive_and_all_prove(fleet: Fleet) -> None:
     done = fleet.ensure(*STAND_IN, run_id="first")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -51,6 +60,7 @@ def test_one_builds_two_receive_and_all_prove(fleet: Fleet) -> None:
     receivers = sorted(hosts.keys() - {builder})
     assert [hosts[name]["received"][0]["source"] for name in receivers] == [builder, builder]
     assert {host["new_files"] for host in hosts.values()} == {0}
+    assert_nothing_is_left_to_do(fleet)
     artifacts = fleet.nodes[builder].artifacts()
     assert artifacts
     for name in receivers:
@@ -65,16 +75,6 @@ def test_one_builds_two_receive_and_all_prove(fleet: Fleet) -> None:
     for log in ("serve", "verify"):
         said = (fleet.nodes[builder].layout.run("first") / f"{log}.log").read_text(encoding="utf-8").splitlines()
         assert {f"{name}={value}" for name, value in NO_MULTICAST.items()} <= set(said), "the host's own reach a server"
-
-
-def test_a_second_run_has_nothing_to_do(fleet: Fleet) -> None:
-    assert fleet.ensure(*STAND_IN, run_id="once").returncode == 0
-    before = {name: node.artifacts() for name, node in fleet.nodes.items()}
-    done = fleet.ensure(*STAND_IN, run_id="twice")
-    assert done.returncode == 0
-    assert "serve:noop=3 verify:skipped=3" in done.stdout
-    assert {name: node.artifacts() for name, node in fleet.nodes.items()} == before
-    assert all(not host["received"] for host in fleet.result("twice")["hosts"].values())
 
 
 def test_a_host_with_a_valid_cache_is_the_source(fleet: Fleet) -> None:

@@ -22,7 +22,8 @@ from rayprep.model.moe import MoeShape, default_batch_sizes, moe_shape
 from rayprep.model.moe_search import SEED, Trial, kernels
 from rayprep.model.moe_space import KernelConfig, official_space
 from rayprep.model.spec import MoeStrategy
-from rayprep.stages.moe_tune_protocol import TUNE_LINE, StepLine, TunedLine, TuneRequest
+from rayprep.stages.child_lines import StepLine
+from rayprep.stages.moe_tune_protocol import TUNE_LINE, TunedLine, TuneRequest
 
 TOKENS = int(os.environ.get("TOKENS", "64"))
 CONFIGS = int(os.environ.get("CONFIGS", "160"))

@@ -229,6 +229,8 @@ def test_a_key_means_its_completion_and_a_slug_all_that_fit_this_host(source: La
         source, completion(INDUCTOR, identity=identity(model_slug="qwen"), signature=signature(python="3.9"))
     )
     write_completion(source, completion(INDUCTOR, identity=identity(model_slug="qwen", tp=2)))
+    compiled = identity(model_slug="qwen", server_flags=("--enable-torch-compile",))
+    write_completion(source, completion(INDUCTOR, identity=compiled, outcome="unsupported", artifacts={}))
     assert choose(source, [inductor.key], 1, no_signature) == [inductor]
     assert choose(source, ["qwen", inductor.key], 1, signature) == [flashinfer, inductor]
     with pytest.raises(BadRequest, match="no completion llama"):

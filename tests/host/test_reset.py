@@ -103,6 +103,14 @@ def test_only_the_selected_caches_and_whole_entries(caches: Caches) -> None:
     assert not (caches.layout.profiles / "deep_gemm" / "cache").exists()
 
 
+def test_what_was_seen_not_to_work_is_forgotten(caches: Caches) -> None:
+    note = caches.complete(StageName.INDUCTOR, "qwen", outcome="unsupported", reason="no server starts")
+    caches.reset(stages=[DEEP_GEMM])
+    assert note.exists()
+    caches.reset(stages=[StageName.INDUCTOR])
+    assert not note.exists()
+
+
 def test_a_servers_caches_go_with_serve(caches: Caches) -> None:
     kernel = caches.kernel("kernel.a.0")
     for path in ("triton/abc/x.cubin", "sglang_jit/m/x.so", "others/cuda/a/b", "torchinductor/ab/cab.so"):

@@ -83,6 +83,12 @@ def test_a_skip_that_was_right_needs_no_files_but_the_same_host() -> None:
     assert not check_completion(skipped, signature(compute_capability=None), {}).valid
 
 
+def test_what_does_not_work_is_never_valid() -> None:
+    failed = completion(outcome="unsupported", reason="no server starts", artifacts={})
+    check = check_completion(failed, signature(), {}, failed.units)
+    assert (check.state, check.detail, check.valid) == (CheckState.UNSUPPORTED, "no server starts", False)
+
+
 def test_the_best_check_stands_nearest_to_valid() -> None:
     two = check_completion(completion(), signature(python="2.7", cxx="cc"), FILES)
     one = check_completion(completion(), signature(python="2.7"), FILES)

@@ -16,6 +16,7 @@ from rayprep.model.errors import (
     LockTimeout,
     RayprepError,
     StageError,
+    Unsupported,
 )
 
 ERRORS = [
@@ -33,6 +34,7 @@ ERRORS = [
         log_tail=("last", "words"),
     ),
     StageError(ErrorType.STAGE_TIMEOUT, "too long"),
+    Unsupported("no server starts", hint="leave it out", log_tail=("last",)),
     Interrupted(),
     Interrupted("stopped by SIGTERM"),
 ]

@@ -19,6 +19,7 @@ from rayprep.model.plan import (
     calibrate,
     decide,
     decide_verify,
+    known_unable,
     waves,
     with_consequences,
     with_missed,
@@ -26,7 +27,7 @@ from rayprep.model.plan import (
 from rayprep.model.spec import StageOp
 from rayprep.model.stages import StageName
 from rayprep.model.verification import Verification
-from tests.model.samples import DIGEST, MOMENT, completion
+from tests.model.samples import DIGEST, MOMENT, completion, signature
 
 WORK = Work(units=("bs1", "bs8"), required_bytes=10 << 20, estimate="a guess", seconds=24)
 UNABLE = Unable(error_type=ErrorType.UNSUPPORTED, message="not here")
@@ -129,6 +130,18 @@ def test_what_a_server_once_asked_for_joins_the_plan() -> None:
     assert with_missed(WORK, []) == WORK
 
 
+def test_what_was_seen_not_to_work_is_not_tried_again() -> None:
+    earlier = completion(outcome="unsupported", reason="no server starts", units=("bs8",), artifacts={})
+    unable = known_unable(WORK, earlier, signature())
+    assert unable is not None
+    assert unable.error_type is ErrorType.UNSUPPORTED
+    assert unable.message == f"no server starts; known since {MOMENT}, --rebuild inductor tries it again"
+    assert known_unable(WORK, None, signature()) is None
+    assert known_unable(WORK, completion(), signature()) is None, "what was built"
+    assert known_unable(WORK.model_copy(update={"units": ("bs1",)}), earlier, signature()) is None, "a smaller batch"
+    assert known_unable(WORK, earlier, signature(sglang_version="0.6.0")) is None
+
+
 SERVER = ("python", "-m", "sglang.launch_server", "--port", "30000")
 PROOF = Verification(verified_at=MOMENT, command=SERVER, ready_s=43.0)
 KEYED = PROOF.model_copy(update={"command": (*SERVER, "--api-key", "***")})
@@ -151,6 +164,8 @@ def serving(like: Decision) -> tuple[Decision, ...]:
         (serving(SKIPS), {"proof": PROOF}, (False, "serve_requested")),
         (serving(decision(plan=UNABLE)), {}, (False, "serve_unsupported")),
         ((BUILDS, *serving(decision(selected=False))), {}, (False, "serve_not_selected")),
+        # Its server would have the flags that the failing stage is about.
+        ((decision(plan=UNABLE), *serving(BUILDS)), {}, (False, "inductor_failed")),
         (serving(BUILDS), {"proof": PROOF}, (True, "something_is_built")),
         ((BUILDS, *serving(IDLE)), {"proof": PROOF}, (True, "something_is_built")),
         (serving(IDLE), {}, (True, "not_verified_yet")),

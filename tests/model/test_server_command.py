@@ -10,6 +10,7 @@ from rayprep.model.server_command import (
     address_of,
     next_mem_fraction,
     option_of,
+    proof_mem_fraction,
     refuse_tls,
     request_of,
     server_command,
@@ -134,6 +135,13 @@ def test_eight_slices_share_no_port() -> None:
 )
 def test_there_is_one_more_fraction(tried: tuple[float, ...], following: float | None) -> None:
     assert next_mem_fraction(tried) == following
+
+
+def test_a_proof_runs_at_what_serve_came_to_unless_told_otherwise() -> None:
+    assert proof_mem_fraction(0.96, None, insisted=False) == 0.96
+    assert proof_mem_fraction(0.96, 0.93, insisted=False) == 0.93
+    assert proof_mem_fraction(0.8, 0.93, insisted=False) == 0.8
+    assert proof_mem_fraction(0.96, 0.93, insisted=True) == 0.96
 
 
 def test_a_servers_own_variables_keep_a_users_build_of_flashinfer() -> None:

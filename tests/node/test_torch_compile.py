@@ -7,8 +7,9 @@ import pytest
 
 from rayprep.model.errors import ErrorType
 from rayprep.model.result import RunStatus
+from rayprep.model.spec import StageOp
 from rayprep.model.stages import StageName, StageStatus
-from tests.node.serving import LIBRARY, Host, statuses
+from tests.node.serving import LIBRARY, SKIPPED, Host, statuses
 
 ON = "--enable-torch-compile"
 INDUCTOR, SERVE = StageName.INDUCTOR, StageName.SERVE
@@ -62,3 +63,16 @@ def test_where_no_server_starts_with_it_that_is_said_and_the_rest_is_warmed_up(h
     assert result.verify is not None
     assert result.verify.reason == "inductor_failed"
     assert host.markers() == ["inductor"]
+
+    known = host.ensure(ON)
+    assert list(host.layout.run("run-2").glob("*.log")) == [], "no server was started, not even for a proof"
+    assert (known.stages[INDUCTOR].error_type, known.exit_code) == (ErrorType.UNSUPPORTED, 13)
+    (error,) = known.stages[INDUCTOR].errors
+    assert error.message.startswith(stage.errors[0].message)
+    assert "; known since 2" in error.message
+    assert statuses(known)["serve"] == "noop"
+    assert known.verify is not None
+    assert known.verify.reason == "inductor_failed"
+    asked_again = host.ensure(ON, ops={**SKIPPED, INDUCTOR: StageOp.REBUILD}, verify=False)
+    assert asked_again.stages[INDUCTOR].status is StageStatus.OK
+    assert host.markers() == []

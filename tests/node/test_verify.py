@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from rayprep.host.completions import write_completion
 from rayprep.model.errors import ErrorType
 from rayprep.model.result import PrepResult, RunStatus
 from rayprep.model.stages import StageName
@@ -103,6 +104,16 @@ def test_a_proof_alone_of_what_is_whole(proved: Host) -> None:
     assert after is not None
     assert after.model_copy(update={"verification": None}) == before.model_copy(update={"verification": None})
     assert proved.markers() == []
+
+
+def test_a_mem_fraction_that_was_said_goes_before_the_one_that_serve_came_to(proved: Host) -> None:
+    served = proved.completion()
+    assert served is not None
+    write_completion(proved.layout, served.model_copy(update={"mem_fraction": 0.5}))
+    verify = proof_of(proved.ensure(verify_only=True, mem_fraction=0.95, faults="no-graphs"))
+    assert verify.status == "ok"
+    assert "--mem-fraction-static 0.93" in " ".join(verify.command), "it is lowered once, as any server's"
+    assert verify.warnings == ("mem fraction 0.95 left too little GPU memory; 0.93 was used",)
 
 
 def test_a_file_in_home_is_named(proved: Host) -> None:

@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from rayprep.host.process import Child
-from rayprep.stages.compile_jobs import CompileError, CompileJob, Kind, first_error, run_jobs
+from rayprep.stages.compile_jobs import CompileError, CompileJob, first_error, run_jobs
 from rayprep.stages.deep_gemm_cache import clear_left_over, entries, whole_entry
 from tests.processes import wait_for
 
@@ -46,23 +46,23 @@ def test_every_job_becomes_a_whole_entry(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize(
-    ("fault", "kind", "said"),
+    ("fault", "error_type", "said"),
     [
         ("syntax", "compile_failed", 'kernel.cu(3): error: expected a ";"'),
-        ("headers", "toolchain", "CUDA compiler and CUDA toolkit headers are incompatible"),
-        ("full", "no_space", "No space left on device"),
+        ("headers", "toolchain_mismatch", "CUDA compiler and CUDA toolkit headers are incompatible"),
+        ("full", "insufficient_disk", "No space left on device"),
         ("killed", "compile_failed", "killed by SIGKILL"),
         ("nothing", "compile_failed", "wrote no kernel.cubin"),
     ],
 )
 def test_a_failure_names_the_kernel_and_the_first_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str, kind: Kind, said: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str, error_type: str, said: str
 ) -> None:
     monkeypatch.setenv("FAKE_NVCC_FAULT", fault)
     with pytest.raises(CompileError, match=r"^kernel\.k0\.0: ") as caught:
         list(run_jobs(jobs(tmp_path, 1), NVCC, tmp_path / "cache", parallel=1))
     assert said in str(caught.value)
-    assert caught.value.kind == kind
+    assert caught.value.error_type == error_type
     assert not entries(tmp_path / "cache")
     assert not left(tmp_path / "cache")
 
@@ -70,7 +70,7 @@ def test_a_failure_names_the_kernel_and_the_first_error(
 def test_a_compiler_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(CompileError, match="cannot be run: No such file") as caught:
         list(run_jobs(jobs(tmp_path, 1), str(tmp_path / "nvcc"), tmp_path / "cache", parallel=1))
-    assert caught.value.kind == "toolchain"
+    assert caught.value.error_type == "toolchain_mismatch"
 
 
 def test_after_a_failure_no_more_are_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,8 +22,10 @@ from torch.utils._pytree import tree_leaves, tree_map_only  # noqa: E402
 from rayprep.host.completions import read_completions  # noqa: E402
 from rayprep.host.layout import Layout  # noqa: E402
 from rayprep.model.architecture import Architecture, Quantization, parse_architecture  # noqa: E402
+from rayprep.model.errors import ErrorType  # noqa: E402
 from rayprep.model.package import listed_by  # noqa: E402
 from rayprep.model.stages import StageName  # noqa: E402
+from rayprep.stages.child_lines import FailLine, StepLine  # noqa: E402
 from rayprep.stages.decode_step import (  # noqa: E402
     KvCache,
     Mlp,
@@ -41,9 +43,7 @@ from rayprep.stages.inductor_child import OpenedFiles, SwallowedErrors, largest_
 from rayprep.stages.inductor_protocol import (  # noqa: E402
     CHILD_LINE,
     ChildRequest,
-    DoneLine,
-    FailLine,
-    GraphLine,
+    GraphsLine,
     Mismatch,
     RankShape,
     failure,
@@ -337,27 +337,42 @@ def chained(inner: BaseException) -> BaseException:
         return outer
 
 
+FULL, MEMORY, TOOLCHAIN = ErrorType.INSUFFICIENT_DISK, ErrorType.OOM_DURING_WARMUP, ErrorType.TOOLCHAIN_MISMATCH
+
+
 @pytest.mark.parametrize(
-    ("error", "kind", "said"),
+    ("error", "error_type", "said"),
     [
-        (OSError(28, "No space left on device"), "no_space", "No space left"),
-        (CppCompileError(["g++"], "a.cpp:1: note: x\nfatal error: No space left on device"), "no_space", "fatal"),
-        (CppCompileError(["g++"], "g++: fatal error: Killed signal terminated program cc1plus"), "out_of_memory", "K"),
+        (OSError(28, "No space left on device"), FULL, "No space left"),
+        (
+            CppCompileError(["g++"], "a.cpp:1: note: x\nfatal error: No space left on device"),
+            FULL,
+            "fatal",
+        ),
+        (
+            CppCompileError(["g++"], "g++: fatal error: Killed signal terminated program cc1plus"),
+            MEMORY,
+            "K",
+        ),
         (CppCompileError(["g++"], "warning: x\na.cpp:3:1: error: 'y' was not declared"), "compile_failed", "'y'"),
-        (CppCompileError(["g++"], "fatal error: Python.h: No such file or directory"), "toolchain", "Python.h"),
-        (InvalidCxxCompiler(), "toolchain", "No working C++ compiler"),
-        (PermissionError(13, "Permission denied", "g++"), "toolchain", "Permission denied"),
+        (
+            CppCompileError(["g++"], "fatal error: Python.h: No such file or directory"),
+            TOOLCHAIN,
+            "Python.h",
+        ),
+        (InvalidCxxCompiler(), TOOLCHAIN, "No working C++ compiler"),
+        (PermissionError(13, "Permission denied", "g++"), TOOLCHAIN, "Permission denied"),
         (PermissionError(13, "Permission denied", "/cache/x"), "compile_failed", "Permission denied"),
-        (ModuleNotFoundError("No module named 'torch'"), "toolchain", "torch"),
+        (ModuleNotFoundError("No module named 'torch'"), TOOLCHAIN, "torch"),
         (ImportError("/cache/x.main.so: file too short"), "compile_failed", "too short"),
-        (MemoryError("no more"), "out_of_memory", "no more"),
-        (torch.OutOfMemoryError("CUDA out of memory."), "out_of_memory", "CUDA"),
-        (Mismatch("off by 1"), "mismatch", "off by 1"),
+        (MemoryError("no more"), MEMORY, "no more"),
+        (torch.OutOfMemoryError("CUDA out of memory."), MEMORY, "CUDA"),
+        (Mismatch("off by 1"), "compile_failed", "off by 1"),
     ],
 )
-def test_a_failure_is_told_by_its_root_in_one_line(error: BaseException, kind: str, said: str) -> None:
-    line = failure(chained(error), "unit")
-    assert line.kind == kind
+def test_a_failure_is_told_by_its_root_in_one_line(error: BaseException, error_type: str, said: str) -> None:
+    line = failure(chained(error))
+    assert line.error_type == error_type
     assert said in line.message
     assert "\n" not in line.message
     assert "raised" not in line.message
@@ -366,7 +381,7 @@ def test_a_failure_is_told_by_its_root_in_one_line(error: BaseException, kind: s
 def test_an_allocation_that_torch_refuses_is_out_of_memory() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(1 << 60)
-    assert failure(caught.value, None).kind == "out_of_memory"
+    assert failure(caught.value).error_type == MEMORY
 
 
 def test_a_difference_beyond_the_tolerance_and_a_nan_are_mismatches() -> None:
@@ -422,12 +437,14 @@ def start(sent: ChildRequest, folder: Path, **env: str) -> subprocess.CompletedP
     return subprocess.run(command, env=child_env, capture_output=True, text=True, timeout=300, check=False)
 
 
-def talk(sent: ChildRequest, folder: Path, **env: str) -> tuple[list[GraphLine], DoneLine]:
+def talk(sent: ChildRequest, folder: Path, **env: str) -> GraphsLine:
     ended = start(sent, folder, **env)
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    *graphs, done = map(CHILD_LINE.validate_json, ended.stdout.splitlines())
-    assert isinstance(done, DoneLine)
-    return graphs, done
+    *steps, done = map(CHILD_LINE.validate_json, ended.stdout.splitlines())
+    assert isinstance(done, GraphsLine)
+    counts = [(step.n, step.m) for step in steps if isinstance(step, StepLine)]
+    assert counts == [(n, len(done.graphs)) for n in range(1, len(done.graphs) + 1)]
+    return done
 
 
 def files(cache: Path) -> set[str]:
@@ -447,15 +464,14 @@ def test_a_second_process_finds_the_graph_in_what_the_completion_lists(built: Bu
     sent = request("check", copy, DENSE).model_copy(update={"max_seq_len": 512})
     # Of the instruction sets, only what the CPU's flags leave open is tried by compiling: it saves three compiles.
     outside = {"HOME": str(home), "TMPDIR": str(home), "TORCHINDUCTOR_VEC_ISA_OK": "1"}
-    (checked,), done = talk(sent, tmp_path, **outside)
-    assert (checked.unit, checked.n, checked.m) == (unit_name(DENSE, 1, 1, 512, "cpu"), 1, 1)
-    assert (checked.cache_hit, done.cache_hits, done.cache_misses) == (True, 1, 0)
+    done = talk(sent, tmp_path, **outside)
+    assert [(graph.unit, graph.cache_hit) for graph in done.graphs] == [(unit_name(DENSE, 1, 1, 512, "cpu"), True)]
     assert set(done.used) == listed == files(copy)
 
     missing = next(copy.rglob("*.main.so"))
     missing.unlink()
     started_at = time.time()
-    (moved,), _ = talk(sent, tmp_path, OMP_NUM_THREADS="1", **outside)
+    (moved,) = talk(sent, tmp_path, OMP_NUM_THREADS="1", **outside).graphs
     assert not moved.cache_hit
     assert files(copy) == listed
     assert [path for path in copy.rglob("*.so") if path.stat().st_mtime > started_at] == [missing]
@@ -466,7 +482,8 @@ def test_a_missing_compiler_and_a_bad_request_are_one_line(tmp_path: Path) -> No
     ended = start(request("build", tmp_path / "cache"), tmp_path, CXX="/nonexistent/g++")
     (line,) = map(CHILD_LINE.validate_json, ended.stdout.splitlines())
     assert isinstance(line, FailLine)
-    assert (ended.returncode, line.kind, line.unit) == (1, "toolchain", unit_name(SMALL, 1, 1, 16, "cpu"))
+    assert (ended.returncode, line.error_type) == (1, TOOLCHAIN)
+    assert line.unit == unit_name(SMALL, 1, 1, 16, "cpu")
     assert "Traceback" in ended.stderr
 
     elsewhere = start(request("build", tmp_path / "cache"), tmp_path, TORCHINDUCTOR_CACHE_DIR="/elsewhere")

@@ -7,9 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rayprep.model.errors import ErrorType
 from rayprep.model.gemm import LINEAR, GemmShape, m_values
+from rayprep.stages.child_lines import FailLine
 from rayprep.stages.compile_jobs import CompileError
-from rayprep.stages.deep_gemm_protocol import GemmFailLine, ShareFailed, Task, Unlisted, failure, shares
+from rayprep.stages.deep_gemm_protocol import ShareFailed, Task, Unlisted, failure, shares
 
 SHAPES = [GemmShape(kind=LINEAR, n=64 * n, k=128) for n in (1, 2, 3)]
 
@@ -24,23 +26,23 @@ def test_every_product_is_dealt_once(count: int, shapes: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "kind"),
+    ("error", "error_type"),
     [
-        (CompileError("toolchain", "kernel.a.0", "headers"), "toolchain"),
-        (Unlisted("a kernel"), "unlisted"),
-        (ShareFailed(GemmFailLine(kind="nvrtc", message="x")), "nvrtc"),
-        (OSError(errno.ENOSPC, "No space left on device", "/x"), "no_space"),
-        (ModuleNotFoundError("No module named 'deep_gemm'"), "toolchain"),
-        (RuntimeError("CUDA out of memory. Tried to allocate"), "out_of_memory"),
-        (RuntimeError("NVRTC error (compiler.hpp:1): 6"), "nvrtc"),
-        (RuntimeError("Found no NVIDIA driver on your system"), "toolchain"),
-        (RuntimeError("Assertion error: NVCC version should be >= 12.3"), "toolchain"),
+        (CompileError(ErrorType.TOOLCHAIN_MISMATCH, "kernel.a.0", "headers"), "toolchain_mismatch"),
+        (Unlisted("a kernel"), "verify_failed"),
+        (ShareFailed(FailLine(error_type=ErrorType.NVRTC_COMPILE_FAILED, message="x")), "nvrtc_compile_failed"),
+        (OSError(errno.ENOSPC, "No space left on device", "/x"), "insufficient_disk"),
+        (ModuleNotFoundError("No module named 'deep_gemm'"), "toolchain_mismatch"),
+        (RuntimeError("CUDA out of memory. Tried to allocate"), "oom_during_warmup"),
+        (RuntimeError("NVRTC error (compiler.hpp:1): 6"), "nvrtc_compile_failed"),
+        (RuntimeError("Found no NVIDIA driver on your system"), "toolchain_mismatch"),
+        (RuntimeError("Assertion error: NVCC version should be >= 12.3"), "toolchain_mismatch"),
         (RuntimeError(), "compile_failed"),
     ],
     ids=repr,
 )
-def test_an_error_has_a_kind_and_one_line(error: Exception, kind: str) -> None:
+def test_an_error_has_a_type_and_one_line(error: Exception, error_type: str) -> None:
     said = failure(error)
-    assert said.kind == kind
+    assert said.error_type == error_type
     assert "\n" not in said.message
     assert said.message

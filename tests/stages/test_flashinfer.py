@@ -21,8 +21,9 @@ from rayprep.model.cleanup import Cleanup
 from rayprep.model.errors import ErrorType, Interrupted, StageError
 from rayprep.model.plan import NotNeeded, Unable, Work
 from rayprep.model.spec import DeviceChoice, PrepSpec
+from rayprep.stages.child_lines import FailLine, StepLine
 from rayprep.stages.flashinfer import FlashInferStage
-from rayprep.stages.flashinfer_protocol import CHILD_LINE, ChildRequest, DoneLine, FailLine, ModuleLine
+from rayprep.stages.flashinfer_protocol import CHILD_LINE, ChildRequest, ModulesLine
 from rayprep.stages.protocol import BuildContext, Built, StageRequest
 from tests.model.samples import DIGEST, signature
 from tests.needs import needs_tool
@@ -105,7 +106,7 @@ class Host:
             ended=self.ends.append,
         )
 
-    def child(self, asked: ChildRequest, **env: str) -> list[ModuleLine | DoneLine | FailLine]:
+    def child(self, asked: ChildRequest, **env: str) -> list[StepLine | FailLine | ModulesLine]:
         """Runs the child alone; its lines."""
         file = self.base / "request.json"
         file.write_text(asked.model_dump_json())
@@ -237,7 +238,7 @@ def test_another_flashinfer_is_said_to_be_unsupported(host: Host) -> None:
     )
     (said,) = host.child(asked)
     assert isinstance(said, FailLine)
-    assert (said.kind, said.module) == ("unsupported", "other")
+    assert (said.error_type, said.unit) == ("unsupported", "other")
 
 
 def test_without_flashinfer_the_toolchain_is_wrong(host: Host) -> None:
@@ -250,26 +251,28 @@ def test_without_flashinfer_the_toolchain_is_wrong(host: Host) -> None:
     )
     (said,) = host.child(asked, PYTHONPATH=str(empty))
     assert isinstance(said, FailLine)
-    assert (said.kind, said.module) == ("toolchain", "norm")
+    assert (said.error_type, said.unit) == ("toolchain_mismatch", "norm")
 
 
 @needs_ninja
 def test_the_check_imports_nothing_heavy_and_changes_nothing(host: Host) -> None:
     norm = FlashInferModule(generator="gen_norm_module")
     asked = ChildRequest(mode="build", workspace=str(host.workspace), modules=(norm,))
-    built = [line for line in host.child(asked) if isinstance(line, ModuleLine)]
+    *_, built = host.child(asked)
+    assert isinstance(built, ModulesLine)
     refusing = host.base / "refusing"
     refusing.mkdir()
     for name in ("torch", "flashinfer"):
         (refusing / f"{name}.py").write_text("raise SystemExit('imported')")
-    check = ChildRequest(mode="check", workspace=str(host.workspace), built=tuple(built))
+    check = ChildRequest(mode="check", workspace=str(host.workspace), built=built.modules)
     for lost, left in ((None, False), (".ninja_log", True), ("build.ninja", True)):
         if lost:
             (host.folder("norm") / lost).unlink()
         before = {path: path.stat().st_mtime_ns for path in host.folder("norm").iterdir()}
-        line, end = host.child(check, PYTHONPATH=str(refusing))
-        assert isinstance(line, ModuleLine)
-        assert (line.compiled, line.name, end) == (left, "norm", DoneLine())
+        step, end = host.child(check, PYTHONPATH=str(refusing))
+        assert step == StepLine(hint="checked norm", n=1, m=1)
+        assert isinstance(end, ModulesLine)
+        assert [(module.name, module.compiled) for module in end.modules] == [("norm", left)]
         assert {path: path.stat().st_mtime_ns for path in host.folder("norm").iterdir()} == before
 
 

@@ -51,4 +51,4 @@ def test_a_full_disk_is_said_so(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No space left on device") as caught:
         log.append(measurement(1))
     assert caught.value.errno == errno.ENOSPC
-    assert failure(caught.value).kind == "no_space"
+    assert failure(caught.value).error_type == "insufficient_disk"

@@ -1,0 +1,82 @@
+"""What the tuner measures and compiles with: processes that stay, one for each GPU and as many as there are CPUs."""
+
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing import get_context
+from typing import TypeVar
+
+from rayprep.model.moe_search import Measurement, Stock, Trial
+from rayprep.stages.moe_compile import CompileSetup
+from rayprep.stages.moe_tune_protocol import BenchFacts, KernelJob, Recorded, TuneRequest
+from rayprep.stages.moe_workers import Worker, ask_all
+
+T = TypeVar("T")
+_SGLANG_KERNELS = "sglang.srt.layers.moe.fused_moe_triton"
+
+
+class BenchSetup:
+    """Makes a process the bench of one GPU."""
+
+    def __init__(self, request: TuneRequest, gpu: int) -> None:
+        self.request, self.gpu = request, gpu
+
+    def __call__(self) -> Callable[[tuple[str, object]], object]:
+        from rayprep.stages.moe_bench import MoeBench, answers
+
+        return answers(MoeBench(self.request.shape, self.request.seed, self.gpu))
+
+
+class ProcessBench:
+    """The bench in processes of its own: one for each GPU, and as many compilers as there are CPUs.
+
+    The compilers are forked from one process that has imported SGLang and has never used a GPU.
+    """
+
+    def __init__(self, request: TuneRequest) -> None:
+        self._request = request
+        spawn, fork = get_context("spawn"), get_context("forkserver")
+        fork.set_forkserver_preload(["rayprep.stages.moe_compile", _SGLANG_KERNELS])
+        self._gpus: list[Worker[tuple[str, object], object]] = [
+            Worker(spawn, BenchSetup(request, gpu)) for gpu in range(request.gpus)
+        ]
+        self._compilers: list[Worker[KernelJob, None]] = [
+            Worker(fork, CompileSetup(request.capability)) for _ in range(request.compilers)
+        ]
+
+    def open(self) -> BenchFacts:
+        """Raises WorkerFailed or WorkerLost."""
+        for worker in self._gpus:
+            worker.wait_until_ready()
+        return self._ask("facts", None, BenchFacts)
+
+    def stock(self, tokens: int) -> Stock:
+        return self._ask("stock", tokens, Stock)
+
+    def _ask(self, what: str, argument: object, kind: type[T]) -> T:
+        answer = self._gpus[0].call((what, argument), self._request.deadline_s)
+        assert isinstance(answer, kind)
+        return answer
+
+    def record(self, trials: Sequence[Trial]) -> Iterator[tuple[Trial, Recorded]]:
+        for (_, trial), answer, error in self._ask_gpus("record", trials):
+            yield trial, answer if isinstance(answer, Recorded) else Recorded((), error)
+
+    def measure(self, trials: Sequence[Trial]) -> Iterator[Measurement]:
+        for (_, trial), answer, error in self._ask_gpus("measure", trials):
+            yield answer if isinstance(answer, Measurement) else Measurement(trial=trial, error=error)
+
+    def _ask_gpus(self, what: str, trials: Sequence[Trial]) -> Iterator[tuple[tuple[str, Trial], object, str | None]]:
+        for (name, trial), answer, error in ask_all(
+            self._gpus, [(what, trial) for trial in trials], self._request.deadline_s
+        ):
+            assert isinstance(trial, Trial)
+            yield (name, trial), answer, error
+
+    def compile(self, jobs: Sequence[KernelJob]) -> Iterator[tuple[KernelJob, str | None]]:
+        for job, _, error in ask_all(self._compilers, jobs, self._request.deadline_s):
+            yield job, error
+
+    def close(self) -> None:
+        for gpu in self._gpus:
+            gpu.end()
+        for compiler in self._compilers:
+            compiler.end()
