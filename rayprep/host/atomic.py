@@ -3,17 +3,22 @@
 import contextlib
 import os
 import tempfile
+import time
 from pathlib import Path
+
+_ABANDONED_S = 3600.0
+"""No writing takes that long: its temporary file is a killed writer's."""
 
 
 def write_text(path: Path, text: str) -> None:
     """Writes a temporary file beside `path`, syncs it, renames it over `path`, and syncs the folder.
 
-    The folder must exist. The file gets mode 0666 less the umask, as a plain open would give it.
+    What killed writers of `path` left beside it goes, once it is old. The folder must exist. The file gets mode 0666 less the umask, as a plain open would give it.
 
     Raises:
         OSError: the file cannot be written; `path` is then as it was, and no temporary file is left.
     """
+    _sweep(path)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
@@ -31,6 +36,14 @@ def write_text(path: Path, text: str) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def _sweep(path: Path) -> None:
+    with contextlib.suppress(OSError), os.scandir(path.parent) as found:
+        for each in found:
+            ours = each.name.startswith(f".{path.name}.") and each.name.endswith(".tmp")
+            if ours and each.stat(follow_symlinks=False).st_mtime < time.time() - _ABANDONED_S:
+                Path(each.path).unlink()
 
 
 def current_umask() -> int:

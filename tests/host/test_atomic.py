@@ -51,6 +51,17 @@ def test_a_writer_killed_at_any_moment_leaves_a_whole_file(tmp_path: Path) -> No
         whole(path)
 
 
+def test_what_a_killed_writer_left_goes_when_it_is_old_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    names = [".result.json.dead.tmp", ".result.json.busy.tmp", ".result.json.tmp.kept", ".other.json.dead.tmp"]
+    for name in names:
+        (tmp_path / name).touch()
+        if "busy" not in name:
+            os.utime(tmp_path / name, (1.0, 1.0))
+    write_text(path, "{}")
+    assert {each.name for each in tmp_path.iterdir()} == {"result.json", *names[1:]}
+
+
 def test_writers_side_by_side_never_mix(tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     seen = set()
