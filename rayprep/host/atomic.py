@@ -13,7 +13,8 @@ _ABANDONED_S = 3600.0
 def write_text(path: Path, text: str) -> None:
     """Writes a temporary file beside `path`, syncs it, renames it over `path`, and syncs the folder.
 
-    What killed writers of `path` left beside it goes, once it is old. The folder must exist. The file gets mode 0666 less the umask, as a plain open would give it.
+    What killed writers of `path` left beside it goes, once it is old. The folder must exist. The file gets mode
+    0666 less the umask, as a plain open would give it.
 
     Raises:
         OSError: the file cannot be written; `path` is then as it was, and no temporary file is left.
