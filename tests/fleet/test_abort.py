@@ -67,7 +67,7 @@ def run_until_the_middle(roots: Roots, built: Built, record_property: Record) ->
     else:
         pytest.fail(f"the stage never started: {output} {driver.stderr and driver.stderr.read()}")
     seed = random.SystemRandom().randrange(2**32)
-    delay = random.Random(seed).uniform(0.0, 0.6 * built.build_s)
+    delay = random.Random(seed).uniform(0.0, 0.3 * built.build_s)
     record_property("hit", f"seed {seed}, {delay:.2f} s after the start")
     result = roots.telemetry / "container_runs" / "aborted" / "prep_result.json"
     wait_for(lambda: named(marked(result), "inductor_child"), "the compiling child")

@@ -71,7 +71,7 @@ class Terminal:
 @pytest.mark.ray
 def test_a_terminal_shows_stages_as_they_go(tmux: list[str], roots: Roots) -> None:
     terminal = Terminal(tmux)
-    terminal.type(roots, *ENSURE_TINY, "--timeout", "6")
+    terminal.type(roots, *ENSURE_TINY, "--timeout", "3")
     wait_for(lambda: terminal.shows(r"^inductor +running +\d+\.\d s +0/1 +compiling"), "the running stage")
     assert terminal.shows(r"^deep_gemm +skipped +no_gpu")
     wait_for(lambda: terminal.shows(r"^inductor +error .*longer than its time-out"), "the end of the stage")
