@@ -22,13 +22,6 @@ pytestmark = [pytest.mark.ray, pytest.mark.torch, needs_torch()]
 SLUG, STAGE, CACHE = "tiny-dense", "inductor", "torchinductor"
 
 
-@pytest.fixture(autouse=True)
-def scalar_kernels(roots: Roots) -> None:
-    """They compile in three quarters of the time, and here it is all the same what is hit and mended."""
-    roots.extra_env["ATEN_CPU_CAPABILITY"] = "default"
-    roots.extra_env["RAYPREP_COLD"] = "1"
-
-
 @dataclass
 class Aborted:
     """A run that was hit in the middle of its stage."""
@@ -57,6 +50,7 @@ Record = Callable[[str, object], None]
 
 def run_until_the_middle(roots: Roots, built: Built, record_property: Record) -> Aborted:
     """Starts `ensure` and returns at a random moment between the stage's `start` and its `end`."""
+    roots.extra_env["RAYPREP_COLD"] = "1"
     driver = roots.start("ensure", *ENSURE_TINY, "--json", "--run-id", "aborted")
     assert driver.stdout is not None
     output: list[str] = []
@@ -78,6 +72,7 @@ def run_until_the_middle(roots: Roots, built: Built, record_property: Record) ->
         "the moment",
         delay + 60,
     )
+    del roots.extra_env["RAYPREP_COLD"]
     return Aborted(roots, driver, [*family(driver.pid), *marked(result)], output)
 
 
@@ -138,7 +133,6 @@ def test_kill_9_is_repaired_by_the_next_ensure(
     assert (cache["valid"], cache["partial"], cache["reason"]) == (False, True, "in_progress_or_aborted")
     assert cache["partial_info"]["owner_pid"] == marker["owner_pid"]
 
-    del roots.extra_env["RAYPREP_COLD"]
     repaired = roots.run("ensure", *ENSURE_TINY, "--run-id", "repair")
     assert repaired.returncode == 0, repaired.stdout + repaired.stderr
     assert roots.result("repair")["stages"][STAGE]["status"] == "ok"

@@ -77,6 +77,7 @@ def test_one_builds_two_receive_and_all_prove(fleet: Fleet) -> None:
         assert {f"{name}={value}" for name, value in NO_MULTICAST.items()} <= set(said), "the host's own reach a server"
 
 
+@pytest.mark.slow
 def test_a_host_with_a_valid_cache_is_the_source(fleet: Fleet) -> None:
     assert fleet.ensure(*STAND_IN, "--nodes", "gpu-1", run_id="alone").returncode == 0
     done = fleet.ensure(*STAND_IN, run_id="others")
