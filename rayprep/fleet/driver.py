@@ -104,12 +104,14 @@ class _Drive:
         self.cancel_until: float | None = None
         self.agent_process: psutil.Process | None = None
         self.coordinator, self.agent = actors.coordinator, actors.agent
-        self.coordinator.open_run.remote(request.layout, request.run_id)
+        self.opened = self.coordinator.open_run.remote(request.layout, request.run_id)
 
     def go(self) -> PrepResult:
         import ray
 
         self._await_agent()
+        # What the agent says is dropped until then; a coordinator that does not come costs the log, not the work.
+        ray.wait([self.opened], timeout=PLACEMENT_DEADLINE_S)
         answer = self.agent.ensure.options(concurrency_group="stage").remote(self.request)
         while not ray.wait([answer], timeout=POLL_S)[0]:
             self._drain()
