@@ -6,12 +6,15 @@ then has the rest made for itself alone, so that a slow reader, or a dead one, c
 
 import itertools
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 
 KEPT = 4
 """So many pieces of a stream are kept."""
 PATIENCE_S = 1.0
+TOGETHER_S = 5.0
+"""Who comes later begins a stream of its own: what it is of may have changed."""
 
 Make = Callable[[], Iterator[bytes]]
 """Begins the stream anew, which gives the same pieces each time, and none that is empty."""
@@ -24,13 +27,17 @@ class SharedStreams:
         self._lock = threading.Lock()
         self._streams: dict[Hashable, _SharedStream] = {}
 
-    def read(self, what: Hashable, make: Make) -> Iterator[bytes]:
-        """Reads from the first piece on, together with those that began a moment ago. Raises what the stream does."""
+    def read(self, what: Hashable, prepare: Callable[[], Make]) -> Iterator[bytes]:
+        """Reads from the first piece on, together with those that began a moment ago.
+
+        Args:
+            prepare: called once for all of them. What it or the stream raises, each of them raises.
+        """
         reader = object()
         with self._lock:
             stream = self._streams.get(what)
             if stream is None or not stream.join(reader):
-                stream = self._streams[what] = _SharedStream(make)
+                stream = self._streams[what] = _SharedStream(prepare)
                 stream.join(reader)
         try:
             yield from stream.pieces(reader)
@@ -41,23 +48,32 @@ class SharedStreams:
 
 
 class _SharedStream:
-    def __init__(self, make: Make) -> None:
-        self._make, self._stream = make, make()
+    """Its lock is never held while a piece is made, however long that takes."""
+
+    def __init__(self, prepare: Callable[[], Make]) -> None:
+        self._prepare = prepare
+        self._make: Make | None = None
+        self._stream: Iterator[bytes] = iter(())
+        self._began = time.monotonic()
         self._kept: deque[bytes] = deque()
         self._first = 0
         """The number of the oldest piece that is kept."""
         self._wants: dict[object, int] = {}
         """Reader -> the number of the piece that it wants next. Who has lagged too far is none of them."""
+        self._making = False
+        """One of the readers is at it."""
         self._ended: Exception | None = None
         """By what: StopIteration, or an error that every reader is to have."""
         self._changed = threading.Condition()
 
     def join(self, reader: object) -> bool:
-        """Whether the first piece is still there for it."""
+        """Whether it may: the first piece is there or to come."""
         with self._changed:
-            if not self._first:
+            failed = self._ended is not None and not isinstance(self._ended, StopIteration)
+            may = not self._first and not failed and time.monotonic() - self._began < TOGETHER_S
+            if may:
                 self._wants[reader] = 0
-            return not self._first
+            return may
 
     def leave(self, reader: object) -> bool:
         """Whether it was the last."""
@@ -69,7 +85,7 @@ class _SharedStream:
     def pieces(self, reader: object) -> Iterator[bytes]:
         for number in itertools.count():
             piece = self._piece(reader, number)
-            if piece is None:
+            if piece is None and self._make:
                 yield from itertools.islice(self._make(), number, None)
             if not piece:
                 return
@@ -81,9 +97,7 @@ class _SharedStream:
             if reader in self._wants:
                 self._wants[reader] = number
                 self._changed.notify_all()
-                self._changed.wait_for(lambda: self._made(number) or self._may_go_on(), PATIENCE_S)
-            if not self._made(number) and self._ended is None:
-                self._make_one()
+            self._see_to(number)
             if number < self._first:
                 return None
             if self._made(number):
@@ -93,6 +107,16 @@ class _SharedStream:
             assert self._ended is not None
             raise self._ended
 
+    def _see_to(self, number: int) -> None:
+        """Waits for the piece, or for the others, and makes it where nobody else does."""
+        until = time.monotonic() + PATIENCE_S
+        while not self._made(number) and self._ended is None:
+            patient = time.monotonic() < until and not self._may_go_on()
+            if self._making or patient:
+                self._changed.wait(PATIENCE_S if self._making else max(0.0, until - time.monotonic()))
+            else:
+                self._make_one()
+
     def _made(self, number: int) -> bool:
         return number < self._first + len(self._kept)
 
@@ -101,11 +125,29 @@ class _SharedStream:
         return len(self._kept) < KEPT or self._first not in self._wants.values()
 
     def _make_one(self) -> None:
+        self._making = True
+        piece, ended = b"", Exception("it was given up in the middle")
+        self._changed.release()
         try:
-            piece = next(self._stream)
+            piece = self._next()
         except Exception as error:  # noqa: BLE001 - whoever reads has it
-            self._ended = error
-            return
+            ended = error
+        finally:
+            self._changed.acquire()
+            self._making = False
+            if piece:
+                self._keep(piece)
+            else:
+                self._ended = ended
+            self._changed.notify_all()
+
+    def _next(self) -> bytes:
+        if self._make is None:
+            self._make = self._prepare()
+            self._stream = self._make()
+        return next(self._stream)
+
+    def _keep(self, piece: bytes) -> None:
         if len(self._kept) == KEPT:
             self._kept.popleft()
             self._first += 1

@@ -4,7 +4,7 @@ The source packs while the receiver unpacks: it makes a piece when the last few 
 memory on either side.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pickle import PickleBuffer
 
@@ -15,7 +15,7 @@ from rayprep.host.layout import Layout
 from rayprep.host.pack import blocks, make_manifest
 from rayprep.model.completion import Completion
 from rayprep.model.errors import ErrorType, HostUnfit, RayprepError, StageError
-from rayprep.model.package import Key
+from rayprep.model.package import Key, PackageManifest
 
 PIECE = 8 << 20
 """Bytes, or a little more. Ray keeps anything above 100 kB in its object store."""
@@ -37,12 +37,16 @@ class Packages:
         Raises:
             HostUnfit: one is not there, or a file is not what it lists. The receiver then has a part, and takes none.
         """
-        for piece in self._streams.read((layout, *keys), partial(_packed, layout, keys)):
+        for piece in self._streams.read((layout, *keys), partial(_package, layout, keys)):
             yield PickleBuffer(piece)
 
 
-def _packed(layout: Layout, keys: Sequence[Key]) -> Iterator[bytes]:
-    manifest = make_manifest(layout, [_completion(layout, key) for key in keys])
+def _package(layout: Layout, keys: Sequence[Key]) -> Callable[[], Iterator[bytes]]:
+    """One manifest for all who read it: a second one may already list other files."""
+    return partial(_pieces, layout, make_manifest(layout, [_completion(layout, key) for key in keys]))
+
+
+def _pieces(layout: Layout, manifest: PackageManifest) -> Iterator[bytes]:
     piece, size = list[bytes](), 0
     for block in blocks(layout, manifest):
         piece.append(block)

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -19,9 +19,13 @@ class Made:
     """How often a stream was begun, and how far it came."""
 
     def __init__(self, fails_at: int | None = None) -> None:
-        self.begun, self.made, self._fails_at = 0, 0, fails_at
+        self.prepared, self.begun, self.made, self._fails_at = 0, 0, 0, fails_at
 
-    def __call__(self) -> Iterator[bytes]:
+    def __call__(self) -> Callable[[], Iterator[bytes]]:
+        self.prepared += 1
+        return self.pieces
+
+    def pieces(self) -> Iterator[bytes]:
         self.begun += 1
         for piece in PIECES:
             if self.made == self._fails_at:
@@ -65,7 +69,7 @@ def test_one_that_stands_still_holds_up_the_others_once() -> None:
     assert list(quick) == PIECES
     assert PATIENCE_S <= time.monotonic() - started < 2 * PATIENCE_S
     assert [first, *still] == PIECES
-    assert made.begun == 2
+    assert (made.prepared, made.begun) == (1, 2), "of the same files, whatever has changed since"
 
 
 def test_one_that_gives_up_holds_up_nobody() -> None:
@@ -94,9 +98,40 @@ def test_an_error_is_everybodys() -> None:
     readers = [streams.read("it", made) for _ in range(3)]
     for reader in readers:
         assert next(reader) == PIECES[0]
+    assert [next(reader) for reader in readers] == [PIECES[1]] * 3
     for reader in readers:
-        assert next(reader) == PIECES[1]
         with pytest.raises(OSError, match="gone"):
             next(reader)
+        well = streams.read("it", Made())
+        assert next(well) == PIECES[0], "who comes then begins anew"
+        well.close()
     assert made.begun == 1
-    assert not streams._streams, "the next one begins anew"
+    assert not streams._streams
+
+
+def test_one_that_comes_long_after_the_others_begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    streams, made = SharedStreams(), Made()
+    early = streams.read("it", made)
+    next(early)
+    monkeypatch.setattr(shared_stream, "TOGETHER_S", 0.0)
+    late = streams.read("it", made)
+    next(late)
+    assert made.prepared == 2
+
+
+def test_nobody_is_kept_from_another_stream_while_a_piece_is_made() -> None:
+    streams, inside, go_on = SharedStreams(), threading.Event(), threading.Event()
+
+    def slow() -> Callable[[], Iterator[bytes]]:
+        inside.set()
+        assert go_on.wait(10)
+        return Made().pieces
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(lambda: list(streams.read("slow", slow)))
+        assert inside.wait(10)
+        second = pool.submit(lambda: list(streams.read("slow", slow)))
+        assert list(streams.read("quick", Made())) == PIECES
+        assert not first.done()
+        go_on.set()
+        assert [each.result(10) for each in (first, second)] == [PIECES] * 2
