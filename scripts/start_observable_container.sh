@@ -158,7 +158,7 @@ give_up() {
 wait_for_manifest() {
     local until=$((SECONDS + start_s)) now
     until [[ $(print_pointer 2>/dev/null) == */"$1"/* ]]; do
-        now=$(state)
+        now=$(state) || "$2" "$ENGINE has not said how $NAME is"
         [ "$now" = running ] || "$2" "$NAME has ended before its run began"
         ((SECONDS < until)) || "$2" "$NAME has written no manifest within $start_s s"
         sleep 0.2
@@ -198,7 +198,7 @@ found=$(state)
 if [ "$found" = running ]; then
     run_id=$(setting CONTAINER_RUN_ID)
     wait_for_manifest "$run_id" fail # a start that was killed may just have begun it
-    take_snapshot "$run_id" fail
+    take_snapshot "$run_id" warn # its image may be older than this script
     say "$NAME is running already"
     print_pointer
     exit 0

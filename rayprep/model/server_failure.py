@@ -57,6 +57,10 @@ _IN_TORCH_COMPILE = re.compile(r'File "[^"]*/torch/_(?:dynamo|inductor)/|^torch\
 """A frame of a traceback, or an exception's type."""
 
 
+_ACCIDENT = re.compile(r"CUDA error|NCCL|BrokenProcessPool|\b(?:died|killed)\b|SIG[A-Z]+", re.IGNORECASE)
+"""What may pass, and says nothing of the versions and flags that a server was started with."""
+
+
 def sign_of(line: str) -> str | None:
     """What a line is a sign of, where `classify_failure` or `telling_line` would look at it.
 
@@ -98,6 +102,11 @@ def torch_compile_failure(lines: Sequence[str]) -> str | None:
     if not any(_IN_TORCH_COMPILE.search(line) for line in lines):
         return None
     return telling_line(lines, ErrorType.UNSUPPORTED) or "an error without a message"
+
+
+def is_accident(line: str) -> bool:
+    """Whether a failure that this line tells of may not come again."""
+    return _ACCIDENT.search(line) is not None
 
 
 def telling_line(lines: Sequence[str], error_type: ErrorType) -> str | None:

@@ -10,7 +10,7 @@ from rayprep.host.cache_watch import CacheWatch
 from rayprep.model.caches import CacheName
 from rayprep.model.errors import ErrorType, StageError, Unsupported
 from rayprep.model.plan import Work
-from rayprep.model.server_failure import torch_compile_failure
+from rayprep.model.server_failure import is_accident, torch_compile_failure
 from rayprep.model.torch_compile import ENABLE, with_max_batch
 from rayprep.model.warmup import decode_requests
 from rayprep.stages.protocol import BuildContext, Built, StageRequest
@@ -60,8 +60,8 @@ def _explained(error: StageError, signs: Sequence[str]) -> StageError:
     said = torch_compile_failure(signs) if error.error_type is ErrorType.SERVER_START_FAILED else None
     if said is None:
         return error
-    return Unsupported(
-        f"no server of this model starts with {ENABLE} under these versions and flags: {said}",
-        hint=f"leave {ENABLE} out, or try other flags; the serve stage warms up what the others compile",
-        log_tail=error.log_tail,
-    )
+    message = f"no server of this model starts with {ENABLE} under these versions and flags: {said}"
+    hint = f"leave {ENABLE} out, or try other flags; the serve stage warms up what the others compile"
+    if is_accident(said):  # it is tried again next time
+        return StageError(ErrorType.UNSUPPORTED, message, hint=hint, log_tail=error.log_tail)
+    return Unsupported(message, hint=hint, log_tail=error.log_tail)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from rayprep.model.errors import ErrorType
-from rayprep.model.server_failure import telling_line, torch_compile_failure
+from rayprep.model.server_failure import is_accident, telling_line, torch_compile_failure
 from rayprep.model.server_log import Hint, LogReader, classify_failure, hint_of, jit_events
 
 DATA = Path(__file__).parent.parent / "data"
@@ -242,3 +242,18 @@ def test_a_tuning_choice_that_does_not_fit_a_gpu_is_no_lack_of_memory() -> None:
     assert classify_failure(reader.signs, 1) is ErrorType.SERVER_START_FAILED
     assert read("torch.OutOfMemoryError: CUDA out of memory.").out_of_memory
     assert read("torch.cuda.OutOfMemoryError: HIP").out_of_memory
+
+
+@pytest.mark.parametrize(
+    ("line", "passes"),
+    [
+        ("torch.AcceleratorError: CUDA error: an illegal memory access was encountered", True),
+        ("torch.distributed.DistBackendError: NCCL error in: ProcessGroupNCCL.cpp:3690", True),
+        ("concurrent.futures.process.BrokenProcessPool: a process was terminated abruptly", True),
+        ("RuntimeError: worker was killed by signal: SIGTERM", True),
+        ("Exception: Capture cuda graph failed: AssertionError", False),
+        ("torch._dynamo.exc.Unsupported: Observed exception", False),
+    ],
+)
+def test_what_may_not_come_again_says_nothing_of_the_flags(line: str, passes: bool) -> None:
+    assert is_accident(line) is passes
