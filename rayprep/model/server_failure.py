@@ -7,12 +7,13 @@ from rayprep.model.errors import ErrorType
 
 READY = "The server is fired up and ready to roll!"
 _MORE_MEMORY = "Please try to increase --mem-fraction-static"
+NO_SPACE = r"No space left on device|Disk quota exceeded"
 OUT_OF_MEMORY = r"OutOfMemoryError(?!: out of resource)|CUDA out of memory|CUDA_ERROR_OUT_OF_MEMORY"
 """Not Inductor's word for a tuning choice that asks for more shared memory than a GPU has, which it then ignores
 (torch/_inductor/runtime/triton_heuristics.py, `_make_launchers`)."""
 
 _SIGNS: tuple[tuple[ErrorType, re.Pattern[str]], ...] = (
-    (ErrorType.INSUFFICIENT_DISK, re.compile(r"No space left on device|Disk quota exceeded")),
+    (ErrorType.INSUFFICIENT_DISK, re.compile(NO_SPACE)),
     (
         ErrorType.TOOLCHAIN_MISMATCH,
         re.compile(

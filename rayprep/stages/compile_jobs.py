@@ -14,9 +14,9 @@ from pathlib import Path, PurePath
 from typing import NamedTuple
 
 from rayprep.model.errors import ErrorType
+from rayprep.model.server_failure import NO_SPACE
 from rayprep.stages.deep_gemm_cache import CUBIN, SOURCE, new_folder, publish
 
-_NO_SPACE = re.compile(r"No space left on device|Disk quota exceeded")
 _TOOLCHAIN = re.compile(
     r"headers are incompatible|unsupported GNU version|unsupported.*host compiler|Value '.*' is not defined for option"
     r"|cannot open source file \"cuda|cuda_runtime\.h: No such file|(cicc|ptxas|fatbinary|cudafe\+\+|g\+\+): not found"
@@ -124,6 +124,6 @@ def first_error(output: str) -> str:
 
 
 def _error_type(output: str) -> ErrorType:
-    if _NO_SPACE.search(output):
+    if re.search(NO_SPACE, output):
         return ErrorType.INSUFFICIENT_DISK
     return ErrorType.TOOLCHAIN_MISMATCH if _TOOLCHAIN.search(output) else ErrorType.COMPILE_FAILED

@@ -14,6 +14,7 @@ from pydantic import Field, TypeAdapter
 from rayprep.model.base import Record
 from rayprep.model.errors import ErrorType
 from rayprep.model.gemm import GemmShape
+from rayprep.model.server_failure import NO_SPACE
 from rayprep.stages.child_lines import FailLine, StepLine
 from rayprep.stages.compile_jobs import CompileError
 
@@ -87,7 +88,7 @@ def _by_doubling(task: Task) -> Iterator[Task]:
 
 
 _SIGNS = (
-    (ErrorType.INSUFFICIENT_DISK, re.compile(r"No space left on device|Disk quota exceeded")),
+    (ErrorType.INSUFFICIENT_DISK, re.compile(NO_SPACE)),
     (ErrorType.OOM_DURING_WARMUP, re.compile(r"out of memory|CUDA_ERROR_OUT_OF_MEMORY")),
     (ErrorType.NVRTC_COMPILE_FAILED, re.compile(r"NVRTC")),
     (

@@ -14,6 +14,7 @@ from pydantic import AfterValidator, Field, TypeAdapter
 from rayprep.model.attention import FlashInferModule
 from rayprep.model.base import Record, encodable
 from rayprep.model.errors import ErrorType
+from rayprep.model.server_failure import NO_SPACE
 from rayprep.stages.child_lines import FailLine, StepLine
 
 
@@ -58,7 +59,7 @@ CHILD_LINE: TypeAdapter[StepLine | FailLine | ModulesLine] = TypeAdapter(ChildLi
 """Parses one line of the child's standard output."""
 
 _SIGNS = (
-    (ErrorType.INSUFFICIENT_DISK, r"No space left on device|Disk quota exceeded"),
+    (ErrorType.INSUFFICIENT_DISK, NO_SPACE),
     (
         ErrorType.TOOLCHAIN_MISMATCH,
         r"CUDA compiler and CUDA toolkit headers are incompatible|Could not find nvcc|unsupported GNU version"

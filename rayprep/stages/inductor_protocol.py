@@ -16,6 +16,7 @@ from pydantic import AfterValidator, Field, TypeAdapter
 from rayprep.model.architecture import Architecture
 from rayprep.model.base import Record
 from rayprep.model.errors import ErrorType
+from rayprep.model.server_failure import NO_SPACE
 from rayprep.stages.child_lines import FailLine, StepLine
 
 MAX_LAYERS = 2
@@ -191,7 +192,7 @@ def _one_line(error: BaseException) -> str:
 
 def _is_full(error: BaseException) -> bool:
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return full or bool(re.search(r"No space left on device|Disk quota exceeded", str(error)))
+    return full or bool(re.search(NO_SPACE, str(error)))
 
 
 def _is_memory(error: BaseException) -> bool:

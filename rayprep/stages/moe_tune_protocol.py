@@ -16,6 +16,7 @@ from rayprep.model.moe import MoeShape
 from rayprep.model.moe_search import Choice, ConfigFiles
 from rayprep.model.moe_space import KernelConfig
 from rayprep.model.result import TuningCounts
+from rayprep.model.server_failure import NO_SPACE
 from rayprep.model.spec import MoeStrategy
 from rayprep.stages.child_lines import FailLine, StepLine
 
@@ -105,7 +106,7 @@ class BenchFacts(NamedTuple):
 
 
 _SIGNS = (
-    (ErrorType.INSUFFICIENT_DISK, r"No space left on device|Disk quota exceeded"),
+    (ErrorType.INSUFFICIENT_DISK, NO_SPACE),
     (ErrorType.OOM_DURING_WARMUP, r"out of memory|OutOfMemoryError"),
     (
         ErrorType.TOOLCHAIN_MISMATCH,
