@@ -6,27 +6,15 @@ from pathlib import Path
 from rayprep.fleet.coordinator import Coordinator
 from rayprep.host.layout import Layout
 from rayprep.model.events import Event, Phase, event
-from rayprep.model.fleet import FleetSpec
-from rayprep.model.fleet_result import FleetResult, FleetRun
+from rayprep.model.fleet_result import FleetResult
 from rayprep.model.stages import StageName, StageStatus
-from tests.model.samples import MOMENT, prep_result
+from tests.model.samples import fleet_run, prep_result
 
 RUN = "run"
 
 
 def fleet_result() -> FleetResult:
-    run = FleetRun(
-        run_id=RUN,
-        invocation="i",
-        model="m",
-        tp=1,
-        address="head:6379",
-        rayprep_version="0",
-        ray_version="2",
-        started_at=MOMENT,
-        spec=FleetSpec(),
-    )
-    return FleetResult(run=run)
+    return FleetResult(run=fleet_run(run_id=RUN))
 
 
 def warnings(events: list[Event] | None) -> list[str]:

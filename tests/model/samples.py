@@ -2,6 +2,8 @@
 
 from rayprep.model.completion import Completion, Identity, cache_key
 from rayprep.model.errors import ErrorType
+from rayprep.model.fleet import FleetSpec
+from rayprep.model.fleet_result import FleetRun
 from rayprep.model.result import (
     Located,
     MoeSettings,
@@ -19,6 +21,21 @@ from rayprep.model.stages import STAGES, StageName, StageStatus
 
 MOMENT = "2025-10-09T01:12:00Z"
 DIGEST = "sha256:" + "0" * 64
+
+
+def fleet_run(**changes: object) -> FleetRun:
+    values: dict[str, object] = {
+        "run_id": "run",
+        "invocation": "i",
+        "model": "m",
+        "tp": 1,
+        "address": "10.0.0.1:6379",
+        "rayprep_version": "0",
+        "ray_version": "2",
+        "started_at": MOMENT,
+        "spec": FleetSpec(),
+    }
+    return FleetRun.model_validate({**values, **changes})
 
 
 def signature(**changes: object) -> Signature:

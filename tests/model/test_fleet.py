@@ -4,12 +4,13 @@ import pytest
 
 from rayprep.model.errors import BadRequest, ErrorType, HostUnfit
 from rayprep.model.fleet import FleetSpec, NodeInfo, choose_nodes, nodes_of, parse_labels
-from rayprep.model.fleet_result import FleetError, FleetHost, FleetResult, FleetRun
+from rayprep.model.fleet_result import FleetError, FleetHost, FleetResult
 from rayprep.model.fleet_status import FleetStatus
 from rayprep.model.result import RunStatus
 from rayprep.model.rollout import HostPhase
 from rayprep.model.spec import DeviceChoice
 from rayprep.model.stages import StageName, StageStatus
+from tests.model.samples import fleet_run
 
 CUDA, CPU = DeviceChoice.AUTO, DeviceChoice.CPU
 
@@ -67,19 +68,8 @@ def test_labels_are_pairs() -> None:
 
 
 def result(*members: FleetHost, errors: tuple[FleetError, ...] = (), status: RunStatus = RunStatus.OK) -> FleetResult:
-    run = FleetRun(
-        run_id="r",
-        invocation="i",
-        model="m",
-        tp=1,
-        address="10.0.0.1:6379",
-        rayprep_version="0",
-        ray_version="2",
-        started_at="2026-11-22T00:00:00Z",
-        spec=FleetSpec(),
-    )
     named = {f"h{number}": member for number, member in enumerate(members)}
-    return FleetResult(status=status, run=run, hosts=named, errors=errors, waves=(tuple(named),))
+    return FleetResult(status=status, run=fleet_run(run_id="r"), hosts=named, errors=errors, waves=(tuple(named),))
 
 
 def member(state: HostPhase, error: FleetError | None = None, **more: object) -> FleetHost:

@@ -8,8 +8,7 @@ from rayprep.host.layout import Layout
 from rayprep.model.base import parse_utc, to_json, utc_from_timestamp
 from rayprep.model.errors import ErrorType
 from rayprep.model.events import Event, Phase
-from rayprep.model.fleet import FleetSpec
-from rayprep.model.fleet_result import FleetError, FleetGroup, FleetHost, FleetResult, FleetRun, failure_of
+from rayprep.model.fleet_result import FleetError, FleetGroup, FleetHost, FleetResult, failure_of
 from rayprep.model.oddities import Oddity
 from rayprep.model.result import (
     Artifacts,
@@ -26,7 +25,7 @@ from rayprep.model.rollout import HostPhase
 from rayprep.model.stages import STAGES, StageName, StageStatus
 from rayprep.model.verification import VerifyResult
 from rayprep.report.session_log import SessionLog
-from tests.model.samples import MOMENT, prep_result
+from tests.model.samples import MOMENT, fleet_run, prep_result
 
 BUILT_S = {StageName.DEEP_GEMM: 18.25, StageName.FLASHINFER: 92.0, StageName.SERVE: 61.5}
 """What the first host builds: the second stage beside the two others."""
@@ -220,18 +219,14 @@ def _warned(name: str) -> list[Event]:
 
 
 def _fleet_result(hosts: dict[str, FleetHost]) -> FleetResult:
-    run = FleetRun(
+    run = fleet_run(
         run_id="run-1",
         invocation="first",
         model="qwen3-30b-a3b",
-        tp=1,
-        address="10.0.0.1:6379",
         rayprep_version="0.1.0",
         ray_version="2.55.0",
-        started_at=MOMENT,
         finished_at=at(180),
         duration_s=180.0,
-        spec=FleetSpec(),
     )
     verified = all(each.state is HostPhase.VERIFIED for each in hosts.values())
     last = list(hosts)[-1]

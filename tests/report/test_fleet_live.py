@@ -1,28 +1,16 @@
 """A fleet's table: of many hosts as many as fit, those in trouble first."""
 
-from rayprep.model.fleet import FleetSpec
-from rayprep.model.fleet_result import FleetHost, FleetResult, FleetRun
+from rayprep.model.fleet_result import FleetHost, FleetResult
 from rayprep.model.fleet_status import FleetStatus
 from rayprep.model.rollout import HostPhase
 from rayprep.report.fleet_live import fleet_table
-from tests.model.samples import MOMENT
+from tests.model.samples import MOMENT, fleet_run
 
 
 def status(hosts: int, **states: HostPhase) -> FleetStatus:
-    run = FleetRun(
-        run_id="r",
-        invocation="i",
-        model="m",
-        tp=1,
-        address="a",
-        rayprep_version="1",
-        ray_version="2",
-        started_at=MOMENT,
-        spec=FleetSpec(),
-    )
     names = [f"h{number}" for number in range(hosts)]
     found = {name: FleetHost(node_id="n", address="a", state=states.get(name, HostPhase.RUNNING)) for name in names}
-    return FleetStatus(run_id="r", taken_at=MOMENT, result=FleetResult(run=run, hosts=found))
+    return FleetStatus(run_id="r", taken_at=MOMENT, result=FleetResult(run=fleet_run(run_id="r"), hosts=found))
 
 
 def test_what_does_not_fit_is_counted() -> None:
