@@ -7,5 +7,9 @@ class GpuClaim:
     """Placed once the GPUs are free; killed when the host is done with them."""
 
     def visible(self) -> str:
-        """CUDA_VISIBLE_DEVICES as Ray has set it for whoever holds these GPUs."""
-        return os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        """CUDA_VISIBLE_DEVICES as Ray has set it for whoever holds these GPUs.
+
+        In the order of their numbers: Ray names them in any order, and slices are dealt to neighbours.
+        """
+        names = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        return ",".join(sorted(names, key=int) if all(name.isdecimal() for name in names) else names)

@@ -168,6 +168,14 @@ def with_consequences(decisions: Sequence[Decision]) -> tuple[Decision, ...]:
     )
 
 
+def is_served_without(stage: StageName, error_type: ErrorType | None) -> bool:
+    """Whether rayprep's own servers leave out what this stage failed at, so that the rest can be warmed up and proved.
+
+    That is torch.compile, with which some models start no server at all.
+    """
+    return stage is StageName.INDUCTOR and error_type is ErrorType.UNSUPPORTED
+
+
 class VerifyDecision(Record):
     """Whether a server is started to prove that nothing is left to compile, and why or why not."""
 
@@ -191,7 +199,11 @@ def decide_verify(
     """The rules, first that fits. A proof stands until something is built, or until it is asked of
     another command or of more servers at once."""
     serve = next(each for each in decisions if each.stage is StageName.SERVE)
-    failing = [each.stage for each in decisions if each.action is Action.FAIL]
+    failing = [
+        each.stage
+        for each in decisions
+        if each.action is Action.FAIL and (command or not is_served_without(each.stage, each.error_type))
+    ]
     rules = (
         (not on_gpu, False, "no_gpu"),
         (not asked, False, "requested"),

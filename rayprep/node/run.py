@@ -14,7 +14,7 @@ from rayprep.host.leftovers import leftovers
 from rayprep.host.locks import HeldLocks, acquire, gpu_lock_paths
 from rayprep.host.process import end_processes
 from rayprep.model.errors import ErrorType, HostUnfit, Interrupted, RayprepError
-from rayprep.model.plan import Action, Decision, waves
+from rayprep.model.plan import Action, Decision, is_served_without, waves
 from rayprep.model.result import PrepResult, StageResult
 from rayprep.model.stages import StageName, StageStatus
 from rayprep.model.torch_compile import ENABLE, without
@@ -156,13 +156,17 @@ class _NodeRun:
 
     def _survey_for(self, stage: StageName) -> tuple[Survey, list[str]]:
         """Where no server starts with torch.compile, `serve` warms up what the other flags compile."""
+        return self._as_served("warmed up") if stage is StageName.SERVE else (self.survey, [])
+
+    def _as_served(self, what: str) -> tuple[Survey, list[str]]:
+        """What rayprep's own servers go by, and the warning where that is less than was asked for."""
         inductor = self.recorder.result.stages.get(StageName.INDUCTOR)
-        if stage is not StageName.SERVE or inductor is None or inductor.error_type is not ErrorType.UNSUPPORTED:
+        if inductor is None or not is_served_without(StageName.INDUCTOR, inductor.error_type):
             return self.survey, []
         request = self.survey.request
         flags = without(request.spec.server_args)
         plain = replace(request, spec=request.spec.model_copy(update={"server_args": flags}))
-        return replace(self.survey, request=plain), [f"warmed up without {ENABLE}: see the inductor stage"]
+        return replace(self.survey, request=plain), [f"{what} without {ENABLE}: see the inductor stage"]
 
     def _is_cancelled(self) -> bool:
         return self._abandoned.is_set() or self.cancelled()
@@ -182,16 +186,22 @@ class _NodeRun:
 
     def _prove(self, locks: HeldLocks, scratch: Path) -> None:
         decision = self.survey.plan.verify
-        failed = [name for name, each in self.recorder.result.stages.items() if each.status is StageStatus.ERROR]
+        own = bool(self.survey.request.spec.server_command)
+        failed = [
+            name
+            for name, each in self.recorder.result.stages.items()
+            if each.status is StageStatus.ERROR and (own or not is_served_without(name, each.error_type))
+        ]
         if not decision.run or failed:
             self.telling.leave_unproved(f"{failed[0]}_failed" if failed else decision.reason)
             return
         home = _made(scratch / "verify")
         env = child_env(self.environ, self.survey.layout, home, self.request.invocation)
-        survey = replace(self.survey, completions=exact_completions(self.survey))
+        survey, warnings = self._as_served("proved")
+        survey = replace(survey, completions=exact_completions(self.survey))
         from rayprep.node.verify import Verify  # and with it what runs a server, which a run with nothing to do spares
 
-        proof = Verify(self.request, survey, env, home, locks, self.telling.emit, self.cancelled)
+        proof = Verify(self.request, survey, env, home, locks, self.telling.emit, self.cancelled, tuple(warnings))
         self.recorder.verify(proof.go())
         take_in(self.survey, self.request.run_id, self.telling, proof, proof.log)
 

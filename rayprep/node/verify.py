@@ -54,6 +54,8 @@ class Verify:
     locks: HeldLocks
     emit: Callable[[Event], None]
     cancelled: Callable[[], bool]
+    warnings: tuple[str, ...] = ()
+    """What is to be known of the servers beforehand."""
 
     def __post_init__(self) -> None:
         self._started = self._last_beat = time.monotonic()
@@ -164,7 +166,7 @@ class Verify:
             events=events[:NAMED],
             log_file=self.survey.layout.located(self.log),
             slices=outcomes if len(outcomes) > 1 else (),
-            warnings=tuple(dict.fromkeys(warning for each in proofs for warning in each.server.warnings)),
+            warnings=tuple(dict.fromkeys([*self.warnings, *(each for one in proofs for each in one.server.warnings)])),
             cleanup=together([each.server.cleanup for each in proofs if each.server.cleanup]),
         )
         short = shortfall(found)

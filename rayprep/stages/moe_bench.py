@@ -26,7 +26,7 @@ from sglang.srt.layers.moe.moe_runner.triton_utils.fused_moe import fused_moe
 from sglang.srt.server_args import ServerArgs, set_global_server_args_for_scheduler
 
 from rayprep.model.moe import FP8, MoeShape
-from rayprep.model.moe_search import Measurement, Stock, Trial
+from rayprep.model.moe_search import Measurement, Stock, Trial, is_hopeless
 from rayprep.model.moe_space import KernelConfig
 from rayprep.stages.moe_layer import Inputs, MadeUpLayer
 from rayprep.stages.moe_tune_protocol import BenchFacts, KernelJob, Recorded, one_line
@@ -56,6 +56,8 @@ class MoeBench:
         copies = max(1, min(_MOST_COPIES, -(-_L2_TIMES * l2 // size)))
         self._weight_sets = [first, *(self._layer.weights() for _ in range(copies - 1))]
         self._inputs: Inputs | None = None
+        self._best: dict[int, float] = {}
+        """Microseconds, by the number of tokens."""
         self._measured(_WARM_UP)
 
     def facts(self) -> BenchFacts:
@@ -106,32 +108,57 @@ class MoeBench:
     def measure(self, trial: Trial) -> Measurement:
         """Runs it. The measurement says why, where it cannot."""
         try:
-            us = self._measured(trial)
+            us, cut = self._measured(trial)
         except Exception as error:  # noqa: BLE001 - a config that does not fit is an answer
             _end_without_context(error)
             return Measurement(trial=trial, error=one_line(error))
-        return Measurement(trial=trial, us=us)
+        self._best[trial.tokens] = min(us, self._best.get(trial.tokens, us))
+        return Measurement(trial=trial, us=us, cut=cut)
 
-    def _measured(self, trial: Trial) -> float:
+    def _measured(self, trial: Trial) -> tuple[float, bool]:
+        """Microseconds of one call, and whether the trial was cut short."""
         inputs = self._inputs_for(trial.tokens)
+        best = self._best.get(trial.tokens)
+        self._call(trial, inputs, 0)
+        launched = self._launched(trial, inputs)
+        if is_hopeless(launched, best, launched=True):
+            launched = min(launched, self._launched(trial, inputs))  # the first may have waited for the CPU
+            if is_hopeless(launched, best, launched=True):
+                return launched, True
         calls = len(inputs.routing)
-        for call in (0, min(1, calls - 1)):  # the second as torch.compile compiles again for what it took for constant
-            self._call(trial, inputs, call)
+        with self._captured(trial, inputs) as replayed:
+            replayed()
+            once = replayed()
+            torch.cuda.synchronize()
+            if is_hopeless(once.us / calls, best):
+                return once.us / calls, True
+            spans = [replayed() for _ in range(trial.replays)]  # queued, so that none waits for its launch
+            torch.cuda.synchronize()
+            return statistics.median(span.us for span in spans) / calls, False
+
+    def _launched(self, trial: Trial, inputs: Inputs) -> float:
+        """Microseconds of a call that is launched kernel by kernel: its second, for what is compiled again by then."""
+        with _Span() as span:
+            self._call(trial, inputs, min(1, len(inputs.routing) - 1))
         torch.cuda.synchronize()
+        return span.us
+
+    @contextmanager
+    def _captured(self, trial: Trial, inputs: Inputs) -> Iterator[Callable[[], "_Span"]]:
+        """A CUDA graph of a call for each input, and what replays it and times all of them together."""
         graph = torch.cuda.CUDAGraph()
+
+        def replayed() -> _Span:
+            inputs.states.copy_(inputs.fresh)
+            with _Span() as span:
+                graph.replay()
+            return span
+
         try:
             with torch.cuda.graph(graph):
-                for call in range(calls):
+                for call in range(len(inputs.routing)):
                     self._call(trial, inputs, call)
-            for _ in range(2):
-                graph.replay()
-            spans = [_Span() for _ in range(trial.replays)]
-            for span in spans:
-                inputs.states.copy_(inputs.fresh)
-                with span:
-                    graph.replay()
-            torch.cuda.synchronize()
-            return statistics.median(span.us for span in spans) / calls
+            yield replayed
         finally:
             graph.reset()  # the next capture gives its memory back
 
@@ -174,8 +201,9 @@ class _Span:
     def __init__(self) -> None:
         self._start, self._end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> "_Span":
         self._start.record()
+        return self
 
     def __exit__(self, *_: object) -> None:
         self._end.record()

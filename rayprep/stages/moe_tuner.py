@@ -15,7 +15,7 @@ from rayprep.model.moe_search import (
     next_trials,
     served_trials,
 )
-from rayprep.model.moe_space import KernelConfig, specialisation
+from rayprep.model.moe_space import KernelConfig, accumulators, specialisation
 from rayprep.model.spec import MoeStrategy
 from rayprep.stages.child_lines import Emit, StepLine
 from rayprep.stages.moe_log import MeasurementLog
@@ -90,7 +90,9 @@ class Tuner:
         """Compiles what the trials need, each way of specialising a config once. Returns the trials that can run."""
         started = time.monotonic()
         self._record(trials)
-        needed = dict.fromkeys(job for trial in trials for job in self._jobs[self._kind(trial)])
+        # The longest first: begun last, it would be waited for alone.
+        heaviest = sorted(trials, key=lambda trial: -accumulators(trial.config))
+        needed = dict.fromkeys(job for trial in heaviest for job in self._jobs[self._kind(trial)])
         fresh = tuple(job for job in needed if job not in self._compiled)
         for n, (job, error) in enumerate(self.bench.compile(fresh), 1):
             self._compiled.add(job)

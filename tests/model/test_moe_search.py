@@ -17,6 +17,7 @@ from rayprep.model.moe_search import (
     config_files,
     estimated_seconds,
     first_candidates,
+    is_hopeless,
     next_trials,
     served_trials,
     tuning_digest,
@@ -190,3 +191,19 @@ def test_measurements_of_other_hosts_versions_and_shapes_have_another_log() -> N
     }
     assert len(names) == 4
     assert tuning_digest(signature(driver_version="1"), SHAPE) in names
+
+
+@pytest.mark.parametrize(
+    ("us", "best", "launched", "hopeless"),
+    [
+        (16_000.0, None, True, False),  # the first of a size is measured, whatever it takes
+        (16_000.0, 160.0, True, True),
+        (2_400.0, 160.0, True, False),  # most of it may be launching
+        (2_400.0, 160.0, False, True),
+        (470.0, 160.0, False, False),
+    ],
+)
+def test_a_config_far_behind_is_not_measured_to_its_end(
+    us: float, best: float | None, launched: bool, hopeless: bool
+) -> None:
+    assert is_hopeless(us, best, launched=launched) is hopeless

@@ -3,7 +3,7 @@
 import pytest
 
 from rayprep.model.moe import MoeShape
-from rayprep.model.moe_space import KernelConfig, curated, neighbours, official_space, specialisation
+from rayprep.model.moe_space import KernelConfig, accumulators, curated, neighbours, official_space, specialisation
 
 FP8 = MoeShape(experts=128, width=768, hidden=2048, top_k=8, dtype="fp8_w8a8", block=(128, 128))
 HALF = MoeShape(experts=128, width=768, hidden=2048, top_k=8)
@@ -63,3 +63,11 @@ def test_what_triton_compiles_in(tokens: int, block_m: int, classes: tuple[str, 
     assert specialisation(FP8, tokens, block_m) == classes
     one = MoeShape(experts=8, width=768, hidden=2048, top_k=1)
     assert specialisation(one, 1, 16) == ("sixteens", "one")
+
+
+def test_what_takes_longest_to_compile_holds_the_most_sums_in_a_thread() -> None:
+    config = KernelConfig(BLOCK_SIZE_M=256, BLOCK_SIZE_N=256, BLOCK_SIZE_K=64, GROUP_SIZE_M=1, num_warps=4)
+    assert accumulators(config) == 512
+    assert accumulators(config.model_copy(update={"num_warps": 8})) == 256
+    assert accumulators(config.model_copy(update={"num_warps": None})) == 512, "Triton's default is 4"
+    assert accumulators(None) == 0

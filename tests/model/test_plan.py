@@ -31,6 +31,7 @@ from tests.model.samples import DIGEST, MOMENT, completion, signature
 
 WORK = Work(units=("bs1", "bs8"), required_bytes=10 << 20, estimate="a guess", seconds=24)
 UNABLE = Unable(error_type=ErrorType.UNSUPPORTED, message="not here")
+UNFIT = Unable(error_type=ErrorType.TOOLCHAIN_MISMATCH, message="no compiler")
 WITHOUT_COMPILER = Unable(error_type=ErrorType.TOOLCHAIN_MISMATCH, message="missing: nvcc", units=("bs1", "bs8"))
 NOT_NEEDED = NotNeeded(reason="not_moe", detail="no experts")
 VALID = Check(state=CheckState.VALID)
@@ -164,8 +165,10 @@ def serving(like: Decision) -> tuple[Decision, ...]:
         (serving(SKIPS), {"proof": PROOF}, (False, "serve_requested")),
         (serving(decision(plan=UNABLE)), {}, (False, "serve_unsupported")),
         ((BUILDS, *serving(decision(selected=False))), {}, (False, "serve_not_selected")),
-        # Its server would have the flags that the failing stage is about.
-        ((decision(plan=UNABLE), *serving(BUILDS)), {}, (False, "inductor_failed")),
+        # rayprep's own servers leave torch.compile out where none starts with it; the user's own command does not.
+        ((decision(plan=UNABLE), *serving(BUILDS)), {}, (True, "something_is_built")),
+        ((decision(plan=UNABLE), *serving(BUILDS)), {"command": SERVER}, (False, "inductor_failed")),
+        ((decision(plan=UNFIT), *serving(BUILDS)), {}, (False, "inductor_failed")),
         (serving(BUILDS), {"proof": PROOF}, (True, "something_is_built")),
         ((BUILDS, *serving(IDLE)), {"proof": PROOF}, (True, "something_is_built")),
         (serving(IDLE), {}, (True, "not_verified_yet")),

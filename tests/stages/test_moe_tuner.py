@@ -1,0 +1,70 @@
+"""The tuner's loop over a bench without a GPU, in which a kernel is named after its config."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from rayprep.model.moe import MoeShape
+from rayprep.model.moe_search import SEED, Measurement, Stock, Trial
+from rayprep.model.moe_space import KernelConfig
+from rayprep.model.spec import MoeStrategy
+from rayprep.stages.moe_log import MeasurementLog
+from rayprep.stages.moe_tune_protocol import BenchFacts, KernelJob, Recorded, TuneRequest
+from rayprep.stages.moe_tuner import Tuner
+
+SHAPE = MoeShape(experts=128, width=768, hidden=2048, top_k=8, dtype="fp8_w8a8", block=(128, 128))
+
+
+def config(block_m: int, block_n: int, warps: int) -> KernelConfig:
+    sizes = {"BLOCK_SIZE_M": block_m, "BLOCK_SIZE_N": block_n, "BLOCK_SIZE_K": 128, "GROUP_SIZE_M": 1}
+    return KernelConfig(**sizes, num_warps=warps, num_stages=3)
+
+
+SMALL, WIDE, HUGE = config(16, 32, 4), config(64, 256, 4), config(256, 256, 4)
+
+
+class Bench:
+    """The smaller the tile, the faster it runs."""
+
+    def __init__(self) -> None:
+        self.compiled: list[str] = []
+
+    def open(self) -> BenchFacts:
+        return BenchFacts("up.json", "up_down.json", "triton_3_6_0", "3.6.0", "/shipped")
+
+    def stock(self, tokens: int) -> Stock:
+        return Stock(config=WIDE)
+
+    def record(self, trials: Sequence[Trial]) -> Iterator[tuple[Trial, Recorded]]:
+        for trial in trials:
+            yield trial, Recorded((KernelJob("kernels", "fused_moe_kernel", str(trial.config)),))
+
+    def compile(self, jobs: Sequence[KernelJob]) -> Iterator[tuple[KernelJob, str | None]]:
+        for job in jobs:
+            self.compiled.append(job.specialisation)
+            yield job, None
+
+    def measure(self, trials: Sequence[Trial]) -> Iterator[Measurement]:
+        for trial in trials:
+            tile = trial.config or WIDE
+            yield Measurement(trial=trial, us=float(tile.BLOCK_SIZE_M * tile.BLOCK_SIZE_N))
+
+
+def test_what_takes_longest_to_compile_is_begun_first(tmp_path: Path) -> None:
+    request = TuneRequest(
+        shape=SHAPE,
+        strategy=MoeStrategy.SWEEP,
+        sizes=(64,),
+        all_sizes=(64,),
+        space=(SMALL, WIDE, HUGE),
+        log=str(tmp_path / "log"),
+        kernels=str(tmp_path),
+        seed=SEED,
+        gpus=1,
+        compilers=1,
+        capability=90,
+        deadline_s=10,
+    )
+    bench = Bench()
+    told = Tuner(request, bench, MeasurementLog(tmp_path / "log"), lambda line: None).go()
+    assert bench.compiled == [str(HUGE), str(WIDE), str(SMALL), "None"]
+    assert told.choices[0].config == SMALL
