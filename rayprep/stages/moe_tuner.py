@@ -29,6 +29,8 @@ from rayprep.stages.moe_tune_protocol import (
 )
 
 _SAID_EACH_S = 1.0
+_SOON = 128
+"""Kernels of more sums in each thread than that take seconds to compile, and are hardly ever chosen."""
 _ENOUGH_TO_TELL = 8
 """So many kernels of which none can be compiled are not the configs' fault."""
 
@@ -74,8 +76,7 @@ class Tuner:
         facts = self.bench.open()
         self._setup_s = time.monotonic() - started
         while trials := self._next():
-            ready = self._compile(trials)
-            self._measure(ready)
+            self._try(trials)
         return self._told(facts)
 
     def _next(self) -> tuple[Trial, ...]:
@@ -86,10 +87,18 @@ class Tuner:
             for trial in next_trials(candidates, self.request.shape, size, self.log.done, explore=explore)
         )
 
-    def _compile(self, trials: Sequence[Trial]) -> tuple[Trial, ...]:
-        """Compiles what the trials need, each way of specialising a config once. Returns the trials that can run."""
+    def _try(self, trials: Sequence[Trial]) -> None:
+        """Compiles for all of them at once, and measures: those that are soon compiled while the others still are."""
         started = time.monotonic()
         self._record(trials)
+        self._compile_s += time.monotonic() - started
+        compiling = self._compiling(trials)
+        for late in (False, True):
+            part = [trial for trial in trials if (accumulators(trial.config) > _SOON) is late]
+            self._measure(self._ready(part, compiling))
+
+    def _compiling(self, trials: Sequence[Trial]) -> Iterator[KernelJob]:
+        """Compiles what they need, each way of specialising a config once. It goes on while nobody asks for more."""
         # The longest first: begun last, it would be waited for alone.
         heaviest = sorted(trials, key=lambda trial: -accumulators(trial.config))
         needed = dict.fromkeys(job for trial in heaviest for job in self._jobs[self._kind(trial)])
@@ -99,6 +108,14 @@ class Tuner:
             if error is not None:
                 self._broken[job] = error
             self._say("compiling kernels", n, len(fresh))
+            yield job
+
+    def _ready(self, trials: Sequence[Trial], compiling: Iterator[KernelJob]) -> tuple[Trial, ...]:
+        """Waits until their kernels are compiled. Returns the trials that can run."""
+        started = time.monotonic()
+        missing = {job for trial in trials for job in self._jobs[self._kind(trial)]} - self._compiled
+        while missing:
+            missing.discard(next(compiling))
         if len(self._broken) == len(self._compiled) >= _ENOUGH_TO_TELL:
             raise Untunable(f"no kernel can be compiled: {next(iter(self._broken.values()))}")
         ready = []

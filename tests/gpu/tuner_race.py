@@ -11,6 +11,7 @@ import argparse
 import importlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -106,7 +107,8 @@ def official(folder: Path, model: Path) -> None:
 
 def run_ours(folder: Path, shape: MoeShape, space: Sequence[KernelConfig], sizes: Sequence[int]) -> TunedLine:
     home = folder / f"ours-{len(space)}-{len(sizes)}"
-    (home / "kernels").mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(home, ignore_errors=True)  # a stopped one's kernels and measurements would be counted as made
+    (home / "kernels").mkdir(parents=True)
     request = TuneRequest(
         shape=shape,
         strategy=MoeStrategy.SWEEP,
