@@ -113,7 +113,7 @@ def _count(  # noqa: PLR0912 - one flat loop on purpose: a call for each of 100,
     """Adds one folder's artifacts to `found`; returns the folders in it, by their path below the cache's."""
     facts = CACHES[found.cache]
     passed_over, volatile_suffixes = facts.companion_names | facts.volatile_names, facts.volatile_suffixes
-    volatile_dirs = facts.volatile_dirs
+    volatile_dirs, volatile_dir_prefixes = facts.volatile_dirs, facts.volatile_dir_prefixes
     files, newest, mine, is_regular = found.files, found.newest, os.getuid(), stat.S_ISREG
     prefix, plain = f"{found.cache.value}/{below}", below.isascii()
     oldest_kept = newest[0][0] if len(newest) == NEWEST else float("-inf")
@@ -122,7 +122,7 @@ def _count(  # noqa: PLR0912 - one flat loop on purpose: a call for each of 100,
     for entry in entries:
         name = entry.name
         if entry.is_dir(follow_symlinks=False):
-            if name not in volatile_dirs:
+            if name not in volatile_dirs and not name.startswith(volatile_dir_prefixes):
                 folders.append(f"{below}{name}/")
             continue
         if name.endswith(volatile_suffixes) or name in passed_over:

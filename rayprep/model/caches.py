@@ -52,6 +52,8 @@ class CacheFacts:
     volatile_suffixes: tuple[str, ...] = (".lock", ".log", ".tmp")
     volatile_names: frozenset[str] = frozenset()
     volatile_dirs: frozenset[str] = frozenset({"tmp", "locks", "lock"})
+    volatile_dir_prefixes: tuple[str, ...] = ("tmp.",)
+    """Triton's, and those that TorchInductor leaves beside Triton's entries where two ranks write the same one."""
 
 
 _NINJA = frozenset({".ninja_log", ".ninja_deps", "build.ninja"})
@@ -111,6 +113,7 @@ def classify(cache: CacheName, parts: tuple[str, ...]) -> FileKind:
         name.endswith(facts.volatile_suffixes)
         or name in facts.volatile_names
         or not facts.volatile_dirs.isdisjoint(parts[:-1])
+        or any(part.startswith(facts.volatile_dir_prefixes) for part in parts[:-1])
     ):
         return FileKind.VOLATILE
     return FileKind.COMPANION if name in facts.companion_names else FileKind.ARTIFACT

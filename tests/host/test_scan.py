@@ -74,7 +74,18 @@ def test_a_file_of_any_time_can_be_named(when: int) -> None:
 
 ALL_KINDS = [
     *("a.cubin", "a.so", "a.json", "a.lock", "a.log", "a.tmp", ".ninja_log", ".ninja_deps", "build.ninja"),
-    *("tmp/a", "sub/tmp/b", "lock/c", "locks/d", "x/locks/deep/e", "tmpx/f", "sub/.hidden", "sub/lock", "sub/tmp"),
+    *(
+        "tmp/a",
+        "sub/tmp/b",
+        "lock/c",
+        "locks/d",
+        "x/locks/deep/e",
+        "tmpx/f",
+        "tmp.1/g",
+        "sub/.hidden",
+        "sub/lock",
+        "sub/tmp",
+    ),
 ]
 
 
@@ -89,11 +100,13 @@ def test_only_artifacts_count_and_they_are_those_of_the_table(tmp_path: Path, ca
     assert {each.path for each in scan.newest_files} <= artifacts
     assert {"a.cubin", "tmpx/f"} <= artifacts
     assert ("sub/lock" in artifacts) is (cache is not CacheName.SGLANG_JIT), "its lock files are called just that"
-    assert artifacts.isdisjoint({"a.lock", "a.log", "a.tmp", "tmp/a", "sub/tmp/b", "lock/c", "locks/d"})
+    assert artifacts.isdisjoint({"a.lock", "a.log", "a.tmp", "tmp/a", "sub/tmp/b", "lock/c", "locks/d", "tmp.1/g"})
     assert artifacts.isdisjoint(CACHES[cache].companion_names)
 
 
-PARTS = st.text("at.", min_size=1, max_size=4) | st.sampled_from(["tmp", "lock", "locks", "build.ninja", "x.lock"])
+PARTS = st.text("at.", min_size=1, max_size=4) | st.sampled_from(
+    ["tmp", "tmp.1", "lock", "locks", "build.ninja", "x.lock"]
+)
 PATHS = st.lists(PARTS.filter(lambda part: part not in (".", "..")), min_size=1, max_size=4)
 
 
