@@ -29,8 +29,6 @@ BEAMS = (4, 2, 1)
 
 _HOPELESS = 3.0
 """So many times as slow as the best, a config is not measured to its end."""
-_LAUNCH_US = 2000.0
-"""What launching a layer's kernels one by one takes of the CPU, at most, where they are in no CUDA graph."""
 
 # Measured on an H200 with 16 cores: what importing and the first kernels take, a config's two kernels, a measurement.
 _SETUP_S, _COMPILE_S, _MEASURE_S = 45.0, 2.4, 0.05
@@ -190,15 +188,14 @@ def served_trials(entries: Mapping[int, KernelConfig], shape: MoeShape) -> tuple
     return tuple(found.values())
 
 
-def is_hopeless(us: float, best_us: float | None, *, launched: bool = False) -> bool:
-    """Whether to measure no further: of two configs that are close, neither is.
+def is_hopeless(us: float, best_us: float | None) -> bool:
+    """Whether a config is not worth its whole measurement.
 
     Args:
         us: one call, in microseconds.
-        best_us: the best that was measured for this number of tokens.
-        launched: kernel by kernel, not in a CUDA graph.
+        best_us: the best that was measured for this number of tokens; None for the first.
     """
-    return best_us is not None and us - (_LAUNCH_US if launched else 0.0) > _HOPELESS * best_us
+    return best_us is not None and us > _HOPELESS * best_us
 
 
 def kernels(configs: Iterable[KernelConfig], shape: MoeShape, sizes: Iterable[int]) -> int:

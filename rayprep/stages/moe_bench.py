@@ -12,7 +12,7 @@ benchmark/kernels/fused_moe_triton.
 import os
 import statistics
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -118,34 +118,19 @@ class MoeBench:
     def _measured(self, trial: Trial) -> tuple[float, bool]:
         """Microseconds of one call, and whether the trial was cut short."""
         inputs = self._inputs_for(trial.tokens)
-        best = self._best.get(trial.tokens)
-        self._call(trial, inputs, 0)
-        launched = self._launched(trial, inputs)
-        if is_hopeless(launched, best, launched=True):
-            launched = min(launched, self._launched(trial, inputs))  # the first may have waited for the CPU
-            if is_hopeless(launched, best, launched=True):
-                return launched, True
-        calls = len(inputs.routing)
-        with self._captured(trial, inputs) as replayed:
-            replayed()
-            once = replayed()
-            torch.cuda.synchronize()
-            if is_hopeless(once.us / calls, best):
-                return once.us / calls, True
-            spans = [replayed() for _ in range(trial.replays)]  # queued, so that none waits for its launch
-            torch.cuda.synchronize()
-            return statistics.median(span.us for span in spans) / calls, False
-
-    def _launched(self, trial: Trial, inputs: Inputs) -> float:
-        """Microseconds of a call that is launched kernel by kernel: its second, for what is compiled again by then."""
-        with _Span() as span:
-            self._call(trial, inputs, min(1, len(inputs.routing) - 1))
-        torch.cuda.synchronize()
-        return span.us
+        calls = range(len(inputs.routing))
+        for call in (0, min(1, calls[-1])):  # the second as torch.compile compiles again for what it took for constant
+            self._call(trial, inputs, call)
+        with self._captured(trial, inputs, calls[-1:]) as replayed:
+            if is_hopeless(us := _median_us(replayed, 1), self._best.get(trial.tokens)):
+                return us, True
+        with self._captured(trial, inputs, calls) as replayed:
+            return _median_us(replayed, trial.replays) / len(calls), False
 
     @contextmanager
-    def _captured(self, trial: Trial, inputs: Inputs) -> Iterator[Callable[[], "_Span"]]:
-        """A CUDA graph of a call for each input, and what replays it and times all of them together."""
+    def _captured(self, trial: Trial, inputs: Inputs, calls: Sequence[int]) -> Iterator[Callable[[], "_Span"]]:
+        """A CUDA graph of these calls, and what replays it and times all of them together."""
+        torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
 
         def replayed() -> _Span:
@@ -156,7 +141,7 @@ class MoeBench:
 
         try:
             with torch.cuda.graph(graph):
-                for call in range(len(inputs.routing)):
+                for call in calls:
                     self._call(trial, inputs, call)
             yield replayed
         finally:
@@ -211,6 +196,13 @@ class _Span:
     @property
     def us(self) -> float:
         return float(self._start.elapsed_time(self._end)) * 1000.0
+
+
+def _median_us(replayed: Callable[[], _Span], replays: int) -> float:
+    """All are queued at once, so that none waits for its launch; the first two do not count."""
+    spans = [replayed() for _ in range(2 + replays)]
+    torch.cuda.synchronize()
+    return statistics.median(span.us for span in spans[2:])
 
 
 @contextmanager
