@@ -13,6 +13,11 @@ from typing import Any
 
 import pytest
 from filelock import FileLock
+from hypothesis import settings
+
+# Few examples, for they run on every change, and no time limit for each, for the machine is shared.
+settings.register_profile("rayprep", max_examples=50, deadline=None)
+settings.load_profile("rayprep")
 
 # A shell starts what goes on in the background with SIGINT ignored, and children inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)

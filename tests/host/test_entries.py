@@ -205,7 +205,7 @@ PARTS = st.text("ab.", min_size=1, max_size=3).filter(lambda part: set(part) != 
 PATHS = st.lists(PARTS, min_size=1, max_size=4).map("/".join)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.sampled_from([INDUCTOR, TRITON, CacheName.MOE_CONFIGS, CacheName.OTHERS]), st.sets(PATHS, max_size=10))
 def test_removing_an_entry_removes_exactly_the_files_that_are_grouped_in_it(cache: CacheName, paths: set[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:

@@ -185,9 +185,18 @@ while True:
 """
 
 
+PARENT = """
+import os, signal
+if os.fork():
+    os.wait()
+    signal.pause()
+"""
+"""Stays until it is told to end, however late that is."""
+
+
 def test_one_that_hands_itself_on_is_not_taken_for_dead() -> None:
     """Each of it lives for a moment and leaves a child: no list of processes is ever true of it."""
-    guarded = start(sys.executable, "-c", f"import os\nif os.fork(): os.wait()\n{RELAY}", grace_s=0.2)
+    guarded = start(sys.executable, "-c", f"{PARENT}{RELAY}", grace_s=0.2)
     with ended(guarded.process):
         guarded.tree(1)
         guarded.close_pipe()

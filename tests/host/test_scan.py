@@ -110,7 +110,7 @@ PARTS = st.text("at.", min_size=1, max_size=4) | st.sampled_from(
 PATHS = st.lists(PARTS.filter(lambda part: part not in (".", "..")), min_size=1, max_size=4)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.sampled_from(list(CacheName)), st.lists(PATHS, max_size=8))
 def test_a_scan_and_the_table_agree_on_any_tree(cache: CacheName, paths: list[list[str]]) -> None:
     with tempfile.TemporaryDirectory() as folder:
