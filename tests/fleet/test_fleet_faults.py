@@ -11,6 +11,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from rayprep.fleet.asked import Asked
+from rayprep.fleet.members import living_nodes, start_agent
+from rayprep.model.spec import resolve
+from tests.fleet.damages_one import DamagesOne
 from tests.fleet.faults import (
     Run,
     agents_of,
@@ -26,6 +30,7 @@ from tests.fleet.faults import (
     valid,
 )
 from tests.fleet.fleet import FP8_MODEL, KERNELS, STAND_IN, Fleet, Node, fleet_of
+from tests.host.caches import built
 from tests.host.test_ports import free_port
 from tests.processes import wait_for
 
@@ -196,6 +201,29 @@ def test_a_frozen_builder_cannot_publish(two: Fleet, host: bool) -> None:
         two.cluster.remove_node(builder.ray_node, allow_graceful=False)
         two.add(builder)
     all_is_well(two, "after")
+
+
+def asked_for(run_id: str) -> Asked:
+    return Asked(resolved=resolve({"model": "tiny-dense"}), run_id=run_id)
+
+
+def test_a_damaged_package_is_a_fault_of_its_source(two: Fleet) -> None:
+    """The receiver is well, and may ask another one."""
+    import ray
+
+    asked, nodes = asked_for("damaged"), {node.host: node for node in living_nodes()}
+    receiver = start_agent(nodes["gpu-1"], two.coordinator)
+    source = DamagesOne.start(nodes["gpu-0"], two.coordinator)
+    facts = ray.get(receiver.look.remote(asked), timeout=60).facts
+    made = built(two.nodes["gpu-0"].layout, signature=facts.signature)
+    calls = [receiver.take.remote(asked, "gpu-0", source, [(made.stage, made.key)]) for _ in range(2)]
+    damaged, sound = ray.get(calls, timeout=60)
+    assert damaged.source_problem.startswith("gpu-0: the package is refused: the content of torchinductor/ab/cab.so")
+    assert sound.received.files == len(made.artifacts)
+    assert two.nodes["gpu-1"].artifacts().keys() == made.artifacts.keys()
+    for agent in (receiver, source):
+        ray.kill(agent)
+    wait_for(lambda: not ours("ray::HostAgent", "ray::DamagesOne"), "the agents to end")
 
 
 def test_a_wrong_address_is_one_line_within_ten_seconds(tmp_path: Path) -> None:
