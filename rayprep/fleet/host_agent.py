@@ -26,7 +26,7 @@ from rayprep.host.snapshot import Wanted as WantedSnapshot
 from rayprep.host.snapshot import take_inventory, take_snapshot
 from rayprep.host.store_id import store_id
 from rayprep.host.unpack import Receipt, receive
-from rayprep.model.errors import BadRequest, RayprepError
+from rayprep.model.errors import BadRequest, HostUnfit, RayprepError
 from rayprep.model.events import Event, Phase, event
 from rayprep.model.leases import Holder, Queued
 from rayprep.model.package import Key
@@ -173,12 +173,17 @@ class HostAgent:
         who = Holder(host=self._node.host, invocation=asked.invocation, node_id=self._node.node_id)
         said = 0.0
 
-        def waiting(which: Wanted, answer: Queued) -> None:
+        def waiting(which: Wanted, answer: Queued | HostUnfit) -> None:
             nonlocal said
-            if time.monotonic() - said >= min(spec.heartbeat_s, 10.0):
-                said = time.monotonic()
-                holder = answer.holder.host if answer.holder else "nobody yet"
-                self._say_waiting(asked, f"lease {which[1]}", holder, answer.held_for_s)
+            if time.monotonic() - said < min(spec.heartbeat_s, 10.0):
+                return
+            said = time.monotonic()
+            if isinstance(answer, HostUnfit):
+                message = f"the lease on {which[1]} cannot be granted yet: {answer.line}"
+                self._emit(asked, event("ensure", Phase.WARNING, message=message))
+                return
+            holder = answer.holder.host if answer.holder else "nobody yet"
+            self._say_waiting(asked, f"lease {which[1]}", holder, answer.held_for_s)
 
         leases = Leases(
             self._coordinator,

@@ -5,17 +5,22 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
 from rayprep.fleet.asked import Asked
+from rayprep.fleet.leasing import Leases, Wanted
 from rayprep.fleet.members import living_nodes, start_agent
+from rayprep.model.errors import ErrorType, HostUnfit
+from rayprep.model.leases import Queued
 from rayprep.model.spec import resolve
 from tests.fleet.damages_one import DamagesOne
 from tests.fleet.faults import (
+    PROBE,
     Run,
     agents_of,
     all_is_well,
@@ -224,6 +229,32 @@ def test_a_damaged_package_is_a_fault_of_its_source(two: Fleet) -> None:
     for agent in (receiver, source):
         ray.kill(agent)
     wait_for(lambda: not ours("ray::HostAgent", "ray::DamagesOne"), "the agents to end")
+
+
+def test_a_lease_file_that_cannot_be_written_is_named_and_waited_for(two: Fleet) -> None:
+    folder = two.leases.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    aside = folder.rename(folder.with_name("aside"))
+    folder.touch()  # so that even root cannot make the folder anew
+    said: list[str] = []
+
+    def mend(_: Wanted, why: Queued | HostUnfit) -> None:
+        assert isinstance(why, HostUnfit)
+        folder.unlink()
+        aside.rename(folder)
+
+    def leases(waiting: Callable[[Wanted, Queued | HostUnfit], None], timeout_s: float) -> Leases:
+        until = time.monotonic() + timeout_s
+        return Leases(two.coordinator, PROBE, [("probed", "key")], lambda _: 0, waiting, lambda: False, until)
+
+    with pytest.raises(HostUnfit) as raised, leases(lambda _, why: said.append(str(why)), 0.5):
+        pass
+    assert said
+    for message in (*said, raised.value.message):
+        assert message.startswith(f"lease file {two.leases} cannot be written: ")
+    assert raised.value.error_type is ErrorType.PERMISSIONS_UNEXPECTED
+    with leases(mend, 60) as held:
+        assert held.epochs == {"key": 1}
 
 
 def test_a_wrong_address_is_one_line_within_ten_seconds(tmp_path: Path) -> None:
