@@ -13,11 +13,18 @@ import psutil
 import pytest
 
 from rayprep.fleet.asked import Asked
+from rayprep.fleet.fleet_record import FleetRecord
 from rayprep.fleet.leasing import Leases, Wanted
+from rayprep.fleet.member import Member
 from rayprep.fleet.members import living_nodes, start_agent
+from rayprep.host.layout import Layout
 from rayprep.model.errors import ErrorType, HostUnfit
+from rayprep.model.fleet import FleetSpec
 from rayprep.model.leases import Queued
+from rayprep.model.rollout import Rollout
 from rayprep.model.spec import resolve
+from rayprep.model.stages import StageName, StageStatus
+from rayprep.report.fleet_live import FleetLineView
 from tests.fleet.damages_one import DamagesOne
 from tests.fleet.faults import (
     PROBE,
@@ -37,6 +44,7 @@ from tests.fleet.faults import (
 from tests.fleet.fleet import FP8_MODEL, KERNELS, STAND_IN, Fleet, Node, fleet_of
 from tests.host.caches import built
 from tests.host.test_ports import free_port
+from tests.model.samples import prep_result
 from tests.processes import wait_for
 
 pytestmark = pytest.mark.ray
@@ -255,6 +263,23 @@ def test_a_lease_file_that_cannot_be_written_is_named_and_waited_for(two: Fleet)
     assert raised.value.error_type is ErrorType.PERMISSIONS_UNEXPECTED
     with leases(mend, 60) as held:
         assert held.epochs == {"key": 1}
+
+
+def test_a_drivers_telemetry_root_that_fails_costs_its_files_and_not_the_run(
+    two: Fleet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    layout, asked = Layout(tmp_path / "p", tmp_path / "t"), asked_for("unwritten")
+    layout.telemetry.touch()
+    view = FleetLineView(sys.stdout, json_lines=False)
+    record = FleetRecord(asked, FleetSpec(), two.address, layout, two.coordinator, view)
+    record.host_line(Member(living_nodes()[0], two.coordinator), prep_result({StageName.SERVE: StageStatus.OK}))
+    result = record.finish(Rollout(waves=()), {}, interrupted=False)
+    two.coordinator.close_run.remote(asked.run_id)
+    assert result.run.finished_at
+    of_the_log, of_the_files = [line for line in capsys.readouterr().out.splitlines() if "warning" in line]
+    assert "the work goes on, unlogged" in of_the_log
+    for words in (f"telemetry root {layout.telemetry} cannot be used: Not a directory", "fleet_result.json", "1 more"):
+        assert words in of_the_files
 
 
 def test_a_wrong_address_is_one_line_within_ten_seconds(tmp_path: Path) -> None:
