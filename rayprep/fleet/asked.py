@@ -89,6 +89,6 @@ class Done(Record):
     """Where a part was asked for, its completions."""
     received: Received | None = None
     source_problem: Utf8 = ""
-    """The source could not send; the receiver is as it was."""
+    """The source could not send, or sent what cannot be taken; the receiver is as it was."""
     again: bool = False
     """Somebody else was at it meanwhile: look again before anything is built."""

@@ -103,6 +103,9 @@ class Coordinator:
 
         Args:
             wanted: store, key and the epoch that the store has seen.
+
+        Raises:
+            HostUnfit: a grant cannot be put on the disk, so that it does not count.
         """
         answers = list[Granted | Queued]()
         for store, key, seen_epoch in wanted:

@@ -151,13 +151,23 @@ class FleetRecord:
         return self.result
 
     def _write_here(self) -> None:
+        """The work is done, and the hosts have their own results: a root that fails now costs these files alone."""
         folder = self._layout.run(self._asked.run_id)
-        try:
-            for host, result in self._results.items():
-                write_unless_there(folder / "hosts" / host / "prep_result.json", result)
-            write_unless_there(folder / "fleet_result.json", self.result)
-        except OSError as error:
-            raise root_unfit(self._layout.telemetry, "telemetry", error) from None
+        results: dict[str, PrepResult | FleetResult] = {
+            f"hosts/{host}/prep_result.json": result for host, result in self._results.items()
+        }
+        lost, why = list[str](), OSError()
+        for name, result in {**results, "fleet_result.json": self.result}.items():
+            try:
+                write_unless_there(folder / name, result)
+            except OSError as error:
+                lost.append(name)
+                why = error
+        if lost:
+            unfit = root_unfit(self._layout.telemetry, "telemetry", why)
+            more = f", with {len(lost) - 1} more" if len(lost) > 1 else ""
+            message = f"{unfit.line}: {folder / lost[-1]} is missing or out of date{more}; the hosts keep their own"
+            self._view.show(event("ensure", Phase.WARNING, message=message))
 
     def _take(self, members: Mapping[str, Member]) -> None:
         took = round(time.monotonic() - self._started, 3)

@@ -26,7 +26,7 @@ from rayprep.host.snapshot import Wanted as WantedSnapshot
 from rayprep.host.snapshot import take_inventory, take_snapshot
 from rayprep.host.store_id import store_id
 from rayprep.host.unpack import Receipt, receive
-from rayprep.model.errors import RayprepError
+from rayprep.model.errors import BadRequest, HostUnfit, RayprepError
 from rayprep.model.events import Event, Phase, event
 from rayprep.model.leases import Holder, Queued
 from rayprep.model.package import Key
@@ -115,8 +115,9 @@ class HostAgent:
                     cancelled=lambda: self._is_cancelled(asked),
                 )
             except SourceFailed as error:
-                self._emit(asked, event("receive", Phase.END, status="error", message=error.line))
-                return Done(source_problem=error.message)
+                return self._not_received(asked, error.message)
+            except BadRequest as error:  # what it has sent is damaged, or no package; another source's may be well
+                return self._not_received(asked, f"{source}: {error.message}")
         took = round(time.monotonic() - started, 3)
         received = Received(
             source=source,
@@ -128,6 +129,10 @@ class HostAgent:
         said = f"{report.files} files, {report.bytes / 2**20:.1f} MiB from {source}"
         self._emit(asked, event("receive", Phase.END, status="ok", duration_s=took, message=said))
         return Done(received=received)
+
+    def _not_received(self, asked: Asked, why: str) -> Done:
+        self._emit(asked, event("receive", Phase.END, status="error", message=why))
+        return Done(source_problem=why)
 
     def pieces(self, asked: Asked, keys: Sequence[Key]) -> Iterator[PickleBuffer]:
         """The `ship` group: a package of finished stages."""
@@ -168,12 +173,17 @@ class HostAgent:
         who = Holder(host=self._node.host, invocation=asked.invocation, node_id=self._node.node_id)
         said = 0.0
 
-        def waiting(which: Wanted, answer: Queued) -> None:
+        def waiting(which: Wanted, answer: Queued | HostUnfit) -> None:
             nonlocal said
-            if time.monotonic() - said >= min(spec.heartbeat_s, 10.0):
-                said = time.monotonic()
-                holder = answer.holder.host if answer.holder else "nobody yet"
-                self._say_waiting(asked, f"lease {which[1]}", holder, answer.held_for_s)
+            if time.monotonic() - said < min(spec.heartbeat_s, 10.0):
+                return
+            said = time.monotonic()
+            if isinstance(answer, HostUnfit):
+                message = f"the lease on {which[1]} cannot be granted yet: {answer.line}"
+                self._emit(asked, event("ensure", Phase.WARNING, message=message))
+                return
+            holder = answer.holder.host if answer.holder else "nobody yet"
+            self._say_waiting(asked, f"lease {which[1]}", holder, answer.held_for_s)
 
         leases = Leases(
             self._coordinator,

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 
 from rayprep.fleet.handles import Handle
-from rayprep.model.errors import ErrorType, Interrupted, LockTimeout, StageError
+from rayprep.model.errors import ErrorType, HostUnfit, Interrupted, LockTimeout, StageError
 from rayprep.model.leases import Granted, Holder, Queued
 
 CALL_S = 10.0
@@ -28,7 +28,8 @@ class Leases:
         coordinator: its actor handle.
         wanted: asked for one after another in one order for all hosts, so that no two wait for each other.
         seen: the highest epoch that this host's store has kept for a key.
-        waiting: called while somebody else holds one, with who and for how long.
+        waiting: called while somebody else holds one, with who and for how long, or while the coordinator cannot
+            grant any, with why.
         deadline: by the monotonic clock.
     """
 
@@ -38,7 +39,7 @@ class Leases:
         who: Holder,
         wanted: Sequence[Wanted],
         seen: Callable[[str], int],
-        waiting: Callable[[Wanted, Queued], None],
+        waiting: Callable[[Wanted, Queued | HostUnfit], None],
         cancelled: Callable[[], bool],
         deadline: float,
     ) -> None:
@@ -47,6 +48,8 @@ class Leases:
         self._held: dict[Wanted, Granted] = {}
         self._until: dict[Wanted, float] = {}
         self._lost = False
+        self._unfit: HostUnfit | None = None
+        """Why the coordinator could not grant what it was asked for last."""
         self._wake = threading.Event()
         self.waited = False
         """Somebody else held one: what was to be built may be there by now."""
@@ -66,6 +69,7 @@ class Leases:
             )
 
     def __enter__(self) -> "Leases":
+        """Raises HostUnfit where the coordinator still cannot grant them, LockTimeout where it has not, Interrupted."""
         renewer = threading.Thread(target=self._renew_all, daemon=True)
         renewer.start()
         started = time.monotonic()
@@ -98,24 +102,31 @@ class Leases:
     def _await_turn(self, answer: Queued | None) -> None:
         """Returns when it is time to ask again. The first that is not held is the one that is waited for."""
         wanted = next(each for each in self._wanted if each not in self._held)
+        if self._unfit:
+            self._waiting(wanted, self._unfit)
         if self._cancelled():
             self._withdraw(wanted)
             raise Interrupted
         if time.monotonic() > self._deadline:
             self._withdraw(wanted)
+            if self._unfit:
+                raise self._unfit
             holder = answer.holder.host if answer and answer.holder else "a coordinator that does not answer"
             raise LockTimeout(f"the lease on {wanted[1]} is with {holder}")
         time.sleep(ASK_EVERY_S)
 
     def _ask(self, missing: Sequence[Wanted]) -> list[Granted | Queued]:
-        """Empty where the coordinator does not answer: it may be on its way back."""
+        """Empty where the coordinator does not answer, for it may be on its way back, or cannot keep what it grants."""
         import ray
 
+        self._unfit = None
         try:
             asked = self._coordinator.request.remote([(*each, self._seen(each[1])) for each in missing], self._who)
             answers: list[Granted | Queued] = ray.get(asked, timeout=CALL_S)
             return answers
-        except ray.exceptions.RayError:
+        except ray.exceptions.RayError as error:
+            cause = getattr(error, "cause", None)
+            self._unfit = cause if isinstance(cause, HostUnfit) else None
             return []
 
     def _withdraw(self, wanted: Wanted) -> None:

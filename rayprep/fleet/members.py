@@ -63,8 +63,9 @@ def join_coordinator(nodes: Sequence[NodeInfo], state: Path, ttl_s: float = LEAS
     try:
         version: str = ray.get(coordinator.version.remote(), timeout=START_S)
     except ray.exceptions.RayError as error:
+        begun = getattr(error, "actor_init_failed", False)  # then Ray shows the whole trace, whose last line says why
         raise HostUnfit(
-            f"the coordinator does not start on {head.host}: {str(error).splitlines()[0]}",
+            f"the coordinator does not start on {head.host}: {str(error).splitlines()[-1 if begun else 0]}",
             hint="is rayprep installed there, in the Python that Ray runs?",
             error_type=ErrorType.RAY_UNAVAILABLE,
         ) from None

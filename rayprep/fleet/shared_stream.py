@@ -16,8 +16,8 @@ PATIENCE_S = 1.0
 TOGETHER_S = 5.0
 """Who comes later begins a stream of its own: what it is of may have changed."""
 
-Make = Callable[[], Iterator[bytes]]
-"""Begins the stream anew, which gives the same pieces each time, and none that is empty."""
+Make = Callable[[int], Iterator[bytes]]
+"""Begins the stream after so many of its bytes, which are the same each time. It gives no piece that is empty."""
 
 
 class SharedStreams:
@@ -83,12 +83,14 @@ class _SharedStream:
             return not self._wants
 
     def pieces(self, reader: object) -> Iterator[bytes]:
+        had = 0
         for number in itertools.count():
             piece = self._piece(reader, number)
             if piece is None and self._make:
-                yield from itertools.islice(self._make(), number, None)
+                yield from self._make(had)
             if not piece:
                 return
+            had += len(piece)
             yield piece
 
     def _piece(self, reader: object, number: int) -> bytes | None:
@@ -144,7 +146,7 @@ class _SharedStream:
     def _next(self) -> bytes:
         if self._make is None:
             self._make = self._prepare()
-            self._stream = self._make()
+            self._stream = self._make(0)
         return next(self._stream)
 
     def _keep(self, piece: bytes) -> None:

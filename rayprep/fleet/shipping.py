@@ -4,12 +4,12 @@ The source packs while the receiver unpacks: it makes a piece when the last few 
 memory on either side.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pickle import PickleBuffer
 
 from rayprep.fleet.handles import Handle
-from rayprep.fleet.shared_stream import SharedStreams
+from rayprep.fleet.shared_stream import Make, SharedStreams
 from rayprep.host.completions import read_completions
 from rayprep.host.layout import Layout
 from rayprep.host.pack import blocks, make_manifest
@@ -41,14 +41,14 @@ class Packages:
             yield PickleBuffer(piece)
 
 
-def _package(layout: Layout, keys: Sequence[Key]) -> Callable[[], Iterator[bytes]]:
+def _package(layout: Layout, keys: Sequence[Key]) -> Make:
     """One manifest for all who read it: a second one may already list other files."""
     return partial(_pieces, layout, make_manifest(layout, [_completion(layout, key) for key in keys]))
 
 
-def _pieces(layout: Layout, manifest: PackageManifest) -> Iterator[bytes]:
+def _pieces(layout: Layout, manifest: PackageManifest, start: int) -> Iterator[bytes]:
     piece, size = list[bytes](), 0
-    for block in blocks(layout, manifest):
+    for block in blocks(layout, manifest, start):
         piece.append(block)
         size += len(block)
         if size >= PIECE:

@@ -11,7 +11,9 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from rayprep.host.atomic import write_text
+from rayprep.host.layout import os_error_type
 from rayprep.model.base import Record, read_tolerant
+from rayprep.model.errors import HostUnfit
 from rayprep.model.leases import Lease, LeaseTable
 
 LEAST_GRANTS = 1000
@@ -38,12 +40,14 @@ class LeaseFile:
         """The table as a new coordinator has to begin: a file, damaged or not, means that another one lived before.
 
         Raises:
-            OSError: the file is there and cannot be read.
+            HostUnfit: the file is there and cannot be read.
         """
         try:
             first, *grants = self._path.read_bytes().split(b"\n")
         except FileNotFoundError:
             return LeaseTable(ttl_s=ttl_s)
+        except OSError as error:
+            raise self._unfit("read", error) from None
         try:
             found = read_tolerant(LeaseTable, first)
         except ValidationError:
@@ -54,7 +58,20 @@ class LeaseFile:
         return found.model_copy(update={"leases": leases, "ttl_s": ttl_s}).restored(now)
 
     def keep(self, table: LeaseTable, store: str, key: str) -> None:
-        """Puts the fresh grant of this lease on the disk. Raises OSError, and writes the whole the next time."""
+        """Puts the fresh grant of this lease on the disk. Raises HostUnfit, and writes the whole the next time."""
+        try:
+            self._keep(table, store, key)
+        except OSError as error:
+            raise self._unfit("written", error) from None
+
+    def _unfit(self, what: str, error: OSError) -> HostUnfit:
+        return HostUnfit(
+            f"lease file {self._path} cannot be {what}: {error.strerror or error}",
+            hint="mend it on the cluster's head",
+            error_type=os_error_type(error),
+        )
+
+    def _keep(self, table: LeaseTable, store: str, key: str) -> None:
         room, self._room = self._room, 0
         if room:
             line = Grant(store=store, key=key, lease=table.leases[store][key]).model_dump_json()

@@ -13,7 +13,7 @@ from rayprep.host.completions import read_completions
 from rayprep.host.entries import find_places
 from rayprep.host.layout import Layout
 from rayprep.host.markers import read_markers
-from rayprep.host.package_stream import CHUNK, END, header, padding
+from rayprep.host.package_stream import CHUNK, END, header, member_size, padding
 from rayprep.host.scan import hash_files, printable
 from rayprep.model.base import encodable
 from rayprep.model.caches import CACHES, CacheName, Entry, FileKind, classify
@@ -101,15 +101,33 @@ def pack(layout: Layout, completions: Sequence[Completion], out: BinaryIO) -> Pa
     )
 
 
-def blocks(layout: Layout, manifest: PackageManifest) -> Iterator[bytes]:
-    """The archive, a piece at a time, of whatever size it comes. Raises HostUnfit, as `pack` does."""
+def blocks(layout: Layout, manifest: PackageManifest, start: int = 0) -> Iterator[bytes]:
+    """The archive, a piece at a time, of whatever size it comes. Raises HostUnfit, as `pack` does.
+
+    Args:
+        start: so many bytes of it are left out. Files that lie before are not read, so that going on costs little.
+    """
     text = manifest.model_dump_json().encode()
-    yield header(MANIFEST_NAME, len(text)) + text + padding(len(text))
+    first = header(MANIFEST_NAME, len(text)) + text + padding(len(text))
+    yield first[start:]
+    left = max(0, start - len(first))
     for file in manifest.files:
-        yield from _blocks_of(layout, file)
+        if not left:
+            yield from _blocks_of(layout, file)
+        elif left >= (size := member_size(file)):
+            left -= size
+        else:
+            yield from _after(left, _blocks_of(layout, file))
+            left = 0
     # A build that began meanwhile may have rewritten a companion after it was hashed and read.
     _refuse_marked(layout, manifest.completions)
-    yield END
+    yield END[left:]
+
+
+def _after(start: int, blocks: Iterable[bytes]) -> Iterator[bytes]:
+    for block in blocks:
+        yield block[start:]
+        start = max(0, start - len(block))
 
 
 def _refuse_marked(layout: Layout, completions: Iterable[Completion]) -> None:

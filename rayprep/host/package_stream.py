@@ -60,6 +60,11 @@ def padding(size: int) -> bytes:
     return bytes(-size % _BLOCK)
 
 
+def member_size(file: PackedFile) -> int:
+    """How many bytes of the archive it takes."""
+    return len(header(file.path, file.size, file.mtime_ns)) + file.size + -file.size % _BLOCK
+
+
 END = bytes(2 * _BLOCK)
 
 

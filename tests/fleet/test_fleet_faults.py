@@ -5,13 +5,29 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
+from rayprep.fleet.asked import Asked
+from rayprep.fleet.fleet_record import FleetRecord
+from rayprep.fleet.leasing import Leases, Wanted
+from rayprep.fleet.member import Member
+from rayprep.fleet.members import living_nodes, start_agent
+from rayprep.host.layout import Layout
+from rayprep.model.errors import ErrorType, HostUnfit
+from rayprep.model.fleet import FleetSpec
+from rayprep.model.leases import Queued
+from rayprep.model.rollout import Rollout
+from rayprep.model.spec import resolve
+from rayprep.model.stages import StageName, StageStatus
+from rayprep.report.fleet_live import FleetLineView
+from tests.fleet.damages_one import DamagesOne
 from tests.fleet.faults import (
+    PROBE,
     Run,
     agents_of,
     all_is_well,
@@ -26,7 +42,9 @@ from tests.fleet.faults import (
     valid,
 )
 from tests.fleet.fleet import FP8_MODEL, KERNELS, STAND_IN, Fleet, Node, fleet_of
+from tests.host.caches import built
 from tests.host.test_ports import free_port
+from tests.model.samples import prep_result
 from tests.processes import wait_for
 
 pytestmark = pytest.mark.ray
@@ -196,6 +214,72 @@ def test_a_frozen_builder_cannot_publish(two: Fleet, host: bool) -> None:
         two.cluster.remove_node(builder.ray_node, allow_graceful=False)
         two.add(builder)
     all_is_well(two, "after")
+
+
+def asked_for(run_id: str) -> Asked:
+    return Asked(resolved=resolve({"model": "tiny-dense"}), run_id=run_id)
+
+
+def test_a_damaged_package_is_a_fault_of_its_source(two: Fleet) -> None:
+    """The receiver is well, and may ask another one."""
+    import ray
+
+    asked, nodes = asked_for("damaged"), {node.host: node for node in living_nodes()}
+    receiver = start_agent(nodes["gpu-1"], two.coordinator)
+    source = DamagesOne.start(nodes["gpu-0"], two.coordinator)
+    facts = ray.get(receiver.look.remote(asked), timeout=60).facts
+    made = built(two.nodes["gpu-0"].layout, signature=facts.signature)
+    calls = [receiver.take.remote(asked, "gpu-0", source, [(made.stage, made.key)]) for _ in range(2)]
+    damaged, sound = ray.get(calls, timeout=60)
+    assert damaged.source_problem.startswith("gpu-0: the package is refused: the content of torchinductor/ab/cab.so")
+    assert sound.received.files == len(made.artifacts)
+    assert two.nodes["gpu-1"].artifacts().keys() == made.artifacts.keys()
+    for agent in (receiver, source):
+        ray.kill(agent)
+    wait_for(lambda: not ours("ray::HostAgent", "ray::DamagesOne"), "the agents to end")
+
+
+def test_a_lease_file_that_cannot_be_written_is_named_and_waited_for(two: Fleet) -> None:
+    folder = two.leases.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    aside = folder.rename(folder.with_name("aside"))
+    folder.touch()  # so that even root cannot make the folder anew
+    said: list[str] = []
+
+    def mend(_: Wanted, why: Queued | HostUnfit) -> None:
+        assert isinstance(why, HostUnfit)
+        folder.unlink()
+        aside.rename(folder)
+
+    def leases(waiting: Callable[[Wanted, Queued | HostUnfit], None], timeout_s: float) -> Leases:
+        until = time.monotonic() + timeout_s
+        return Leases(two.coordinator, PROBE, [("probed", "key")], lambda _: 0, waiting, lambda: False, until)
+
+    with pytest.raises(HostUnfit) as raised, leases(lambda _, why: said.append(str(why)), 0.5):
+        pass
+    assert said
+    for message in (*said, raised.value.message):
+        assert message.startswith(f"lease file {two.leases} cannot be written: ")
+    assert raised.value.error_type is ErrorType.PERMISSIONS_UNEXPECTED
+    with leases(mend, 60) as held:
+        assert held.epochs == {"key": 1}
+
+
+def test_a_drivers_telemetry_root_that_fails_costs_its_files_and_not_the_run(
+    two: Fleet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    layout, asked = Layout(tmp_path / "p", tmp_path / "t"), asked_for("unwritten")
+    layout.telemetry.touch()
+    view = FleetLineView(sys.stdout, json_lines=False)
+    record = FleetRecord(asked, FleetSpec(), two.address, layout, two.coordinator, view)
+    record.host_line(Member(living_nodes()[0], two.coordinator), prep_result({StageName.SERVE: StageStatus.OK}))
+    result = record.finish(Rollout(waves=()), {}, interrupted=False)
+    two.coordinator.close_run.remote(asked.run_id)
+    assert result.run.finished_at
+    of_the_log, of_the_files = [line for line in capsys.readouterr().out.splitlines() if "warning" in line]
+    assert "the work goes on, unlogged" in of_the_log
+    for words in (f"telemetry root {layout.telemetry} cannot be used: Not a directory", "fleet_result.json", "1 more"):
+        assert words in of_the_files
 
 
 def test_a_wrong_address_is_one_line_within_ten_seconds(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rayprep.fleet import shared_stream
-from rayprep.fleet.shared_stream import KEPT, PATIENCE_S, SharedStreams
+from rayprep.fleet.shared_stream import KEPT, PATIENCE_S, Make, SharedStreams
 
 PIECES = [bytes([number]) for number in range(3 * KEPT)]
 
@@ -21,13 +21,13 @@ class Made:
     def __init__(self, fails_at: int | None = None) -> None:
         self.prepared, self.begun, self.made, self._fails_at = 0, 0, 0, fails_at
 
-    def __call__(self) -> Callable[[], Iterator[bytes]]:
+    def __call__(self) -> Make:
         self.prepared += 1
         return self.pieces
 
-    def pieces(self) -> Iterator[bytes]:
+    def pieces(self, start: int) -> Iterator[bytes]:
         self.begun += 1
-        for piece in PIECES:
+        for piece in PIECES[start:]:
             if self.made == self._fails_at:
                 raise OSError("gone")
             self.made += 1
@@ -70,6 +70,7 @@ def test_one_that_stands_still_holds_up_the_others_once() -> None:
     assert PATIENCE_S <= time.monotonic() - started < 2 * PATIENCE_S
     assert [first, *still] == PIECES
     assert (made.prepared, made.begun) == (1, 2), "of the same files, whatever has changed since"
+    assert made.made == len(PIECES) + len(PIECES[1:]), "what it has is not made again: that takes long, and is silent"
 
 
 def test_one_that_gives_up_holds_up_nobody() -> None:
@@ -122,7 +123,7 @@ def test_one_that_comes_long_after_the_others_begins_anew(monkeypatch: pytest.Mo
 def test_nobody_is_kept_from_another_stream_while_a_piece_is_made() -> None:
     streams, inside, go_on = SharedStreams(), threading.Event(), threading.Event()
 
-    def slow() -> Callable[[], Iterator[bytes]]:
+    def slow() -> Make:
         inside.set()
         assert go_on.wait(10)
         return Made().pieces

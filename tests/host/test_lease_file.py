@@ -6,6 +6,7 @@ import pytest
 
 from rayprep.host import lease_file
 from rayprep.host.lease_file import LeaseFile
+from rayprep.model.errors import ErrorType, HostUnfit
 from rayprep.model.leases import Granted, Holder, LeaseTable
 
 TTL_S = 30.0
@@ -65,6 +66,23 @@ def test_half_a_line_is_as_if_it_had_not_been_granted(tmp_path: Path, cut: int) 
     assert isinstance(answer, Granted)
     again.keep(later, "store", "key-9")
     assert holders(LeaseFile(path).read(TTL_S, 0.0)) == {"key-9": "gpu-9", "key-0": "gpu-0"}
+
+
+def test_a_file_that_cannot_be_written_or_read_is_named_and_kept_whole_once_it_can(tmp_path: Path) -> None:
+    folder = tmp_path / "sub"
+    file, table = LeaseFile(folder / "leases"), LeaseTable(ttl_s=TTL_S)
+    table = grant(file, table, 0)
+    folder.rename(tmp_path / "aside")
+    folder.touch()  # so that even root cannot make the folder anew
+    for _ in range(2):
+        with pytest.raises(HostUnfit, match=f"^lease file {folder}/leases cannot be written: ") as raised:
+            grant(file, table, 1)
+        assert raised.value.error_type is ErrorType.PERMISSIONS_UNEXPECTED
+    with pytest.raises(HostUnfit, match=f"^lease file {folder}/leases cannot be read: Not a directory$"):
+        LeaseFile(folder / "leases").read(TTL_S, 0.0)
+    folder.unlink()
+    grant(file, table, 1)
+    assert len(holders(file.read(TTL_S, 0.0))) == 2
 
 
 def test_a_damaged_table_is_still_a_sign_of_an_earlier_life(tmp_path: Path) -> None:

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from rayprep.host import pack as pack_module
 from rayprep.host.completions import read_completions, write_completion
 from rayprep.host.environment import STORE_MARK
 from rayprep.host.epochs import highest_epoch
 from rayprep.host.layout import Layout
 from rayprep.host.locks import acquire
 from rayprep.host.markers import Marker, write_marker
-from rayprep.host.pack import choose, pack
+from rayprep.host.pack import blocks, choose, make_manifest, pack
 from rayprep.host.package_file import open_to_read, open_to_write
 from rayprep.host.scan import hash_files
 from rayprep.host.snapshot import wrong_hashes
@@ -132,6 +133,21 @@ def test_the_same_caches_make_the_same_archive_and_any_tar_reads_it(source: Layo
     assert len(names) == 10
     subprocess.run(["tar", "x", "-C", str(tmp_path)], input=data, check=True)
     assert (tmp_path / "torchinductor/ab/cab.so").read_text(encoding="utf-8") == "so!"
+
+
+def test_the_rest_of_an_archive_is_made_without_what_lies_before_it(
+    source: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pack_module, "CHUNK", 3)  # so that files come in several blocks
+    manifest, data = make_manifest(source, every(source)), archive(source)
+    for start in range(0, len(data), 333):
+        assert b"".join(blocks(source, manifest, start)) == data[start:]
+    with tarfile.open(fileobj=io.BytesIO(data)) as members:
+        ends = {each.name: each.offset_data + each.size + -each.size % 512 for each in members}
+    for file in manifest.files:
+        (source.profiles / file.path).unlink()
+        end = ends[file.path]
+        assert b"".join(blocks(source, manifest, end)) == data[end:]
 
 
 def test_a_second_time_nothing_is_touched(source: Layout, target: Layout) -> None:
