@@ -1,5 +1,6 @@
 """The tuner's loop: asks what is to be measured next, has it compiled ahead and measured, and keeps each result."""
 
+import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
@@ -16,6 +17,7 @@ from rayprep.model.moe_search import (
     served_trials,
 )
 from rayprep.model.moe_space import KernelConfig, accumulators, specialisation
+from rayprep.model.server_failure import NO_SPACE
 from rayprep.model.spec import MoeStrategy
 from rayprep.stages.child_lines import Emit, StepLine
 from rayprep.stages.moe_log import MeasurementLog
@@ -104,6 +106,8 @@ class Tuner:
         needed = dict.fromkeys(job for trial in heaviest for job in self._jobs[self._kind(trial)])
         fresh = tuple(job for job in needed if job not in self._compiled)
         for n, (job, error) in enumerate(self.bench.compile(fresh), 1):
+            if error is not None and re.search(NO_SPACE, error):
+                raise Untunable(error)  # a full disk is not the config's fault
             self._compiled.add(job)
             if error is not None:
                 self._broken[job] = error
