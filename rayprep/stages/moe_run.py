@@ -113,11 +113,16 @@ def _tuning(request: StageRequest, shape: MoeShape, choices: tuple[Choice, ...],
 def _tuned_size(choice: Choice) -> TunedSize:
     return TunedSize(
         batch_size=choice.tokens,
-        default_us=choice.stock_us,
-        tuned_us=choice.us,
+        default_us=_rounded(choice.stock_us),
+        tuned_us=_rounded(choice.us),
         speedup=choice.speedup,
         config=choice.config.entry() if choice.config else None,
     )
+
+
+def _rounded(us: float | None) -> float | None:
+    """To nanoseconds, which no measurement is exact to."""
+    return None if us is None else round(us, 3)
 
 
 def tune_by_script(request: StageRequest, shape: MoeShape, context: BuildContext) -> Built:
