@@ -1,7 +1,7 @@
 """A short server start for a run in which no other server starts: its log has to name the tuned config."""
 
 from dataclasses import replace
-from pathlib import Path
+from pathlib import PurePath
 
 from rayprep.model.caches import CacheName
 from rayprep.model.errors import ErrorType, StageError
@@ -24,8 +24,8 @@ def confirm_by_server(request: StageRequest, context: BuildContext, built: Built
         server.start()
         record = record_of(server, request.spec.load_format)
     said = server.reader.moe_configs
-    name = Path(facts.config_file.container_path).name if facts.config_file else ""
-    if name not in said.used:
-        raise StageError(ErrorType.VERIFY_LOG_MISSING, complaint(name, said), log_tail=server.log_tail())
+    config = PurePath(facts.config_file.container_path if facts.config_file else "")
+    if not said.uses(config):
+        raise StageError(ErrorType.VERIFY_LOG_MISSING, complaint(config, said), log_tail=server.log_tail())
     confirmed = facts.model_copy(update={"verified_in_log": True, "verify_log": layout.located(context.log)})
     return replace(built, server=record, moe_configs=said, artifacts=confirmed)
