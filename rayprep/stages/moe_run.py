@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -142,26 +143,34 @@ def tune_by_script(request: StageRequest, shape: MoeShape, context: BuildContext
     if status != 0 or not found:
         message = f"{request.spec.moe_tuner_script} ended with status {status} and left {len(found)} config files"
         raise StageError(ErrorType.TUNER_EXECUTION_ERROR, message, log_tail=log_tail(context))
-    return _built(request, shape, context, _read_script(request, found[0]))
+    said = _read_script(request, shape, found[0])
+    left = [str(size) for size in sizes_of(request.spec) if size not in said.files.up]
+    nearest = f"the script tuned nothing for {', '.join(left)} tokens, which take the nearest size's config"
+    built = _built(request, shape, context, said)
+    return replace(built, warnings=(*built.warnings, nearest)) if left else built
 
 
 def _script_command(request: StageRequest, shape: MoeShape, folder: Path) -> list[str]:
     spec = request.spec
     sizes = spec.moe_batch_sizes
     return [
-        *("env", "-C", str(folder), sys.executable, str(spec.moe_tuner_script), "--tune"),
-        *("--model", str(request.model.source.parent), "--tp-size", str(spec.tp)),
+        *("env", "-C", str(folder), sys.executable, str(Path(str(spec.moe_tuner_script)).absolute()), "--tune"),
+        *("--model", str(request.model.source.absolute().parent), "--tp-size", str(spec.tp)),
         *(("--dtype", shape.dtype) if shape.dtype else ()),
         *(("--per-channel-quant",) if shape.per_channel else ()),
         *(("--batch-size", str(sizes[0])) if len(sizes) == 1 else ()),
     ]
 
 
-def _read_script(request: StageRequest, file: Path) -> TunedLine:
+def _read_script(request: StageRequest, shape: MoeShape, file: Path) -> TunedLine:
     try:
         entries = _ENTRIES.validate_python(json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
-        raise StageError(ErrorType.TUNER_EXECUTION_ERROR, f"{file.name} is no config file: {error}") from None
+        problem = " ".join(str(error).split())[:300]
+        raise StageError(ErrorType.TUNER_EXECUTION_ERROR, f"{file.name} is no config file: {problem}") from None
+    if not entries or not file.name.startswith(f"E={shape.experts},N={shape.width},"):
+        what = f"is for other experts than {shape}" if entries else "has no entry"
+        raise StageError(ErrorType.TUNER_EXECUTION_ERROR, f"{file.name} {what}")
     version = request.signature.triton_version or ""
     return TunedLine(
         name=file.name,
