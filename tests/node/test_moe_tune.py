@@ -15,6 +15,7 @@ import pytest
 
 from rayprep.host.scan import scan_cache
 from rayprep.model.caches import CacheName
+from rayprep.model.events import Phase
 from rayprep.model.moe import MoeShape
 from rayprep.model.moe_search import SEED, Measurement, tuning_digest
 from rayprep.model.result import Artifacts, Tuning
@@ -98,6 +99,8 @@ def test_from_a_killed_tuning_to_a_servers_word_to_nothing_to_do(host: MoeHost) 
     assert result.exit_code == 0, result.errors
     skips = dict.fromkeys(("deep_gemm", "flashinfer", "inductor"), "skipped")
     assert statuses(result) == {**skips, "moe_tune": "ok", "serve": "ok"}
+    started = next(each for each in host.events if (each.name, each.phase) == ("moe_tune", Phase.START))
+    assert started.settings and started.settings["batch_sizes"] == SIZES, "not those of decode"
     stage, artifacts = result.stages[MOE], result.stages[MOE].artifacts
     assert artifacts and artifacts.tuning and artifacts.verify_log
     assert stage.verified_in_log and artifacts.verified_in_log
