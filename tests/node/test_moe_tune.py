@@ -116,6 +116,9 @@ def test_from_a_killed_tuning_to_a_servers_word_to_nothing_to_do(host: MoeHost) 
     assert (len(served), used) == (tuning.served, {16, 64}), "no loser is in the servers' cache"
     _written(host, artifacts, tuning)
 
+    more = take_survey(host.request(**{**asked, "moe_batch_sizes": (64,)}), host.environ, gpus=host.gpus)
+    needs = [each.work.required_bytes for each in more.plan.decisions if each.stage is MOE and each.work]
+    assert needs == [1 << 30], "of kernels, however small the file that the first tuning left"
     again = host.ensure(**asked)
     assert statuses(again) == {**skips, "moe_tune": "noop", "serve": "noop"}
     assert again.stages[MOE].verified_in_log, "as a server had said"
