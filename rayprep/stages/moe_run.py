@@ -12,13 +12,15 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from rayprep.host.gpu import visible_env
-from rayprep.host.layout import os_error_type
+from rayprep.host.layout import Layout, os_error_type
 from rayprep.model.caches import CacheName
 from rayprep.model.errors import ErrorType, StageError
 from rayprep.model.moe import MoeShape, default_batch_sizes
 from rayprep.model.moe_search import SEED, TUNER_VERSION, Choice, ConfigFiles, first_candidates, tuning_digest
 from rayprep.model.moe_space import KernelConfig
 from rayprep.model.result import TunedSize, Tuning
+from rayprep.model.spec import StageOp
+from rayprep.model.stages import StageName
 from rayprep.stages.child_run import keep_line, log_tail, run_child, run_command
 from rayprep.stages.moe_files import facts_of, seed, shipped_configs, write_config
 from rayprep.stages.moe_tune import capability_of, covered_units, label_of, sizes_of
@@ -40,7 +42,7 @@ def tune(request: StageRequest, shape: MoeShape, context: BuildContext) -> Built
         Interrupted: the run was cancelled.
     """
     spec = request.spec
-    home = context.layout.cache(CacheName.MOE_CONFIGS) / "tuning" / tuning_digest(request.signature, shape)
+    home = tuning_home(request, shape, context.layout)
     kernels = home / "kernels"
     kernels.mkdir(parents=True, exist_ok=True)
     gpus = [gpu for gpu in context.host_gpus if gpu.name == context.gpus[0].name] if context.gpus else []
@@ -65,6 +67,14 @@ def tune(request: StageRequest, shape: MoeShape, context: BuildContext) -> Built
     built = _built(request, shape, context, said)
     shutil.rmtree(kernels, ignore_errors=True)  # nothing but a tuning reads them, and this one is over
     return built
+
+
+def tuning_home(request: StageRequest, shape: MoeShape, layout: Layout) -> Path:
+    """Where the tuning keeps what it measures; emptied where the user asked for it to be done again."""
+    home = layout.cache(CacheName.MOE_CONFIGS) / "tuning" / tuning_digest(request.signature, shape)
+    if request.spec.op(StageName.MOE_TUNE) is StageOp.REBUILD:
+        shutil.rmtree(home, ignore_errors=True)
+    return home
 
 
 def _env(env: Mapping[str, str]) -> dict[str, str]:
