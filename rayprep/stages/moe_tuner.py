@@ -61,6 +61,8 @@ class Tuner:
         self.request, self.bench, self.log, self.emit = request, bench, log, emit
         self._candidates = {size: self._first(size) for size in request.sizes}
         self._reused = len(log.done)
+        self._ran = any(each.us for each in log.done.values())
+        """An earlier run has shown that kernels can be compiled here."""
         self._compiled: set[KernelJob] = set()
         self._broken: dict[KernelJob, str] = {}
         self._jobs: dict[object, tuple[KernelJob, ...]] = {}
@@ -120,7 +122,7 @@ class Tuner:
         missing = {job for trial in trials for job in self._jobs[self._kind(trial)]} - self._compiled
         while missing:
             missing.discard(next(compiling))
-        if len(self._broken) == len(self._compiled) >= _ENOUGH_TO_TELL:
+        if len(self._broken) == len(self._compiled) >= _ENOUGH_TO_TELL and not self._ran:
             raise Untunable(f"no kernel can be compiled: {next(iter(self._broken.values()))}")
         ready = []
         for trial in trials:

@@ -7,7 +7,7 @@ import pytest
 
 from rayprep.model.errors import ErrorType
 from rayprep.model.moe import MoeShape
-from rayprep.model.moe_search import SEED, Measurement, Stock, Trial
+from rayprep.model.moe_search import COARSE, SEED, Measurement, Stock, Trial
 from rayprep.model.moe_space import KernelConfig
 from rayprep.model.spec import MoeStrategy
 from rayprep.stages.moe_log import MeasurementLog
@@ -101,3 +101,24 @@ def test_a_full_disk_ends_it_and_is_held_against_no_config(tmp_path: Path) -> No
     assert MeasurementLog(tmp_path / "log").done == {}
     told = Tuner(sweep(tmp_path), Bench(), MeasurementLog(tmp_path / "log"), lambda line: None).go()
     assert (told.counts.reused, told.counts.failed) == (0, 0)
+
+
+class NothingCompiles(Bench):
+    """Whatever is asked for."""
+
+    def compile(self, jobs: Sequence[KernelJob]) -> Iterator[tuple[KernelJob, str | None]]:
+        for job, _ in super().compile(jobs):
+            yield job, "RuntimeError: PassManager::run failed"
+
+
+def test_what_is_left_of_a_stopped_run_may_all_fail(tmp_path: Path) -> None:
+    stopped = MeasurementLog(tmp_path / "log")
+    for each in (None, SMALL):
+        stopped.append(Measurement(trial=Trial(tokens=64, config=each, replays=COARSE), us=5.0 if each else 9.0))
+    rest = tuple(config(256, 256, 4).model_copy(update={"GROUP_SIZE_M": number}) for number in range(1, 9))
+    request = sweep(tmp_path).model_copy(update={"space": (SMALL, *rest)})
+    told = Tuner(request, NothingCompiles(), MeasurementLog(tmp_path / "log"), lambda line: None)
+    told._try(told._next())
+    assert sum(each.us is None for each in told.log.done.values()) == len(rest)
+    with pytest.raises(Untunable, match="no kernel can be compiled"):
+        Tuner(request, NothingCompiles(), MeasurementLog(tmp_path / "other"), lambda line: None).go()
