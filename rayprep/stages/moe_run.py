@@ -98,6 +98,8 @@ def _built(request: StageRequest, shape: MoeShape, context: BuildContext, said: 
     kept = f"{counts.unreadable} lines of the tuner's log cannot be read, and were left out"
     return Built(
         units=covered_units(request.spec, shape, sizes_of(request.spec)),
+        # One file. Of sizes tuned earlier it says what the log does, and there is none of a script, or of another host.
+        whole=True,
         used=frozenset(str(path.relative_to(layout.profiles)) for path in written),
         compiled=tuple(f"M={choice.tokens} {choice.config or 'default'}" for choice in said.choices),
         warnings=(kept,) if counts.unreadable else (),

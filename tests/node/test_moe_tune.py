@@ -7,13 +7,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
 import pytest
 
 from rayprep.host.scan import scan_cache
+from rayprep.model.base import utc_now
 from rayprep.model.caches import CacheName
 from rayprep.model.events import Phase
 from rayprep.model.moe import MoeShape
@@ -22,6 +23,8 @@ from rayprep.model.result import Artifacts, Tuning
 from rayprep.model.spec import MoeStrategy, StageOp
 from rayprep.model.stages import StageName
 from rayprep.node import take_survey
+from rayprep.node.collect import complete, new_completion
+from rayprep.stages import Built
 from rayprep.stages.moe_tune import shape_of
 from rayprep.stages.moe_tune_protocol import TuneRequest
 from tests.needs import needs_torch
@@ -84,6 +87,21 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MoeHost]:
     host = MoeHost(tmp_path)
     yield host
     assert host.processes() == []
+
+
+def test_a_config_file_written_anew_covers_no_more_than_its_build(host: MoeHost) -> None:
+    """Another host, or SGLang's own tuner, may have tuned what the earlier file said: its measurements are not here."""
+    survey = take_survey(host.request(model=str(host.model), ops=OTHERS), host.environ, gpus=host.gpus)
+    decision = next(each for each in survey.plan.decisions if each.stage is MOE)
+    (host.cache / "configs").mkdir(parents=True)
+    (host.cache / "configs" / NAME).write_text("{}")
+    built = Built(units=("M=64",), used=frozenset({f"moe_configs/configs/{NAME}"}))
+    scans = [scan_cache(host.layout.profiles, CacheName.MOE_CONFIGS)]
+    empty = new_completion(survey, decision, "run-1", utc_now())
+    first = complete(survey, empty, built, scans, None)
+    more = replace(built, units=("M=8",))
+    assert complete(survey, empty, more, scans, first).units == ("M=64", "M=8")
+    assert complete(survey, empty, replace(more, whole=True), scans, first).units == ("M=8",)
 
 
 def test_from_a_killed_tuning_to_a_servers_word_to_nothing_to_do(host: MoeHost) -> None:

@@ -54,7 +54,7 @@ STAGE = MoeTuneStage()
 def test_its_file_is_taken_as_it_is(tmp_path: Path) -> None:
     built, log = run(tmp_path, f"json.dump({{'8': {ENTRY}}}, open({NAME!r}, 'w'))")
     assert built.used == {f"moe_configs/configs/triton_3_6_0/{NAME}"}
-    assert built.units == (f"script {SHAPE} M=8",)
+    assert (built.units, built.whole) == ((f"script {SHAPE} M=8",), True)
     written = json.loads((tmp_path / "profiles" / next(iter(built.used))).read_text())
     assert written == {"8": ENTRY}
     assert built.artifacts and built.artifacts.tuning
