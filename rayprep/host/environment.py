@@ -29,6 +29,8 @@ _DROPPED = frozenset(
         "OMP_NUM_THREADS",
         # A debugger's or profiler's settings for us are not meant for the compilers.
         "PYTHONSTARTUP",
+        # Ours where there are configs. Else a server would read another root's, or die of a folder without any.
+        "SGLANG_MOE_CONFIG_DIR",
         # They would lead libraries out of the HOME that the child is given.
         *("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME"),
     }

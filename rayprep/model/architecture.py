@@ -7,7 +7,7 @@ Source of the names: transformers' configuration classes (Qwen2, Qwen3, Qwen3-Mo
 import hashlib
 import json
 
-from pydantic import AliasChoices, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AliasChoices, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 from rayprep.model.base import Record
 from rayprep.model.errors import BadRequest
@@ -39,7 +39,7 @@ class Quantization(Record):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     quant_method: str | None = None
-    weight_block_size: tuple[int, ...] | None = None
+    weight_block_size: tuple[PositiveInt, ...] | None = None
     """Rows and columns of one scaling block, usually (128, 128)."""
     ignored_layers: tuple[str, ...] = Field(
         default=(), validation_alias=AliasChoices("ignored_layers", "modules_to_not_convert", "ignore")

@@ -79,8 +79,8 @@ def moe_shape(
         hint = f"leave it out, or say {weights.dtype}" if weights.dtype else "leave it out"
         raise BadRequest(f"moe dtype {asked_dtype} is not the model's, which is {weights.dtype or 'bf16'}", hint=hint)
     width = architecture.moe_intermediate_size or architecture.intermediate_size
-    if width % tp:
-        return _unable(f"the experts' width {width} cannot be split over tp {tp}")
+    if problem := _unsplittable(width, tp, weights.block):
+        return _unable(problem)
     shared = architecture.n_shared_experts if shares_fused(architecture, flags) else 0
     sizes = {
         "experts": architecture.num_experts + shared,
@@ -128,6 +128,15 @@ def _activation(architecture: Architecture, flags: Mapping[str, str]) -> str:
     asked = flags.get("dtype", "auto")
     name = architecture.dtype.removeprefix("torch.") if asked == "auto" else asked
     return {"half": "float16", "float": "float32"}.get(name, name)
+
+
+def _unsplittable(width: int, tp: int, block: tuple[int, int] | None) -> str | None:
+    """Why no server starts with experts of this width. Source: `create_weights` of `Fp8MoEMethod` in `fp8.py`."""
+    if width % tp:
+        return f"the experts' width {width} cannot be split over tp {tp}"
+    if block and any(width // tp % size for size in block[: 2 if tp > 1 else 1]):
+        return f"the experts' width {width} over tp {tp} is no multiple of the weights' block {block[0]}x{block[1]}"
+    return None
 
 
 def _unable(message: str) -> Unable:

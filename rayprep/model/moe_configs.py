@@ -15,11 +15,24 @@ _MISSED = re.compile(r"Config file not found at (.+?\.json)\b")
 
 
 class MoeConfigs(Record):
-    """The files by name, each once, in the order in which the log names them."""
+    """The files as the log names them, each once, in its order."""
 
     used: tuple[str, ...] = ()
     missed: tuple[str, ...] = ()
     """Those that were looked for and not there."""
+
+    def uses(self, config: PurePath) -> bool:
+        """Whether `config` is among them, below a `moe_configs` wherever that is mounted.
+
+        Its name alone does not tell: the file that ships with SGLang is called the same. The contract's wording has
+        no more than that, and is believed.
+        """
+        return any(each in (config.name, _tail(config)) or each.endswith(f"/{_tail(config)}") for each in self.used)
+
+
+def _tail(config: PurePath) -> str:
+    """Such as `moe_configs/configs/triton_3_6_0/NAME.json`."""
+    return "/".join(config.parts[-4:])
 
 
 def heard(line: str, before: MoeConfigs) -> MoeConfigs:
@@ -27,13 +40,13 @@ def heard(line: str, before: MoeConfigs) -> MoeConfigs:
     for field, pattern in (("used", _USED), ("missed", _MISSED)):
         if found := pattern.search(line):
             known: tuple[str, ...] = getattr(before, field)
-            return before.model_copy(update={field: tuple(dict.fromkeys((*known, PurePath(found[1]).name)))})
+            return before.model_copy(update={field: tuple(dict.fromkeys((*known, found[1])))})
     return before
 
 
-def complaint(name: str, said: MoeConfigs) -> str:
-    """Why a log that does not say that `name` is used is no proof."""
-    why = f'no "Using MoE kernel config from .../{name}" in the server\'s log'
+def complaint(config: PurePath, said: MoeConfigs) -> str:
+    """Why a log that does not say that `config` is used is no proof."""
+    why = f'no "Using MoE kernel config from .../{_tail(config)}" in the server\'s log'
     other = _listed("it uses", said.used) or _listed("it looked for", said.missed)
     return f"{why}; {other}" if other else why
 

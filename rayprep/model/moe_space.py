@@ -57,6 +57,8 @@ _HALF = (
     *("128,128,64,16,8,3", "128,128,64,32,8,3", "128,256,64,1,8,4", "128,256,64,16,8,4", "128,256,64,16,8,3"),
 )
 """M, N, K, group, warps, stages: the most frequent entries of the files that sglang 0.5.16 ships for the H200."""
+_HIGH = 64
+"""A tile so high is worth a try however many rows an expert gets: few experts have thousands each."""
 
 
 def official_space(shape: MoeShape) -> tuple[KernelConfig, ...]:
@@ -68,10 +70,9 @@ def official_space(shape: MoeShape) -> tuple[KernelConfig, ...]:
 def curated(shape: MoeShape, tokens: int) -> tuple[KernelConfig, ...]:
     """The short list for a batch of `tokens`: tiles neither far below nor far above the rows that an expert gets."""
     rows = tokens * shape.top_k / shape.experts
+    lowest, highest = min(_HIGH, rows / 8), max(32, 4 * rows)
     listed = (_parsed(text) for text in (_FP8 if shape.dtype else _HALF))
-    return tuple(
-        config for config in listed if fits(config, shape) and rows / 8 <= config.BLOCK_SIZE_M <= max(32, 4 * rows)
-    )
+    return tuple(config for config in listed if fits(config, shape) and lowest <= config.BLOCK_SIZE_M <= highest)
 
 
 def neighbours(configs: Iterable[KernelConfig], shape: MoeShape) -> tuple[KernelConfig, ...]:

@@ -39,6 +39,8 @@ class Unable(Record):
     message: str
     units: tuple[str, ...] = ()
     """What it would build, where that is known: a host that has all of it from elsewhere needs no compiler."""
+    hint: str = ""
+    """What to do, where the error type's own hint would mislead."""
 
 
 StagePlan = Work | NotNeeded | Unable
@@ -94,7 +96,9 @@ def known_unable(work: Work, earlier: Completion | None, now: Signature) -> Unab
     if differences(StageName.SERVE, earlier.signature, now):
         return None
     since = f"known since {earlier.finished_at}, --rebuild {earlier.stage} tries it again"
-    return Unable(error_type=ErrorType.UNSUPPORTED, message=f"{earlier.reason}; {since}")
+    # Not --skip: the flags would still be there, and the warm-up server would not start with them either.
+    hint = "leave the named flag out; what the others compile is warmed up and proved all the same"
+    return Unable(error_type=ErrorType.UNSUPPORTED, message=f"{earlier.reason}; {since}", hint=hint)
 
 
 class Action(StrEnum):
@@ -115,6 +119,8 @@ class Decision(Record):
     check: Check
     work: Work | None = None
     error_type: ErrorType | None = None
+    hint: str = ""
+    """With an error type, where its own hint would mislead."""
     record_skip: bool = False
     """The skip is the host's or the model's, not the user's: it is kept as a completion."""
 
@@ -145,7 +151,7 @@ def decide(  # noqa: PLR0911 - one return for each rule, in order of precedence
         return verdict(Action.SKIP, plan.reason, plan.detail).model_copy(update={"record_skip": True})
     if isinstance(plan, Unable) and not (plan.units and check.valid and op is not StageOp.REBUILD):
         failed = verdict(Action.FAIL, plan.error_type.value, plan.message)
-        return failed.model_copy(update={"error_type": plan.error_type})
+        return failed.model_copy(update={"error_type": plan.error_type, "hint": plan.hint})
     if op is StageOp.REBUILD:
         return verdict(Action.BUILD, "rebuild_requested")
     if check.valid:

@@ -33,6 +33,7 @@ def complete(
     if strange := sorted(built.used - now.keys()):
         raise StageError(ErrorType.VERIFY_FAILED, f"the build uses {strange[0]}, which is no plain file of its cache")
     fresh = {path: (now[path], digest) for path, digest in hash_files(survey.layout.profiles, built.used).items()}
+    widened = None if built.whole else widened
     kept = widened.artifacts if widened else {}
     completion = empty.model_copy(
         update={

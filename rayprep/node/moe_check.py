@@ -25,12 +25,12 @@ def confirmed(result: StageResult, said: MoeConfigs, log: Located) -> StageResul
         return None
     if artifacts.verified_in_log:
         return None
-    name = PurePath(artifacts.config_file.container_path).name
-    if name in said.used:
+    config = PurePath(artifacts.config_file.container_path)
+    if said.uses(config):
         found = artifacts.model_copy(update={"verified_in_log": True, "verify_log": log})
         return result.model_copy(update={"artifacts": found, "verified_in_log": True})
     missed = artifacts.model_copy(update={"verified_in_log": False, "verify_log": log})
-    error = StageError(ErrorType.VERIFY_LOG_MISSING, complaint(name, said), hint=f"read {log.host_path}")
+    error = StageError(ErrorType.VERIFY_LOG_MISSING, complaint(config, said), hint=f"read {log.host_path}")
     failed = failed_result(StageName.MOE_TUNE, error, ran=result.ran, duration_s=result.duration_s)
     return failed.model_copy(update={"artifacts": missed, "verified_in_log": False, "warnings": result.warnings})
 

@@ -232,7 +232,7 @@ def settled_result(decision: Decision, survey: Survey) -> StageResult:
             detail=decision.detail or None,
         )
     kind = decision.error_type or ErrorType.UNSUPPORTED
-    return failed_result(decision.stage, StageError(kind, decision.detail), ran=False)
+    return failed_result(decision.stage, StageError(kind, decision.detail, hint=decision.hint), ran=False)
 
 
 def failed_result(stage: StageName, error: RayprepError, *, ran: bool, duration_s: float = 0.0) -> StageResult:

@@ -30,6 +30,7 @@ from rayprep.node.survey import Survey
 from rayprep.node.telling import end_event
 from rayprep.stages import BY_NAME, BuildContext, Built, StageRequest
 from rayprep.stages.deep_gemm import compiles_via_server
+from rayprep.stages.moe_tune import sizes_of
 
 HEADROOM_FACTOR = 1.25
 """Free disk asked for, over what the stage is reckoned to write."""
@@ -99,7 +100,8 @@ class StageRun:
 
     def _settings(self) -> dict[str, object]:
         spec = self.request.resolved.spec
-        return {"model": self.slug, "tp": spec.tp, "batch_sizes": spec.batch_sizes, "reason": self.decision.reason}
+        sizes = sizes_of(spec) if self.name is StageName.MOE_TUNE else spec.batch_sizes
+        return {"model": self.slug, "tp": spec.tp, "batch_sizes": sizes, "reason": self.decision.reason}
 
     def _mark(self) -> float | None:
         """Writes the marker. Returns since when an aborted run may have written, which the new marker keeps."""

@@ -67,12 +67,17 @@ def write_config(layout: Layout, folder: str, name: str, entries: Mapping[int, K
 
 
 def link_active(layout: Layout, slug: str, config: Path) -> Path:
-    """Points `configs/active/<slug>.json` at a config file, relative, so that it holds wherever the root is mounted."""
+    """Points `configs/active/<slug>.json` at a config file, relative, so that it holds wherever the root is mounted.
+
+    Writes nothing where it does so already: the root may be read-only. Raises OSError.
+    """
     folder = layout.cache(CacheName.MOE_CONFIGS) / "configs" / "active"
+    link, aside, target = folder / f"{slug}.json", folder / f".{slug}.json.tmp", os.path.relpath(config, folder)
+    if link.is_symlink() and str(link.readlink()) == target:
+        return link
     folder.mkdir(exist_ok=True)
-    link, aside = folder / f"{slug}.json", folder / f".{slug}.json.tmp"
     aside.unlink(missing_ok=True)
-    aside.symlink_to(os.path.relpath(config, folder))
+    aside.symlink_to(target)
     aside.rename(link)
     return link
 

@@ -1,11 +1,15 @@
 """The log of a tuning's measurements: one line of JSON each, written as it is made, so that none is made twice."""
 
 import os
+import re
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from rayprep.model.moe_search import Measurement, Trial
+from rayprep.model.server_failure import NO_SPACE
+
+_LACKING = re.compile(rf"OutOfMemoryError|{NO_SPACE}")
 
 
 class MeasurementLog:
@@ -34,9 +38,9 @@ class MeasurementLog:
             self.done.setdefault(found.trial, found)
 
     def append(self, measured: Measurement) -> None:
-        """What ran out of memory is not kept for the next run, which may have more. Raises OSError."""
+        """What ran out of memory or disk is not kept for the next run, which may have more. Raises OSError."""
         self.done[measured.trial] = measured
-        if "OutOfMemoryError" not in (measured.error or ""):
+        if not _LACKING.search(measured.error or ""):
             self._write(measured)
 
     def _write(self, measured: Measurement) -> None:

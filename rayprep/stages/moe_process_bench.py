@@ -33,17 +33,18 @@ class ProcessBench:
 
     def __init__(self, request: TuneRequest) -> None:
         self._request = request
-        spawn, fork = get_context("spawn"), get_context("forkserver")
-        fork.set_forkserver_preload(["rayprep.stages.moe_compile", _SGLANG_KERNELS])
-        self._gpus: list[Worker[tuple[str, object], object]] = [
-            Worker(spawn, BenchSetup(request, gpu)) for gpu in range(request.gpus)
-        ]
-        self._compilers: list[Worker[KernelJob, None]] = [
-            Worker(fork, CompileSetup(request.capability)) for _ in range(request.compilers)
-        ]
+        self._gpus: list[Worker[tuple[str, object], object]] = []
+        self._compilers: list[Worker[KernelJob, None]] = []
 
     def open(self) -> BenchFacts:
-        """Raises WorkerFailed or WorkerLost."""
+        """Starts them all, which takes as long as SGLang's import. Raises WorkerFailed or WorkerLost."""
+        request = self._request
+        spawn, fork = get_context("spawn"), get_context("forkserver")
+        fork.set_forkserver_preload(["rayprep.stages.moe_compile", _SGLANG_KERNELS])
+        for gpu in range(request.gpus):
+            self._gpus.append(Worker(spawn, BenchSetup(request, gpu)))
+        for _ in range(request.compilers):
+            self._compilers.append(Worker(fork, CompileSetup(request.capability)))
         for worker in self._gpus:
             worker.wait_until_ready()
         return self._ask("facts", None, BenchFacts)

@@ -5,19 +5,22 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from pydantic import TypeAdapter
 
 from rayprep.host.gpu import visible_env
-from rayprep.host.layout import os_error_type
+from rayprep.host.layout import Layout, os_error_type
 from rayprep.model.caches import CacheName
 from rayprep.model.errors import ErrorType, StageError
 from rayprep.model.moe import MoeShape, default_batch_sizes
 from rayprep.model.moe_search import SEED, TUNER_VERSION, Choice, ConfigFiles, first_candidates, tuning_digest
 from rayprep.model.moe_space import KernelConfig
 from rayprep.model.result import TunedSize, Tuning
+from rayprep.model.spec import StageOp
+from rayprep.model.stages import StageName
 from rayprep.stages.child_run import keep_line, log_tail, run_child, run_command
 from rayprep.stages.moe_files import facts_of, seed, shipped_configs, write_config
 from rayprep.stages.moe_tune import capability_of, covered_units, label_of, sizes_of
@@ -39,7 +42,7 @@ def tune(request: StageRequest, shape: MoeShape, context: BuildContext) -> Built
         Interrupted: the run was cancelled.
     """
     spec = request.spec
-    home = context.layout.cache(CacheName.MOE_CONFIGS) / "tuning" / tuning_digest(request.signature, shape)
+    home = tuning_home(request, shape, context.layout)
     kernels = home / "kernels"
     kernels.mkdir(parents=True, exist_ok=True)
     gpus = [gpu for gpu in context.host_gpus if gpu.name == context.gpus[0].name] if context.gpus else []
@@ -66,6 +69,14 @@ def tune(request: StageRequest, shape: MoeShape, context: BuildContext) -> Built
     return built
 
 
+def tuning_home(request: StageRequest, shape: MoeShape, layout: Layout) -> Path:
+    """Where the tuning keeps what it measures; emptied where the user asked for it to be done again."""
+    home = layout.cache(CacheName.MOE_CONFIGS) / "tuning" / tuning_digest(request.signature, shape)
+    if request.spec.op(StageName.MOE_TUNE) is StageOp.REBUILD:
+        shutil.rmtree(home, ignore_errors=True)
+    return home
+
+
 def _env(env: Mapping[str, str]) -> dict[str, str]:
     """SGLang's own configs are what ours are compared with, so none of ours may be in sight."""
     return {name: value for name, value in env.items() if name != _CONFIG_DIR}
@@ -87,6 +98,8 @@ def _built(request: StageRequest, shape: MoeShape, context: BuildContext, said: 
     kept = f"{counts.unreadable} lines of the tuner's log cannot be read, and were left out"
     return Built(
         units=covered_units(request.spec, shape, sizes_of(request.spec)),
+        # One file. Of sizes tuned earlier it says what the log does, and there is none of a script, or of another host.
+        whole=True,
         used=frozenset(str(path.relative_to(layout.profiles)) for path in written),
         compiled=tuple(f"M={choice.tokens} {choice.config or 'default'}" for choice in said.choices),
         warnings=(kept,) if counts.unreadable else (),
@@ -113,11 +126,16 @@ def _tuning(request: StageRequest, shape: MoeShape, choices: tuple[Choice, ...],
 def _tuned_size(choice: Choice) -> TunedSize:
     return TunedSize(
         batch_size=choice.tokens,
-        default_us=choice.stock_us,
-        tuned_us=choice.us,
+        default_us=_rounded(choice.stock_us),
+        tuned_us=_rounded(choice.us),
         speedup=choice.speedup,
         config=choice.config.entry() if choice.config else None,
     )
+
+
+def _rounded(us: float | None) -> float | None:
+    """To nanoseconds, which no measurement is exact to."""
+    return None if us is None else round(us, 3)
 
 
 def tune_by_script(request: StageRequest, shape: MoeShape, context: BuildContext) -> Built:
@@ -137,26 +155,34 @@ def tune_by_script(request: StageRequest, shape: MoeShape, context: BuildContext
     if status != 0 or not found:
         message = f"{request.spec.moe_tuner_script} ended with status {status} and left {len(found)} config files"
         raise StageError(ErrorType.TUNER_EXECUTION_ERROR, message, log_tail=log_tail(context))
-    return _built(request, shape, context, _read_script(request, found[0]))
+    said = _read_script(request, shape, found[0])
+    left = [str(size) for size in sizes_of(request.spec) if size not in said.files.up]
+    nearest = f"the script tuned nothing for {', '.join(left)} tokens, which take the nearest size's config"
+    built = _built(request, shape, context, said)
+    return replace(built, warnings=(*built.warnings, nearest)) if left else built
 
 
 def _script_command(request: StageRequest, shape: MoeShape, folder: Path) -> list[str]:
     spec = request.spec
     sizes = spec.moe_batch_sizes
     return [
-        *("env", "-C", str(folder), sys.executable, str(spec.moe_tuner_script), "--tune"),
-        *("--model", str(request.model.source.parent), "--tp-size", str(spec.tp)),
+        *("env", "-C", str(folder), sys.executable, str(Path(str(spec.moe_tuner_script)).absolute()), "--tune"),
+        *("--model", str(request.model.source.absolute().parent), "--tp-size", str(spec.tp)),
         *(("--dtype", shape.dtype) if shape.dtype else ()),
         *(("--per-channel-quant",) if shape.per_channel else ()),
         *(("--batch-size", str(sizes[0])) if len(sizes) == 1 else ()),
     ]
 
 
-def _read_script(request: StageRequest, file: Path) -> TunedLine:
+def _read_script(request: StageRequest, shape: MoeShape, file: Path) -> TunedLine:
     try:
         entries = _ENTRIES.validate_python(json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
-        raise StageError(ErrorType.TUNER_EXECUTION_ERROR, f"{file.name} is no config file: {error}") from None
+        problem = " ".join(str(error).split())[:300]
+        raise StageError(ErrorType.TUNER_EXECUTION_ERROR, f"{file.name} is no config file: {problem}") from None
+    if not entries or not file.name.startswith(f"E={shape.experts},N={shape.width},"):
+        what = f"is for other experts than {shape}" if entries else "has no entry"
+        raise StageError(ErrorType.TUNER_EXECUTION_ERROR, f"{file.name} {what}")
     version = request.signature.triton_version or ""
     return TunedLine(
         name=file.name,

@@ -1,18 +1,19 @@
 """A short server start for a run in which no other server starts: its log has to name the tuned config."""
 
 from dataclasses import replace
-from pathlib import Path
+from pathlib import PurePath
 
 from rayprep.model.caches import CacheName
 from rayprep.model.errors import ErrorType, StageError
 from rayprep.model.moe_configs import complaint
 from rayprep.model.result import Artifacts
+from rayprep.model.torch_compile import without
 from rayprep.stages.protocol import BuildContext, Built, StageRequest
 from rayprep.stages.warmup_server import record_of, warmup_server
 
 
 def confirm_by_server(request: StageRequest, context: BuildContext, built: Built) -> Built:
-    """Starts the server that the request implies, until it is ready, and reads its log.
+    """Starts the server that the request implies, but for torch.compile, until it is ready, and reads its log.
 
     Raises:
         StageError: `verify_log_missing`, or it did not start.
@@ -20,12 +21,14 @@ def confirm_by_server(request: StageRequest, context: BuildContext, built: Built
     """
     layout, facts = context.layout, built.artifacts or Artifacts()
     env = {**context.env, "SGLANG_MOE_CONFIG_DIR": str(layout.cache(CacheName.MOE_CONFIGS))}
-    with warmup_server(request, context, env) as server:
+    flags = without(request.spec.server_args)  # what is compiled, or does not compile, is another stage's to say
+    plain = replace(request, spec=request.spec.model_copy(update={"server_args": flags}))
+    with warmup_server(plain, context, env) as server:
         server.start()
         record = record_of(server, request.spec.load_format)
     said = server.reader.moe_configs
-    name = Path(facts.config_file.container_path).name if facts.config_file else ""
-    if name not in said.used:
-        raise StageError(ErrorType.VERIFY_LOG_MISSING, complaint(name, said), log_tail=server.log_tail())
+    config = PurePath(facts.config_file.container_path if facts.config_file else "")
+    if not said.uses(config):
+        raise StageError(ErrorType.VERIFY_LOG_MISSING, complaint(config, said), log_tail=server.log_tail())
     confirmed = facts.model_copy(update={"verified_in_log": True, "verify_log": layout.located(context.log)})
     return replace(built, server=record, moe_configs=said, artifacts=confirmed)

@@ -1,5 +1,6 @@
 """The tuner's loop: asks what is to be measured next, has it compiled ahead and measured, and keeps each result."""
 
+import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
@@ -16,6 +17,7 @@ from rayprep.model.moe_search import (
     served_trials,
 )
 from rayprep.model.moe_space import KernelConfig, accumulators, specialisation
+from rayprep.model.server_failure import NO_SPACE
 from rayprep.model.spec import MoeStrategy
 from rayprep.stages.child_lines import Emit, StepLine
 from rayprep.stages.moe_log import MeasurementLog
@@ -59,6 +61,8 @@ class Tuner:
         self.request, self.bench, self.log, self.emit = request, bench, log, emit
         self._candidates = {size: self._first(size) for size in request.sizes}
         self._reused = len(log.done)
+        self._ran = any(each.us for each in log.done.values())
+        """An earlier run has shown that kernels can be compiled here."""
         self._compiled: set[KernelJob] = set()
         self._broken: dict[KernelJob, str] = {}
         self._jobs: dict[object, tuple[KernelJob, ...]] = {}
@@ -104,6 +108,8 @@ class Tuner:
         needed = dict.fromkeys(job for trial in heaviest for job in self._jobs[self._kind(trial)])
         fresh = tuple(job for job in needed if job not in self._compiled)
         for n, (job, error) in enumerate(self.bench.compile(fresh), 1):
+            if error is not None and re.search(NO_SPACE, error):
+                raise Untunable(error)  # a full disk is not the config's fault
             self._compiled.add(job)
             if error is not None:
                 self._broken[job] = error
@@ -116,7 +122,7 @@ class Tuner:
         missing = {job for trial in trials for job in self._jobs[self._kind(trial)]} - self._compiled
         while missing:
             missing.discard(next(compiling))
-        if len(self._broken) == len(self._compiled) >= _ENOUGH_TO_TELL:
+        if len(self._broken) == len(self._compiled) >= _ENOUGH_TO_TELL and not self._ran:
             raise Untunable(f"no kernel can be compiled: {next(iter(self._broken.values()))}")
         ready = []
         for trial in trials:

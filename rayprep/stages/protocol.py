@@ -64,6 +64,8 @@ class Built:
     """
 
     units: tuple[str, ...]
+    whole: bool = False
+    """The build wrote anew what an earlier one had left, so that nothing of that one's units may be left."""
     used: frozenset[str] = frozenset()
     compiled: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()

@@ -59,6 +59,12 @@ def test_a_wrong_width_is_one_line_that_names_it(width: str, value: object) -> N
     assert caught.value.line.startswith("model config config.json cannot be read")
 
 
+@pytest.mark.parametrize("block", [[0, 128], [128, -1], 128, "128"])
+def test_a_scaling_block_has_a_size(block: object) -> None:
+    with pytest.raises(BadRequest, match="weight_block_size"):
+        parse(quantization_config={"quant_method": "fp8", "weight_block_size": block})
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "7", '"x"', "[" * 10_000, "{}", "\ufeff{}"])
 def test_what_is_no_config_is_a_bad_request(text: str) -> None:
     with pytest.raises(BadRequest) as caught:

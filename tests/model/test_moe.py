@@ -89,6 +89,7 @@ def test_what_reads_no_such_config_needs_none(changes: dict[str, object], flags:
         ({"quantization_config": {"quant_method": "w8a8_int8"}}, 1, "w8a8_int8"),
         ({"torch_dtype": "float32"}, 1, "float32"),
         ({"moe_intermediate_size": 700}, 8, "700"),
+        ({"quantization_config": BLOCKS}, 4, "768 over tp 4 is no multiple of the weights' block 128x128"),
     ],
 )
 def test_what_is_not_known_is_refused_by_name(changes: dict[str, object], tp: int, said: str) -> None:

@@ -30,6 +30,13 @@ def test_tiles_go_with_the_rows_that_an_expert_gets() -> None:
     assert {config.BLOCK_SIZE_M for config in curated(FP8, 8192)} == {64, 128}
 
 
+@pytest.mark.parametrize("dtype", ["fp8_w8a8", None])
+def test_few_experts_with_thousands_of_rows_each_get_high_tiles(dtype: str | None) -> None:
+    mixtral = MoeShape(experts=8, width=14336, hidden=4096, top_k=2, dtype=dtype)
+    for tokens in (8192, 16384, 65536):
+        assert {config.BLOCK_SIZE_M for config in curated(mixtral, tokens)} == {64, 128}
+
+
 def test_a_neighbour_is_one_step_away() -> None:
     centre = KernelConfig(
         BLOCK_SIZE_M=16, BLOCK_SIZE_N=128, BLOCK_SIZE_K=128, GROUP_SIZE_M=1, num_warps=4, num_stages=3

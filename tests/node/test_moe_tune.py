@@ -7,20 +7,24 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
 import pytest
 
 from rayprep.host.scan import scan_cache
+from rayprep.model.base import utc_now
 from rayprep.model.caches import CacheName
+from rayprep.model.events import Phase
 from rayprep.model.moe import MoeShape
 from rayprep.model.moe_search import SEED, Measurement, tuning_digest
 from rayprep.model.result import Artifacts, Tuning
 from rayprep.model.spec import MoeStrategy, StageOp
 from rayprep.model.stages import StageName
 from rayprep.node import take_survey
+from rayprep.node.collect import complete, new_completion
+from rayprep.stages import Built
 from rayprep.stages.moe_tune import shape_of
 from rayprep.stages.moe_tune_protocol import TuneRequest
 from tests.needs import needs_torch
@@ -85,6 +89,21 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MoeHost]:
     assert host.processes() == []
 
 
+def test_a_config_file_written_anew_covers_no_more_than_its_build(host: MoeHost) -> None:
+    """Another host, or SGLang's own tuner, may have tuned what the earlier file said: its measurements are not here."""
+    survey = take_survey(host.request(model=str(host.model), ops=OTHERS), host.environ, gpus=host.gpus)
+    decision = next(each for each in survey.plan.decisions if each.stage is MOE)
+    (host.cache / "configs").mkdir(parents=True)
+    (host.cache / "configs" / NAME).write_text("{}")
+    built = Built(units=("M=64",), used=frozenset({f"moe_configs/configs/{NAME}"}))
+    scans = [scan_cache(host.layout.profiles, CacheName.MOE_CONFIGS)]
+    empty = new_completion(survey, decision, "run-1", utc_now())
+    first = complete(survey, empty, built, scans, None)
+    more = replace(built, units=("M=8",))
+    assert complete(survey, empty, more, scans, first).units == ("M=64", "M=8")
+    assert complete(survey, empty, replace(more, whole=True), scans, first).units == ("M=8",)
+
+
 def test_from_a_killed_tuning_to_a_servers_word_to_nothing_to_do(host: MoeHost) -> None:
     asked = {"model": str(host.model), "moe_batch_sizes": SIZES, "moe_strategy": "fixed", "ops": OTHERS}
     _kill_in_the_middle(host, asked)
@@ -98,6 +117,8 @@ def test_from_a_killed_tuning_to_a_servers_word_to_nothing_to_do(host: MoeHost) 
     assert result.exit_code == 0, result.errors
     skips = dict.fromkeys(("deep_gemm", "flashinfer", "inductor"), "skipped")
     assert statuses(result) == {**skips, "moe_tune": "ok", "serve": "ok"}
+    started = next(each for each in host.events if (each.name, each.phase) == ("moe_tune", Phase.START))
+    assert started.settings and started.settings["batch_sizes"] == SIZES, "not those of decode"
     stage, artifacts = result.stages[MOE], result.stages[MOE].artifacts
     assert artifacts and artifacts.tuning and artifacts.verify_log
     assert stage.verified_in_log and artifacts.verified_in_log
@@ -113,6 +134,9 @@ def test_from_a_killed_tuning_to_a_servers_word_to_nothing_to_do(host: MoeHost) 
     assert (len(served), used) == (tuning.served, {16, 64}), "no loser is in the servers' cache"
     _written(host, artifacts, tuning)
 
+    more = take_survey(host.request(**{**asked, "moe_batch_sizes": (64,)}), host.environ, gpus=host.gpus)
+    needs = [each.work.required_bytes for each in more.plan.decisions if each.stage is MOE and each.work]
+    assert needs == [1 << 30], "of kernels, however small the file that the first tuning left"
     again = host.ensure(**asked)
     assert statuses(again) == {**skips, "moe_tune": "noop", "serve": "noop"}
     assert again.stages[MOE].verified_in_log, "as a server had said"

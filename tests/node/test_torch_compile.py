@@ -72,6 +72,7 @@ def test_where_no_server_starts_with_it_that_is_said_and_the_rest_is_warmed_up(h
     (error,) = known.stages[INDUCTOR].errors
     assert error.message.startswith(stage.errors[0].message)
     assert "; known since 2" in error.message
+    assert "--skip" not in error.hint, "no server would start: the flag is still there"
     assert statuses(known)["serve"] == "noop"
     assert known.verify is not None
     assert known.verify.reason == "verified"

@@ -64,6 +64,13 @@ def test_the_link_follows_the_last_and_is_no_part_of_the_cache(layout: Layout) -
     assert (scan.file_count, scan.links) == (2, 0)
 
 
+def test_a_link_that_is_right_is_not_written_again(layout: Layout) -> None:
+    """On a read-only root a noop would have nothing to say of its config."""
+    path = write_config(layout, "triton_3_6_0", NAME, {1: CONFIG})
+    first = link_active(layout, "qwen3", path).lstat()
+    assert link_active(layout, "qwen3", path).lstat().st_ino == first.st_ino
+
+
 def test_a_host_that_received_the_config_makes_the_link_for_itself(layout: Layout) -> None:
     path = write_config(layout, "triton_3_6_0", NAME, {1: CONFIG})
     listed = {f"moe_configs/configs/triton_3_6_0/{NAME}": (path.stat().st_size, "sha256:" + "0" * 64)}

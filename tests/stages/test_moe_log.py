@@ -38,9 +38,13 @@ def test_half_a_line_harms_neither_those_before_nor_those_after(tmp_path: Path, 
     assert found.unreadable >= 1
 
 
-def test_what_ran_out_of_memory_may_fit_the_next_time(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "error",
+    ["OutOfMemoryError: CUDA out of memory. Tried", "OSError: [Errno 28] No space left on device: '/p/kernels/x'"],
+)
+def test_what_ran_out_of_memory_or_disk_may_fit_the_next_time(tmp_path: Path, error: str) -> None:
     log = MeasurementLog(tmp_path / "log")
-    log.append(Measurement(trial=measurement(1).trial, error="OutOfMemoryError: CUDA out of memory. Tried"))
+    log.append(Measurement(trial=measurement(1).trial, error=error))
     assert len(log.done) == 1
     assert MeasurementLog(tmp_path / "log").done == {}
 

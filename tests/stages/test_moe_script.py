@@ -54,7 +54,7 @@ STAGE = MoeTuneStage()
 def test_its_file_is_taken_as_it_is(tmp_path: Path) -> None:
     built, log = run(tmp_path, f"json.dump({{'8': {ENTRY}}}, open({NAME!r}, 'w'))")
     assert built.used == {f"moe_configs/configs/triton_3_6_0/{NAME}"}
-    assert built.units == (f"script {SHAPE} M=8",)
+    assert (built.units, built.whole) == ((f"script {SHAPE} M=8",), True)
     written = json.loads((tmp_path / "profiles" / next(iter(built.used))).read_text())
     assert written == {"8": ENTRY}
     assert built.artifacts and built.artifacts.tuning
@@ -69,9 +69,21 @@ def test_its_file_is_taken_as_it_is(tmp_path: Path) -> None:
         ("sys.exit(3)", r"ended with status 3 and left 0 config files"),
         ("pass", r"ended with status 0 and left 0 config files"),
         (f"open({NAME!r}, 'w').write('half')", "is no config file"),
+        (f"open({NAME!r}, 'w').write('{{\"8\": {{}}}}')", "is no config file: 4 validation errors"),
+        (f"open({NAME!r}, 'w').write('{{}}')", "has no entry"),
+        (f"json.dump({{'8': {ENTRY}}}, open('E=64,N=768.json', 'w'))", "is for other experts than E=128 N=768 K=2048"),
     ],
 )
 def test_a_script_that_fails_fails_the_stage(tmp_path: Path, script: str, said: str) -> None:
     with pytest.raises(StageError, match=said) as caught:
         run(tmp_path, script)
     assert caught.value.error_type is ErrorType.TUNER_EXECUTION_ERROR
+    assert "\n" not in caught.value.message
+
+
+def test_a_script_named_from_here_is_found_and_what_it_left_out_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    built, _ = run(Path(), f"json.dump({{'16': {ENTRY}}}, open({NAME!r}, 'w'))")
+    assert built.warnings == ("the script tuned nothing for 8 tokens, which take the nearest size's config",)

@@ -5,12 +5,14 @@ from pathlib import Path
 
 import pytest
 
+from rayprep.host.layout import Layout
 from rayprep.host.model_files import ModelFiles
 from rayprep.model.architecture import parse_architecture
 from rayprep.model.errors import BadRequest, ErrorType
 from rayprep.model.moe import MoeShape
 from rayprep.model.plan import NotNeeded, Unable, Work
 from rayprep.model.spec import DeviceChoice, PrepSpec
+from rayprep.stages.moe_run import tuning_home
 from rayprep.stages.moe_tune import MoeTuneStage, covered_units, serve_follows, shape_of, sizes_of
 from rayprep.stages.protocol import StageRequest
 from tests.model.samples import DIGEST, signature
@@ -101,3 +103,15 @@ def test_sglangs_own_tuner_is_asked_for_by_its_file(tmp_path: Path) -> None:
 )
 def test_who_asks_a_server(spec: dict[str, object], follows: bool) -> None:
     assert serve_follows(PrepSpec.model_validate(json.loads(json.dumps({"model": "m", **spec})))) is follows
+
+
+def test_what_was_measured_is_kept_until_a_rebuild_is_asked_for(tmp_path: Path) -> None:
+    layout = Layout(tmp_path, tmp_path)
+    asked, anew = request(), request(ops={"moe_tune": "rebuild"})
+    shape = shape_of(asked)
+    assert isinstance(shape, MoeShape)
+    log = tuning_home(asked, shape, layout) / "measurements.jsonl"
+    log.parent.mkdir(parents=True)
+    log.touch()
+    assert (tuning_home(asked, shape, layout), log.exists()) == (log.parent, True)
+    assert (tuning_home(anew, shape, layout), log.exists()) == (log.parent, False)

@@ -3,13 +3,16 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import pytest
+
+from rayprep.model.errors import ErrorType
 from rayprep.model.moe import MoeShape
-from rayprep.model.moe_search import SEED, Measurement, Stock, Trial
+from rayprep.model.moe_search import COARSE, SEED, Measurement, Stock, Trial
 from rayprep.model.moe_space import KernelConfig
 from rayprep.model.spec import MoeStrategy
 from rayprep.stages.moe_log import MeasurementLog
-from rayprep.stages.moe_tune_protocol import BenchFacts, KernelJob, Recorded, TuneRequest
-from rayprep.stages.moe_tuner import Tuner
+from rayprep.stages.moe_tune_protocol import BenchFacts, KernelJob, Recorded, TuneRequest, failure
+from rayprep.stages.moe_tuner import Tuner, Untunable
 
 SHAPE = MoeShape(experts=128, width=768, hidden=2048, top_k=8, dtype="fp8_w8a8", block=(128, 128))
 
@@ -54,23 +57,26 @@ class Bench:
             yield Measurement(trial=trial, us=float(tile.BLOCK_SIZE_M * tile.BLOCK_SIZE_N))
 
 
-def test_what_takes_longest_to_compile_is_begun_first_and_the_rest_measured_meanwhile(tmp_path: Path) -> None:
-    request = TuneRequest(
+def sweep(folder: Path) -> TuneRequest:
+    return TuneRequest(
         shape=SHAPE,
         strategy=MoeStrategy.SWEEP,
         sizes=(64,),
         all_sizes=(64,),
         space=(SMALL, WIDE, HUGE),
-        log=str(tmp_path / "log"),
-        kernels=str(tmp_path),
+        log=str(folder / "log"),
+        kernels=str(folder),
         seed=SEED,
         gpus=1,
         compilers=1,
         capability=90,
         deadline_s=10,
     )
+
+
+def test_what_takes_longest_to_compile_is_begun_first_and_the_rest_measured_meanwhile(tmp_path: Path) -> None:
     bench = Bench()
-    told = Tuner(request, bench, MeasurementLog(tmp_path / "log"), lambda line: None).go()
+    told = Tuner(sweep(tmp_path), bench, MeasurementLog(tmp_path / "log"), lambda line: None).go()
     assert bench.compiled == [str(HUGE), str(WIDE), str(SMALL), "None"]
     assert bench.done[:7] == [
         *("compiled None", f"compiled {SMALL}", f"compiled {WIDE}"),
@@ -78,3 +84,41 @@ def test_what_takes_longest_to_compile_is_begun_first_and_the_rest_measured_mean
         f"compiled {HUGE}",
     ]
     assert told.choices[0].config == SMALL
+
+
+class FullDisk(Bench):
+    """One of the compilers finds no space."""
+
+    def compile(self, jobs: Sequence[KernelJob]) -> Iterator[tuple[KernelJob, str | None]]:
+        for job, _ in super().compile(jobs):
+            yield job, "OSError: [Errno 28] No space left on device" if job.specialisation == str(WIDE) else None
+
+
+def test_a_full_disk_ends_it_and_is_held_against_no_config(tmp_path: Path) -> None:
+    with pytest.raises(Untunable, match="No space left") as caught:
+        Tuner(sweep(tmp_path), FullDisk(), MeasurementLog(tmp_path / "log"), lambda line: None).go()
+    assert failure(caught.value).error_type is ErrorType.INSUFFICIENT_DISK
+    assert MeasurementLog(tmp_path / "log").done == {}
+    told = Tuner(sweep(tmp_path), Bench(), MeasurementLog(tmp_path / "log"), lambda line: None).go()
+    assert (told.counts.reused, told.counts.failed) == (0, 0)
+
+
+class NothingCompiles(Bench):
+    """Whatever is asked for."""
+
+    def compile(self, jobs: Sequence[KernelJob]) -> Iterator[tuple[KernelJob, str | None]]:
+        for job, _ in super().compile(jobs):
+            yield job, "RuntimeError: PassManager::run failed"
+
+
+def test_what_is_left_of_a_stopped_run_may_all_fail(tmp_path: Path) -> None:
+    stopped = MeasurementLog(tmp_path / "log")
+    for each in (None, SMALL):
+        stopped.append(Measurement(trial=Trial(tokens=64, config=each, replays=COARSE), us=5.0 if each else 9.0))
+    rest = tuple(config(256, 256, 4).model_copy(update={"GROUP_SIZE_M": number}) for number in range(1, 9))
+    request = sweep(tmp_path).model_copy(update={"space": (SMALL, *rest)})
+    told = Tuner(request, NothingCompiles(), MeasurementLog(tmp_path / "log"), lambda line: None)
+    told._try(told._next())
+    assert sum(each.us is None for each in told.log.done.values()) == len(rest)
+    with pytest.raises(Untunable, match="no kernel can be compiled"):
+        Tuner(request, NothingCompiles(), MeasurementLog(tmp_path / "other"), lambda line: None).go()

@@ -8,6 +8,9 @@ from multiprocessing import get_context
 import psutil
 import pytest
 
+from rayprep.model.moe import MoeShape
+from rayprep.stages.moe_process_bench import ProcessBench
+from rayprep.stages.moe_tune_protocol import TuneRequest
 from rayprep.stages.moe_workers import Worker, WorkerFailed, WorkerKilled, ask_all
 
 
@@ -65,3 +68,17 @@ def test_a_process_that_cannot_be_set_up_says_why() -> None:
     finally:
         worker.end()
     assert list(ask_all([], [], 1.0)) == []
+
+
+def test_what_the_tuner_starts_is_started_when_its_set_up_is_timed() -> None:
+    shape = MoeShape(experts=8, width=128, hidden=128, top_k=2)
+    tuning = TuneRequest(
+        **{"shape": shape, "strategy": "fixed", "sizes": (1,), "all_sizes": (1,), "log": "/nowhere", "seed": 0},
+        **{"kernels": "/nowhere", "gpus": 1, "compilers": 1, "capability": 90, "deadline_s": 1.0},
+    )
+    before = psutil.Process().children(recursive=True)
+    bench = ProcessBench(tuning)
+    try:
+        assert psutil.Process().children(recursive=True) == before
+    finally:
+        bench.close()
