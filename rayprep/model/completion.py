@@ -15,6 +15,7 @@ from pydantic import Field, field_validator
 from rayprep.model.base import Record, Utc
 from rayprep.model.signature import FORMAT_VERSION, Difference, Signature, binding_digest, differences
 from rayprep.model.stages import StageName
+from rayprep.model.tuning import Tuning
 from rayprep.model.verification import Verification
 
 
@@ -73,6 +74,8 @@ class Completion(Record):
     """The last proof on a server; of `serve` only."""
     verified_in_log: bool | None = None
     """A server's log has named the config; of `moe_tune` only."""
+    tuning: Tuning | None = None
+    """What was measured for that config; of `moe_tune` only."""
 
     @field_validator("artifacts")
     @classmethod

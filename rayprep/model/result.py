@@ -14,6 +14,7 @@ from rayprep.model.slices import Asked
 from rayprep.model.snapshot import ProfileSnapshot
 from rayprep.model.stages import StageName, StageStatus, exit_code
 from rayprep.model.telemetry import TelemetryProbe
+from rayprep.model.tuning import Tuning
 from rayprep.model.verification import VerifyResult
 
 
@@ -28,47 +29,6 @@ class RunStatus(StrEnum):
 class Tally(Record):
     count: int
     bytes: int
-
-
-class TunedSize(Record):
-    """What tuning came to for one number of tokens."""
-
-    batch_size: int
-    default_us: float | None
-    """Of SGLang's own config, in microseconds for one call of the MoE layer. Null where it cannot run."""
-    tuned_us: float | None
-    speedup: float | None
-    """`default_us / tuned_us`; 1 where the default is kept."""
-    config: dict[str, int | bool] | None
-    """Null where nothing was faster than the default, which is then what the file says."""
-
-
-class TuningCounts(Record):
-    """What a tuning came to. Times in seconds."""
-
-    measured: int = 0
-    reused: int = 0
-    """Measurements that an earlier run, which was stopped, had made."""
-    failed: int = 0
-    """Configs, times batch sizes, that cannot be compiled or run here."""
-    compiled: int = 0
-    """Kernels, of which a config has two for each way that a number of tokens specialises it."""
-    served: int = 0
-    """Kernels of what was chosen, compiled into the servers' cache ahead."""
-    setup_s: float = 0.0
-    compile_s: float = 0.0
-    measure_s: float = 0.0
-
-
-class Tuning(TuningCounts):
-    """How the MoE kernel was tuned, as far as it decides the outcome, and what came of it."""
-
-    tuner_version: str
-    strategy: str
-    grid: str
-    dtype: str
-    seed: int
-    sizes: tuple[TunedSize, ...]
 
 
 class Artifacts(Record):

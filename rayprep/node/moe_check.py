@@ -53,9 +53,9 @@ def with_config(result: StageResult, survey: Survey) -> StageResult:
     """A noop's result with the config that is here. A host that received it makes what was not shipped."""
     completion = survey.completions.get(StageName.MOE_TUNE)
     found = adopt_config(survey.layout, completion) if completion else None
-    if found is None:
+    if completion is None or found is None:
         return result
-    told = completion.verified_in_log if completion else None
+    told = {"verified_in_log": completion.verified_in_log, "tuning": completion.tuning}
     units = (result.artifacts or Artifacts()).units
-    artifacts = found.model_copy(update={"units": units, "verified_in_log": told})
-    return result.model_copy(update={"artifacts": artifacts, "verified_in_log": told})
+    artifacts = found.model_copy(update={"units": units, **told})
+    return result.model_copy(update={"artifacts": artifacts, "verified_in_log": completion.verified_in_log})

@@ -155,8 +155,9 @@ class StageRun:
         built = self.built = self.stage.build(self.survey.request, self.work, self._context())
         after = self._scan()
         empty = new_completion(self.survey, self.decision, self.request.run_id, self.started_at)
-        told = built.artifacts.verified_in_log if built.artifacts else None
-        empty = empty.model_copy(update={"duration_s": self.pulse.elapsed, "verified_in_log": told})
+        told = built.artifacts or Artifacts()
+        of_moe = {"verified_in_log": told.verified_in_log, "tuning": told.tuning}
+        empty = empty.model_copy(update={"duration_s": self.pulse.elapsed, **of_moe})
         if self.cancelled():  # a holder that was frozen past its lease learns it here at the latest
             raise Interrupted
         completion = complete(self.survey, empty, built, after, own)

@@ -18,9 +18,9 @@ from rayprep.model.errors import ErrorType, StageError
 from rayprep.model.moe import MoeShape, default_batch_sizes
 from rayprep.model.moe_search import SEED, TUNER_VERSION, Choice, ConfigFiles, first_candidates, tuning_digest
 from rayprep.model.moe_space import KernelConfig
-from rayprep.model.result import TunedSize, Tuning
 from rayprep.model.spec import StageOp
 from rayprep.model.stages import StageName
+from rayprep.model.tuning import TunedSize, Tuning
 from rayprep.stages.child_run import keep_line, log_tail, run_child, run_command
 from rayprep.stages.moe_files import facts_of, seed, shipped_configs, write_config
 from rayprep.stages.moe_tune import capability_of, covered_units, label_of, sizes_of

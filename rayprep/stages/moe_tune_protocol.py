@@ -15,9 +15,9 @@ from rayprep.model.errors import ErrorType
 from rayprep.model.moe import MoeShape
 from rayprep.model.moe_search import Choice, ConfigFiles
 from rayprep.model.moe_space import KernelConfig
-from rayprep.model.result import TuningCounts
 from rayprep.model.server_failure import NO_SPACE
 from rayprep.model.spec import MoeStrategy
+from rayprep.model.tuning import TuningCounts
 from rayprep.stages.child_lines import FailLine, StepLine
 
 

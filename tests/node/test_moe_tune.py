@@ -19,9 +19,10 @@ from rayprep.model.caches import CacheName
 from rayprep.model.events import Phase
 from rayprep.model.moe import MoeShape
 from rayprep.model.moe_search import SEED, Measurement, tuning_digest
-from rayprep.model.result import Artifacts, Tuning
+from rayprep.model.result import Artifacts
 from rayprep.model.spec import MoeStrategy, StageOp
 from rayprep.model.stages import StageName
+from rayprep.model.tuning import Tuning
 from rayprep.node import take_survey
 from rayprep.node.collect import complete, new_completion
 from rayprep.stages import Built
@@ -141,7 +142,8 @@ def test_from_a_killed_tuning_to_a_servers_word_to_nothing_to_do(host: MoeHost) 
     assert statuses(again) == {**skips, "moe_tune": "noop", "serve": "noop"}
     assert again.stages[MOE].verified_in_log, "as a server had said"
     known = again.stages[MOE].artifacts
-    assert known and (known.config_hash, known.config_file) == (artifacts.config_hash, artifacts.config_file)
+    assert known and known.tuning == tuning, "as it was measured"
+    assert (known.config_hash, known.config_file) == (artifacts.config_hash, artifacts.config_file)
 
 
 def _compiled_ahead(host: MoeHost) -> None:
