@@ -10,7 +10,6 @@ benchmark/kernels/fused_moe_triton.
 """
 
 import os
-import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -29,6 +28,7 @@ from rayprep.model.moe import FP8, MoeShape
 from rayprep.model.moe_search import Measurement, Stock, Trial, is_hopeless
 from rayprep.model.moe_space import KernelConfig
 from rayprep.stages.moe_layer import Inputs, MadeUpLayer
+from rayprep.stages.moe_timing import graph_us
 from rayprep.stages.moe_tune_protocol import BenchFacts, KernelJob, Recorded, one_line
 
 _KERNELS = ("fused_moe_kernel",)
@@ -121,31 +121,19 @@ class MoeBench:
         calls = range(len(inputs.routing))
         for call in (0, min(1, calls[-1])):  # the second as torch.compile compiles again for what it took for constant
             self._call(trial, inputs, call)
-        with self._captured(trial, inputs, calls[-1:]) as replayed:
-            if is_hopeless(us := _median_us(replayed, 1), self._best.get(trial.tokens)):
-                return us, True
-        with self._captured(trial, inputs, calls) as replayed:
-            return _median_us(replayed, trial.replays) / len(calls), False
+        best = self._best.get(trial.tokens)
+        if is_hopeless(us := self._timed(trial, inputs, calls[-1:], 1), best):
+            return us, True
+        return self._timed(trial, inputs, calls, trial.replays) / len(calls), False
 
-    @contextmanager
-    def _captured(self, trial: Trial, inputs: Inputs, calls: Sequence[int]) -> Iterator[Callable[[], "_Span"]]:
-        """A CUDA graph of these calls, and what replays it and times all of them together."""
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
+    def _timed(self, trial: Trial, inputs: Inputs, calls: Sequence[int], replays: int) -> float:
+        """Microseconds of all these calls."""
 
-        def replayed() -> _Span:
-            inputs.states.copy_(inputs.fresh)
-            with _Span() as span:
-                graph.replay()
-            return span
+        def run() -> None:
+            for call in calls:
+                self._call(trial, inputs, call)
 
-        try:
-            with torch.cuda.graph(graph):
-                for call in calls:
-                    self._call(trial, inputs, call)
-            yield replayed
-        finally:
-            graph.reset()  # the next capture gives its memory back
+        return graph_us(run, lambda: inputs.states.copy_(inputs.fresh), replays)
 
     def _call(self, trial: Trial, inputs: Inputs, number: int) -> None:
         weights = self._weight_sets[number % len(self._weight_sets)]
@@ -178,31 +166,6 @@ def _end_without_context(error: Exception) -> None:
     except Exception:  # noqa: BLE001 - whatever it says, nothing more can run here
         print(one_line(error), file=sys.stderr, flush=True)
         os._exit(_CONTEXT_LOST)
-
-
-class _Span:
-    """What the GPU took between its beginning and its end."""
-
-    def __init__(self) -> None:
-        self._start, self._end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-
-    def __enter__(self) -> "_Span":
-        self._start.record()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._end.record()
-
-    @property
-    def us(self) -> float:
-        return float(self._start.elapsed_time(self._end)) * 1000.0
-
-
-def _median_us(replayed: Callable[[], _Span], replays: int) -> float:
-    """All are queued at once, so that none waits for its launch; the first two do not count."""
-    spans = [replayed() for _ in range(2 + replays)]
-    torch.cuda.synchronize()
-    return statistics.median(span.us for span in spans[2:])
 
 
 @contextmanager
