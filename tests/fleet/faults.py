@@ -108,7 +108,17 @@ def on(node: Node, *words: str) -> list[psutil.Process]:
 
 
 def agents_of(node: Node) -> list[psutil.Process]:
-    return on(node, "ray::HostAgent")
+    found = on(node, "ray::HostAgent")
+    # What one has just forked is called the same, until it is the program that it is forked for.
+    pids = {process.pid for process in found}
+    return [process for process in found if _parent(process) not in pids]
+
+
+def _parent(process: psutil.Process) -> int | None:
+    try:
+        return process.ppid()
+    except psutil.NoSuchProcess:
+        return None
 
 
 def all_is_well(fleet: Fleet, run_id: str, *args: str) -> None:

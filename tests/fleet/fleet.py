@@ -121,6 +121,7 @@ class Fleet:
     nodes: dict[str, Node]
     coordinator: Any = None
     """Where this process has joined the cluster itself."""
+    started: list["subprocess.Popen[str]"] = field(default_factory=list)
 
     @property
     def address(self) -> str:
@@ -213,7 +214,7 @@ class Fleet:
     def start(self, *args: str, run_id: str) -> "subprocess.Popen[str]":
         model = () if "--spec-file" in args else ("--model", "tiny-dense")
         asked = ("ensure", "--cluster", *model, "--run-id", run_id, *args)
-        return subprocess.Popen(
+        process = subprocess.Popen(
             self.command(*asked),
             env=self.env,
             stdout=subprocess.PIPE,
@@ -221,6 +222,16 @@ class Fleet:
             text=True,
             start_new_session=True,
         )
+        self.started.append(process)
+        return process
+
+    def end_drivers(self) -> None:
+        """Those of a test that failed would go on, and take the next one's hosts."""
+        for process in self.started:
+            if process.poll() is None:
+                process.kill()
+                process.wait(10)
+        self.started.clear()
 
     def ensure(self, *args: str, run_id: str, timeout: float = 240) -> "subprocess.CompletedProcess[str]":
         run = self.start(*args, "--warmup-port", str(free_port()), run_id=run_id)

@@ -65,6 +65,7 @@ def two(cluster: Fleet) -> Iterator[Fleet]:
     """Two hosts with empty caches."""
     empty(cluster)
     yield cluster
+    cluster.end_drivers()
     release(cluster)
     wait_for(lambda: not left(cluster), "nothing of a run to be left")
 
