@@ -1,9 +1,7 @@
 """The `deep_gemm` stage: its plans, and its builds with a stand-in for DeepGEMM, torch and nvcc."""
 
 import dataclasses
-import os
 import shutil
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +22,7 @@ from rayprep.stages.deep_gemm import DeepGemmStage, build_shapes
 from rayprep.stages.deep_gemm_cache import entries, whole_entry
 from rayprep.stages.protocol import BuildContext, Built, StageRequest
 from tests.model.samples import DIGEST, signature
+from tests.stages.contexts import build_context
 
 TESTS = Path(__file__).parents[1]
 MODEL = TESTS / "gpu/models/qwen3-moe-fp8-4l/config.json"
@@ -68,26 +67,22 @@ class Bench:
         scratch = self.layout.scratch / "deep_gemm"
         for folder in (scratch, self.cache, self.base / "home"):
             folder.mkdir(parents=True, exist_ok=True)
-        return BuildContext(
-            layout=self.layout,
-            log=self.base / "log",
-            scratch=scratch,
-            env={
-                **os.environ,
-                "PYTHONPATH": f"{TESTS}/fakes/deep_gemm_lib:{TESTS.parent}",
-                "DG_JIT_NVCC_COMPILER": f"{TESTS}/fakes/nvcc",
-                "HOME": str(self.base / "home"),
-                "FAKE_NVCC_LOG": str(self.base / "calls"),
-                **self.layout.cache_env(),
-                **self.environ,
-            },
-            gpus=(),
-            lock_descriptors=(),
-            deadline=time.monotonic() + 60,
+        env = {
+            "PYTHONPATH": f"{TESTS}/fakes/deep_gemm_lib:{TESTS.parent}",
+            "DG_JIT_NVCC_COMPILER": f"{TESTS}/fakes/nvcc",
+            "HOME": str(self.base / "home"),
+            "FAKE_NVCC_LOG": str(self.base / "calls"),
+            **self.layout.cache_env(),
+            **self.environ,
+        }
+        return build_context(
+            self.layout,
+            self.base / "log",
+            scratch,
+            env,
+            self.cleanups.append,
             cancelled=self.cancelled,
             report=lambda *report: self.reports.append(report),
-            tick=lambda: None,
-            ended=self.cleanups.append,
         )
 
     def build(self, request: StageRequest | None = None) -> Built:

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +26,7 @@ from rayprep.stages.flashinfer_protocol import CHILD_LINE, ChildRequest, Modules
 from rayprep.stages.protocol import BuildContext, Built, StageRequest
 from tests.model.samples import DIGEST, signature
 from tests.needs import needs_tool
+from tests.stages.contexts import build_context
 
 STAND_IN = Path(__file__).parents[1] / "fakes" / "flashinfer_lib"
 CONFIG = Path(__file__).parents[1] / "gpu/models/qwen3-moe-fp8-4l/config.json"
@@ -92,18 +92,14 @@ class Host:
         scratch = self.base / "scratch"
         for made in (scratch, self.workspace):
             made.mkdir(parents=True, exist_ok=True)
-        return BuildContext(
-            layout=self.layout,
-            log=self.base / "stage.log",
-            scratch=scratch,
-            env=self.child_env(),
-            gpus=(),
-            lock_descriptors=(),
-            deadline=time.monotonic() + 60,
+        return build_context(
+            self.layout,
+            self.base / "stage.log",
+            scratch,
+            self.child_env(),
+            self.ends.append,
             cancelled=cancelled,
             report=lambda hint, done, total: self.reports.append((hint, done, total)),
-            tick=lambda: None,
-            ended=self.ends.append,
         )
 
     def child(self, asked: ChildRequest, **env: str) -> list[StepLine | FailLine | ModulesLine]:

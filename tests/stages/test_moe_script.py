@@ -1,8 +1,6 @@
 """SGLang's own tuner in place of ours: a script that writes a config file into the folder that it is started in."""
 
 import json
-import os
-import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +10,8 @@ from rayprep.model.cleanup import Cleanup
 from rayprep.model.errors import ErrorType, StageError
 from rayprep.model.plan import Work
 from rayprep.stages.moe_tune import MoeTuneStage
-from rayprep.stages.protocol import BuildContext, Built
+from rayprep.stages.protocol import Built
+from tests.stages.contexts import build_context
 from tests.stages.test_moe_tune import SHAPE, request
 
 NAME = "E=128,N=768,device_name=NVIDIA_H200,dtype=fp8_w8a8,block_shape=[128, 128].json"
@@ -27,19 +26,7 @@ def run(base: Path, script: str) -> tuple[Built, str]:
     layout = Layout(base / "profiles", base / "telemetry")
     for folder in (scratch, layout.profiles / "moe_configs"):
         folder.mkdir(parents=True)
-    context = BuildContext(
-        layout=layout,
-        log=base / "stage.log",
-        scratch=scratch,
-        env=dict(os.environ),
-        gpus=(),
-        lock_descriptors=(),
-        deadline=time.monotonic() + 30,
-        cancelled=lambda: False,
-        report=lambda *_: None,
-        tick=lambda: None,
-        ended=ends.append,
-    )
+    context = build_context(layout, base / "stage.log", scratch, {}, ends.append, deadline_s=30)
     asked = request(moe_tuner_script=str(path), moe_batch_sizes=(8,))
     work = STAGE.plan(asked)
     assert isinstance(work, Work)

@@ -1,7 +1,5 @@
 """The short server start that has to name the tuned config, where no other server does."""
 
-import os
-import time
 from pathlib import Path
 
 import pytest
@@ -12,9 +10,10 @@ from rayprep.model.cleanup import Cleanup
 from rayprep.model.errors import ErrorType, StageError
 from rayprep.model.result import Artifacts
 from rayprep.stages.moe_server import confirm_by_server
-from rayprep.stages.protocol import BuildContext, Built
+from rayprep.stages.protocol import Built
 from tests.host.test_ports import free_port
 from tests.node.serving import LIBRARY
+from tests.stages.contexts import build_context
 from tests.stages.test_moe_tune import request
 
 COMPILED = ("--enable-torch-compile", "--torch-compile-max-bs=8")
@@ -27,19 +26,8 @@ def confirmed(base: Path, faults: str) -> tuple[Built, Path]:
     for folder in (config.parent, base / "scratch", base / "home"):
         folder.mkdir(parents=True)
     config.touch()
-    context = BuildContext(
-        layout=layout,
-        log=base / "moe_tune.log",
-        scratch=base / "scratch",
-        env={**os.environ, "HOME": str(base / "home"), "PYTHONPATH": str(LIBRARY), "FAKE_FAULTS": faults},
-        gpus=(),
-        lock_descriptors=(),
-        deadline=time.monotonic() + 60,
-        cancelled=lambda: False,
-        report=lambda *_: None,
-        tick=lambda: None,
-        ended=ends.append,
-    )
+    env = {"HOME": str(base / "home"), "PYTHONPATH": str(LIBRARY), "FAKE_FAULTS": faults}
+    context = build_context(layout, base / "moe_tune.log", base / "scratch", env, ends.append)
     asked = request(server_args=COMPILED, warmup_port=free_port())
     built = Built(units=("M=8",), used=frozenset(), artifacts=Artifacts(config_file=layout.located(config)))
     told = confirm_by_server(asked, context, built)

@@ -1,7 +1,5 @@
 """SGLang's own modules in a real child process, with a stand-in for sglang.jit_kernel and its compiler."""
 
-import os
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +18,7 @@ from rayprep.model.spec import DeviceChoice, PrepSpec
 from rayprep.stages.protocol import BuildContext, StageRequest
 from rayprep.stages.sglang_jit import LOG, SglangJit, modules_ahead
 from tests.model.samples import DIGEST, signature
+from tests.stages.contexts import build_context
 
 STAND_IN = Path(__file__).parents[1] / "fakes" / "sglang_lib"
 MODELS = Path(__file__).parents[1] / "gpu/models"
@@ -65,18 +64,9 @@ class Host:
 
     def context(self, cancelled: Callable[[], bool] = lambda: False, deadline_s: float = 60) -> BuildContext:
         inherited: Mapping[str, str] = {"PYTHONPATH": str(STAND_IN), "TVM_FFI_CACHE_DIR": str(self.cache)}
-        return BuildContext(
-            layout=self.layout,
-            log=self.base / "serve.log",
-            scratch=self.base,
-            env={**os.environ, **inherited, **self.env},
-            gpus=(),
-            lock_descriptors=(),
-            deadline=time.monotonic() + deadline_s,
-            cancelled=cancelled,
-            report=lambda *_: None,
-            tick=lambda: None,
-            ended=self.ends.append,
+        env, log = {**inherited, **self.env}, self.base / "serve.log"
+        return build_context(
+            self.layout, log, self.base, env, self.ends.append, cancelled=cancelled, deadline_s=deadline_s
         )
 
     def build(self, asked: StageRequest | None = None) -> tuple[str, ...]:

@@ -1,0 +1,41 @@
+"""What the tests of stages build with, where nothing but the stage itself is looked at."""
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from rayprep.host.layout import Layout
+from rayprep.model.cleanup import Cleanup
+from rayprep.stages.protocol import BuildContext, Report
+
+
+def never() -> bool:
+    return False
+
+
+def build_context(
+    layout: Layout,
+    log: Path,
+    scratch: Path,
+    env: Mapping[str, str],
+    ended: Callable[[Cleanup], None],
+    *,
+    cancelled: Callable[[], bool] = never,
+    report: Report = lambda *_: None,
+    deadline_s: float = 60,
+) -> BuildContext:
+    """Without a GPU or a lock. `env` comes on top of the test's own."""
+    return BuildContext(
+        layout=layout,
+        log=log,
+        scratch=scratch,
+        env={**os.environ, **env},
+        gpus=(),
+        lock_descriptors=(),
+        deadline=time.monotonic() + deadline_s,
+        cancelled=cancelled,
+        report=report,
+        tick=lambda: None,
+        ended=ended,
+    )
