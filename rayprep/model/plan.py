@@ -182,6 +182,15 @@ def is_served_without(stage: StageName, error_type: ErrorType | None) -> bool:
     return stage is StageName.INDUCTOR and error_type is ErrorType.UNSUPPORTED
 
 
+def prevents_proof(stage: StageName, error_type: ErrorType | None, command: Sequence[str]) -> bool:
+    """Whether there is nothing to prove after this stage has failed.
+
+    Args:
+        command: the user's own server, if any: it leaves nothing out.
+    """
+    return bool(command) or not is_served_without(stage, error_type)
+
+
 class VerifyDecision(Record):
     """Whether a server is started to prove that nothing is left to compile, and why or why not."""
 
@@ -208,7 +217,7 @@ def decide_verify(
     failing = [
         each.stage
         for each in decisions
-        if each.action is Action.FAIL and (command or not is_served_without(each.stage, each.error_type))
+        if each.action is Action.FAIL and prevents_proof(each.stage, each.error_type, command)
     ]
     rules = (
         (not on_gpu, False, "no_gpu"),

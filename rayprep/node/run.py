@@ -14,7 +14,7 @@ from rayprep.host.leftovers import leftovers
 from rayprep.host.locks import HeldLocks, acquire, gpu_lock_paths
 from rayprep.host.process import end_processes
 from rayprep.model.errors import ErrorType, HostUnfit, Interrupted, RayprepError
-from rayprep.model.plan import Action, Decision, is_served_without, waves
+from rayprep.model.plan import Action, Decision, is_served_without, prevents_proof, waves
 from rayprep.model.result import PrepResult, StageResult
 from rayprep.model.stages import StageName, StageStatus
 from rayprep.model.torch_compile import ENABLE, without
@@ -164,8 +164,7 @@ class _NodeRun:
         if inductor is None or not is_served_without(StageName.INDUCTOR, inductor.error_type):
             return self.survey, []
         request = self.survey.request
-        flags = without(request.spec.server_args)
-        plain = replace(request, spec=request.spec.model_copy(update={"server_args": flags}))
+        plain = request.with_server_args(without(request.spec.server_args))
         return replace(self.survey, request=plain), [f"{what} without {ENABLE}: see the inductor stage"]
 
     def _is_cancelled(self) -> bool:
@@ -186,11 +185,11 @@ class _NodeRun:
 
     def _prove(self, locks: HeldLocks, scratch: Path) -> None:
         decision = self.survey.plan.verify
-        own = bool(self.survey.request.spec.server_command)
+        command = self.survey.request.spec.server_command
         failed = [
             name
             for name, each in self.recorder.result.stages.items()
-            if each.status is StageStatus.ERROR and (own or not is_served_without(name, each.error_type))
+            if each.status is StageStatus.ERROR and prevents_proof(name, each.error_type, command)
         ]
         if not decision.run or failed:
             self.telling.leave_unproved(f"{failed[0]}_failed" if failed else decision.reason)

@@ -30,15 +30,12 @@ def compile_via_server(request: StageRequest, work: Work, context: BuildContext)
     """
     cache = CacheWatch(context.layout, (CacheName.DEEP_GEMM,))
     args = request.spec.server_args
-    graphless = request.spec.model_copy(
-        update={"server_args": args if _WITHOUT_GRAPHS in args else (*args, _WITHOUT_GRAPHS)}
-    )
-    given = StageRequest(graphless, request.model, request.device, request.signature)
-    with warmup_server(given, context, {**context.env, **_ENV}) as server:
+    graphless = request.with_server_args(args if _WITHOUT_GRAPHS in args else (*args, _WITHOUT_GRAPHS))
+    with warmup_server(graphless, context, {**context.env, **_ENV}) as server:
         server.start()
         server.send(_requests(request.model.architecture.vocab_size))
         context.report("the warm-up request returned", None, None)
-        record = record_of(server, graphless.load_format)
+        record = record_of(server, request.spec.load_format)
     use = cache.look()
     named = {str(shape) for shape in server.reader.gemm_shapes}
     covered = {unit for unit in work.units if unit == SERVER_UNIT or unit.partition(",")[0] in named}

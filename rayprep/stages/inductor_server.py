@@ -29,10 +29,7 @@ def compile_on_gpu(request: StageRequest, work: Work, context: BuildContext) -> 
         Interrupted: the run was cancelled.
     """
     spec = request.spec
-    flags = with_max_batch(spec.server_args, max(spec.batch_sizes))
-    asked = StageRequest(
-        spec.model_copy(update={"server_args": flags}), request.model, request.device, request.signature
-    )
+    asked = request.with_server_args(with_max_batch(spec.server_args, max(spec.batch_sizes)))
     cache = CacheWatch(context.layout, (CacheName.TORCHINDUCTOR,))
     with warmup_server(asked, context) as server:
         try:

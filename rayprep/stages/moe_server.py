@@ -22,8 +22,7 @@ def confirm_by_server(request: StageRequest, context: BuildContext, built: Built
     layout, facts = context.layout, built.artifacts or Artifacts()
     env = {**context.env, "SGLANG_MOE_CONFIG_DIR": str(layout.cache(CacheName.MOE_CONFIGS))}
     flags = without(request.spec.server_args)  # what is compiled, or does not compile, is another stage's to say
-    plain = replace(request, spec=request.spec.model_copy(update={"server_args": flags}))
-    with warmup_server(plain, context, env) as server:
+    with warmup_server(request.with_server_args(flags), context, env) as server:
         server.start()
         record = record_of(server, request.spec.load_format)
     said = server.reader.moe_configs

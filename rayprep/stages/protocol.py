@@ -1,7 +1,7 @@
 """What a stage is to the node that runs it: it plans, it builds, it says which files are its own."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -27,6 +27,10 @@ class StageRequest:
     model: ModelFiles
     device: DeviceChoice
     signature: Signature
+
+    def with_server_args(self, flags: Sequence[str]) -> "StageRequest":
+        """The same, for a server with other flags."""
+        return replace(self, spec=self.spec.model_copy(update={"server_args": tuple(flags)}))
 
 
 Report = Callable[[str, int | None, int | None], None]
