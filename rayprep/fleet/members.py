@@ -83,10 +83,10 @@ def check_version(who: str, version: str) -> None:
         )
 
 
-def start_agent(node: NodeInfo, coordinator: Handle) -> Handle:
+def start_agent(node: NodeInfo, coordinator: Handle, kind: type[HostAgent] = HostAgent) -> Handle:
     """An agent on exactly this node. It dies with its driver."""
     block = NodeBlock(host=node.host, node_id=node.node_id, address=node.address)
-    made = _remote(HostAgent, concurrency_groups=CONCURRENCY_GROUPS).options(**_pinned(node), max_restarts=0)
+    made = _remote(kind, concurrency_groups=CONCURRENCY_GROUPS).options(**_pinned(node), max_restarts=0)
     return made.remote(block, coordinator)
 
 

@@ -227,7 +227,7 @@ def test_a_damaged_package_is_a_fault_of_its_source(two: Fleet) -> None:
 
     asked, nodes = asked_for("damaged"), {node.host: node for node in living_nodes()}
     receiver = start_agent(nodes["gpu-1"], two.coordinator)
-    source = DamagesOne.start(nodes["gpu-0"], two.coordinator)
+    source = start_agent(nodes["gpu-0"], two.coordinator, DamagesOne)
     facts = ray.get(receiver.look.remote(asked), timeout=60).facts
     made = built(two.nodes["gpu-0"].layout, signature=facts.signature)
     calls = [receiver.take.remote(asked, "gpu-0", source, [(made.stage, made.key)]) for _ in range(2)]
