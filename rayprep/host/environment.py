@@ -23,6 +23,18 @@ _COMPILERS = (
 )
 _NOT_IN_THE_CODE = ("_DIR", "_THREADS", "_NVCC_COMPILER", "_PRINT_COMPILER_COMMAND")
 """Endings of those of them that change no kernel."""
+_COMPILE_THREADS = "TORCHINDUCTOR_COMPILE_THREADS"
+_EVERY_START_ALIKE = {"TORCHINDUCTOR_USE_STATIC_CUDA_LAUNCHER": "0", _COMPILE_THREADS: "1"}
+"""So that a server takes the kernels that TorchInductor has tuned, and does not tune them again, which leaves others.
+
+That a config was tuned is a mark on it, which Triton forgets when the config is pickled: on the way from a compile
+worker, and in a launcher that is kept beside a graph. CUDA graphs launch a kernel in the same time either way.
+Sources: torch 2.11, torch/_inductor/runtime/triton_heuristics.py (`recheck_autotune_cache`, `run`); triton 3.6,
+triton/runtime/autotuner.py (`Config.__setstate__`).
+"""
+_MAX_COMPILE_THREADS = 32
+"""Of TorchInductor's own choosing (torch/_inductor/config.py, `decide_compile_threads`)."""
+
 _DROPPED = frozenset(
     {
         # Ray sets it to 1 in its workers, which would make every compile and every warm-up crawl.
@@ -58,14 +70,19 @@ def child_env(environ: Mapping[str, str], layout: Layout, home: Path, invocation
 
 
 def server_cache_env(layout: Layout) -> dict[str, str]:
-    """Every variable that leads a server to its caches.
+    """Every variable that leads a server to its caches, and what makes it use them the same way at each start.
 
-    One that is sent to a folder without configs/ dies while it starts; without the variable it uses its own configs.
+    A server is sent to a folder without configs/ dies while it starts; without the variable it uses its own configs.
     """
-    values = layout.cache_env()
+    values = {**layout.cache_env(), **_EVERY_START_ALIKE}
     if not (layout.cache(CacheName.MOE_CONFIGS) / "configs").is_dir():
         del values["SGLANG_MOE_CONFIG_DIR"]
     return values
+
+
+def compiling_env(env: Mapping[str, str]) -> dict[str, str]:
+    """A child's environment, for one that has many of TorchInductor's kernels to compile: on every core."""
+    return {**env, _COMPILE_THREADS: str(min(_MAX_COMPILE_THREADS, len(os.sched_getaffinity(0))))}
 
 
 def compiler_settings(environ: Mapping[str, str]) -> tuple[str, ...]:
@@ -74,7 +91,7 @@ def compiler_settings(environ: Mapping[str, str]) -> tuple[str, ...]:
         sorted(
             f"{name}={value}"
             for name, value in environ.items()
-            if name.startswith(_COMPILERS) and not name.endswith(_NOT_IN_THE_CODE)
+            if name.startswith(_COMPILERS) and not name.endswith(_NOT_IN_THE_CODE) and name not in _EVERY_START_ALIKE
         )
     )
 

@@ -10,6 +10,7 @@ import os
 from collections.abc import Sequence
 from typing import Literal
 
+from rayprep.host.environment import compiling_env
 from rayprep.host.layout import Layout
 from rayprep.host.scan import CacheScan, scan_cache
 from rayprep.model.caches import CacheName
@@ -139,5 +140,5 @@ def _run(mode: Literal["build", "check"], request: StageRequest, context: BuildC
         cache_dir=str(context.layout.cache(CacheName.TORCHINDUCTOR)),
     )
     context.report("compiling" if mode == "build" else "checking in a second process", 0, len(spec.batch_sizes))
-    file, env = context.scratch / f"{mode}.json", {**context.env, **_CPU_ONLY}
+    file, env = context.scratch / f"{mode}.json", compiling_env({**context.env, **_CPU_ONLY})
     return run_child("inductor_child", asked, file, env, context, CHILD_LINE, _WHAT)

@@ -7,6 +7,7 @@ proof shows. Where no server starts with torch.compile, that is said by name, wi
 from collections.abc import Sequence
 
 from rayprep.host.cache_watch import CacheWatch
+from rayprep.host.environment import compiling_env
 from rayprep.model.caches import CacheName
 from rayprep.model.errors import ErrorType, StageError, Unsupported
 from rayprep.model.plan import Work
@@ -31,7 +32,7 @@ def compile_on_gpu(request: StageRequest, work: Work, context: BuildContext) -> 
     spec = request.spec
     asked = request.with_server_args(with_max_batch(spec.server_args, max(spec.batch_sizes)))
     cache = CacheWatch(context.layout, (CacheName.TORCHINDUCTOR,))
-    with warmup_server(asked, context) as server:
+    with warmup_server(asked, context, compiling_env(context.env)) as server:
         try:
             with SglangJit(asked, context) as ahead:
                 server.start()

@@ -5,7 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from rayprep.host.environment import RUN_MARK, STORE_MARK, child_env, hub_folders, is_passed_on, server_cache_env
+from rayprep.host.environment import (
+    RUN_MARK,
+    STORE_MARK,
+    child_env,
+    compiler_settings,
+    compiling_env,
+    hub_folders,
+    is_passed_on,
+    server_cache_env,
+)
 from rayprep.host.layout import Layout
 from rayprep.model.caches import CacheName
 
@@ -69,10 +78,21 @@ def test_a_server_is_sent_to_moe_configs_only_where_there_are_some(tmp_path: Pat
     """It dies in os.listdir of a folder that has no configs/, and without the variable it takes its own."""
     layout = Layout(tmp_path, tmp_path)
     (layout.cache(CacheName.MOE_CONFIGS) / folder).mkdir(parents=True)
-    expected = layout.cache_env()
+    alike = {"TORCHINDUCTOR_USE_STATIC_CUDA_LAUNCHER": "0", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+    expected = {**layout.cache_env(), **alike}
     if not set_:
         del expected["SGLANG_MOE_CONFIG_DIR"]
     assert server_cache_env(layout) == expected
+
+
+def test_a_server_that_uses_torch_compile_starts_the_same_way_each_time() -> None:
+    launcher, threads = "TORCHINDUCTOR_USE_STATIC_CUDA_LAUNCHER", "TORCHINDUCTOR_COMPILE_THREADS"
+    env = child_env({launcher: "1", threads: "8"}, LAYOUT, Path("/scratch"), "run-1")
+    assert (env[launcher], env[threads]) == ("0", "1")
+    assert compiling_env(env) == {**env, threads: str(min(32, len(os.sched_getaffinity(0))))}
+    assert compiler_settings({launcher: "0", threads: "1", "TORCHINDUCTOR_MAX_AUTOTUNE": "1"}) == (
+        "TORCHINDUCTOR_MAX_AUTOTUNE=1",
+    ), "a shell that took `rayprep env` asks for no other kernels"
 
 
 def test_making_an_environment_changes_none() -> None:
