@@ -56,7 +56,9 @@ _SUMMARY = re.compile(
 TORCH_COMPILE = "torch_compile"
 _IN_TORCH_COMPILE = re.compile(r'File "[^"]*/torch/_(?:dynamo|inductor)/|^torch\._(?:dynamo|inductor)\.exc\.')
 """A frame of a traceback, or an exception's type."""
-
+PLACE = "place"
+_PLACE = re.compile(r'File "[^"]*?/(sglang/srt/[^"]+)", line (\d+), in (\w+)')
+"""A frame in SGLang. The last in a log that torch.compile ended is what it was compiling."""
 
 _ACCIDENT = re.compile(r"CUDA error|NCCL|BrokenProcessPool|\b(?:died|killed)\b|SIG[A-Z]+", re.IGNORECASE)
 """What may pass, and says nothing of the versions and flags that a server was started with."""
@@ -65,14 +67,16 @@ _ACCIDENT = re.compile(r"CUDA error|NCCL|BrokenProcessPool|\b(?:died|killed)\b|S
 def sign_of(line: str) -> str | None:
     """What a line is a sign of, where `classify_failure` or `telling_line` would look at it.
 
-    One line of each decides as much as all of them; of the `general` ones, only the last tell.
+    One line of each decides as much as all of them; of the `general` ones only the last tell, and of `place` the last.
     """
     if READY in line:
         return "ready"
     decisive = next((error_type.value for error_type, pattern in _SIGNS if pattern.search(line)), None)
     if decisive or _GENERAL.search(line):
         return decisive or GENERAL
-    return TORCH_COMPILE if _IN_TORCH_COMPILE.search(line) else None
+    if _IN_TORCH_COMPILE.search(line):
+        return TORCH_COMPILE
+    return PLACE if _PLACE.search(line) else None
 
 
 def wants_more_memory(line: str) -> bool:
@@ -102,7 +106,12 @@ def torch_compile_failure(lines: Sequence[str]) -> str | None:
     """What a log says where torch.compile failed, or something that it was compiling; None where neither shows."""
     if not any(_IN_TORCH_COMPILE.search(line) for line in lines):
         return None
-    return telling_line(lines, ErrorType.UNSUPPORTED) or "an error without a message"
+    said = telling_line(lines, ErrorType.UNSUPPORTED)
+    places = [found for line in lines if (found := _PLACE.search(line))]
+    if places and (said is None or said.endswith(":")):  # of an assertion without words, only its place tells
+        file, number, function = places[-1].groups()
+        return f"{said or 'an error without a message'} in {function} ({file}:{number})"
+    return said or "an error without a message"
 
 
 def is_accident(line: str) -> bool:

@@ -16,7 +16,15 @@ from rayprep.model.base import Record
 from rayprep.model.gemm import GemmShape
 from rayprep.model.moe_configs import MoeConfigs, heard
 from rayprep.model.secrets import redacted_line
-from rayprep.model.server_failure import GENERAL, OUT_OF_MEMORY, READY, classify_failure, sign_of, wants_more_memory
+from rayprep.model.server_failure import (
+    GENERAL,
+    OUT_OF_MEMORY,
+    PLACE,
+    READY,
+    classify_failure,
+    sign_of,
+    wants_more_memory,
+)
 
 __all__ = ["Hint", "LogReader", "ResolvedArgs", "classify_failure", "hint_of", "jit_events"]
 
@@ -166,7 +174,7 @@ class LogReader:
 
     @property
     def signs(self) -> tuple[str, ...]:
-        """The lines that `classify_failure` decides on: the first of each kind, and the last exceptions of no kind."""
+        """What `classify_failure` decides on: of each kind the first line, of places the last, the last exceptions."""
         return (*self._decisive.values(), *self._general)
 
     def lost_port(self, port: int, *, dead: bool) -> bool:
@@ -186,10 +194,18 @@ class LogReader:
             self.tail.append(redacted_line(line)[:_SHOWN])
         if sign := sign_of(line):
             shown = redacted_line(line)[:_SHOWN]
-            self._general.append(shown) if sign == GENERAL else self._decisive.setdefault(sign, shown)
+            self._keep(sign, shown)
         if len(self.jit_events) < MAX_EVENTS and (event := jit_events(line)):
             self.jit_events.append(event)
         self._note(line)
+
+    def _keep(self, sign: str, shown: str) -> None:
+        if sign == GENERAL:
+            self._general.append(shown)
+        elif sign == PLACE:
+            self._decisive[sign] = shown
+        else:
+            self._decisive.setdefault(sign, shown)
 
     def _note(self, line: str) -> None:
         if found := _GEMM.search(line):

@@ -215,7 +215,12 @@ TRACE = (
     ("lines", "said"),
     [
         ((*TRACE, "Exception: Capture cuda graph failed: AssertionError: "), "Exception: Capture cuda graph failed"),
-        (TRACE, "torch._dynamo.exc.InternalTorchDynamoError: AssertionError:"),
+        (
+            ('  File "/site/sglang/srt/model_executor/runner.py", line 9, in capture', *TRACE),
+            "torch._dynamo.exc.InternalTorchDynamoError: AssertionError: in forward_native"
+            " (sglang/srt/layers/rotary_embedding/base.py:241)",
+        ),
+        ((TRACE[0], TRACE[-1]), "an error without a message in forward_native (sglang/srt/layers/rotary"),
         (("torch._dynamo.exc.Unsupported: Attempted to call function marked as skipped",), "torch._dynamo.exc.Unsup"),
         ((TRACE[0], "AssertionError"), "an error without a message"),
         (("ValueError: no such model",), None),
