@@ -24,13 +24,18 @@ _COMPILERS = (
 _NOT_IN_THE_CODE = ("_DIR", "_THREADS", "_NVCC_COMPILER", "_PRINT_COMPILER_COMMAND")
 """Endings of those of them that change no kernel."""
 _COMPILE_THREADS = "TORCHINDUCTOR_COMPILE_THREADS"
-_EVERY_START_ALIKE = {"TORCHINDUCTOR_USE_STATIC_CUDA_LAUNCHER": "0", _COMPILE_THREADS: "1"}
+_EVERY_START_ALIKE = {
+    "TORCHINDUCTOR_USE_STATIC_CUDA_LAUNCHER": "0",
+    "TORCHINDUCTOR_DYNAMIC_SCALE_RBLOCK": "0",
+    _COMPILE_THREADS: "1",
+}
 """So that a server takes the kernels that TorchInductor has tuned, and does not tune them again, which leaves others.
 
-That a config was tuned is a mark on it, which Triton forgets when the config is pickled: on the way from a compile
-worker, and in a launcher that is kept beside a graph. CUDA graphs launch a kernel in the same time either way.
-Sources: torch 2.11, torch/_inductor/runtime/triton_heuristics.py (`recheck_autotune_cache`, `run`); triton 3.6,
-triton/runtime/autotuner.py (`Config.__setstate__`).
+That a config was tuned is a mark on it, which is lost when the config is pickled or copied: in a launcher that is kept
+beside a graph, on the way from a compile worker, and where a reduction that takes many registers is tried with half of
+its block as well. CUDA graphs launch a kernel in the same time either way, and the tuning tries half blocks by itself.
+Sources: torch 2.11, torch/_inductor/runtime/triton_heuristics.py (`recheck_autotune_cache`, `_dynamic_scale_rblock`,
+`run`); triton 3.6, triton/runtime/autotuner.py (`Config.__setstate__`).
 """
 _MAX_COMPILE_THREADS = 32
 """Of TorchInductor's own choosing (torch/_inductor/config.py, `decide_compile_threads`)."""

@@ -78,8 +78,8 @@ def test_a_server_is_sent_to_moe_configs_only_where_there_are_some(tmp_path: Pat
     """It dies in os.listdir of a folder that has no configs/, and without the variable it takes its own."""
     layout = Layout(tmp_path, tmp_path)
     (layout.cache(CacheName.MOE_CONFIGS) / folder).mkdir(parents=True)
-    alike = {"TORCHINDUCTOR_USE_STATIC_CUDA_LAUNCHER": "0", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
-    expected = {**layout.cache_env(), **alike}
+    alike = {"USE_STATIC_CUDA_LAUNCHER": "0", "DYNAMIC_SCALE_RBLOCK": "0", "COMPILE_THREADS": "1"}
+    expected = {**layout.cache_env(), **{f"TORCHINDUCTOR_{name}": value for name, value in alike.items()}}
     if not set_:
         del expected["SGLANG_MOE_CONFIG_DIR"]
     assert server_cache_env(layout) == expected

@@ -20,6 +20,7 @@ from torch._inductor.exc import CppCompileError, InvalidCxxCompiler  # noqa: E40
 from torch.utils._pytree import tree_leaves, tree_map_only  # noqa: E402
 
 from rayprep.host.completions import read_completions  # noqa: E402
+from rayprep.host.environment import server_cache_env  # noqa: E402
 from rayprep.host.layout import Layout  # noqa: E402
 from rayprep.model.architecture import Architecture, Quantization, parse_architecture  # noqa: E402
 from rayprep.model.errors import ErrorType  # noqa: E402
@@ -454,7 +455,8 @@ def files(cache: Path) -> set[str]:
 
 def test_a_second_process_finds_the_graph_in_what_the_completion_lists(built: Built, tmp_path: Path) -> None:
     """Of a copy of just that, at another path, and compiles again one library that is missing, and nothing else."""
-    (completion,), _ = read_completions(Layout(built.roots.profiles, built.roots.telemetry), StageName.INDUCTOR)
+    layout = Layout(built.roots.profiles, built.roots.telemetry)
+    (completion,), _ = read_completions(layout, StageName.INDUCTOR)
     listed = {path.removeprefix("torchinductor/") for path in listed_by([completion])}
     copy, home = tmp_path / "another" / "place", tmp_path / "home"
     home.mkdir()
@@ -463,8 +465,9 @@ def test_a_second_process_finds_the_graph_in_what_the_completion_lists(built: Bu
         shutil.copy2(built.roots.profiles / "torchinductor" / name, copy / name)
     sent = request("check", copy, DENSE).model_copy(update={"max_seq_len": 512})
     # Of the instruction sets, only what the CPU's flags leave open is tried by compiling: it saves three compiles.
-    quick = {"TORCHINDUCTOR_VEC_ISA_OK": "1"}
-    outside = {"HOME": str(home), "TMPDIR": str(home), "TORCHINDUCTOR_USE_STATIC_CUDA_LAUNCHER": "0", **quick}
+    ours = server_cache_env(layout)
+    del ours["TORCHINDUCTOR_CACHE_DIR"]
+    outside = {**ours, "HOME": str(home), "TMPDIR": str(home), "TORCHINDUCTOR_VEC_ISA_OK": "1"}
     done = talk(sent, tmp_path, **outside)
     assert [(graph.unit, graph.cache_hit) for graph in done.graphs] == [(unit_name(DENSE, 1, 1, 512, "cpu"), True)]
     assert set(done.used) == listed == files(copy)
