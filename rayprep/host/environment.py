@@ -85,9 +85,9 @@ def server_cache_env(layout: Layout) -> dict[str, str]:
     return values
 
 
-def compiling_env(env: Mapping[str, str]) -> dict[str, str]:
-    """A child's environment, for one that has many of TorchInductor's kernels to compile: on every core."""
-    return {**env, _COMPILE_THREADS: str(min(_MAX_COMPILE_THREADS, len(os.sched_getaffinity(0))))}
+def on_every_core() -> dict[str, str]:
+    """What differs for a child that has many of TorchInductor's kernels to compile."""
+    return {_COMPILE_THREADS: str(min(_MAX_COMPILE_THREADS, len(os.sched_getaffinity(0))))}
 
 
 def compiler_settings(environ: Mapping[str, str]) -> tuple[str, ...]:

@@ -55,6 +55,8 @@ class ResolvedArgs(Record):
     chunked_prefill_size: int | None = None
     decode_max_batch: int | None = None
     """The largest batch that decode CUDA graphs are captured for."""
+    decode_batches: tuple[int, ...] = ()
+    """All of them, once it captures them."""
     context_length: int | None = None
     max_running_requests: int | None = None
     max_total_tokens: int | None = None
@@ -72,6 +74,7 @@ _PORT = re.compile(r"""(?:['"], |\bport:? |(?<!\.py)(?<!\.cpp):)(\d{4,5})\b""")
 _WORD_ARGS = "attention_backend prefill_attention_backend decode_attention_backend sampling_backend moe_runner_backend"
 _ARGS = "server_args=ServerArgs("
 _DECODE_GRAPH = re.compile(r"cuda_graph_config=CudaGraphConfig\(decode=PhaseConfig\(backend='(\w+)', max_bs=(\d+)")
+_DECODE_BATCHES = re.compile(r"Capture target decode CUDA graph begin\..*\bbs=\[([\d, ]+)\]")
 _LIMITS = {
     "max_total_tokens": re.compile(r"\bmax_total_num_tokens=(\d+)"),
     "chunked_prefill_size": re.compile(r"\bchunked_prefill_size=(-?\d+)"),
@@ -132,7 +135,7 @@ def _module(path: str) -> str:
 
 def resolved_args(line: str, before: ResolvedArgs) -> ResolvedArgs:
     """`before` with what this line says of the server's arguments."""
-    found: dict[str, str | int] = {}
+    found: dict[str, str | int | tuple[int, ...]] = {}
     if _ARGS in line:
         for name in _WORD_ARGS.split():
             if match := re.search(rf"\b{name}='([^']*)'", line):
@@ -142,6 +145,8 @@ def resolved_args(line: str, before: ResolvedArgs) -> ResolvedArgs:
         limits: tuple[str, ...] = ("chunked_prefill_size",)
     else:
         limits = tuple(_LIMITS) if "max_total_num_tokens=" in line else ()
+    if match := _DECODE_BATCHES.search(line):
+        found["decode_batches"] = tuple(map(int, match[1].split(",")))
     for name in limits:
         if match := _LIMITS[name].search(line):
             found[name] = int(match[1])

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rayprep import __version__
 from rayprep.host.atomic import write_text
+from rayprep.host.environment import server_cache_env
 from rayprep.host.layout import root_unfit
 from rayprep.model.base import to_json, utc_now
 from rayprep.model.errors import ErrorType, RayprepError, StageError
@@ -205,7 +206,7 @@ def _settings(request: NodeRequest, survey: Survey) -> Settings:
         verify=spec.verify,
         otlp_endpoint=spec.otlp_endpoint,
         server_command=redacted_command(spec.server_command),
-        env=survey.layout.contract_env(),
+        env={**server_cache_env(survey.layout), **survey.layout.contract_env()},
         ignored_spec_keys=resolved.ignored_spec_keys,
         sources=resolved.sources,
     )

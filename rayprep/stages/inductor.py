@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 from typing import Literal
 
-from rayprep.host.environment import compiling_env
+from rayprep.host.environment import on_every_core
 from rayprep.host.layout import Layout
 from rayprep.host.scan import CacheScan, scan_cache
 from rayprep.model.caches import CacheName
@@ -105,7 +105,7 @@ class InductorStage:
             units=work.units,
             used=frozenset(f"{folder}/{path}" for path in checked.used),
             compiled=tuple(graph.unit for graph in compiled.graphs if not graph.cache_hit),
-            env=_CPU_ONLY,
+            env=_own_env(),
         )
 
     def unsound(self, layout: Layout, suspects: Sequence[str]) -> Sequence[str]:
@@ -117,6 +117,10 @@ class InductorStage:
             cache_dir=layout.located(layout.cache(CacheName.TORCHINDUCTOR)),
             files=Tally(count=scan.file_count, bytes=scan.size_bytes),
         )
+
+
+def _own_env() -> dict[str, str]:
+    return {**_CPU_ONLY, **on_every_core()}
 
 
 def _prove_warm(checked: GraphsLine, new: Sequence[str]) -> None:
@@ -140,5 +144,5 @@ def _run(mode: Literal["build", "check"], request: StageRequest, context: BuildC
         cache_dir=str(context.layout.cache(CacheName.TORCHINDUCTOR)),
     )
     context.report("compiling" if mode == "build" else "checking in a second process", 0, len(spec.batch_sizes))
-    file, env = context.scratch / f"{mode}.json", compiling_env({**context.env, **_CPU_ONLY})
+    file, env = context.scratch / f"{mode}.json", {**context.env, **_own_env()}
     return run_child("inductor_child", asked, file, env, context, CHILD_LINE, _WHAT)

@@ -4,15 +4,16 @@ It is compiled while CUDA graphs are captured, for each captured batch. That a s
 proof shows. Where no server starts with torch.compile, that is said by name, with the line of the log that tells why.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
-from rayprep.host.cache_watch import CacheWatch
-from rayprep.host.environment import compiling_env
+from rayprep.host.cache_watch import CacheWatch, entry_name
+from rayprep.host.environment import on_every_core
 from rayprep.model.caches import CacheName
 from rayprep.model.errors import ErrorType, StageError, Unsupported
 from rayprep.model.plan import Work
 from rayprep.model.server_failure import is_accident, torch_compile_failure
-from rayprep.model.torch_compile import ENABLE, with_max_batch
+from rayprep.model.server_log import ResolvedArgs
+from rayprep.model.torch_compile import ENABLE, max_batch, with_max_batch
 from rayprep.model.warmup import decode_requests
 from rayprep.stages.protocol import BuildContext, Built, StageRequest
 from rayprep.stages.sglang_jit import SglangJit
@@ -25,14 +26,14 @@ def compile_on_gpu(request: StageRequest, work: Work, context: BuildContext) -> 
     """Starts the server, has it decode in batches of the sizes asked for, and ends it.
 
     Raises:
-        Unsupported: torch.compile is what keeps it from starting, or it compiled no graph.
+        Unsupported: torch.compile is what keeps it from starting, or it compiled fewer graphs than there are batches.
         StageError: as any server's.
         Interrupted: the run was cancelled.
     """
     spec = request.spec
     asked = request.with_server_args(with_max_batch(spec.server_args, max(spec.batch_sizes)))
-    cache = CacheWatch(context.layout, (CacheName.TORCHINDUCTOR,))
-    with warmup_server(asked, context, compiling_env(context.env)) as server:
+    cache, own = CacheWatch(context.layout, (CacheName.TORCHINDUCTOR,)), on_every_core()
+    with warmup_server(asked, context, {**context.env, **own}) as server:
         try:
             with SglangJit(asked, context) as ahead:
                 server.start()
@@ -42,15 +43,24 @@ def compile_on_gpu(request: StageRequest, work: Work, context: BuildContext) -> 
             raise _explained(error, server.reader.signs) from None
         record = record_of(server, spec.load_format)
     use = cache.look()
-    if not any(path.startswith(_GRAPHS) for path in use.read):
-        raise Unsupported(f"the server started with {ENABLE} and compiled no graph")
+    _check_graphs({entry_name(path) for path in use.read if path.startswith(_GRAPHS[0])}, asked, server.reader.args)
     return Built(
         units=work.units,
         used=use.read,
         compiled=tuple(name for name in use.made if name.startswith(_GRAPHS)),
         warnings=left,
+        env=own,
         server=record,
     )
+
+
+def _check_graphs(graphs: Collection[str], asked: StageRequest, args: ResolvedArgs) -> None:
+    """Each batch has graphs of its own, and small functions of SGLang's have some without torch.compile."""
+    largest = max_batch(asked.spec.server_args)
+    batches = [size for size in args.decode_batches if largest is None or size <= largest]
+    if len(graphs) < max(1, len(batches)):
+        told = f" for {len(batches)} batch sizes that decode captures" if batches else ""
+        raise Unsupported(f"the server started with {ENABLE} and used {len(graphs)} graphs{told}")
 
 
 def _explained(error: StageError, signs: Sequence[str]) -> StageError:

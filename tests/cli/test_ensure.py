@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -47,7 +48,11 @@ def test_the_result_has_the_contracts_shape(built: Built) -> None:
     settings = run["settings"]
     assert (settings["source"], settings["write_mode"]) == ("flags", "atomic")
     assert (settings["warmup_port"], settings["mem_fraction"]) == (30999, 0.96)
-    assert settings["env"]["SGLANG_DG_CACHE_DIR"] == str(built.roots.profiles / "deep_gemm")
+    shell = dict(line.split("=", 1) for line in built.roots.run("env", "--env-file").stdout.splitlines())
+    # What the contract names is said in any case, and a server is not sent to a folder that has no configs.
+    configs = str(built.roots.profiles / "moe_configs")
+    assert settings["env"] == {**shell, "SGLANG_MOE_CONFIG_DIR": configs}
+    assert shell["SGLANG_DG_CACHE_DIR"] == str(built.roots.profiles / "deep_gemm")
     assert list(result["stages"]) == STAGES
     for name in set(STAGES) - {"inductor"}:
         stage = result["stages"][name]
@@ -63,7 +68,8 @@ def test_the_result_has_the_contracts_shape(built: Built) -> None:
     headroom = inductor["headroom"]
     assert headroom["free_bytes"] > headroom["required_bytes"] > 0
     assert "guess" in headroom["estimate"]
-    assert inductor["env"] == {"CUDA_VISIBLE_DEVICES": ""}
+    threads = str(min(32, len(os.sched_getaffinity(0))))
+    assert inductor["env"] == {"CUDA_VISIBLE_DEVICES": "", "TORCHINDUCTOR_COMPILE_THREADS": threads}
     assert inductor["cleanup"] == {"kill_sent": False, "killed": True, "timeout_s": 10.0}
     assert result["telemetry_probe"]["ok"] is False
     verify = result["verify"]

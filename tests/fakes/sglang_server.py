@@ -114,7 +114,9 @@ def faults_here() -> list[str]:
 
 def decode_graphs(args: argparse.Namespace) -> list[str]:
     """What torch.compile leaves, of the batches that decode captures."""
-    sizes = [size for size in (1, 2, 4, 8, 16, 32) if args.enable_torch_compile and size <= args.torch_compile_max_bs]
+    sizes = [
+        size for size in (1, 2, 4, 8, 12, 16, 24, 32) if args.enable_torch_compile and size <= args.torch_compile_max_bs
+    ]
     return [f"{place}decode{size}/graph" for size in sizes for place in ("fxgraph/de/", "aotautograd/")]
 
 
@@ -288,7 +290,7 @@ def main() -> None:
         say(f"{name}={os.environ.get(name)}\n")
     if "no-torch-compile" in faults and args.enable_torch_compile:
         fail(NOT_COMPILED, 1)
-    cold = args.compile and fill_caches(faults, decode_graphs(args))
+    cold = args.compile and fill_caches(faults, [] if "no-decode-graphs" in faults else decode_graphs(args))
     log = (DATA / f"server-{'cold' if cold else 'warm'}.log").read_bytes()
     listening, ready = log.index(b"INFO:     Uvicorn running"), log.index(b"The server is fired up")
     before_ready(args, faults, log[: log.rindex(b"\n", 0, listening) + 1])

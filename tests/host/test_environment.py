@@ -10,9 +10,9 @@ from rayprep.host.environment import (
     STORE_MARK,
     child_env,
     compiler_settings,
-    compiling_env,
     hub_folders,
     is_passed_on,
+    on_every_core,
     server_cache_env,
 )
 from rayprep.host.layout import Layout
@@ -89,7 +89,7 @@ def test_a_server_that_uses_torch_compile_starts_the_same_way_each_time() -> Non
     launcher, threads = "TORCHINDUCTOR_USE_STATIC_CUDA_LAUNCHER", "TORCHINDUCTOR_COMPILE_THREADS"
     env = child_env({launcher: "1", threads: "8"}, LAYOUT, Path("/scratch"), "run-1")
     assert (env[launcher], env[threads]) == ("0", "1")
-    assert compiling_env(env) == {**env, threads: str(min(32, len(os.sched_getaffinity(0))))}
+    assert on_every_core() == {threads: str(min(32, len(os.sched_getaffinity(0))))}
     assert compiler_settings({launcher: "0", threads: "1", "TORCHINDUCTOR_MAX_AUTOTUNE": "1"}) == (
         "TORCHINDUCTOR_MAX_AUTOTUNE=1",
     ), "a shell that took `rayprep env` asks for no other kernels"

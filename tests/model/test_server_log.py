@@ -35,6 +35,7 @@ def test_a_real_log(name: str) -> None:
     assert (reader.args.attention_backend, reader.args.sampling_backend) == ("flashinfer", "flashinfer")
     assert (reader.args.moe_runner_backend, reader.args.decode_attention_backend) == ("auto", None)
     assert (reader.args.chunked_prefill_size, reader.args.decode_max_batch) == (8192, 256)
+    assert (reader.args.decode_batches[:5], reader.args.decode_batches[-1]) == ((1, 2, 4, 8, 12), 256)
     assert (reader.args.context_length, reader.args.max_running_requests) == (40960, 4096)
     assert reader.args.max_total_tokens == 10471755
     assert reader.memory_pool_ended

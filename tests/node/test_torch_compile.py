@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from rayprep.host.environment import on_every_core
 from rayprep.model.errors import ErrorType
 from rayprep.model.result import RunStatus
 from rayprep.model.spec import StageOp
@@ -38,6 +39,7 @@ def test_the_graphs_of_the_batches_asked_for_and_a_hit_on_the_next_start(host: H
     assert not graphs(16) & set(stage.artifacts.built)
     assert stage.server is not None
     assert stage.server.command[-2:] == ("--torch-compile-max-bs", "8")
+    assert stage.env == on_every_core()
     served = result.stages[SERVE]
     assert served.artifacts is not None
     # What the campaign's own flags compile beyond that.
@@ -48,13 +50,22 @@ def test_the_graphs_of_the_batches_asked_for_and_a_hit_on_the_next_start(host: H
     assert set(statuses(host.ensure(ON, batch_sizes=[1, 8])).values()) == {"noop", "skipped"}
 
 
+def test_a_server_that_compiles_no_graph_of_decode_is_no_success(host: Host) -> None:
+    """It has one all the same, of a small function of SGLang's."""
+    stage = host.ensure(ON, batch_sizes=[1, 8], faults="no-decode-graphs").stages[INDUCTOR]
+    assert (stage.status, stage.error_type) == (StageStatus.ERROR, ErrorType.UNSUPPORTED)
+    said = "the server started with --enable-torch-compile and used 1 graphs for 4 batch sizes that decode captures"
+    assert stage.errors[0].message == said
+
+
 def test_where_no_server_starts_with_it_that_is_said_and_the_rest_is_warmed_up(host: Host) -> None:
     result = host.ensure(ON, faults="no-torch-compile")
     assert (result.status, result.exit_code) == (RunStatus.PARTIAL, 13)
     stage, served = result.stages[INDUCTOR], result.stages[SERVE]
     assert (stage.status, stage.error_type) == (StageStatus.ERROR, ErrorType.UNSUPPORTED)
     assert "starts with --enable-torch-compile" in stage.errors[0].message
-    assert "Capture cuda graph failed: AssertionError" in stage.errors[0].message
+    place = "in forward_native (sglang/srt/layers/rotary_embedding/base.py:241)"
+    assert f"Capture cuda graph failed: AssertionError: {place}" in stage.errors[0].message
     assert any("forward_native" in line for line in stage.errors[0].log_tail)
     assert served.status is StageStatus.OK
     assert served.warnings == ("warmed up without --enable-torch-compile: see the inductor stage",)
