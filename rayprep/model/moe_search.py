@@ -16,7 +16,7 @@ from rayprep.model.moe_space import KernelConfig, curated, neighbours, official_
 from rayprep.model.signature import Signature
 from rayprep.model.spec import MoeStrategy
 
-TUNER_VERSION = "2"
+TUNER_VERSION = "3"
 """Of the method: measurements of another one are not compared with ours."""
 SEED = 0
 """Of the made-up weights, inputs and routings."""

@@ -88,15 +88,23 @@ class MoeBench:
             per_channel_quant=shape.per_channel,
             return_down_config=True,
         )
-        rows, depth = shape.block or (0, 0)
-        shipped = sglang_configs.get_moe_configs(
-            shape.experts, shape.width, shape.dtype, rows, depth, per_channel_quant=shape.per_channel
-        )
         return Stock(
             config=KernelConfig.model_validate(config),
             down=KernelConfig.model_validate(down) if down and down != config else None,
-            source="shipped" if shipped else "default",
+            source="shipped" if self.shipped_sizes() else "default",
         )
+
+    def shipped_sizes(self) -> tuple[int, ...]:
+        """For how many tokens SGLang's own files say something."""
+        shape = self.shape
+        rows, depth = shape.block or (0, 0)
+        entries = (
+            sglang_configs.get_moe_configs(
+                shape.experts, shape.width, shape.dtype, rows, depth, shape.per_channel, down_moe=down
+            )
+            for down in (False, True)
+        )
+        return tuple(sorted({size for found in entries for size in found or ()}))
 
     def record(self, trial: Trial) -> Recorded:
         """The kernels that the trial would compile. They are not compiled, and nothing of them runs."""
@@ -204,6 +212,8 @@ def answers(bench: MoeBench) -> Callable[[Question], object]:
         if name == "stock":
             assert isinstance(argument, int)
             return bench.stock(argument)
+        if name == "shipped_sizes":
+            return bench.shipped_sizes()
         assert isinstance(argument, Trial)
         return bench.record(argument) if name == "record" else bench.measure(argument)
 

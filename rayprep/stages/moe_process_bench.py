@@ -52,6 +52,9 @@ class ProcessBench:
     def stock(self, tokens: int) -> Stock:
         return self._ask("stock", tokens, Stock)
 
+    def shipped_sizes(self) -> Sequence[int]:
+        return self._ask("shipped_sizes", None, tuple)
+
     def _ask(self, what: str, argument: object, kind: type[T]) -> T:
         answer = self._gpus[0].call((what, argument), self._request.deadline_s)
         assert isinstance(answer, kind)

@@ -60,11 +60,12 @@ def tune(request: StageRequest, shape: MoeShape, context: BuildContext) -> Built
         capability=capability_of(request.signature),
         deadline_s=_DEADLINE_S,
     )
-    env = {**_env(context.env), **visible_env(gpus), "TRITON_CACHE_DIR": str(kernels)}
+    own = {"TRITON_CACHE_DIR": str(kernels)}
+    env = {**_env(context.env), **visible_env(gpus), **own}
     context.report("starting the tuner", None, None)
     file, died = context.scratch / "tune.json", ErrorType.TUNER_EXECUTION_ERROR
     said = run_child("moe_tune_child", asked, file, env, context, TUNE_LINE, _WHAT, died)
-    built = _built(request, shape, context, said)
+    built = replace(_built(request, shape, context, said), env=own)
     shutil.rmtree(kernels, ignore_errors=True)  # nothing but a tuning reads them, and this one is over
     return built
 

@@ -46,6 +46,10 @@ class Bench(Protocol):
 
     def open(self) -> BenchFacts: ...
     def stock(self, tokens: int) -> Stock: ...
+    def shipped_sizes(self) -> Sequence[int]:
+        """Of which SGLang's own files say something."""
+        ...
+
     def record(self, trials: Sequence[Trial]) -> Iterator[tuple[Trial, Recorded]]: ...
     def compile(self, jobs: Sequence[KernelJob]) -> Iterator[tuple[KernelJob, str | None]]:
         """Each with why it could not be compiled, or None."""
@@ -169,7 +173,7 @@ class Tuner:
     def _told(self, facts: BenchFacts) -> TunedLine:
         known = sorted({trial.tokens for trial in self.log.done} | set(self.request.sizes))
         choices = self._choices(known)
-        sizes = sorted({*known, *self.request.all_sizes})
+        sizes = sorted({*known, *self.request.all_sizes, *self.bench.shipped_sizes()})
         stock = {size: self.bench.stock(size) for size in sizes}
         files = config_files(sizes, choices, stock)
         served = self._serve(files.up) if self.request.campaign else 0

@@ -38,6 +38,9 @@ class Bench:
     def stock(self, tokens: int) -> Stock:
         return Stock(config=WIDE)
 
+    def shipped_sizes(self) -> Sequence[int]:
+        return (48, 96)
+
     def record(self, trials: Sequence[Trial]) -> Iterator[tuple[Trial, Recorded]]:
         for trial in trials:
             yield trial, Recorded((KernelJob("kernels", "fused_moe_kernel", str(trial.config)),))
@@ -84,6 +87,12 @@ def test_what_takes_longest_to_compile_is_begun_first_and_the_rest_measured_mean
         f"compiled {HUGE}",
     ]
     assert told.choices[0].config == SMALL
+
+
+def test_sizes_that_were_not_tuned_keep_what_sglang_ships_for_them(tmp_path: Path) -> None:
+    """A server takes the entry of the nearest size: a shipped one left out would get its neighbour's."""
+    told = Tuner(sweep(tmp_path), Bench(), MeasurementLog(tmp_path / "log"), lambda line: None).go()
+    assert told.files.up == {48: WIDE, 64: SMALL, 96: WIDE}
 
 
 class FullDisk(Bench):
