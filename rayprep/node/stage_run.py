@@ -156,7 +156,7 @@ class StageRun:
         after = self._scan()
         empty = new_completion(self.survey, self.decision, self.request.run_id, self.started_at)
         told = built.artifacts or Artifacts()
-        of_moe = {"verified_in_log": told.verified_in_log, "tuning": told.tuning}
+        of_moe = {"verified_in_log": told.verified_in_log, "verify_log": told.verify_log, "tuning": told.tuning}
         empty = empty.model_copy(update={"duration_s": self.pulse.elapsed, **of_moe})
         if self.cancelled():  # a holder that was frozen past its lease learns it here at the latest
             raise Interrupted
