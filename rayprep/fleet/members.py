@@ -45,7 +45,7 @@ def join_coordinator(nodes: Sequence[NodeInfo], state: Path, ttl_s: float = LEAS
         ttl_s: how long a lease lasts that is not renewed, where the coordinator is made here.
 
     Raises:
-        HostUnfit: it cannot be placed, or was started from another version of rayprep.
+        HostUnfit: it cannot be placed, cannot read its leases, or was started from another version of rayprep.
     """
     import ray
 
@@ -63,14 +63,26 @@ def join_coordinator(nodes: Sequence[NodeInfo], state: Path, ttl_s: float = LEAS
     try:
         version: str = ray.get(coordinator.version.remote(), timeout=START_S)
     except ray.exceptions.RayError as error:
-        begun = getattr(error, "actor_init_failed", False)  # then Ray shows the whole trace, whose last line says why
-        raise HostUnfit(
-            f"the coordinator does not start on {head.host}: {str(error).splitlines()[-1 if begun else 0]}",
-            hint="is rayprep installed there, in the Python that Ray runs?",
-            error_type=ErrorType.RAY_UNAVAILABLE,
-        ) from None
+        raise _not_started(head.host, error) from None
     check_version(f"the coordinator on {head.host}", version)
     return coordinator
+
+
+def _not_started(host: str, error: Exception) -> HostUnfit:
+    """Why the coordinator does not answer.
+
+    What its own `__init__` raised is the cause of a task's error, from which Ray makes that of the dead actor.
+    """
+    failure = f"the coordinator does not start on {host}"
+    own = getattr(next(iter(error.args), None), "cause", None)
+    if isinstance(own, HostUnfit):
+        return HostUnfit(f"{failure}: {own.message}", hint=own.hint, error_type=own.error_type)
+    begun = getattr(error, "actor_init_failed", False)  # then Ray shows the whole trace, whose last line says why
+    return HostUnfit(
+        f"{failure}: {str(error).splitlines()[-1 if begun else 0]}",
+        hint="is rayprep installed there, in the Python that Ray runs?",
+        error_type=ErrorType.RAY_UNAVAILABLE,
+    )
 
 
 def check_version(who: str, version: str) -> None:

@@ -47,7 +47,8 @@ class LeaseFile:
         except FileNotFoundError:
             return LeaseTable(ttl_s=ttl_s)
         except OSError as error:
-            raise self._unfit("read", error) from None
+            hint = "make it readable on the cluster's head, or remove it there while no run goes on"
+            raise self._unfit("read", error, hint) from None
         try:
             found = read_tolerant(LeaseTable, first)
         except ValidationError:
@@ -62,12 +63,12 @@ class LeaseFile:
         try:
             self._keep(table, store, key)
         except OSError as error:
-            raise self._unfit("written", error) from None
+            raise self._unfit("written", error, "mend it on the cluster's head") from None
 
-    def _unfit(self, what: str, error: OSError) -> HostUnfit:
+    def _unfit(self, what: str, error: OSError, hint: str) -> HostUnfit:
         return HostUnfit(
             f"lease file {self._path} cannot be {what}: {error.strerror or error}",
-            hint="mend it on the cluster's head",
+            hint=hint,
             error_type=os_error_type(error),
         )
 

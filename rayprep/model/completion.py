@@ -13,6 +13,7 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from rayprep.model.base import Record, Utc
+from rayprep.model.located import Located
 from rayprep.model.signature import FORMAT_VERSION, Difference, Signature, binding_digest, differences
 from rayprep.model.stages import StageName
 from rayprep.model.tuning import Tuning
@@ -74,6 +75,8 @@ class Completion(Record):
     """The last proof on a server; of `serve` only."""
     verified_in_log: bool | None = None
     """A server's log has named the config; of `moe_tune` only."""
+    verify_log: Located | None = None
+    """That log, where the server ran on this host; of `moe_tune` only."""
     tuning: Tuning | None = None
     """What was measured for that config; of `moe_tune` only."""
 

@@ -114,6 +114,6 @@ def _is_there(file: PackedFile, wanted: Mapping[str, Listed], here: Here) -> boo
 
 
 def _listing(completion: Completion, stays: Mapping[str, Listed]) -> Completion:
-    """Without the proof, which was another host's."""
+    """Without the proof and the log, which are another host's."""
     artifacts = {path: stays.get(path, listed) for path, listed in completion.artifacts.items()}
-    return completion.model_copy(update={"artifacts": artifacts, "verification": None})
+    return completion.model_copy(update={"artifacts": artifacts, "verification": None, "verify_log": None})

@@ -23,6 +23,11 @@ class Work(Record):
     """How `required_bytes` and `seconds` were come by, for people."""
     seconds: float
     memory_bytes: int = 0
+    batch_sizes: tuple[int, ...] = ()
+    """What it is built for, where that is not the request's own."""
+    by_sglang: bool = False
+    """SGLang itself does it, in its server or its tuner, for a stage other than `serve`. It then compiles what `serve`
+    answers for as well, and leaves half of it when it is killed."""
 
 
 class NotNeeded(Record):

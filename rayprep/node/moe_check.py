@@ -1,5 +1,6 @@
 """Whether a server uses the MoE config that is here: its log decides the result of `moe_tune`."""
 
+import os
 from pathlib import PurePath
 
 from rayprep.host.completions import write_completion
@@ -18,15 +19,17 @@ from rayprep.stages.moe_files import adopt_config
 def confirmed(result: StageResult, said: MoeConfigs, log: Located) -> StageResult | None:
     """`moe_tune`'s result with what a server's log says; None where that changes nothing.
 
-    An earlier server's word stands: a campaign's own may have a MoE kernel of another kind.
+    An earlier server's word stands: a campaign's own may have a MoE kernel of another kind. Where its log is not here,
+    this one's takes its place.
     """
     artifacts = result.artifacts
     if result.status not in (StageStatus.OK, StageStatus.NOOP) or artifacts is None or artifacts.config_file is None:
         return None
-    if artifacts.verified_in_log:
-        return None
     config = PurePath(artifacts.config_file.container_path)
-    if said.uses(config):
+    uses = said.uses(config)
+    if artifacts.verified_in_log and (artifacts.verify_log or not uses):
+        return None
+    if uses:
         found = artifacts.model_copy(update={"verified_in_log": True, "verify_log": log})
         return result.model_copy(update={"artifacts": found, "verified_in_log": True})
     missed = artifacts.model_copy(update={"verified_in_log": False, "verify_log": log})
@@ -36,7 +39,7 @@ def confirmed(result: StageResult, said: MoeConfigs, log: Located) -> StageResul
 
 
 def keep_word(layout: Layout, completion: Completion | None, judged: StageResult) -> None:
-    """Notes in the completion what the log said. One that it did not bear out goes, or the next run would believe it.
+    """Notes in the completion which log said so. One that it did not bear out goes, or the next run would believe it.
 
     Raises:
         OSError: it cannot be written.
@@ -46,7 +49,8 @@ def keep_word(layout: Layout, completion: Completion | None, judged: StageResult
     if judged.status is StageStatus.ERROR:
         layout.completion(StageName.MOE_TUNE, completion.key).unlink(missing_ok=True)
     else:
-        write_completion(layout, completion.model_copy(update={"verified_in_log": True}))
+        log = (judged.artifacts or Artifacts()).verify_log
+        write_completion(layout, completion.model_copy(update={"verified_in_log": True, "verify_log": log}))
 
 
 def with_config(result: StageResult, survey: Survey) -> StageResult:
@@ -55,7 +59,13 @@ def with_config(result: StageResult, survey: Survey) -> StageResult:
     found = adopt_config(survey.layout, completion) if completion else None
     if completion is None or found is None:
         return result
-    told = {"verified_in_log": completion.verified_in_log, "tuning": completion.tuning}
+    log = completion.verify_log if completion.verify_log and _is_here(completion.verify_log) else None
+    told = {"verified_in_log": completion.verified_in_log, "verify_log": log, "tuning": completion.tuning}
     units = (result.artifacts or Artifacts()).units
     artifacts = found.model_copy(update={"units": units, **told})
     return result.model_copy(update={"artifacts": artifacts, "verified_in_log": completion.verified_in_log})
+
+
+def _is_here(log: Located) -> bool:
+    """Hosts that share a profiles root have logs of their own, and those are not kept for ever."""
+    return os.path.isfile(log.container_path)  # noqa: PTH113 - which asks nothing that a wild name could break

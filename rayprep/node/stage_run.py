@@ -18,9 +18,9 @@ from rayprep.model.cleanup import Cleanup
 from rayprep.model.completion import Completion
 from rayprep.model.errors import ErrorType, Interrupted, RayprepError, StageError, Unsupported
 from rayprep.model.events import Event, Phase, event
-from rayprep.model.plan import Decision, Work
+from rayprep.model.plan import Decision
 from rayprep.model.result import Artifacts, Headroom, StageResult
-from rayprep.model.spec import DeviceChoice, StageOp
+from rayprep.model.spec import StageOp
 from rayprep.model.stages import STAGES, StageName, StageStatus
 from rayprep.node.collect import complete, deltas, new_completion, record_unsupported
 from rayprep.node.record import failed_result
@@ -28,9 +28,7 @@ from rayprep.node.repair import repair
 from rayprep.node.request import NodeRequest
 from rayprep.node.survey import Survey
 from rayprep.node.telling import end_event
-from rayprep.stages import BY_NAME, BuildContext, Built, StageRequest
-from rayprep.stages.deep_gemm import compiles_via_server
-from rayprep.stages.moe_tune import sizes_of
+from rayprep.stages import BY_NAME, BuildContext, Built
 
 HEADROOM_FACTOR = 1.25
 """Free disk asked for, over what the stage is reckoned to write."""
@@ -56,9 +54,7 @@ class StageRun:
         self.name, self.stage = decision.stage, BY_NAME[decision.stage]
         self.layout, self.slug = survey.layout, survey.model.slug
         self.rebuild = request.resolved.spec.op(decision.stage) is StageOp.REBUILD
-        # What SGLang compiles for itself, in its server or in the tuner, may be half written when it is killed.
-        self.runs_sglang = runs_sglang(self.name, survey.request, decision.work)
-        self.serve_stood = self.layout.marker(self.slug, StageName.SERVE).exists()
+        self.marks_serve = self.work.by_sglang and not self.layout.marker(self.slug, StageName.SERVE).exists()
         self.log = self.layout.stage_log(request.run_id, decision.stage)
         self._emit, self.pulse = emit, _Pulse(decision, request.resolved.spec.heartbeat_s, emit)
         self.started_at = utc_now()
@@ -100,14 +96,14 @@ class StageRun:
 
     def _settings(self) -> dict[str, object]:
         spec = self.request.resolved.spec
-        sizes = sizes_of(spec) if self.name is StageName.MOE_TUNE else spec.batch_sizes
+        sizes = self.work.batch_sizes or spec.batch_sizes
         return {"model": self.slug, "tp": spec.tp, "batch_sizes": sizes, "reason": self.decision.reason}
 
     def _mark(self) -> float | None:
         """Writes the marker. Returns since when an aborted run may have written, which the new marker keeps."""
         since = standing_since(self.layout, self.name)
         self._write_marker(self.name, since)
-        if self.runs_sglang and not self.serve_stood:
+        if self.marks_serve:
             self._write_marker(StageName.SERVE, standing_since(self.layout, StageName.SERVE))
         return since
 
@@ -123,7 +119,7 @@ class StageRun:
 
     def _unmark(self) -> None:
         remove_marker(self.layout, self.slug, self.name)
-        if self.runs_sglang and not self.serve_stood:
+        if self.marks_serve:
             remove_marker(self.layout, self.slug, StageName.SERVE)
 
     def _preflight(self, scans: list[CacheScan]) -> None:
@@ -156,7 +152,7 @@ class StageRun:
         after = self._scan()
         empty = new_completion(self.survey, self.decision, self.request.run_id, self.started_at)
         told = built.artifacts or Artifacts()
-        of_moe = {"verified_in_log": told.verified_in_log, "tuning": told.tuning}
+        of_moe = {"verified_in_log": told.verified_in_log, "verify_log": told.verify_log, "tuning": told.tuning}
         empty = empty.model_copy(update={"duration_s": self.pulse.elapsed, **of_moe})
         if self.cancelled():  # a holder that was frozen past its lease learns it here at the latest
             raise Interrupted
@@ -266,13 +262,6 @@ class _Pulse:
 
     def emit(self, phase: Phase, **fields: object) -> None:
         self._emit(event(self._name, phase, **fields))
-
-
-def runs_sglang(stage: StageName, request: StageRequest, work: Work) -> bool:
-    """Whether a stage other than `serve` has SGLang's server do its work, or parts of SGLang that compile."""
-    if stage is StageName.DEEP_GEMM:
-        return compiles_via_server(request, work)
-    return stage is StageName.MOE_TUNE or (stage is StageName.INDUCTOR and request.device is DeviceChoice.CUDA)
 
 
 def _refuse_unwritable(folder: Path) -> None:

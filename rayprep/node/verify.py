@@ -3,19 +3,17 @@
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from rayprep.host.cache_watch import CacheUse, CacheWatch
+from rayprep.host.cache_watch import CacheWatch
 from rayprep.host.completions import write_completion
 from rayprep.host.locks import HeldLocks
 from rayprep.host.markers import Marker, remove_marker, standing_since, write_marker
-from rayprep.host.scan import hash_files
 from rayprep.host.server import Watch
 from rayprep.model.base import utc_now
 from rayprep.model.caches import CacheName
-from rayprep.model.cleanup import together
 from rayprep.model.errors import ErrorType, Interrupted, RayprepError, StageError
 from rayprep.model.events import Event, Phase, event
 from rayprep.model.gemm import GemmShape
@@ -23,18 +21,9 @@ from rayprep.model.moe_configs import MoeConfigs
 from rayprep.model.secrets import redacted_command
 from rayprep.model.server_command import proof_mem_fraction
 from rayprep.model.stages import StageName
-from rayprep.model.verification import (
-    NAMED,
-    VERIFY,
-    NewFile,
-    SliceProof,
-    Verification,
-    VerifyResult,
-    new_file,
-    new_files,
-    shortfall,
-)
+from rayprep.model.verification import VERIFY, Verification, VerifyResult, new_file
 from rayprep.node.proof_servers import ProofServer, ProofServers, run_at_once
+from rayprep.node.proof_verdict import judge
 from rayprep.node.repair import repair
 from rayprep.node.request import NodeRequest
 from rayprep.node.stage_run import as_rayprep_error
@@ -72,6 +61,10 @@ class Verify:
         """What a server that answered everything has used, and named in its log."""
         self._command: tuple[str, ...] = self._own_command
 
+    @property
+    def _elapsed(self) -> float:
+        return round(time.monotonic() - self._started, 3)
+
     def go(self) -> VerifyResult:
         """Runs it, keeps a proof in the completion of `serve`, and takes that completion away where it failed.
 
@@ -104,7 +97,14 @@ class Verify:
             self.moe_configs = proofs[0].server.reader.moe_configs
         if not had_stood and all(each.failure is None or not each.server.attempts for each in proofs):
             remove_marker(layout, self.survey.model.slug, StageName.SERVE)
-        return self._judge(proofs, use, missing)
+        found = judge(layout, self._listed, proofs, use, missing)
+        return found.model_copy(
+            update={
+                "duration_s": self._elapsed,
+                "command": found.command or redacted_command(self._command),
+                "warnings": tuple(dict.fromkeys([*self.warnings, *found.warnings])),
+            }
+        )
 
     def _mark(self) -> bool:
         """What a server compiles that is killed may be half written, as with the stage itself.
@@ -143,57 +143,11 @@ class Verify:
 
         return Watch(self._started + self.survey.request.spec.timeout_s, self.cancelled, self._tick, report)
 
-    def _judge(self, proofs: Sequence[ProofServer], use: CacheUse, missing: tuple[NewFile, ...]) -> VerifyResult:
-        homes = [_files_below(each.home) for each in proofs]
-        new = new_files([*use.new, *self._rewritten(use)], [file for home in homes for file in home])
-        events = tuple(event for each in proofs for event in each.server.reader.jit_events)
-        ready = [each.server.ready_s for each in proofs]
-        first, failures = proofs[0].server, [each.failure for each in proofs if each.failure]
-        outcomes = tuple(each.outcome(self.survey.layout, home) for each, home in zip(proofs, homes, strict=True))
-        found = VerifyResult(
-            ran=True,
-            status="ok",
-            new_files=len(new),
-            jit_events=len(events),
-            ready_s=round(max(filter(None, ready)), 3) if all(ready) else None,
-            duration_s=round(time.monotonic() - self._started, 3),
-            command=redacted_command(first.command or self._command),
-            port=first.port,
-            warmup_pid=first.pid,
-            new=new[:NAMED],
-            missing=missing[:NAMED],
-            unread=() if failures else self._unread(use),
-            events=events[:NAMED],
-            log_file=self.survey.layout.located(self.log),
-            slices=outcomes if len(outcomes) > 1 else (),
-            warnings=tuple(dict.fromkeys([*self.warnings, *(each for one in proofs for each in one.server.warnings)])),
-            cleanup=together([each.server.cleanup for each in proofs if each.server.cleanup]),
-        )
-        short = shortfall(found)
-        if not short and not failures:
-            return found
-        message = "; ".join([*_in_words(found.slices, failures), *([short] if short else [])])
-        kind = ErrorType.VERIFY_FAILED if short or not failures else failures[0].error_type
-        return found.model_copy(update={"status": "error", "error_type": kind, "message": message})
-
-    def _rewritten(self, use: CacheUse) -> list[str]:
-        """What was compiled again in place: listed, written again, and not what it was."""
-        again = [path for path in use.rewritten if path in self._listed]
-        now = hash_files(self.survey.layout.profiles, again)
-        return [path for path in again if now.get(path) != self._listed[path]]
-
-    def _unread(self, use: CacheUse) -> tuple[str, ...]:
-        """A server that was led elsewhere compiles there, and leaves nothing new here."""
-        if not use.tells_reads:
-            return ()
-        listed, read = ({path.partition("/")[0] for path in paths} for paths in (self._listed, use.read))
-        return tuple(sorted(listed - read - {CacheName.OTHERS.value, CacheName.MOE_CONFIGS.value}))
-
     def _failed(self, error: RayprepError) -> VerifyResult:
         return VerifyResult(
             ran=True,
             status="error",
-            duration_s=round(time.monotonic() - self._started, 3),
+            duration_s=self._elapsed,
             command=redacted_command(self._command),
             error_type=error.error_type or ErrorType.VERIFY_FAILED,
             message=error.line,
@@ -237,17 +191,11 @@ class Verify:
 
     def _report(self, hint: str, done: int | None, total: int | None) -> None:
         self._last_beat = time.monotonic()
-        elapsed = round(self._last_beat - self._started, 3)
-        self.emit(event(VERIFY, Phase.PROGRESS, elapsed_s=elapsed, hint=hint, done=done, total=total))
+        self.emit(event(VERIFY, Phase.PROGRESS, elapsed_s=self._elapsed, hint=hint, done=done, total=total))
 
     def _tick(self) -> None:
         if time.monotonic() - self._last_beat >= self.survey.request.spec.heartbeat_s:
             self._report("running", None, None)
-
-
-def _in_words(slices: Sequence[SliceProof], failures: Sequence[RayprepError]) -> list[str]:
-    """What failed; with the slice's name, where there are several."""
-    return [f"{each}: {each.message}" for each in slices if each.error_type] or [each.line for each in failures]
 
 
 def _unprepared() -> StageError:
@@ -256,11 +204,3 @@ def _unprepared() -> StageError:
         "nothing is prepared for this model, layout and flags",
         hint="run rayprep ensure with the same flags first",
     )
-
-
-def _files_below(folder: Path) -> list[str]:
-    return [
-        os.path.relpath(os.path.join(place, name), folder)  # noqa: PTH118 - one path of many, and Path is slow
-        for place, _, names in os.walk(folder)
-        for name in names
-    ]

@@ -63,11 +63,11 @@ class DeepGemmStage:
         units = tuple(unit_name(shape, self._environ) for shape in shapes or ()) if known else (SERVER_UNIT,)
         if unable := _unable(request.signature, self._environ):
             return unable.model_copy(update={"units": units})
-        return _work(units)
+        return _work(units, by_sglang=not known or spec.deep_gemm_via is DeepGemmVia.SERVER)
 
     def build(self, request: StageRequest, work: Work, context: BuildContext) -> Built:
         remove_half_written(context.layout)
-        if compiles_via_server(request, work):
+        if work.by_sglang:
             return self._via_server(request, work, context)
         shapes = [GemmShape.parse(unit.partition(",")[0]) for unit in work.units]
         return build_shapes(shapes, request, context)
@@ -84,22 +84,18 @@ class DeepGemmStage:
         )
 
 
-def compiles_via_server(request: StageRequest, work: Work) -> bool:
-    """Whether SGLang's own server builds these units: on request, or for a model that is not known."""
-    return SERVER_UNIT in work.units or request.spec.deep_gemm_via is DeepGemmVia.SERVER
-
-
 def unit_name(shape: GemmShape, environ: Mapping[str, str]) -> str:
     """A product's unit. What NVRTC compiles is another kernel than what nvcc does."""
     return f"{shape}, nvrtc" if uses_nvrtc(environ) else str(shape)
 
 
-def _work(units: tuple[str, ...]) -> Work:
+def _work(units: tuple[str, ...], *, by_sglang: bool) -> Work:
     return Work(
         units=units,
         required_bytes=BYTES_ONCE + BYTES_PER_SHAPE * len(units),
         seconds=SECONDS_PER_SHAPE * len(units),
         estimate=f"{len(units)} products at the shipped guess for each",
+        by_sglang=by_sglang,
     )
 
 

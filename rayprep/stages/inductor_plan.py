@@ -30,4 +30,5 @@ def plan_on_gpu(request: StageRequest) -> StagePlan:
         required_bytes=BYTES_ONCE + BYTES_PER_BATCH * len(sizes),
         seconds=SECONDS_ONCE + SECONDS_PER_BATCH * len(sizes),
         estimate="one server's start and the shipped guess for each batch size",
+        by_sglang=True,
     )

@@ -139,4 +139,6 @@ def _work(spec: PrepSpec, shape: MoeShape, sizes: Sequence[int], units: tuple[st
         required_bytes=_BYTES_OF_A_SWEEP if spec.moe_strategy is MoeStrategy.SWEEP else _BYTES,
         seconds=seconds,
         estimate=f"{len(sizes)} batch sizes {said}",
+        batch_sizes=tuple(sizes),
+        by_sglang=True,
     )

@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from rayprep.fleet import members
 from rayprep.fleet.asked import Asked
 from rayprep.fleet.fleet_record import FleetRecord
 from rayprep.fleet.leasing import Leases, Wanted
@@ -264,6 +265,18 @@ def test_a_lease_file_that_cannot_be_written_is_named_and_waited_for(two: Fleet)
     assert raised.value.error_type is ErrorType.PERMISSIONS_UNEXPECTED
     with leases(mend, 60) as held:
         assert held.epochs == {"key": 1}
+
+
+def test_a_lease_file_that_cannot_be_read_is_named(two: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(members, "NAME", "another")  # beside the one that lives
+    (tmp_path / "file").touch()
+    with pytest.raises(HostUnfit) as raised:
+        members.join_coordinator(living_nodes(), tmp_path / "file" / "leases")
+    assert raised.value.line == (
+        f"the coordinator does not start on head: lease file {tmp_path}/file/leases cannot be read: Not a directory"
+        " (make it readable on the cluster's head, or remove it there while no run goes on)"
+    )
+    assert raised.value.error_type is ErrorType.PERMISSIONS_UNEXPECTED
 
 
 def test_a_drivers_telemetry_root_that_fails_costs_its_files_and_not_the_run(

@@ -7,6 +7,7 @@ import pytest
 from rayprep.model.base import to_json
 from rayprep.model.completion import Completion
 from rayprep.model.errors import BadRequest, HostUnfit
+from rayprep.model.located import Located
 from rayprep.model.package import (
     Listed,
     PackageManifest,
@@ -16,7 +17,8 @@ from rayprep.model.package import (
 )
 from rayprep.model.placement import Here, Placement, place
 from rayprep.model.stages import StageName
-from tests.model.samples import completion, identity, signature
+from rayprep.model.verification import Verification
+from tests.model.samples import MOMENT, completion, identity, signature
 
 MODULE = "flashinfer/.cache/flashinfer/0.6.14/90a/cached_ops/norm"
 SO, NINJA, LOG = f"{MODULE}/norm.so", f"{MODULE}/build.ninja", f"{MODULE}/.ninja_log"
@@ -137,6 +139,12 @@ def test_an_empty_root_takes_whole_entries() -> None:
     found = placed()
     assert found.whole == {ENTRY: {SO, NINJA, LOG}}
     assert (found.completions, found.kept, found.dropped, found.single) == ((flashinfer(),), (), (), {})
+
+
+def test_a_completion_comes_without_what_another_hosts_servers_have_left() -> None:
+    proof = Verification(verified_at=MOMENT, command=("python",), ready_s=1.0)
+    theirs = flashinfer(verification=proof, verify_log=Located(container_path="/t/serve.log", host_path="/t/serve.log"))
+    assert placed(package=manifest(completions=(theirs,))).completions == (flashinfer(),)
 
 
 def test_an_entry_that_is_there_is_not_touched_though_its_companions_differ() -> None:

@@ -15,6 +15,7 @@ from rayprep.node.moe_check import confirmed, keep_word
 from tests.model.samples import completion
 
 LOG = Located(container_path="/t/serve.log", host_path="/t/serve.log")
+OTHER_LOG = Located(container_path="/t/verify.log", host_path="/t/verify.log")
 NAME = "E=8,N=64.json"
 CONFIG = Located(container_path=f"/p/{NAME}", host_path=f"/p/{NAME}")
 
@@ -51,7 +52,9 @@ def test_the_word_is_kept_and_a_completion_that_was_not_borne_out_goes(tmp_path:
         assert judged
         keep_word(layout, done, judged)
         assert kept.exists() is left
-        assert not left or Completion.model_validate_json(kept.read_bytes()).verified_in_log
+        if left:
+            found = Completion.model_validate_json(kept.read_bytes())
+            assert (found.verified_in_log, found.verify_log) == (True, LOG)
     keep_word(layout, None, judged)
 
 
@@ -59,4 +62,13 @@ def test_what_has_no_config_or_has_been_confirmed_is_left_alone() -> None:
     unused = MoeConfigs(used=("E=9.json",))
     assert confirmed(result(StageStatus.ERROR), unused, LOG) is None
     assert confirmed(StageResult(ran=False, status=StageStatus.SKIPPED, status_code=0), unused, LOG) is None
-    assert confirmed(result(verified_in_log=True), unused, LOG) is None, "an earlier server's word stands"
+    for known in (None, LOG):
+        earlier = result(verified_in_log=True, verify_log=known)
+        assert confirmed(earlier, unused, OTHER_LOG) is None, "an earlier server's word stands"
+    assert confirmed(earlier, MoeConfigs(used=(NAME,)), OTHER_LOG) is None
+
+
+def test_a_log_takes_the_place_of_one_that_is_not_here() -> None:
+    judged = confirmed(result(StageStatus.NOOP, verified_in_log=True), MoeConfigs(used=(NAME,)), LOG)
+    assert judged and judged.artifacts
+    assert (judged.status, judged.verified_in_log, judged.artifacts.verify_log) == (StageStatus.NOOP, True, LOG)

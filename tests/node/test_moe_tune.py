@@ -143,7 +143,12 @@ def test_from_a_killed_tuning_to_a_servers_word_to_nothing_to_do(host: MoeHost) 
     assert again.stages[MOE].verified_in_log, "as a server had said"
     known = again.stages[MOE].artifacts
     assert known and known.tuning == tuning, "as it was measured"
+    assert known.verify_log == artifacts.verify_log
     assert (known.config_hash, known.config_file) == (artifacts.config_hash, artifacts.config_file)
+    Path(artifacts.verify_log.container_path).unlink()
+    later = host.ensure(**asked).stages[MOE]
+    assert later.artifacts and later.verified_in_log
+    assert later.artifacts.verify_log is None, "nobody is sent to a log that is gone"
 
 
 def _compiled_ahead(host: MoeHost) -> None:

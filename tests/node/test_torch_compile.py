@@ -30,7 +30,15 @@ def graphs(*sizes: int) -> set[str]:
 
 
 def test_the_graphs_of_the_batches_asked_for_and_a_hit_on_the_next_start(host: Host) -> None:
-    result = host.ensure(ON, batch_sizes=[1, 8])
+    while_it_compiles: set[str] = set()
+
+    def look() -> bool:
+        if all(event.name != "serve" for event in host.events):
+            while_it_compiles.update(host.markers())
+        return False
+
+    result = host.ensure(ON, batch_sizes=[1, 8], cancelled=look)
+    assert while_it_compiles == {"inductor", "serve"}, "such a server compiles what is the other stage's, too"
     assert (result.status, result.errors) == (RunStatus.OK, ())
     stage = result.stages[INDUCTOR]
     assert stage.artifacts is not None

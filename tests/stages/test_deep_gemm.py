@@ -17,7 +17,7 @@ from rayprep.model.errors import ErrorType, Interrupted, StageError
 from rayprep.model.gemm import EXPERTS, GemmShape
 from rayprep.model.plan import NotNeeded, StagePlan, Unable, Work
 from rayprep.model.result import Cleanup
-from rayprep.model.spec import DeviceChoice, PrepSpec
+from rayprep.model.spec import DeepGemmVia, DeviceChoice, PrepSpec
 from rayprep.stages.deep_gemm import DeepGemmStage, build_shapes
 from rayprep.stages.deep_gemm_cache import entries, whole_entry
 from rayprep.stages.protocol import BuildContext, Built, StageRequest
@@ -57,7 +57,8 @@ class Bench:
     def request(self, **changes: object) -> StageRequest:
         source = changes.pop("architecture", None) or parse_architecture(MODEL.read_text(encoding="utf-8"), "x")
         files = ModelFiles(slug="m", source=MODEL, digest=DIGEST, architecture=source)
-        spec = PrepSpec(model="m", server_args=changes.pop("server_args", ()))
+        asked = {name: changes.pop(name) for name in ("server_args", "deep_gemm_via") if name in changes}
+        spec = PrepSpec(model="m", **asked)
         device = changes.pop("device", DeviceChoice.CUDA)
         made_on = signature(deep_gemm_version=self.version, profiles_root=str(self.layout.profiles), **changes)
         return StageRequest(spec=spec, model=files, device=device, signature=made_on)
@@ -108,7 +109,9 @@ def plan(bench: Bench, **changes: object) -> StagePlan:
 def test_one_unit_is_one_product(bench: Bench) -> None:
     work = plan(bench)
     assert isinstance(work, Work)
-    assert work.units == UNITS
+    assert (work.units, work.by_sglang) == (UNITS, False)
+    by_the_server = plan(bench, deep_gemm_via=DeepGemmVia.SERVER)
+    assert (by_the_server.units, by_the_server.by_sglang) == (UNITS, True)
     bench.environ["SGL_DG_USE_NVRTC"] = "1"
     assert plan(bench, nvcc=None).units == tuple(f"{unit}, nvrtc" for unit in UNITS)
 
@@ -157,7 +160,7 @@ def test_a_model_that_is_not_known_is_left_to_the_server(bench: Bench) -> None:
     unknown = bench.request(architecture=known.model_copy(update={"architectures": ("GrokForCausalLM",)}))
     work = bench.stage.plan(unknown)
     assert isinstance(work, Work)
-    assert work.units == ("server",)
+    assert (work.units, work.by_sglang) == (("server",), True)
     with pytest.raises(StageError, match="GrokForCausalLM"):
         bench.stage.build(unknown, work, bench.context())
     assert plan(bench, compute_capability="sm_100").units == ("server",)

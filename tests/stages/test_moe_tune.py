@@ -41,6 +41,7 @@ def test_one_unit_is_one_number_of_tokens() -> None:
     plan = STAGE.plan(request(moe_batch_sizes=(64, 1), moe_strategy="fixed"))
     assert isinstance(plan, Work)
     assert plan.units == (f"fixed {SHAPE} M=1", f"fixed {SHAPE} M=64")
+    assert (plan.batch_sizes, plan.by_sglang) == ((1, 64), True)
     assert plan.seconds > 0
     default = STAGE.plan(request())
     assert isinstance(default, Work)
