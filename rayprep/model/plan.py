@@ -263,12 +263,13 @@ _ON_THE_CPU = (StageName.DEEP_GEMM, StageName.FLASHINFER)
 def waves(building: Sequence[StageName]) -> tuple[Wave, ...]:
     """In which order the stages that build are started.
 
-    DeepGEMM's and FlashInfer's compilers share the CPUs. FlashInfer's longest ones go on beside a server that is
-    starting: it imports for half a minute before it needs a module, and then waits for the lock of one that is being
-    built. All other stages use the GPU, and go one after another.
+    DeepGEMM's and FlashInfer's compilers share the CPUs. All other stages use the GPU, and go one after another.
+    FlashInfer's longest compilers go on beside the tuner, which measures in CUDA graphs that no busy CPU slows, and
+    beside a server that is starting: it imports for half a minute before it needs a module, and then waits for the lock
+    of one that is being built. TorchInductor times what it launches, so that nothing may run beside it.
     """
     compiling = tuple(stage for stage in building if stage in _ON_THE_CPU)
     others = [stage for stage in building if stage not in _ON_THE_CPU]
-    beside = (StageName.FLASHINFER,) if others == [StageName.SERVE] else ()
+    beside = () if StageName.INDUCTOR in others else (StageName.FLASHINFER,)
     found = [Wave(stages=compiling), *(Wave(stages=(stage,), beside=beside) for stage in others)]
     return tuple(wave for wave in found if wave.stages)
