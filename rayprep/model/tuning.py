@@ -19,6 +19,8 @@ class TunedSize(Record):
 class TuningCounts(Record):
     """What a tuning came to. Times in seconds."""
 
+    gpus: int = 0
+    """On which it was measured, side by side; 0 where a script tuned."""
     measured: int = 0
     reused: int = 0
     """Measurements that an earlier run, which was stopped, had made."""

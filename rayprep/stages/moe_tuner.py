@@ -178,6 +178,7 @@ class Tuner:
         files = config_files(sizes, choices, stock)
         served = self._serve(files.up) if self.request.campaign else 0
         counts = Counts(
+            gpus=self.request.gpus,
             measured=len(self.log.done) - self._reused,
             reused=self._reused,
             failed=sum(each.us is None for each in self.log.done.values()),

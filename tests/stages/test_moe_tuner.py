@@ -87,6 +87,7 @@ def test_what_takes_longest_to_compile_is_begun_first_and_the_rest_measured_mean
         f"compiled {HUGE}",
     ]
     assert told.choices[0].config == SMALL
+    assert told.counts.gpus == 1
 
 
 def test_sizes_that_were_not_tuned_keep_what_sglang_ships_for_them(tmp_path: Path) -> None:
