@@ -77,10 +77,11 @@ def child_env(environ: Mapping[str, str], layout: Layout, home: Path, invocation
 def server_cache_env(layout: Layout) -> dict[str, str]:
     """Every variable that leads a server to its caches, and what makes it use them the same way at each start.
 
-    A server is sent to a folder without configs/ dies while it starts; without the variable it uses its own configs.
+    A server that is sent to a folder without configs/ dies while it starts, and where no config lies in it the server
+    has none at all; without the variable it uses its own.
     """
     values = {**layout.cache_env(), **_EVERY_START_ALIKE}
-    if not (layout.cache(CacheName.MOE_CONFIGS) / "configs").is_dir():
+    if not any((layout.cache(CacheName.MOE_CONFIGS) / "configs").glob("triton_*/*.json")):
         del values["SGLANG_MOE_CONFIG_DIR"]
     return values
 
@@ -91,12 +92,12 @@ def on_every_core() -> dict[str, str]:
 
 
 def compiler_settings(environ: Mapping[str, str]) -> tuple[str, ...]:
-    """What of the environment changes which kernels are compiled: the compilers' switches, less their folders."""
+    """What of a child's environment changes which kernels are compiled: the compilers' switches, less their folders."""
     return tuple(
         sorted(
             f"{name}={value}"
-            for name, value in environ.items()
-            if name.startswith(_COMPILERS) and not name.endswith(_NOT_IN_THE_CODE) and name not in _EVERY_START_ALIKE
+            for name, value in {**environ, **_EVERY_START_ALIKE}.items()
+            if name.startswith(_COMPILERS) and not name.endswith(_NOT_IN_THE_CODE)
         )
     )
 

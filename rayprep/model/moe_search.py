@@ -160,6 +160,12 @@ def choose(tokens: int, done: Done) -> Choice | None:
     return Choice(tokens=tokens, config=fastest.trial.config, us=fastest.us, stock_us=stock)
 
 
+def is_compared(tokens: int, done: Done) -> bool:
+    """Whether a size's search came to its end: on the last rung SGLang's own config is measured beside the best."""
+    own = done.get(Trial(tokens=tokens, config=None, replays=FINALS[-1][1]))
+    return own is not None and own.us is not None
+
+
 def config_files(sizes: Iterable[int], choices: Iterable[Choice], stock: Mapping[int, Stock]) -> ConfigFiles:
     """What the files say. SGLang takes the entry of the nearest size, so a size that was not tuned has to be there,
     too: with SGLang's own values, or its neighbours' would count.

@@ -60,7 +60,11 @@ PLACE = "place"
 _PLACE = re.compile(r'File "[^"]*?/(sglang/srt/[^"]+)", line (\d+), in (\w+)')
 """A frame in SGLang. The last in a log that torch.compile ended is what it was compiling."""
 
-_ACCIDENT = re.compile(r"CUDA error|NCCL|BrokenProcessPool|\b(?:died|killed)\b|SIG[A-Z]+", re.IGNORECASE)
+_ACCIDENT = re.compile(
+    r"CUDA error|NCCL|BrokenProcessPool|\b(?:died|killed)\b|(?-i:\bSIG[A-Z]{2,}\b)"
+    r"|\bErrno\b|(?<!OutOf)MemoryError|\btimed? ?out\b|DistStoreError",
+    re.IGNORECASE,
+)
 """What may pass, and says nothing of the versions and flags that a server was started with."""
 
 

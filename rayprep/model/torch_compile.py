@@ -34,7 +34,7 @@ def max_batch(server_args: Sequence[str]) -> int | None:
 
 def with_max_batch(server_args: Sequence[str], largest: int) -> tuple[str, ...]:
     """The flags with a largest batch, where they do not name one themselves."""
-    return tuple(server_args) if max_batch(server_args) else (*server_args, _MAX_BATCH, str(largest))
+    return tuple(server_args) if max_batch(server_args) is not None else (*server_args, _MAX_BATCH, str(largest))
 
 
 def without(server_args: Sequence[str]) -> tuple[str, ...]:

@@ -23,8 +23,10 @@ def plan_on_gpu(request: StageRequest) -> StagePlan:
     if unable := unable_to_serve(request.signature):
         return unable
     asked = request.spec.batch_sizes
-    largest = max_batch(flags) or max(asked)
-    sizes = sorted({min(size, largest) for size in asked})
+    largest = max_batch(flags)
+    if largest == 0:
+        return NotNeeded(reason="no_decode_graphs", detail="the flags have no batch size compiled")
+    sizes = sorted({min(size, largest or size) for size in asked})
     return Work(
         units=tuple(f"decode:cuda:b{size}" for size in sizes),
         required_bytes=BYTES_ONCE + BYTES_PER_BATCH * len(sizes),

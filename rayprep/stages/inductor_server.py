@@ -43,12 +43,13 @@ def compile_on_gpu(request: StageRequest, work: Work, context: BuildContext) -> 
             raise _explained(error, server.reader.signs) from None
         record = record_of(server, spec.load_format)
     use = cache.look()
-    _check_graphs({entry_name(path) for path in use.read if path.startswith(_GRAPHS[0])}, asked, server.reader.args)
+    args = server.reader.args
+    _check_graphs({entry_name(path) for path in use.read if path.startswith(_GRAPHS[0])}, asked, args)
     return Built(
         units=work.units,
         used=use.read,
         compiled=tuple(name for name in use.made if name.startswith(_GRAPHS)),
-        warnings=left,
+        warnings=(*left, *_beyond(spec.batch_sizes, args)),
         env=own,
         server=record,
     )
@@ -61,6 +62,13 @@ def _check_graphs(graphs: Collection[str], asked: StageRequest, args: ResolvedAr
     if len(graphs) < max(1, len(batches)):
         told = f" for {len(batches)} batch sizes that decode captures" if batches else ""
         raise Unsupported(f"the server started with {ENABLE} and used {len(graphs)} graphs{told}")
+
+
+def _beyond(asked: Sequence[int], args: ResolvedArgs) -> tuple[str, ...]:
+    largest = max(args.decode_batches, default=0)
+    beyond = [str(size) for size in asked if largest < size]
+    said = f"decode captures no batch above {largest}: {', '.join(beyond)} runs without what was compiled"
+    return (said,) if largest and beyond else ()
 
 
 def _explained(error: StageError, signs: Sequence[str]) -> StageError:

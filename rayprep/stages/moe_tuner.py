@@ -13,6 +13,7 @@ from rayprep.model.moe_search import (
     choose,
     config_files,
     first_candidates,
+    is_compared,
     next_trials,
     served_trials,
 )
@@ -171,7 +172,9 @@ class Tuner:
             self.emit(StepLine(hint=hint, n=n, m=m))
 
     def _told(self, facts: BenchFacts) -> TunedLine:
-        known = sorted({trial.tokens for trial in self.log.done} | set(self.request.sizes))
+        # Of other sizes an earlier run may have been stopped in the middle of their search.
+        earlier = {trial.tokens for trial in self.log.done if is_compared(trial.tokens, self.log.done)}
+        known = sorted(earlier | set(self.request.sizes))
         choices = self._choices(known)
         sizes = sorted({*known, *self.request.all_sizes, *self.bench.shipped_sizes()})
         stock = {size: self.bench.stock(size) for size in sizes}

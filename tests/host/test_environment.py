@@ -73,11 +73,13 @@ def test_a_child_has_a_home_and_caches_of_its_own_and_carries_both_marks() -> No
     assert env["SPT_NOENV"] == "1", "or setproctitle, which sglang calls, wipes the marks out"
 
 
-@pytest.mark.parametrize(("folder", "set_"), [("configs/triton_3_6_0", True), ("configs", True), ("", False)])
-def test_a_server_is_sent_to_moe_configs_only_where_there_are_some(tmp_path: Path, folder: str, set_: bool) -> None:
+@pytest.mark.parametrize(("file", "set_"), [("triton_3_6_0/E=8.json", True), ("active/m.json", False), ("x", False)])
+def test_a_server_is_sent_to_moe_configs_only_where_there_are_some(tmp_path: Path, file: str, set_: bool) -> None:
     """It dies in os.listdir of a folder that has no configs/, and without the variable it takes its own."""
     layout = Layout(tmp_path, tmp_path)
-    (layout.cache(CacheName.MOE_CONFIGS) / folder).mkdir(parents=True)
+    config = layout.cache(CacheName.MOE_CONFIGS) / "configs" / file
+    config.parent.mkdir(parents=True)
+    config.touch()
     alike = {"USE_STATIC_CUDA_LAUNCHER": "0", "DYNAMIC_SCALE_RBLOCK": "0", "COMPILE_THREADS": "1"}
     expected = {**layout.cache_env(), **{f"TORCHINDUCTOR_{name}": value for name, value in alike.items()}}
     if not set_:
@@ -90,9 +92,11 @@ def test_a_server_that_uses_torch_compile_starts_the_same_way_each_time() -> Non
     env = child_env({launcher: "1", threads: "8"}, LAYOUT, Path("/scratch"), "run-1")
     assert (env[launcher], env[threads]) == ("0", "1")
     assert on_every_core() == {threads: str(min(32, len(os.sched_getaffinity(0))))}
-    assert compiler_settings({launcher: "0", threads: "1", "TORCHINDUCTOR_MAX_AUTOTUNE": "1"}) == (
-        "TORCHINDUCTOR_MAX_AUTOTUNE=1",
-    ), "a shell that took `rayprep env` asks for no other kernels"
+    ours = ("TORCHINDUCTOR_DYNAMIC_SCALE_RBLOCK=0", f"{launcher}=0")
+    assert compiler_settings({}) == ours, "what was built without them is not what a server will look for"
+    assert compiler_settings(dict(each.split("=") for each in ours)) == ours, "as in a shell that took `rayprep env`"
+    theirs = {launcher: "1", threads: "8", "TORCHINDUCTOR_MAX_AUTOTUNE": "1"}
+    assert compiler_settings(theirs) == (ours[0], "TORCHINDUCTOR_MAX_AUTOTUNE=1", ours[1])
 
 
 def test_making_an_environment_changes_none() -> None:

@@ -257,8 +257,14 @@ def test_a_tuning_choice_that_does_not_fit_a_gpu_is_no_lack_of_memory() -> None:
         ("torch.distributed.DistBackendError: NCCL error in: ProcessGroupNCCL.cpp:3690", True),
         ("concurrent.futures.process.BrokenProcessPool: a process was terminated abruptly", True),
         ("RuntimeError: worker was killed by signal: SIGTERM", True),
+        ("OSError: [Errno 24] Too many open files: '/cache/fxgraph'", True),
+        ("MemoryError: ", True),
+        ("torch.distributed.DistStoreError: Timed out after 601 seconds waiting for clients", True),
         ("Exception: Capture cuda graph failed: AssertionError", False),
         ("torch._dynamo.exc.Unsupported: Observed exception", False),
+        ("UnboundLocalError: local variable 'x' referenced before assignment", False),
+        ("AttributeError: module has no attribute '__signature__'", False),
+        ("No valid triton configs. OutOfMemoryError: out of resource: triton_mm Required: 294912", False),
     ],
 )
 def test_what_may_not_come_again_says_nothing_of_the_flags(line: str, passes: bool) -> None:

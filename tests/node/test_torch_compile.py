@@ -58,6 +58,12 @@ def test_the_graphs_of_the_batches_asked_for_and_a_hit_on_the_next_start(host: H
     assert set(statuses(host.ensure(ON, batch_sizes=[1, 8])).values()) == {"noop", "skipped"}
 
 
+def test_a_batch_that_decode_does_not_capture_is_named(host: Host) -> None:
+    stage = host.ensure(ON, batch_sizes=[8, 300]).stages[INDUCTOR]
+    assert stage.status is StageStatus.OK
+    assert stage.warnings == ("decode captures no batch above 256: 300 runs without what was compiled",)
+
+
 def test_a_server_that_compiles_no_graph_of_decode_is_no_success(host: Host) -> None:
     """It has one all the same, of a small function of SGLang's."""
     stage = host.ensure(ON, batch_sizes=[1, 8], faults="no-decode-graphs").stages[INDUCTOR]

@@ -7,7 +7,7 @@ import pytest
 
 from rayprep.model.errors import ErrorType
 from rayprep.model.moe import MoeShape
-from rayprep.model.moe_search import COARSE, SEED, Measurement, Stock, Trial
+from rayprep.model.moe_search import COARSE, FINALS, SEED, Measurement, Stock, Trial
 from rayprep.model.moe_space import KernelConfig
 from rayprep.model.spec import MoeStrategy
 from rayprep.stages.moe_log import MeasurementLog
@@ -94,6 +94,16 @@ def test_sizes_that_were_not_tuned_keep_what_sglang_ships_for_them(tmp_path: Pat
     """A server takes the entry of the nearest size: a shipped one left out would get its neighbour's."""
     told = Tuner(sweep(tmp_path), Bench(), MeasurementLog(tmp_path / "log"), lambda line: None).go()
     assert told.files.up == {48: WIDE, 64: SMALL, 96: WIDE}
+
+
+def test_a_size_whose_search_was_stopped_keeps_sglangs_own(tmp_path: Path) -> None:
+    """A later run asks for another size, and the log has what was measured of this one."""
+    log = MeasurementLog(tmp_path / "log")
+    log.append(Measurement(trial=Trial(tokens=8, config=SMALL, replays=COARSE), us=1.0))
+    for each, us in ((None, 9.0), (SMALL, 5.0)):
+        log.append(Measurement(trial=Trial(tokens=16, config=each, replays=FINALS[-1][1]), us=us))
+    told = Tuner(sweep(tmp_path), Bench(), MeasurementLog(tmp_path / "log"), lambda line: None).go()
+    assert told.files.up == {16: SMALL, 48: WIDE, 64: SMALL, 96: WIDE}
 
 
 class FullDisk(Bench):
