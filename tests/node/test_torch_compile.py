@@ -10,6 +10,7 @@ from rayprep.model.errors import ErrorType
 from rayprep.model.result import RunStatus
 from rayprep.model.spec import StageOp
 from rayprep.model.stages import StageName, StageStatus
+from rayprep.node.survey import take_survey
 from tests.node.serving import LIBRARY, SKIPPED, Host, statuses
 
 ON = "--enable-torch-compile"
@@ -56,6 +57,12 @@ def test_the_graphs_of_the_batches_asked_for_and_a_hit_on_the_next_start(host: H
     assert result.verify is not None
     assert (result.verify.status, result.verify.new_files) == ("ok", 0)
     assert set(statuses(host.ensure(ON, batch_sizes=[1, 8])).values()) == {"noop", "skipped"}
+
+
+def test_where_the_flags_have_no_batch_compiled_no_server_is_started_for_it(host: Host) -> None:
+    asked = host.request(ON, "--torch-compile-max-bs=0")
+    plan = take_survey(asked, host.environ, gpus=host.gpus).plan
+    assert next(each.reason for each in plan.decisions if each.stage is INDUCTOR) == "no_decode_graphs"
 
 
 def test_a_batch_that_decode_does_not_capture_is_named(host: Host) -> None:
