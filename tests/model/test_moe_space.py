@@ -3,7 +3,15 @@
 import pytest
 
 from rayprep.model.moe import MoeShape
-from rayprep.model.moe_space import KernelConfig, accumulators, curated, neighbours, official_space, specialisation
+from rayprep.model.moe_space import (
+    OFFICIAL,
+    KernelConfig,
+    accumulators,
+    curated,
+    neighbours,
+    official_space,
+    specialisation,
+)
 
 FP8 = MoeShape(experts=128, width=768, hidden=2048, top_k=8, dtype="fp8_w8a8", block=(128, 128))
 HALF = MoeShape(experts=128, width=768, hidden=2048, top_k=8)
@@ -35,6 +43,21 @@ def test_few_experts_with_thousands_of_rows_each_get_high_tiles(dtype: str | Non
     mixtral = MoeShape(experts=8, width=14336, hidden=4096, top_k=2, dtype=dtype)
     for tokens in (8192, 16384, 65536):
         assert {config.BLOCK_SIZE_M for config in curated(mixtral, tokens)} == {64, 128}
+
+
+@pytest.mark.parametrize("tokens", [1, 64, 1024, 8192])
+def test_where_no_shipped_file_is_for_the_scaling_block_a_few_of_everything_are_tried(tokens: int) -> None:
+    shape = FP8.model_copy(update={"block": (64, 64)})
+    short, heights = curated(shape, tokens), {each.BLOCK_SIZE_M for each in curated(FP8, tokens)}
+    assert 20 <= len(set(short)) == len(short) <= 40
+    assert set(short) <= set(official_space(shape))
+    assert {each.BLOCK_SIZE_M for each in short} >= heights
+    free = OFFICIAL.keys() - {"BLOCK_SIZE_M", "BLOCK_SIZE_K"}
+    assert {name: {getattr(each, name) for each in short} for name in free} == {n: set(OFFICIAL[n]) for n in free}
+
+
+def test_a_scaling_block_that_no_tile_divides_has_no_space() -> None:
+    assert official_space(odd := FP8.model_copy(update={"block": (48, 48)})) == curated(odd, 64) == ()
 
 
 def test_a_neighbour_is_one_step_away() -> None:

@@ -1,6 +1,7 @@
 """What the moe_tune stage plans, and what a finished search covers."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,15 @@ def test_what_cannot_be_tuned_here_still_names_its_units(asked: StageRequest, ki
     assert said in plan.message
     explicit = ("--moe-runner-backend=triton",)
     assert isinstance(STAGE.plan(request(host={"compute_capability": "sm_100"}, server_args=explicit)), Work)
+
+
+def test_a_scaling_block_that_no_tile_divides_is_not_tuned_to_nothing() -> None:
+    asked = request()
+    text = asked.model.source.read_text().replace("[128,128]", "[48,48]")
+    plan = STAGE.plan(replace(asked, model=replace(asked.model, architecture=parse_architecture(text, "m"))))
+    assert isinstance(plan, Unable)
+    assert (plan.error_type, len(plan.units)) == (ErrorType.UNSUPPORTED, 14)
+    assert plan.message == f"no tile of SGLang's tuner divides the weights' scaling block, in {SHAPE[:-7]}48x48"
 
 
 def test_a_longer_search_covers_a_shorter_one() -> None:
