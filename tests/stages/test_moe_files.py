@@ -1,6 +1,8 @@
 """The files below moe_configs: the shipped ones beside ours, and the link to the one in use."""
 
 import json
+from multiprocessing import get_context
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import pytest
@@ -45,6 +47,42 @@ def test_a_new_version_adds_its_own_and_overwrites_nothing(layout: Layout, tmp_p
     assert found.pop(f"triton_3_6_0/{NAME}") == ours.read_text()
     assert found == {"triton_3_6_0/a.json": "tuned", "triton_3_7_0/a.json": "second", "top.json": "first"}
     assert not list(configs.rglob("*.tmp"))
+
+
+def _together(barrier: Barrier, base: Path) -> None:
+    layout = Layout(base / "profiles", base / "telemetry")
+    config = write_config(layout, "triton_3_6_0", NAME, {1: CONFIG})
+    barrier.wait(timeout=30)
+    seed(layout, base / "shipped")
+    for n in range(100):
+        link_active(layout, "m", config.with_name(f"{n % 2}.json"))
+
+
+def test_two_hosts_may_seed_one_root_at_once(layout: Layout, tmp_path: Path) -> None:
+    """Neither asks for the store's lock where the config is here already."""
+    source = shipped(tmp_path / "shipped", **{f"triton_3_6_0__{n}": "{}" * 1000 for n in range(50)})
+    context = get_context("spawn")
+    barrier = context.Barrier(2)
+    both = [context.Process(target=_together, args=(barrier, tmp_path)) for _ in range(2)]
+    for each in both:
+        each.start()
+    for each in both:
+        each.join(60)
+    assert [each.exitcode for each in both] == [0, 0]
+    home = layout.cache(CacheName.MOE_CONFIGS) / "configs"
+    assert {path.read_text() for path in home.rglob("[0-9]*.json") if not path.is_symlink()} == {"{}" * 1000}
+    assert seed(layout, source) == 0
+    assert not list(home.rglob("*.tmp"))
+
+
+def test_a_link_where_a_copy_is_made_is_not_followed(layout: Layout, tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("theirs")
+    folder = layout.cache(CacheName.MOE_CONFIGS) / "configs"
+    folder.mkdir()
+    (folder / ".top.json.tmp").symlink_to(victim)
+    seed(layout, shipped(tmp_path / "one", top="shipped"))
+    assert (victim.read_text(), (folder / "top.json").is_symlink()) == ("theirs", False)
 
 
 def test_a_config_is_written_as_sglang_reads_it(layout: Layout) -> None:
