@@ -44,6 +44,7 @@ def tune(request: StageRequest, shape: MoeShape, context: BuildContext) -> Built
     spec = request.spec
     home = tuning_home(request, shape, context.layout)
     kernels = home / "kernels"
+    _refuse_links(kernels)
     kernels.mkdir(parents=True, exist_ok=True)
     gpus = [gpu for gpu in context.host_gpus if gpu.name == context.gpus[0].name] if context.gpus else []
     asked = TuneRequest(
@@ -71,11 +72,24 @@ def tune(request: StageRequest, shape: MoeShape, context: BuildContext) -> Built
 
 
 def tuning_home(request: StageRequest, shape: MoeShape, layout: Layout) -> Path:
-    """Where the tuning keeps what it measures; emptied where the user asked for it to be done again."""
+    """Where the tuning keeps what it measures; emptied where the user asked for it to be done again.
+
+    Raises:
+        StageError: there is a link on the way.
+    """
     home = layout.cache(CacheName.MOE_CONFIGS) / "tuning" / tuning_digest(request.signature, shape)
+    _refuse_links(home.parent, home)
     if request.spec.op(StageName.MOE_TUNE) is StageOp.REBUILD:
         shutil.rmtree(home, ignore_errors=True)
     return home
+
+
+def _refuse_links(*folders: Path) -> None:
+    """No scan of the cache looks into these folders, or it had refused the links."""
+    for folder in folders:
+        if folder.is_symlink():
+            message = f"{folder} is a link, which is not followed"
+            raise StageError(ErrorType.PERMISSIONS_UNEXPECTED, message, hint="move it away")
 
 
 def _env(env: Mapping[str, str]) -> dict[str, str]:
