@@ -79,15 +79,15 @@ def link_active(layout: Layout, slug: str, config: Path) -> Path:
     return link
 
 
-def facts_of(layout: Layout, slug: str, config: Path) -> Artifacts:
-    """What there is to say of a config file that is here, with its link made anew."""
+def facts_of(layout: Layout, config: Path, link: Path | None) -> Artifacts:
+    """What there is to say of a config file that is here, and of the link to it. Raises OSError."""
     folder = config.parent.name.removeprefix("triton_")
     return Artifacts(
         cache_dir=layout.located(layout.cache(CacheName.MOE_CONFIGS)),
         config_file=layout.located(config),
         config_hash="sha256:" + hashlib.sha256(config.read_bytes()).hexdigest(),
         triton_version=folder.replace("_", "."),
-        active_config_link=layout.located(link_active(layout, slug, config)),
+        active_config_link=layout.located(link) if link else None,
     )
 
 
@@ -101,12 +101,18 @@ def config_of(layout: Layout, completion: Completion) -> Path | None:
 def adopt_config(layout: Layout, completion: Completion) -> Artifacts | None:
     """What a host does that has the config from another, or from an earlier run: the shipped ones beside it, the link.
 
-    None where the completion lists no config, or this user may not write here.
+    What cannot be made is left out, as on a root where this user may not write. None where the completion lists no
+    config, or it cannot be read.
     """
     config = config_of(layout, completion)
+    if config is None or not os.path.isfile(config):  # noqa: PTH113 - which raises nothing
+        return None
+    link = None
     with contextlib.suppress(OSError):
-        if config and config.exists():
-            if shipped := shipped_configs():
-                seed(layout, shipped)
-            return facts_of(layout, completion.identity.model_slug, config)
+        if shipped := shipped_configs():
+            seed(layout, shipped)
+    with contextlib.suppress(OSError):
+        link = link_active(layout, completion.identity.model_slug, config)
+    with contextlib.suppress(OSError):
+        return facts_of(layout, config, link)
     return None

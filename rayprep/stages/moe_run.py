@@ -22,7 +22,7 @@ from rayprep.model.spec import StageOp
 from rayprep.model.stages import StageName
 from rayprep.model.tuning import TunedSize, Tuning
 from rayprep.stages.child_run import keep_line, log_tail, run_child, run_command
-from rayprep.stages.moe_files import facts_of, seed, shipped_configs, write_config
+from rayprep.stages.moe_files import facts_of, link_active, seed, shipped_configs, write_config
 from rayprep.stages.moe_tune import capability_of, covered_units, label_of, sizes_of
 from rayprep.stages.moe_tune_protocol import TUNE_LINE, Counts, TunedLine, TuneRequest
 from rayprep.stages.protocol import BuildContext, Built, StageRequest
@@ -106,7 +106,7 @@ def _built(request: StageRequest, shape: MoeShape, context: BuildContext, said: 
         written = [config]
         if said.files.down:
             written.append(write_config(layout, said.folder, said.down_name, said.files.down))
-        facts = facts_of(layout, request.model.slug, config)
+        facts = facts_of(layout, config, link_active(layout, request.model.slug, config))
     except OSError as error:
         raise StageError(os_error_type(error), f"{error.filename}: {error.strerror or error}") from None
     counts = said.counts

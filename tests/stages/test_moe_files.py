@@ -10,6 +10,7 @@ import pytest
 from rayprep.host.layout import Layout
 from rayprep.host.scan import scan_cache
 from rayprep.model.caches import CacheName
+from rayprep.model.completion import Completion
 from rayprep.model.moe_space import KernelConfig
 from rayprep.model.stages import StageName
 from rayprep.stages.moe_files import adopt_config, facts_of, link_active, seed, write_config
@@ -89,7 +90,7 @@ def test_a_config_is_written_as_sglang_reads_it(layout: Layout) -> None:
     path = write_config(layout, "triton_3_6_0", NAME, {64: CONFIG, 1: CONFIG})
     assert path == layout.profiles / "moe_configs/configs/triton_3_6_0" / NAME
     assert list(json.loads(path.read_text()).items()) == [("1", CONFIG.entry()), ("64", CONFIG.entry())]
-    facts = facts_of(layout, "m", path)
+    facts = facts_of(layout, path, None)
     assert (facts.triton_version, facts.config_hash and len(facts.config_hash)) == ("3.6.0", 71)
 
 
@@ -109,13 +110,26 @@ def test_a_link_that_is_right_is_not_written_again(layout: Layout) -> None:
     assert link_active(layout, "qwen3", path).lstat().st_ino == first.st_ino
 
 
-def test_a_host_that_received_the_config_makes_the_link_for_itself(layout: Layout) -> None:
+def received(layout: Layout) -> tuple[Path, Completion]:
     path = write_config(layout, "triton_3_6_0", NAME, {1: CONFIG})
     listed = {f"moe_configs/configs/triton_3_6_0/{NAME}": (path.stat().st_size, "sha256:" + "0" * 64)}
-    done = completion(StageName.MOE_TUNE, identity=identity(model_slug="qwen3"), artifacts=listed)
+    return path, completion(StageName.MOE_TUNE, identity=identity(model_slug="qwen3"), artifacts=listed)
+
+
+def test_a_host_that_received_the_config_makes_the_link_for_itself(layout: Layout) -> None:
+    path, done = received(layout)
     facts = adopt_config(layout, done)
     assert facts and facts.config_file and facts.active_config_link
     assert Path(facts.config_file.container_path) == path
     assert Path(facts.active_config_link.container_path).resolve() == path
     path.unlink()
     assert adopt_config(layout, done) is None
+
+
+def test_where_no_link_can_be_made_the_config_is_told_all_the_same(layout: Layout) -> None:
+    """As on a root that is read-only."""
+    path, done = received(layout)
+    (path.parents[1] / "active").touch()
+    facts = adopt_config(layout, done)
+    assert facts and facts.config_file and facts.config_hash
+    assert (Path(facts.config_file.container_path), facts.active_config_link) == (path, None)
