@@ -14,6 +14,7 @@ class KernelConfig(Record):
     """One entry of a config file, by SGLang's own names. What is None is left out there: Triton's default counts."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
+    __pydantic_extra__: dict[str, int | bool] = Field(init=False)
 
     BLOCK_SIZE_M: int = Field(gt=0)
     BLOCK_SIZE_N: int = Field(gt=0)

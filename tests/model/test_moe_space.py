@@ -1,6 +1,7 @@
 """The configs that a tuner can try, and what of a batch's size is compiled in."""
 
 import pytest
+from pydantic import ValidationError
 
 from rayprep.model.moe import MoeShape
 from rayprep.model.moe_space import (
@@ -77,6 +78,11 @@ def test_a_neighbour_is_one_step_away() -> None:
 def test_an_entry_is_what_sglang_reads() -> None:
     shipped = {"BLOCK_SIZE_M": 16, "BLOCK_SIZE_N": 32, "BLOCK_SIZE_K": 64, "GROUP_SIZE_M": 1, "USE_TMA": True}
     assert KernelConfig.model_validate(shipped).entry() == shipped
+
+
+def test_an_entry_holds_nothing_but_numbers() -> None:
+    with pytest.raises(ValidationError, match="USE_TMA"):
+        KernelConfig.model_validate({**official_space(FP8)[0].entry(), "USE_TMA": "x"})
 
 
 @pytest.mark.parametrize(
