@@ -19,8 +19,8 @@ def write_bytes(path: Path, data: bytes) -> None:
     """Writes a temporary file beside `path`, syncs it, renames it over `path`, and syncs the folder.
 
     Its name is this writer's own, so that several can write `path` at once: the last one stays. What killed writers
-    left beside it goes, once it is old. The folder must exist. The file gets mode
-    0666 less the umask, as a plain open would give it.
+    left beside it goes, once it is old. The folder must exist. The file gets mode 0666 less the umask, as a plain open
+    would give it.
 
     Raises:
         OSError: the file cannot be written; `path` is then as it was, and no temporary file is left.
