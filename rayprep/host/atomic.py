@@ -11,10 +11,16 @@ _ABANDONED_S = 3600.0
 
 
 def write_text(path: Path, text: str) -> None:
+    """As `write_bytes`, in UTF-8. Raises OSError."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
     """Writes a temporary file beside `path`, syncs it, renames it over `path`, and syncs the folder.
 
-    What killed writers of `path` left beside it goes, once it is old. The folder must exist. The file gets mode
-    0666 less the umask, as a plain open would give it.
+    Its name is this writer's own, so that several can write `path` at once: the last one stays. What killed writers
+    left beside it goes, once it is old. The folder must exist. The file gets mode 0666 less the umask, as a plain open
+    would give it.
 
     Raises:
         OSError: the file cannot be written; `path` is then as it was, and no temporary file is left.
@@ -22,8 +28,8 @@ def write_text(path: Path, text: str) -> None:
     _sweep(path)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
             file.flush()
             os.fchmod(file.fileno(), 0o666 & ~current_umask())
             os.fsync(file.fileno())

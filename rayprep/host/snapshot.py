@@ -18,6 +18,9 @@ from rayprep.model.signature import Signature
 from rayprep.model.snapshot import CacheSnapshot, PartialInfo, ProfileSnapshot, SlugState
 from rayprep.model.stages import ANSWERS_FOR, STAGES, StageName
 
+_ALWAYS_HASHED = frozenset({StageName.MOE_TUNE})
+"""One or two small files, which are read anyway: the result tells their hash, and that a server has used them."""
+
 
 @dataclass(frozen=True)
 class Wanted:
@@ -66,13 +69,18 @@ def wrong_hashes(profiles: Path, completion: Completion) -> tuple[str, ...]:
     return tuple(path for path, (_, digest) in completion.artifacts.items() if now.get(path) != digest)
 
 
+def known_wrong(profiles: Path, completion: Completion, *, deep: bool) -> tuple[str, ...]:
+    """`wrong_hashes` of what is always hashed; with `deep` of any completion."""
+    return wrong_hashes(profiles, completion) if deep or completion.stage in _ALWAYS_HASHED else ()
+
+
 def take_snapshot(
     layout: Layout, inventory: Inventory, signature: Signature, wanted: Wanted | None = None, deep: bool = False
 ) -> ProfileSnapshot:
     """Judges every cache that a stage answers for, for one model or for any.
 
     Args:
-        deep: hash every listed file, too.
+        deep: hash every listed file, too, not only a tuned config.
     """
     judge = _Judge(layout, inventory, signature, wanted, deep)
     caches = {cache.value: judge.snapshot(cache) for cache in ANSWERS_FOR}
@@ -126,7 +134,7 @@ class _Judge:
         return self._checked[stage]
 
     def _check(self, completion: Completion) -> Check:
-        wrong = wrong_hashes(self.layout.profiles, completion) if self.deep else ()
+        wrong = known_wrong(self.layout.profiles, completion, deep=self.deep)
         return check_completion(completion, self.signature, self.inventory.files(completion.stage), wrong_hashes=wrong)
 
     def _marker(self, stage: StageName) -> PartialInfo | None:

@@ -7,6 +7,7 @@ its log and asks again.
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 
 from pydantic import Field
 
@@ -187,10 +188,14 @@ def config_files(sizes: Iterable[int], choices: Iterable[Choice], stock: Mapping
 def served_trials(entries: Mapping[int, KernelConfig], shape: MoeShape) -> tuple[Trial, ...]:
     """One call for each way in which a server with this file specialises one of its configs, the smallest of each."""
     found: dict[object, Trial] = {}
-    for tokens in range(1, max(entries) + 1):
-        config = entries[min(entries, key=lambda size: abs(size - tokens))]
+    sizes = sorted(entries)
+    # What is compiled in comes back every 16 tokens, but where experts' rows begin to be padded, or the entry is new.
+    begins = (1, shape.experts // shape.top_k + 1, *(sum(pair) // 2 + 1 for pair in pairwise(sizes)))
+    for tokens in sorted({begin + n for begin in begins for n in range(16)}):
+        config = entries[min(sizes, key=lambda size: abs(size - tokens))]
         kind = config, specialisation(shape, tokens, config.BLOCK_SIZE_M)
-        found.setdefault(kind, Trial(tokens=tokens, config=config, replays=1))
+        if tokens <= sizes[-1]:
+            found.setdefault(kind, Trial(tokens=tokens, config=config, replays=1))
     return tuple(found.values())
 
 

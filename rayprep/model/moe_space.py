@@ -1,6 +1,7 @@
 """The configs of SGLang's fused MoE kernel that a tuner can try: the official space, a short list, and neighbours."""
 
 from collections.abc import Iterable, Iterator
+from functools import cache
 from itertools import product
 
 from pydantic import ConfigDict, Field
@@ -13,6 +14,7 @@ class KernelConfig(Record):
     """One entry of a config file, by SGLang's own names. What is None is left out there: Triton's default counts."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
+    __pydantic_extra__: dict[str, int | bool] = Field(init=False)
 
     BLOCK_SIZE_M: int = Field(gt=0)
     BLOCK_SIZE_N: int = Field(gt=0)
@@ -57,22 +59,40 @@ _HALF = (
     *("128,128,64,16,8,3", "128,128,64,32,8,3", "128,256,64,1,8,4", "128,256,64,16,8,4", "128,256,64,16,8,3"),
 )
 """M, N, K, group, warps, stages: the most frequent entries of the files that sglang 0.5.16 ships for the H200."""
+_FEW = 32
+"""Configs to begin with, about, for scaling blocks that no shipped file is for."""
 _HIGH = 64
 """A tile so high is worth a try however many rows an expert gets: few experts have thousands each."""
 
 
+@cache
 def official_space(shape: MoeShape) -> tuple[KernelConfig, ...]:
-    """What the official tuner tries: 1920 configs, 1280 of them for weights scaled in blocks of 128."""
+    """What the official tuner tries: 1920 configs, 1280 of them for weights scaled in blocks of 128.
+
+    Empty where no tile's depth divides the scaling block's.
+    """
     made = (_config(dict(zip(OFFICIAL, values, strict=True))) for values in product(*OFFICIAL.values()))
     return tuple(config for config in made if fits(config, shape))
 
 
 def curated(shape: MoeShape, tokens: int) -> tuple[KernelConfig, ...]:
-    """The short list for a batch of `tokens`: tiles neither far below nor far above the rows that an expert gets."""
+    """The short list for a batch of `tokens`: tiles neither far below nor far above the rows that an expert gets.
+
+    Of the official space a few, evenly spread, where nothing on the list fits the scaling block.
+    """
     rows = tokens * shape.top_k / shape.experts
     lowest, highest = min(_HIGH, rows / 8), max(32, 4 * rows)
-    listed = (_parsed(text) for text in (_FP8 if shape.dtype else _HALF))
-    return tuple(config for config in listed if fits(config, shape) and lowest <= config.BLOCK_SIZE_M <= highest)
+
+    def suited(configs: Iterable[KernelConfig]) -> tuple[KernelConfig, ...]:
+        return tuple(each for each in configs if fits(each, shape) and lowest <= each.BLOCK_SIZE_M <= highest)
+
+    listed = suited(_parsed(text) for text in (_FP8 if shape.dtype else _HALF))
+    return listed or _spread(suited(official_space(shape)))
+
+
+def _spread(configs: tuple[KernelConfig, ...]) -> tuple[KernelConfig, ...]:
+    """A few of them. The step is odd, or of parameters with two or four values only one would ever be hit."""
+    return configs[:: len(configs) // _FEW | 1]
 
 
 def neighbours(configs: Iterable[KernelConfig], shape: MoeShape) -> tuple[KernelConfig, ...]:

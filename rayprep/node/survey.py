@@ -9,7 +9,7 @@ from rayprep.host.facts import read_facts
 from rayprep.host.gpu import Gpu, GpuInventory, read_gpus, visible_gpus
 from rayprep.host.layout import Layout
 from rayprep.host.model_files import ModelFiles, find_model
-from rayprep.host.snapshot import Inventory, take_inventory, wrong_hashes
+from rayprep.host.snapshot import Inventory, known_wrong, take_inventory
 from rayprep.host.survey import choose_device, read_signature
 from rayprep.model.completion import Check, CheckState, Completion, Identity, best, cache_key, check_completion
 from rayprep.model.dealing import Part, part_name
@@ -205,6 +205,6 @@ class _Decider:
         return best(checks)
 
     def _check_one(self, completion: Completion, units: tuple[str, ...]) -> Check:
-        wrong = wrong_hashes(self.layout.profiles, completion) if self.deep else ()
+        wrong = known_wrong(self.layout.profiles, completion, deep=self.deep)
         files = self.inventory.files(completion.stage)
         return check_completion(completion, self.request.signature, files, units, wrong)

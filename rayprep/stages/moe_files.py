@@ -8,13 +8,12 @@ import hashlib
 import importlib.util
 import json
 import os
-import shutil
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 
-from rayprep.host.atomic import write_text
+from rayprep.host.atomic import write_bytes, write_text
 from rayprep.host.layout import Layout
-from rayprep.host.placing import sync
 from rayprep.model.caches import CacheName
 from rayprep.model.completion import Completion
 from rayprep.model.moe_space import KernelConfig
@@ -36,25 +35,19 @@ def shipped_configs() -> Path | None:
 def seed(layout: Layout, shipped: Path) -> int:
     """Copies what is not here yet, and leaves every file that is: it may be ours. Returns how many were copied.
 
+    Any number may do so at once: a host that finds its config here asks for no lock.
+
     Raises:
         OSError: a file cannot be copied; no half of it is left under its name.
     """
-    target = layout.cache(CacheName.MOE_CONFIGS) / "configs"
-    below = (path.relative_to(shipped) for path in sorted(shipped.rglob("*.json")))
-    missing = [path for path in below if not (target / path).exists()]
-    if not missing:
-        return 0
-    for path in missing:
-        (target / path.parent).mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(shipped / path, _aside(target / path))
-    sync(target)
-    for path in missing:
-        _aside(target / path).rename(target / path)
-    return len(missing)
-
-
-def _aside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.tmp")
+    copied = 0
+    for source in sorted(shipped.rglob("*.json")):
+        path = layout.cache(CacheName.MOE_CONFIGS) / "configs" / source.relative_to(shipped)
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_bytes(path, source.read_bytes())
+            copied += 1
+    return copied
 
 
 def write_config(layout: Layout, folder: str, name: str, entries: Mapping[int, KernelConfig]) -> Path:
@@ -72,25 +65,29 @@ def link_active(layout: Layout, slug: str, config: Path) -> Path:
     Writes nothing where it does so already: the root may be read-only. Raises OSError.
     """
     folder = layout.cache(CacheName.MOE_CONFIGS) / "configs" / "active"
-    link, aside, target = folder / f"{slug}.json", folder / f".{slug}.json.tmp", os.path.relpath(config, folder)
+    link, target = folder / f"{slug}.json", os.path.relpath(config, folder)
     if link.is_symlink() and str(link.readlink()) == target:
         return link
     folder.mkdir(exist_ok=True)
-    aside.unlink(missing_ok=True)
+    aside = folder / f".{link.name}.{secrets.token_hex(4)}.tmp"
     aside.symlink_to(target)
-    aside.rename(link)
+    try:
+        aside.rename(link)
+    except OSError:
+        aside.unlink()
+        raise
     return link
 
 
-def facts_of(layout: Layout, slug: str, config: Path) -> Artifacts:
-    """What there is to say of a config file that is here, with its link made anew."""
+def facts_of(layout: Layout, config: Path, link: Path | None) -> Artifacts:
+    """What there is to say of a config file that is here, and of the link to it. Raises OSError."""
     folder = config.parent.name.removeprefix("triton_")
     return Artifacts(
         cache_dir=layout.located(layout.cache(CacheName.MOE_CONFIGS)),
         config_file=layout.located(config),
         config_hash="sha256:" + hashlib.sha256(config.read_bytes()).hexdigest(),
         triton_version=folder.replace("_", "."),
-        active_config_link=layout.located(link_active(layout, slug, config)),
+        active_config_link=layout.located(link) if link else None,
     )
 
 
@@ -104,12 +101,18 @@ def config_of(layout: Layout, completion: Completion) -> Path | None:
 def adopt_config(layout: Layout, completion: Completion) -> Artifacts | None:
     """What a host does that has the config from another, or from an earlier run: the shipped ones beside it, the link.
 
-    None where the completion lists no config, or this user may not write here.
+    What cannot be made is left out, as on a root where this user may not write. None where the completion lists no
+    config, or it cannot be read.
     """
     config = config_of(layout, completion)
+    if config is None or not os.path.isfile(config):  # noqa: PTH113 - which raises nothing
+        return None
+    link = None
     with contextlib.suppress(OSError):
-        if config and config.exists():
-            if shipped := shipped_configs():
-                seed(layout, shipped)
-            return facts_of(layout, completion.identity.model_slug, config)
+        if shipped := shipped_configs():
+            seed(layout, shipped)
+    with contextlib.suppress(OSError):
+        link = link_active(layout, completion.identity.model_slug, config)
+    with contextlib.suppress(OSError):
+        return facts_of(layout, config, link)
     return None

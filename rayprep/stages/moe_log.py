@@ -1,11 +1,14 @@
 """The log of a tuning's measurements: one line of JSON each, written as it is made, so that none is made twice."""
 
+import contextlib
 import os
 import re
+import stat
 from pathlib import Path
 
 from pydantic import ValidationError
 
+from rayprep.model.errors import ErrorType, HostUnfit
 from rayprep.model.moe_search import Measurement, Trial
 from rayprep.model.server_failure import NO_SPACE
 
@@ -13,7 +16,12 @@ _LACKING = re.compile(rf"OutOfMemoryError|{NO_SPACE}")
 
 
 class MeasurementLog:
-    """For one writer, whom the store's lock makes the only one."""
+    """For one writer, whom the store's lock makes the only one.
+
+    Raises:
+        HostUnfit: there is something under its name that is no plain file. A link is not followed.
+        OSError: it cannot be read.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -25,9 +33,18 @@ class MeasurementLog:
 
     def _lines(self) -> list[bytes]:
         try:
-            return self._path.read_bytes().splitlines()
+            with os.fdopen(self._open(os.O_RDONLY), "rb") as file:
+                return file.read().splitlines()
         except FileNotFoundError:
             return []
+
+    def _open(self, flags: int) -> int:
+        """O_NONBLOCK: it could be a pipe that nobody writes to."""
+        with contextlib.suppress(FileNotFoundError):
+            if not stat.S_ISREG(self._path.lstat().st_mode):
+                message = f"{self._path} is no plain file, and the tuner writes its measurements there"
+                raise HostUnfit(message, hint="move it away", error_type=ErrorType.PERMISSIONS_UNEXPECTED)
+        return os.open(self._path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
 
     def _take(self, line: bytes) -> None:
         try:
@@ -38,13 +55,13 @@ class MeasurementLog:
             self.done.setdefault(found.trial, found)
 
     def append(self, measured: Measurement) -> None:
-        """What ran out of memory or disk is not kept for the next run, which may have more. Raises OSError."""
+        """What ran out of memory or disk is not kept for the next run, which may have more. Raises as above."""
         self.done[measured.trial] = measured
         if not _LACKING.search(measured.error or ""):
             self._write(measured)
 
     def _write(self, measured: Measurement) -> None:
-        descriptor = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+        descriptor = self._open(os.O_RDWR | os.O_APPEND | os.O_CREAT)
         try:
             end = os.fstat(descriptor).st_size
             # After half a line a new one begins.

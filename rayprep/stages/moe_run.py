@@ -22,7 +22,7 @@ from rayprep.model.spec import StageOp
 from rayprep.model.stages import StageName
 from rayprep.model.tuning import TunedSize, Tuning
 from rayprep.stages.child_run import keep_line, log_tail, run_child, run_command
-from rayprep.stages.moe_files import facts_of, seed, shipped_configs, write_config
+from rayprep.stages.moe_files import facts_of, link_active, seed, shipped_configs, write_config
 from rayprep.stages.moe_tune import capability_of, covered_units, label_of, sizes_of
 from rayprep.stages.moe_tune_protocol import TUNE_LINE, Counts, TunedLine, TuneRequest
 from rayprep.stages.protocol import BuildContext, Built, StageRequest
@@ -44,6 +44,7 @@ def tune(request: StageRequest, shape: MoeShape, context: BuildContext) -> Built
     spec = request.spec
     home = tuning_home(request, shape, context.layout)
     kernels = home / "kernels"
+    _refuse_links(kernels)
     kernels.mkdir(parents=True, exist_ok=True)
     gpus = [gpu for gpu in context.host_gpus if gpu.name == context.gpus[0].name] if context.gpus else []
     asked = TuneRequest(
@@ -71,11 +72,24 @@ def tune(request: StageRequest, shape: MoeShape, context: BuildContext) -> Built
 
 
 def tuning_home(request: StageRequest, shape: MoeShape, layout: Layout) -> Path:
-    """Where the tuning keeps what it measures; emptied where the user asked for it to be done again."""
+    """Where the tuning keeps what it measures; emptied where the user asked for it to be done again.
+
+    Raises:
+        StageError: there is a link on the way.
+    """
     home = layout.cache(CacheName.MOE_CONFIGS) / "tuning" / tuning_digest(request.signature, shape)
+    _refuse_links(home.parent, home)
     if request.spec.op(StageName.MOE_TUNE) is StageOp.REBUILD:
         shutil.rmtree(home, ignore_errors=True)
     return home
+
+
+def _refuse_links(*folders: Path) -> None:
+    """No scan of the cache looks into these folders, or it had refused the links."""
+    for folder in folders:
+        if folder.is_symlink():
+            message = f"{folder} is a link, which is not followed"
+            raise StageError(ErrorType.PERMISSIONS_UNEXPECTED, message, hint="move it away")
 
 
 def _env(env: Mapping[str, str]) -> dict[str, str]:
@@ -92,7 +106,7 @@ def _built(request: StageRequest, shape: MoeShape, context: BuildContext, said: 
         written = [config]
         if said.files.down:
             written.append(write_config(layout, said.folder, said.down_name, said.files.down))
-        facts = facts_of(layout, request.model.slug, config)
+        facts = facts_of(layout, config, link_active(layout, request.model.slug, config))
     except OSError as error:
         raise StageError(os_error_type(error), f"{error.filename}: {error.strerror or error}") from None
     counts = said.counts

@@ -14,6 +14,7 @@ from rayprep.host.scan import CacheScan
 from rayprep.model.errors import BadRequest, ErrorType, StageError
 from rayprep.model.moe import MoeShape, default_batch_sizes, moe_runner, moe_shape
 from rayprep.model.moe_search import estimated_seconds
+from rayprep.model.moe_space import official_space
 from rayprep.model.plan import NotNeeded, StagePlan, Unable, Work
 from rayprep.model.result import Artifacts, Tally
 from rayprep.model.signature import Signature
@@ -49,7 +50,7 @@ class MoeTuneStage:
             return shape
         sizes = sizes_of(request.spec)
         units = tuple(unit_name(label_of(request.spec), shape, size) for size in sizes)
-        if unable := _unable(request):
+        if unable := _unable(request, shape):
             return unable.model_copy(update={"units": units})
         return _work(request.spec, shape, sizes, units)
 
@@ -112,8 +113,11 @@ def capability_of(signature: Signature) -> int:
     return int(re.sub(r"\D", "", signature.compute_capability or "") or 0)
 
 
-def _unable(request: StageRequest) -> Unable | None:
+def _unable(request: StageRequest, shape: MoeShape) -> Unable | None:
     signature = request.signature
+    if not official_space(shape):
+        message = f"no tile of SGLang's tuner divides the weights' scaling block, in {shape}"
+        return Unable(error_type=ErrorType.UNSUPPORTED, message=message)
     if capability_of(signature) >= _TRITON_UP_TO and moe_runner(request.spec.server_args) == "auto":
         message = f"which MoE kernel SGLang chooses on {signature.compute_capability} is not known"
         return Unable(error_type=ErrorType.UNSUPPORTED, message=f"{message}; say --moe-runner-backend=triton")

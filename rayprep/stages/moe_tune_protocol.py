@@ -11,7 +11,7 @@ from typing import Annotated, Literal, NamedTuple
 from pydantic import Field, TypeAdapter
 
 from rayprep.model.base import Record, encodable
-from rayprep.model.errors import ErrorType
+from rayprep.model.errors import ErrorType, RayprepError
 from rayprep.model.moe import MoeShape
 from rayprep.model.moe_search import Choice, ConfigFiles
 from rayprep.model.moe_space import KernelConfig
@@ -117,6 +117,8 @@ _SIGNS = (
 
 def failure(error: BaseException) -> FailLine:
     """Says what stopped the child."""
+    if isinstance(error, RayprepError) and error.error_type:
+        return FailLine(error_type=error.error_type, message=error.line)
     message = one_line(error)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return FailLine(error_type=ErrorType.INSUFFICIENT_DISK, message=message)

@@ -11,6 +11,7 @@ import pytest
 from rayprep.host.completions import write_completion
 from rayprep.host.layout import Layout
 from rayprep.host.markers import Marker, write_marker
+from rayprep.host.scan import hash_files
 from rayprep.host.snapshot import Wanted, take_inventory, take_snapshot, wrong_hashes
 from rayprep.model.base import read_tolerant, to_json, utc_from_timestamp
 from rayprep.model.caches import CacheName
@@ -106,6 +107,17 @@ def test_a_file_of_another_content_is_found_by_looking_deep(layout: Layout) -> N
     assert verdict(inductor(layout)) == (True, None)
     assert verdict(inductor(layout, deep=True)) == (False, "hash_mismatch")
     assert wrong_hashes(layout.profiles, made) == (ARTIFACTS[0],)
+
+
+def test_a_tuned_config_of_another_content_is_always_found(layout: Layout) -> None:
+    """A server reads it as it is, and the result tells its hash."""
+    path = "moe_configs/configs/triton_3_6_0/E=8.json"
+    fill(layout, {path: "{1}"})
+    listed = {path: (3, hash_files(layout.profiles, [path])[path])}
+    built(layout, StageName.MOE_TUNE, artifacts=listed)
+    assert verdict(look(layout).moe_configs) == (True, None)
+    fill(layout, {path: "{2}"})
+    assert verdict(look(layout).moe_configs) == (False, "hash_mismatch")
 
 
 def test_a_file_that_cannot_be_hashed_is_not_taken_for_right(layout: Layout) -> None:

@@ -22,7 +22,7 @@ from rayprep.model.moe_search import (
     served_trials,
     tuning_digest,
 )
-from rayprep.model.moe_space import KernelConfig, curated, official_space
+from rayprep.model.moe_space import KernelConfig, curated, official_space, specialisation
 from rayprep.model.spec import MoeStrategy
 from tests.model.samples import signature
 
@@ -165,6 +165,17 @@ def test_a_server_runs_a_config_in_few_ways() -> None:
         *((tokens, config()) for tokens in (1, 2, 17, 18)),
         *((tokens, config(64)) for tokens in (4129, 4130)),
     ]
+
+
+def test_the_ways_are_found_without_a_look_at_every_number_of_tokens() -> None:
+    entries = {1: config(), 7: config(128), 30: config(32), 101: config(), 1300: config(64)}
+    shape = SHAPE.model_copy(update={"top_k": 3})
+    ways: dict[object, int] = {}
+    for tokens in range(1, 1301):
+        nearest = entries[min(entries, key=lambda size: abs(size - tokens))]
+        ways.setdefault((nearest, specialisation(shape, tokens, nearest.BLOCK_SIZE_M)), tokens)
+    assert [trial.tokens for trial in served_trials(entries, shape)] == list(ways.values())
+    assert len(served_trials({**entries, 10**12: config()}, shape)) < 20
 
 
 def test_a_sweep_tries_everything_and_the_others_the_short_list() -> None:

@@ -1,9 +1,18 @@
 """The configs that a tuner can try, and what of a batch's size is compiled in."""
 
 import pytest
+from pydantic import ValidationError
 
 from rayprep.model.moe import MoeShape
-from rayprep.model.moe_space import KernelConfig, accumulators, curated, neighbours, official_space, specialisation
+from rayprep.model.moe_space import (
+    OFFICIAL,
+    KernelConfig,
+    accumulators,
+    curated,
+    neighbours,
+    official_space,
+    specialisation,
+)
 
 FP8 = MoeShape(experts=128, width=768, hidden=2048, top_k=8, dtype="fp8_w8a8", block=(128, 128))
 HALF = MoeShape(experts=128, width=768, hidden=2048, top_k=8)
@@ -37,6 +46,21 @@ def test_few_experts_with_thousands_of_rows_each_get_high_tiles(dtype: str | Non
         assert {config.BLOCK_SIZE_M for config in curated(mixtral, tokens)} == {64, 128}
 
 
+@pytest.mark.parametrize("tokens", [1, 64, 1024, 8192])
+def test_where_no_shipped_file_is_for_the_scaling_block_a_few_of_everything_are_tried(tokens: int) -> None:
+    shape = FP8.model_copy(update={"block": (64, 64)})
+    short, heights = curated(shape, tokens), {each.BLOCK_SIZE_M for each in curated(FP8, tokens)}
+    assert 20 <= len(set(short)) == len(short) <= 40
+    assert set(short) <= set(official_space(shape))
+    assert {each.BLOCK_SIZE_M for each in short} >= heights
+    free = OFFICIAL.keys() - {"BLOCK_SIZE_M", "BLOCK_SIZE_K"}
+    assert {name: {getattr(each, name) for each in short} for name in free} == {n: set(OFFICIAL[n]) for n in free}
+
+
+def test_a_scaling_block_that_no_tile_divides_has_no_space() -> None:
+    assert official_space(odd := FP8.model_copy(update={"block": (48, 48)})) == curated(odd, 64) == ()
+
+
 def test_a_neighbour_is_one_step_away() -> None:
     centre = KernelConfig(
         BLOCK_SIZE_M=16, BLOCK_SIZE_N=128, BLOCK_SIZE_K=128, GROUP_SIZE_M=1, num_warps=4, num_stages=3
@@ -54,6 +78,11 @@ def test_a_neighbour_is_one_step_away() -> None:
 def test_an_entry_is_what_sglang_reads() -> None:
     shipped = {"BLOCK_SIZE_M": 16, "BLOCK_SIZE_N": 32, "BLOCK_SIZE_K": 64, "GROUP_SIZE_M": 1, "USE_TMA": True}
     assert KernelConfig.model_validate(shipped).entry() == shipped
+
+
+def test_an_entry_holds_nothing_but_numbers() -> None:
+    with pytest.raises(ValidationError, match="USE_TMA"):
+        KernelConfig.model_validate({**official_space(FP8)[0].entry(), "USE_TMA": "x"})
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """The files below moe_configs: the shipped ones beside ours, and the link to the one in use."""
 
 import json
+from multiprocessing import get_context
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ import pytest
 from rayprep.host.layout import Layout
 from rayprep.host.scan import scan_cache
 from rayprep.model.caches import CacheName
+from rayprep.model.completion import Completion
 from rayprep.model.moe_space import KernelConfig
 from rayprep.model.stages import StageName
 from rayprep.stages.moe_files import adopt_config, facts_of, link_active, seed, write_config
@@ -47,11 +50,47 @@ def test_a_new_version_adds_its_own_and_overwrites_nothing(layout: Layout, tmp_p
     assert not list(configs.rglob("*.tmp"))
 
 
+def _together(barrier: Barrier, base: Path) -> None:
+    layout = Layout(base / "profiles", base / "telemetry")
+    config = write_config(layout, "triton_3_6_0", NAME, {1: CONFIG})
+    barrier.wait(timeout=30)
+    seed(layout, base / "shipped")
+    for n in range(100):
+        link_active(layout, "m", config.with_name(f"{n % 2}.json"))
+
+
+def test_two_hosts_may_seed_one_root_at_once(layout: Layout, tmp_path: Path) -> None:
+    """Neither asks for the store's lock where the config is here already."""
+    source = shipped(tmp_path / "shipped", **{f"triton_3_6_0__{n}": "{}" * 1000 for n in range(50)})
+    context = get_context("spawn")
+    barrier = context.Barrier(2)
+    both = [context.Process(target=_together, args=(barrier, tmp_path)) for _ in range(2)]
+    for each in both:
+        each.start()
+    for each in both:
+        each.join(60)
+    assert [each.exitcode for each in both] == [0, 0]
+    home = layout.cache(CacheName.MOE_CONFIGS) / "configs"
+    assert {path.read_text() for path in home.rglob("[0-9]*.json") if not path.is_symlink()} == {"{}" * 1000}
+    assert seed(layout, source) == 0
+    assert not list(home.rglob("*.tmp"))
+
+
+def test_a_link_where_a_copy_is_made_is_not_followed(layout: Layout, tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("theirs")
+    folder = layout.cache(CacheName.MOE_CONFIGS) / "configs"
+    folder.mkdir()
+    (folder / ".top.json.tmp").symlink_to(victim)
+    seed(layout, shipped(tmp_path / "one", top="shipped"))
+    assert (victim.read_text(), (folder / "top.json").is_symlink()) == ("theirs", False)
+
+
 def test_a_config_is_written_as_sglang_reads_it(layout: Layout) -> None:
     path = write_config(layout, "triton_3_6_0", NAME, {64: CONFIG, 1: CONFIG})
     assert path == layout.profiles / "moe_configs/configs/triton_3_6_0" / NAME
     assert list(json.loads(path.read_text()).items()) == [("1", CONFIG.entry()), ("64", CONFIG.entry())]
-    facts = facts_of(layout, "m", path)
+    facts = facts_of(layout, path, None)
     assert (facts.triton_version, facts.config_hash and len(facts.config_hash)) == ("3.6.0", 71)
 
 
@@ -71,13 +110,26 @@ def test_a_link_that_is_right_is_not_written_again(layout: Layout) -> None:
     assert link_active(layout, "qwen3", path).lstat().st_ino == first.st_ino
 
 
-def test_a_host_that_received_the_config_makes_the_link_for_itself(layout: Layout) -> None:
+def received(layout: Layout) -> tuple[Path, Completion]:
     path = write_config(layout, "triton_3_6_0", NAME, {1: CONFIG})
     listed = {f"moe_configs/configs/triton_3_6_0/{NAME}": (path.stat().st_size, "sha256:" + "0" * 64)}
-    done = completion(StageName.MOE_TUNE, identity=identity(model_slug="qwen3"), artifacts=listed)
+    return path, completion(StageName.MOE_TUNE, identity=identity(model_slug="qwen3"), artifacts=listed)
+
+
+def test_a_host_that_received_the_config_makes_the_link_for_itself(layout: Layout) -> None:
+    path, done = received(layout)
     facts = adopt_config(layout, done)
     assert facts and facts.config_file and facts.active_config_link
     assert Path(facts.config_file.container_path) == path
     assert Path(facts.active_config_link.container_path).resolve() == path
     path.unlink()
     assert adopt_config(layout, done) is None
+
+
+def test_where_no_link_can_be_made_the_config_is_told_all_the_same(layout: Layout) -> None:
+    """As on a root that is read-only."""
+    path, done = received(layout)
+    (path.parents[1] / "active").touch()
+    facts = adopt_config(layout, done)
+    assert facts and facts.config_file and facts.config_hash
+    assert (Path(facts.config_file.container_path), facts.active_config_link) == (path, None)

@@ -1,10 +1,13 @@
 """The tuner's log of measurements: whatever stands in it, and whatever happens to its writer."""
 
 import errno
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from rayprep.model.errors import HostUnfit
 from rayprep.model.moe_search import Measurement, Trial
 from rayprep.stages.moe_log import MeasurementLog
 from rayprep.stages.moe_tune_protocol import failure
@@ -49,10 +52,30 @@ def test_what_ran_out_of_memory_or_disk_may_fit_the_next_time(tmp_path: Path, er
     assert MeasurementLog(tmp_path / "log").done == {}
 
 
-def test_a_full_disk_is_said_so(tmp_path: Path) -> None:
+def test_a_full_disk_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
     log = MeasurementLog(tmp_path / "log")
-    (tmp_path / "log").symlink_to("/dev/full")
+    monkeypatch.setattr(os, "write", full)
     with pytest.raises(OSError, match="No space left on device") as caught:
         log.append(measurement(1))
-    assert caught.value.errno == errno.ENOSPC
     assert failure(caught.value).error_type == "insufficient_disk"
+
+
+def _link(path: Path) -> None:
+    path.symlink_to(path.with_name("victim"))
+
+
+@pytest.mark.parametrize("make", [_link, os.mkfifo, Path.mkdir])
+def test_what_is_no_plain_file_is_neither_read_nor_written(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    (tmp_path / "victim").touch()
+    log = MeasurementLog(tmp_path / "log")
+    make(tmp_path / "log")
+    with pytest.raises(HostUnfit, match="is no plain file") as caught:
+        MeasurementLog(tmp_path / "log")
+    with pytest.raises(HostUnfit):
+        log.append(measurement(1))
+    assert (tmp_path / "victim").read_bytes() == b""
+    said = failure(caught.value)
+    assert (said.error_type, said.message) == ("permissions_unexpected", caught.value.line)

@@ -1,6 +1,7 @@
 """What the moe_tune stage plans, and what a finished search covers."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,14 +9,15 @@ import pytest
 from rayprep.host.layout import Layout
 from rayprep.host.model_files import ModelFiles
 from rayprep.model.architecture import parse_architecture
-from rayprep.model.errors import BadRequest, ErrorType
+from rayprep.model.errors import BadRequest, ErrorType, StageError
 from rayprep.model.moe import MoeShape
 from rayprep.model.plan import NotNeeded, Unable, Work
 from rayprep.model.spec import DeviceChoice, PrepSpec
-from rayprep.stages.moe_run import tuning_home
+from rayprep.stages.moe_run import tune, tuning_home
 from rayprep.stages.moe_tune import MoeTuneStage, covered_units, serve_follows, shape_of, sizes_of
 from rayprep.stages.protocol import StageRequest
 from tests.model.samples import DIGEST, signature
+from tests.stages.contexts import build_context
 
 MODELS = Path(__file__).parents[1] / "gpu" / "models"
 STAGE = MoeTuneStage()
@@ -79,6 +81,15 @@ def test_what_cannot_be_tuned_here_still_names_its_units(asked: StageRequest, ki
     assert isinstance(STAGE.plan(request(host={"compute_capability": "sm_100"}, server_args=explicit)), Work)
 
 
+def test_a_scaling_block_that_no_tile_divides_is_not_tuned_to_nothing() -> None:
+    asked = request()
+    text = asked.model.source.read_text().replace("[128,128]", "[48,48]")
+    plan = STAGE.plan(replace(asked, model=replace(asked.model, architecture=parse_architecture(text, "m"))))
+    assert isinstance(plan, Unable)
+    assert (plan.error_type, len(plan.units)) == (ErrorType.UNSUPPORTED, 14)
+    assert plan.message == f"no tile of SGLang's tuner divides the weights' scaling block, in {SHAPE[:-7]}48x48"
+
+
 def test_a_longer_search_covers_a_shorter_one() -> None:
     shape = shape_of(request())
     assert isinstance(shape, MoeShape)
@@ -116,3 +127,22 @@ def test_what_was_measured_is_kept_until_a_rebuild_is_asked_for(tmp_path: Path) 
     log.touch()
     assert (tuning_home(asked, shape, layout), log.exists()) == (log.parent, True)
     assert (tuning_home(anew, shape, layout), log.exists()) == (log.parent, False)
+
+
+@pytest.mark.parametrize(("place", "op"), [("", "rebuild"), ("{}", "rebuild"), ("{}/kernels", "ensure")])
+def test_nothing_of_a_tuning_is_written_or_removed_through_a_link(tmp_path: Path, place: str, op: str) -> None:
+    """In folders that the scan of the cache passes over."""
+    layout, asked = Layout(tmp_path / "profiles", tmp_path), request(ops={"moe_tune": op})
+    shape = shape_of(asked)
+    assert isinstance(shape, MoeShape)
+    home = tuning_home(asked, shape, layout)
+    kept = tmp_path / "theirs" / home.name / "kept"
+    kept.parent.mkdir(parents=True)
+    kept.touch()
+    link = home.parent / place.format(home.name)
+    link.parent.mkdir(parents=True)
+    link.symlink_to(tmp_path / "theirs")
+    context = build_context(layout, tmp_path / "log", tmp_path, {}, lambda _: None)
+    with pytest.raises(StageError, match=f"{link.name} is a link, which is not followed"):
+        tune(asked, shape, context)
+    assert [path for path in kept.parents[1].rglob("*") if path.is_file()] == [kept]
