@@ -18,6 +18,8 @@ def test_one_host_compiles_for_three(tmp_path: Path) -> None:
         proof = fleet.run(
             "verify", "--cluster", "--model", "tiny-dense", "--device", "cpu", "--nodes", "cpu-0", "--run-id", "proof"
         )
+        doctor = fleet.run("doctor", "--cluster", "--exclude", "cpu-0,cpu-1")
+    assert "cpu-2 " in doctor.stdout, doctor.stderr
     assert done.returncode == 0, done.stdout + done.stderr
     assert "hosts:ready=3 " in done.stdout
     assert (proof.returncode, "a proof needs a GPU" in proof.stderr + proof.stdout) == (3, True), proof.stdout

@@ -58,6 +58,9 @@ def test_two_of_one_name_are_refused() -> None:
 def test_no_node_left_and_unknown_names() -> None:
     with pytest.raises(HostUnfit, match="no living node of the cluster has a GPU"):
         choose_nodes(nodes(listed("head")), FleetSpec(), CUDA)
+    with pytest.raises(HostUnfit, match="no node is left") as caught:
+        choose_nodes(nodes(listed("head")), FleetSpec(exclude=("head",)), CPU)
+    assert "--device" not in caught.value.hint
     with pytest.raises(BadRequest, match="no living node gpu-9"):
         choose_nodes(nodes(listed("head")), FleetSpec(exclude=("gpu-9",)), CPU)
 
