@@ -157,7 +157,7 @@ def address_of(flag: str | None, environ: Mapping[str, str]) -> str:
     """Never a guess: a bare Ray would start a cluster of its own beside the one that is meant. Raises BadRequest."""
     address = flag or environ.get("RAY_ADDRESS")
     if not address:
-        raise BadRequest("--cluster needs the cluster's address", hint="give --address HOST:PORT, or set RAY_ADDRESS")
+        raise BadRequest("this needs the cluster's address", hint="give --address HOST:PORT, or set RAY_ADDRESS")
     return address
 
 
