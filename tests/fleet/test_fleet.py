@@ -141,14 +141,14 @@ def test_a_campaign_keeps_its_hosts_from_model_to_model(fleet: Fleet, tmp_path: 
     assert files == [[f"night-{number}", "fleet_result.json\n"] for number in (1, 2, 3)]
     assert len(at_work[0]) == 6, "an agent and a claim of each host"
     assert at_work[1] == at_work[0]
-    assert {host["state"] for host in fleet.result("night-3")["hosts"].values()} == {"verified"}
+    assert {host["state"] for host in fleet.result("night-3")["hosts"].values()} == {"ready"}
     wait_for(lambda: not actors("ray::HostAgent", "ray::GpuClaim"), "the campaign's hosts to be let go")
 
     # The coordinator has counted since the cluster's first run; Ray shows it within 10 s.
     shipped = sum(each["bytes"] for run_id in fleet.run_ids for each in received(fleet, run_id))
     expected = {
         "ray_rayprep_shipped_bytes_total": shipped,
-        "ray_rayprep_hosts/verified": 3,
+        "ray_rayprep_hosts/ready": 3,
         "ray_rayprep_hosts/failed": 0,
     }
     wait_for(lambda: expected.items() <= fleet.metrics().items(), f"Ray's view to have {expected}")
