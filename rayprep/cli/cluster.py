@@ -14,7 +14,7 @@ from rayprep.cli.main import say, set_ray_environment
 from rayprep.cli.request import Flags, node_requests
 from rayprep.host.interrupts import Interrupts
 from rayprep.host.layout import prepare_root
-from rayprep.host.locks import acquire
+from rayprep.host.locks import acquire_run
 from rayprep.model.base import to_json
 from rayprep.model.dealing import WORTH_S
 from rayprep.model.errors import BadRequest
@@ -124,7 +124,7 @@ class _Run:
     def go(self, agents: "Kept[AgentPool]", *, json_lines: bool) -> FleetResult:
         run_id, layout = self.request.run_id, self.request.layout
         prepare_root(layout.telemetry, "telemetry")
-        with acquire([layout.run_lock(run_id)], run_id, 0, lambda *_: None, lambda: self.interrupts.asked):
+        with acquire_run(layout.run_lock(run_id), run_id, lambda: self.interrupts.asked):
             result = self._drive(agents, json_lines=json_lines)
             for error in result.errors:
                 say(error.error_type.value, error.message, error.exit_code)
@@ -157,7 +157,7 @@ def address_of(flag: str | None, environ: Mapping[str, str]) -> str:
     """Never a guess: a bare Ray would start a cluster of its own beside the one that is meant. Raises BadRequest."""
     address = flag or environ.get("RAY_ADDRESS")
     if not address:
-        raise BadRequest("--cluster needs the cluster's address", hint="give --address HOST:PORT, or set RAY_ADDRESS")
+        raise BadRequest("this needs the cluster's address", hint="give --address HOST:PORT, or set RAY_ADDRESS")
     return address
 
 

@@ -15,8 +15,8 @@ from rayprep.cli.main import say_error, set_ray_environment
 from rayprep.cli.request import Flags, Requests, node_requests
 from rayprep.host.interrupts import Interrupts
 from rayprep.host.layout import prepare_root, root_unfit
-from rayprep.host.locks import acquire
-from rayprep.model.errors import ErrorType, HostUnfit, Interrupted, RayprepError
+from rayprep.host.locks import acquire_run
+from rayprep.model.errors import ErrorType, Interrupted, RayprepError
 from rayprep.model.events import Event, Phase, event
 from rayprep.model.metrics import host_samples, state_samples
 from rayprep.model.result import PrepResult
@@ -64,10 +64,8 @@ def _run_one(
     prepare_root(request.layout.profiles, "profiles")
     prepare_root(request.layout.telemetry, "telemetry")
     survey = take_survey(request, environ)
-    if request.verify_only and not survey.plan.verify.run:
-        raise HostUnfit("a proof needs a GPU: without one no server starts", hint="run it on a host with a GPU")
     lock = request.layout.run_lock(request.run_id)
-    with acquire([lock], request.run_id, 0, lambda *_: None, lambda: interrupts.asked):
+    with acquire_run(lock, request.run_id, lambda: interrupts.asked):
         result = _Run(request, survey, environ, view, ray, debug).go()
         print(f"RESULT_JSON {request.layout.result(request.run_id)}")
         print(f"RESULT_STATUS {result.status_line}", flush=True)

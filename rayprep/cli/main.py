@@ -74,7 +74,9 @@ def say_error(error: "RayprepError") -> None:
 
 def say(kind: str, text: str, code: int) -> int:
     """One line on standard error. Returns `code`."""
-    line = " ".join(text.split()).encode(errors="backslashreplace").decode()
+    from rayprep.model.base import one_line
+
+    line = one_line(text)
     if len(line) > _LONGEST:  # somebody's whole file in an argument
         line = f"{line[: _LONGEST // 2]} ... {line[-_LONGEST // 2 :]}"
     print(f"rayprep: error [{kind}]: {line}", file=sys.stderr, flush=True)

@@ -28,7 +28,10 @@ OtlpEndpoint = Annotated[
 Slices = Annotated[
     str | None, typer.Option("--slices", help="Servers of TP GPUs that prove at once: a number (default 1), or all.")
 ]
-RunId = Annotated[str | None, typer.Option("--run-id", help="Name of the run (default: from the time).")]
+RunId = Annotated[
+    str | None,
+    typer.Option("--run-id", help="Name of the run (default: the container run's; outside of one, from the time)."),
+]
 Address = Annotated[str | None, typer.Option("--address", help="Join this Ray cluster, HOST:PORT.")]
 DeepGemm = Annotated[bool, typer.Option("--deep-gemm", help="DeepGEMM cubins.")]
 Triton = Annotated[bool, typer.Option("--moe", "--triton", help="MoE configs and Triton kernels.")]

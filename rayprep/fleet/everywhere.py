@@ -39,7 +39,7 @@ def ask_everywhere(spec: FleetSpec, argv: Sequence[str], timeout_s: float) -> di
     """
     import ray
 
-    nodes = choose_nodes(living_nodes(), spec, DeviceChoice.AUTO if not spec.nodes else DeviceChoice.CPU)
+    nodes = choose_nodes(living_nodes(), spec, DeviceChoice.CPU)  # to look or to remove needs no GPU
     shells = {node.host: pinned_actor(HostShell, node) for node in nodes}
     calls = {host: shell.run.remote(argv, timeout_s) for host, shell in shells.items()}
     ray.wait(list(calls.values()), num_returns=len(calls), timeout=timeout_s + START_S)

@@ -9,7 +9,7 @@ from rayprep.fleet.member import Member
 from rayprep.model.errors import ErrorType
 from rayprep.model.events import Phase
 from rayprep.model.fleet import FleetSpec, VerifyScope
-from rayprep.model.fleet_result import FleetError, failure_of
+from rayprep.model.fleet_result import FleetError, end_of, failure_of
 from rayprep.model.grouping import Standing
 from rayprep.model.moves import Board, Move, MoveKind, next_move, with_standing
 from rayprep.model.result import PrepResult, Received, RunStatus
@@ -107,7 +107,7 @@ class HostSteps:
         if move is not None and move.kind is MoveKind.BUILD:
             built = tuple(stage for stage in good if result.stages[stage].status is StageStatus.OK)
             member.record = member.record.model_copy(update={"built": built})
-        member.end(HostPhase.VERIFIED)
+        member.end(end_of(result))
 
     def move_on(self, returning: Collection[str]) -> None:
         """Whoever has started and is at nothing gets its next step.

@@ -75,7 +75,7 @@ class Member:
     @property
     def ended(self) -> bool:
         """It has done what there was to do for this request, well or not."""
-        return self.state.phase in (HostPhase.VERIFIED, HostPhase.FAILED, HostPhase.LOST)
+        return self.state.phase not in (HostPhase.WAITING, HostPhase.RUNNING)
 
     def forget_leases(self, invocation: str) -> None:
         """Of its agent, which is dead: nobody has to wait for their time to run out."""

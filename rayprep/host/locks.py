@@ -106,6 +106,20 @@ def acquire(
     return held
 
 
+def acquire_run(path: Path, run_id: str, cancelled: Callable[[], bool]) -> HeldLocks:
+    """The lock of a run's own files, at once or not at all: to wait for it would be to write over what it wrote.
+
+    Raises:
+        LockTimeout: a run of this id goes on.
+        HostUnfit: the lock file cannot be made or read.
+    """
+    try:
+        return acquire([path], run_id, 0, lambda *_: None, cancelled)
+    except LockTimeout:
+        message = f"run {run_id!r} goes on already: lock {path} is held by {read_holder(path) or 'somebody unknown'}"
+        raise LockTimeout(message, hint="give another --run-id, or wait for that run") from None
+
+
 def _acquire_one(path: Path, run_id: str, deadline: float, on_wait: OnWait, cancelled: Callable[[], bool]) -> int:
     while True:
         descriptor = _open(path)

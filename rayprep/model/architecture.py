@@ -1,7 +1,8 @@
 """The widths of a model, read from its Hugging Face `config.json`.
 
 Only the keys that decide which kernels are compiled are read; everything else in the file is ignored.
-Source of the names: transformers' configuration classes (Qwen2, Qwen3, Qwen3-MoE, Llama, Mixtral, DeepSeek-V2/V3).
+Source of the names: transformers' configuration classes (Qwen2, Qwen3, Qwen3-MoE, Llama, Mixtral, DeepSeek-V2/V3,
+LongCat); `model/experts` has those of the experts.
 """
 
 import hashlib
@@ -9,6 +10,7 @@ import json
 
 from pydantic import AliasChoices, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
+from rayprep.model import experts
 from rayprep.model.base import Record
 from rayprep.model.errors import BadRequest
 
@@ -68,8 +70,8 @@ class Architecture(Record):
     architectures: tuple[str, ...] = ()
     model_type: str = "unknown"
     hidden_size: int = Field(gt=0)
-    intermediate_size: int = Field(gt=0)
-    num_hidden_layers: int = Field(gt=0)
+    intermediate_size: int = Field(gt=0, validation_alias=AliasChoices("intermediate_size", "ffn_hidden_size"))
+    num_hidden_layers: int = Field(gt=0, validation_alias=AliasChoices("num_hidden_layers", "num_layers"))
     num_attention_heads: int = Field(gt=0)
     num_key_value_heads: int = Field(gt=0)
     head_dim: int = Field(gt=0)
@@ -78,11 +80,11 @@ class Architecture(Record):
     rms_norm_eps: float = 1e-6
     rope_theta: float = 10000.0
     dtype: str = Field(default="bfloat16", validation_alias=AliasChoices("torch_dtype", "dtype"))
-    num_experts: int = Field(
-        default=0, ge=0, validation_alias=AliasChoices("num_experts", "n_routed_experts", "num_local_experts")
-    )
-    num_experts_per_tok: int = Field(default=0, ge=0)
-    moe_intermediate_size: int | None = Field(default=None, gt=0)
+    num_experts: int = Field(default=0, ge=0, validation_alias=AliasChoices(*experts.COUNT))
+    num_experts_per_tok: int = Field(default=0, ge=0, validation_alias=AliasChoices(*experts.TOP_K))
+    moe_intermediate_size: int | None = Field(default=None, gt=0, validation_alias=AliasChoices(*experts.WIDTH))
+    experts_unread: str = ""
+    """Why the three above do not tell which experts the model has; empty where they do."""
     n_shared_experts: int = Field(default=0, ge=0)
     shared_expert_intermediate_size: int = Field(default=0, ge=0)
     """Qwen2-MoE's way to say how wide its one shared expert is; DeepSeek counts experts instead."""
@@ -121,7 +123,15 @@ class Architecture(Record):
             keys.setdefault("num_key_value_heads", heads)
             if isinstance(hidden, int):
                 keys.setdefault("head_dim", max(1, hidden // heads))
-        return keys
+        keys = experts.flattened(keys)
+        readable = {name: value for name, value in keys.items() if name not in experts.differing(keys)}
+        return {**readable, "experts_unread": experts.unread(keys)}
+
+    @model_validator(mode="after")
+    def _chosen_of_all(self) -> "Architecture":
+        if self.is_moe and self.num_experts_per_tok > self.num_experts:
+            raise ValueError(f"a token goes to {self.num_experts_per_tok} experts, and there are {self.num_experts}")
+        return self
 
     @property
     def is_moe(self) -> bool:
@@ -147,7 +157,8 @@ def parse_architecture(text: str, source: str) -> Architecture:
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
-        what = f"{field}: {first['msg']}" if field else first["msg"]
+        said = first["msg"].removeprefix("Value error, ")
+        what = f"{field}: {said}" if field else said
         raise BadRequest(
             f"model config {source} cannot be read: {what}",
             hint="give a Hugging Face config.json of a causal language model",

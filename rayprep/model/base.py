@@ -42,6 +42,13 @@ def encodable(text: str) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
+def one_line(text: str) -> str:
+    """For a terminal: one line, in which whatever does not print, such as the start of an escape sequence, is written
+    out."""
+    words = " ".join(text.split())
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in words)
+
+
 def _checked_utf8(value: str) -> str:
     if not value.isascii() and encodable(value) != value:
         raise ValueError("must be UTF-8")
@@ -50,6 +57,16 @@ def _checked_utf8(value: str) -> str:
 
 Utf8 = Annotated[str, AfterValidator(_checked_utf8)]
 """Text from outside that goes into a file as it is. Python's own strings can hold what no JSON file can."""
+
+
+def _checked_word(value: str) -> str:
+    if "\0" in value:
+        raise ValueError("must not hold the character NUL")
+    return value
+
+
+Word = Annotated[Utf8, AfterValidator(_checked_word)]
+"""Text that a program is given as an argument, or a path: no operating system takes a NUL there."""
 
 
 def _checked_utc(value: str) -> str:

@@ -14,7 +14,7 @@ pickling, since they cross Ray's process boundaries.
 
 from enum import StrEnum
 
-from rayprep.model.base import encodable
+from rayprep.model.base import encodable, one_line
 
 
 class ErrorType(StrEnum):
@@ -115,7 +115,7 @@ class RayprepError(Exception):
     def line(self) -> str:
         """The whole error in one line."""
         text = f"{self.message} ({self.hint})" if self.hint else self.message
-        return " ".join(text.split())
+        return one_line(text)
 
 
 def _rebuild(kind: type[RayprepError], state: dict[str, object]) -> RayprepError:

@@ -93,8 +93,9 @@ def choose_nodes(nodes: Sequence[NodeInfo], spec: FleetSpec, device: DeviceChoic
     if not spec.nodes and device is not DeviceChoice.CPU:
         chosen = [each for each in chosen if each.gpus]
     if not chosen:
-        why = "no living node of the cluster has a GPU" if device is not DeviceChoice.CPU else "no node is left"
-        raise HostUnfit(why, hint="see --nodes, --exclude and --labels, or give --device cpu")
+        on_cpu, hint = device is DeviceChoice.CPU, "see --nodes, --exclude and --labels"
+        why = "no node is left" if on_cpu else "no living node of the cluster has a GPU"
+        raise HostUnfit(why, hint=hint if on_cpu else f"{hint}, or give --device cpu")
     for one, other in pairwise(chosen):
         if one.host == other.host:
             raise BadRequest(

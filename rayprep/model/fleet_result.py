@@ -116,12 +116,19 @@ class FleetResult(Record):
 
 def _counts(host: FleetHost) -> bool:
     """A failure that a second attempt made good is not the run's."""
-    return host.state is not HostPhase.VERIFIED
+    return not host.state.is_good
 
 
 def _counted(values: Iterable[str]) -> str:
     counts = Counter(values)
     return ",".join(f"{value}={count}" for value, count in sorted(counts.items()))
+
+
+def end_of(result: PrepResult) -> HostPhase:
+    """Of a host that has ended, by its own result."""
+    if result.status is not RunStatus.OK:
+        return HostPhase.FAILED
+    return HostPhase.VERIFIED if result.verify and result.verify.stands else HostPhase.READY
 
 
 def failure_of(result: PrepResult) -> FleetError | None:

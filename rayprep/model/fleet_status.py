@@ -30,7 +30,14 @@ class FleetStatus(Record):
     def rows(self) -> list[tuple[str, ...]]:
         """Host, group, state, what it does, progress, seconds since it was last heard; failures first."""
         hosts = self.result.hosts if self.result else {}
-        order = [HostPhase.LOST, HostPhase.FAILED, HostPhase.RUNNING, HostPhase.WAITING, HostPhase.VERIFIED]
+        order = [
+            HostPhase.LOST,
+            HostPhase.FAILED,
+            HostPhase.RUNNING,
+            HostPhase.WAITING,
+            HostPhase.READY,
+            HostPhase.VERIFIED,
+        ]
         names = sorted(hosts, key=lambda host: (order.index(hosts[host].state), host))
         return [self._row(host, hosts[host]) for host in names]
 
@@ -52,7 +59,7 @@ class FleetStatus(Record):
         """
         if self.result is None:
             return None
-        ended = [each for each in self.result.hosts.values() if each.state is HostPhase.VERIFIED and each.duration_s]
+        ended = [each for each in self.result.hosts.values() if each.state.is_good and each.duration_s]
         left = [each for each in self.result.hosts.values() if each.state in (HostPhase.WAITING, HostPhase.RUNNING)]
         if not ended or not left:
             return None

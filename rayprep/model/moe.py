@@ -65,13 +65,8 @@ def moe_shape(
         BadRequest: the model's kernel is of another type than `asked_dtype`.
     """
     flags = _flags(server_args)
-    if not architecture.is_moe:
-        return NotNeeded(reason="dense_model", detail="it has no experts")
-    runner = moe_runner(server_args)
-    if runner not in ("auto", "triton"):
-        return NotNeeded(reason="no_triton_moe", detail=f"--moe-runner-backend {runner} reads no such config")
-    if "enable_deterministic_inference" in flags:
-        return NotNeeded(reason="deterministic", detail="--enable-deterministic-inference reads no such config")
+    if (nothing := _nothing_to_tune(architecture, flags)) is not None:
+        return nothing
     weights = _weights(architecture, flags)
     if not isinstance(weights, MoeShape):
         return weights
@@ -86,10 +81,24 @@ def moe_shape(
         "experts": architecture.num_experts + shared,
         "width": width // tp,
         "hidden": architecture.hidden_size,
-        "top_k": max(1, architecture.num_experts_per_tok) + shared,
+        "top_k": architecture.num_experts_per_tok + shared,
         "shared": shared,
     }
     return weights.model_copy(update=sizes)
+
+
+def _nothing_to_tune(architecture: Architecture, flags: Mapping[str, str]) -> NotNeeded | Unable | None:
+    """Whatever the types of the weights."""
+    if not architecture.is_moe and not architecture.experts_unread:
+        return NotNeeded(reason="dense_model", detail="it has no experts")
+    runner = flags.get("moe_runner_backend", "auto")
+    if runner not in ("auto", "triton"):
+        return NotNeeded(reason="no_triton_moe", detail=f"--moe-runner-backend {runner} reads no such config")
+    if "enable_deterministic_inference" in flags:
+        return NotNeeded(reason="deterministic", detail="--enable-deterministic-inference reads no such config")
+    if architecture.experts_unread:
+        return _unable(f"moe_tune cannot tell which experts the model has: {architecture.experts_unread}")
+    return None
 
 
 def moe_runner(server_args: tuple[str, ...]) -> str:

@@ -10,7 +10,7 @@ from rayprep.model.secrets import redacted_command
 from rayprep.model.signature import Signature, differences
 from rayprep.model.spec import StageOp
 from rayprep.model.stages import StageName
-from rayprep.model.verification import Verification
+from rayprep.model.verification import STANDS, Verification
 
 
 class Work(Record):
@@ -235,7 +235,7 @@ def decide_verify(
         (proof is not None and proof.slices < slices, True, "more_slices"),
         (proof is not None and redacted_command(command) not in ((), proof.command), True, "another_server_command"),
     )
-    run, reason = next(((run, reason) for fits, run, reason in rules if fits), (False, "verified"))
+    run, reason = next(((run, reason) for fits, run, reason in rules if fits), (False, STANDS))
     return VerifyDecision(run=run, reason=reason)
 
 

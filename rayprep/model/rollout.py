@@ -1,7 +1,7 @@
 """In which order the hosts of a fleet start, and when it stops: pure decisions over the state of each host.
 
 Hosts start in waves. All of them are one wave (`--rollout all`), or `--canary N` is the first and the rest follow in
-waves of `--wave`. A wave starts once every host of the last one is verified or has finally failed, and while no more
+waves of `--wave`. A wave starts once every host of the last one has ended well or finally failed, and while no more
 than `--max-failures` have. Within a wave no host waits for another, and none is held up by another's failure.
 """
 
@@ -19,13 +19,19 @@ DEFAULT_WAVE = "25%"
 
 
 class HostPhase(StrEnum):
-    """How far a host is. `verified` is a host that ended as it should, whether or not a proof was asked for."""
+    """How far a host is. `verified` and `ready` ended as they should; only the first with a proof that stands."""
 
     WAITING = "waiting"
     RUNNING = "running"
     VERIFIED = "verified"
+    READY = "ready"
     FAILED = "failed"
     LOST = "lost"
+
+    @property
+    def is_good(self) -> bool:
+        """It ended as it should."""
+        return self in (HostPhase.VERIFIED, HostPhase.READY)
 
 
 class HostState(Record):
@@ -125,7 +131,7 @@ def next_step(rollout: Rollout, states: Mapping[str, HostState]) -> Step:
         start = tuple(host for host, state in now.items() if _may_start(state, rollout.node_retries))
         if start or any(state.phase is HostPhase.RUNNING for state in now.values()):
             return Step(start=start)
-        failures += sum(state.phase is not HostPhase.VERIFIED for state in now.values())
+        failures += sum(not state.phase.is_good for state in now.values())
         left = sum(map(len, rollout.waves[number + 1 :]))
         if left and rollout.max_failures is not None and failures > rollout.max_failures:
             why = f"failed hosts: {failures}, --max-failures {rollout.max_failures}; not started: {left}"
@@ -134,15 +140,15 @@ def next_step(rollout: Rollout, states: Mapping[str, HostState]) -> Step:
 
 
 def _may_start(state: HostState, retries: int) -> bool:
-    return state.phase not in (HostPhase.RUNNING, HostPhase.VERIFIED) and state.starts <= retries
+    return state.phase is not HostPhase.RUNNING and not state.phase.is_good and state.starts <= retries
 
 
 def fleet_status(rollout: Rollout, states: Mapping[str, HostState], *, interrupted: bool = False) -> RunStatus:
-    """`ok` when every host is verified, `error` when none is; `partial` otherwise, while it runs, or if interrupted."""
+    """`ok` when every host ended well, `error` when none did; `partial` otherwise, while it runs, or if interrupted."""
     if interrupted or not next_step(rollout, states).ended:
         return RunStatus.PARTIAL
     hosts = [host for wave in rollout.waves for host in wave]
-    verified = sum(states.get(host, HostState()).phase is HostPhase.VERIFIED for host in hosts)
-    if not verified:
+    good = sum(states.get(host, HostState()).phase.is_good for host in hosts)
+    if not good:
         return RunStatus.ERROR
-    return RunStatus.OK if verified == len(hosts) else RunStatus.PARTIAL
+    return RunStatus.OK if good == len(hosts) else RunStatus.PARTIAL

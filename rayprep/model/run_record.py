@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 
 from rayprep.model.events import Event
-from rayprep.model.fleet_result import FleetHost, FleetResult, failure_of
-from rayprep.model.result import PrepResult, RunStatus
+from rayprep.model.fleet_result import FleetHost, FleetResult, end_of, failure_of
+from rayprep.model.result import PrepResult
 from rayprep.model.rollout import HostPhase
 from rayprep.model.stages import StageStatus
 from rayprep.model.verification import VERIFY
@@ -61,7 +61,7 @@ def only_host(result: PrepResult) -> FleetHost:
 def _phase(result: PrepResult) -> HostPhase:
     if result.run.finished_at is None:
         return HostPhase.RUNNING
-    return HostPhase.VERIFIED if result.status is RunStatus.OK else HostPhase.FAILED
+    return end_of(result)
 
 
 def failed_without_tail(result: PrepResult) -> list[str]:

@@ -46,12 +46,15 @@ _SIGNS: tuple[tuple[ErrorType, re.Pattern[str]], ...] = (
 """What a log says when a server fails, in the order in which it decides: a full disk also makes compilers fail."""
 
 GENERAL = "general"
+_WRONG_FLAG = r"^[\w. -]+: error: (?:unrecognized arguments|the following arguments|ambiguous option|argument )"
+"""As argparse ends a program that was given a flag which it does not take; the program's name is before it."""
 _GENERAL = re.compile(
-    r"hit an exception|^\w*(?:Error|Exception)\b.*|^[\w.]+(?:Error|Exception): |^torch\.\w+\.exc\.|watchdog timeout",
+    r"hit an exception|^\w*(?:Error|Exception)\b.*|^[\w.]+(?:Error|Exception): |^torch\.\w+\.exc\.|watchdog timeout"
+    rf"|{_WRONG_FLAG}",
     re.I,
 )
 _SUMMARY = re.compile(
-    r"^(?:[\w.]*\.)?\w*(?:Error|Exception)\b: ?.+|^torch\.\w+\.exc\.\w+|watchdog timeout", re.IGNORECASE
+    rf"^(?:[\w.]*\.)?\w*(?:Error|Exception)\b: ?.+|^torch\.\w+\.exc\.\w+|watchdog timeout|{_WRONG_FLAG}", re.I
 )
 TORCH_COMPILE = "torch_compile"
 _IN_TORCH_COMPILE = re.compile(r'File "[^"]*/torch/_(?:dynamo|inductor)/|^torch\._(?:dynamo|inductor)\.exc\.')

@@ -7,7 +7,7 @@ from enum import StrEnum
 from pydantic import Field, ValidationError, field_validator
 
 from rayprep.model.architecture import Architecture
-from rayprep.model.base import Record, Utf8
+from rayprep.model.base import Record, Word
 from rayprep.model.errors import BadRequest
 from rayprep.model.server_args import check_server_args
 from rayprep.model.server_command import address_of, refuse_tls, request_of
@@ -56,7 +56,7 @@ class DeviceChoice(StrEnum):
 class PrepSpec(Record):
     """One request, complete."""
 
-    model: Utf8 = Field(min_length=1)
+    model: Word = Field(min_length=1)
     """A folder with a config.json, that file, or a name in the local Hugging Face cache."""
     tp: int = Field(default=1, ge=1)
     ops: dict[StageName, StageOp] = Field(default_factory=dict)
@@ -66,10 +66,10 @@ class PrepSpec(Record):
     """Must agree with the model's `weight_block_size`; empty means the model's own."""
     batch_sizes: tuple[int, ...] = DEFAULT_BATCH_SIZES
     moe_strategy: MoeStrategy = MoeStrategy.AUTO
-    moe_dtype: Utf8 | None = None
+    moe_dtype: Word | None = None
     moe_batch_sizes: tuple[int, ...] = ()
     """Numbers of tokens that the MoE kernel is tuned for; empty means what decode captures and a prefill chunk."""
-    moe_tuner_script: Utf8 | None = None
+    moe_tuner_script: Word | None = None
     """SGLang's own tuner, run in place of ours."""
     max_seq_len: int | None = Field(default=None, gt=0)
     # JSON knows no infinity: one in the request would be a null in its result.
@@ -79,18 +79,18 @@ class PrepSpec(Record):
     warmup_port: int = Field(default=30999, ge=1024, le=65535)
     mem_fraction: float = Field(default=0.96, gt=0, lt=1)
     device: DeviceChoice = DeviceChoice.AUTO
-    server_args: tuple[Utf8, ...] = ()
+    server_args: tuple[Word, ...] = ()
     """Handed to SGLang as they are."""
-    load_format: Utf8 = "dummy"
+    load_format: Word = "dummy"
     """`dummy` makes weights up, which compiles the same kernels; `auto` loads the model's own."""
     deep_gemm_via: DeepGemmVia = DeepGemmVia.KERNELS
     slices: Asked = 1
     """How many servers of `tp` GPUs each the proof runs at once, on GPUs of their own."""
     verify: bool = True
     """Prove on a server of its own, after all stages, that nothing is left to compile."""
-    otlp_endpoint: Utf8 | None = None
+    otlp_endpoint: Word | None = None
     """Where traces go, of rayprep's stages and of its servers; see `rayprep.model.tracing`."""
-    server_command: tuple[Utf8, ...] = ()
+    server_command: tuple[Word, ...] = ()
     """The campaign's own server command, for that proof; empty means the one that this request implies."""
 
     @field_validator("slices", mode="before")

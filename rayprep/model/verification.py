@@ -12,6 +12,8 @@ from rayprep.model.stages import ANSWERS_FOR, STAGES, StageName
 
 VERIFY = "verify"
 """The proof's name in events, beside the stages'."""
+STANDS = "verified"
+"""Why there is no proof where an earlier one still holds."""
 NAMED = 50
 """How many new files, and how many lines of the log, a result names; it counts all of them."""
 
@@ -87,6 +89,11 @@ class VerifyResult(Record):
     cleanup: Cleanup | None = None
     error_type: ErrorType | None = None
     message: str | None = None
+
+    @property
+    def stands(self) -> bool:
+        """It is a proof, or there was none since an earlier one still holds."""
+        return self.status == "ok" or self.reason == STANDS
 
 
 def new_file(path: str) -> NewFile:

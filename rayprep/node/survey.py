@@ -13,6 +13,7 @@ from rayprep.host.snapshot import Inventory, known_wrong, take_inventory
 from rayprep.host.survey import choose_device, read_signature
 from rayprep.model.completion import Check, CheckState, Completion, Identity, best, cache_key, check_completion
 from rayprep.model.dealing import Part, part_name
+from rayprep.model.errors import HostUnfit
 from rayprep.model.plan import (
     Decision,
     NotNeeded,
@@ -71,7 +72,8 @@ def take_survey(request: NodeRequest, environ: Mapping[str, str], gpus: GpuInven
 
     Raises:
         BadRequest: the model cannot be read, or does not go with the request.
-        HostUnfit: the host has not the GPUs that the request and its slices need.
+        HostUnfit: the host has not the GPUs that the request and its slices need, or just a proof is asked for and
+            there is no GPU.
     """
     spec, layout = request.resolved.spec, request.layout
     model = find_model(spec.model, environ)
@@ -81,6 +83,8 @@ def take_survey(request: NodeRequest, environ: Mapping[str, str], gpus: GpuInven
     facts = read_facts(environ)
     inventory_of_gpus = visible_gpus(gpus or (facts.inventory if facts else read_gpus()), environ)
     device = choose_device(spec.device, inventory_of_gpus, spec.tp)
+    if request.verify_only and device is DeviceChoice.CPU:
+        raise HostUnfit("a proof needs a GPU: without one no server starts", hint="run it on a host with a GPU")
     signature = read_signature(layout, environ, device, inventory_of_gpus).model_copy(
         update={"model_slug": model.slug, "tp_size": spec.tp}
     )

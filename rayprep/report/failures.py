@@ -71,7 +71,7 @@ def grouped(failures: tuple[Failure, ...]) -> tuple[FailureGroup, ...]:
 
 def host_failures(host: str, known: FleetHost, result: PrepResult | None, tails: LogTails) -> list[Failure]:
     """Of a host that a later attempt has made good, none: as in the exit status, they do not count."""
-    if known.state is HostPhase.VERIFIED:
+    if known.state.is_good:
         return []
     found = list(_of_result(host, result, tails)) if result else []
     said = {(each.error_type, each.message) for each in found}

@@ -13,7 +13,10 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 PROGRESS_EVERY_S = 10.0
-STYLE = {"verified": "green", "failed": "bold red", "lost": "bold red", "running": "bold cyan", "waiting": "dim"}
+STYLE = {
+    **{"verified": "green", "ready": "green", "running": "bold cyan", "waiting": "dim"},
+    **{"failed": "bold red", "lost": "bold red"},
+}
 
 
 class FleetView(View, Protocol):

@@ -15,7 +15,10 @@ from rayprep.report.sharing import Build, Shipment, Source, Spared, builds_of, s
 from rayprep.report.summary import Facts, endings_of, facts_of, unfinished, versions_of
 from rayprep.report.timeline import Timeline, timeline_of
 
-_WORST_FIRST = (HostPhase.LOST, HostPhase.FAILED, HostPhase.RUNNING, HostPhase.WAITING, HostPhase.VERIFIED)
+_WORST_FIRST = (
+    *(HostPhase.LOST, HostPhase.FAILED, HostPhase.RUNNING),
+    *(HostPhase.WAITING, HostPhase.READY, HostPhase.VERIFIED),
+)
 
 
 class Note(Record):

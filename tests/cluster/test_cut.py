@@ -103,7 +103,7 @@ def test_a_host_that_is_cut_off_while_it_builds(site: Site) -> None:
     site.hosts.plug(builder.name, "down")
     site.nodes[other].hold.unlink()
     code, hosts = site.ended(run, "cut")
-    assert (code, hosts[builder.name]["state"], hosts[other]["state"]) == (3, "lost", "verified")
+    assert (code, hosts[builder.name]["state"], hosts[other]["state"]) == (3, "lost", "ready")
     assert hosts[builder.name]["error"]["error_type"] == "node_lost"
     assert hosts[other]["built"] == ["serve"]
 
@@ -114,7 +114,7 @@ def test_a_host_that_is_cut_off_while_it_builds(site: Site) -> None:
     site.done("stop", builder.name)
     site.done("worker", builder.name, "--num-gpus=1")
     code, again = site.ensure("healed")
-    assert (code, again[builder.name]["state"]) == (0, "verified")
+    assert (code, again[builder.name]["state"]) == (0, "ready")
     assert [each["source"] for each in again[builder.name]["received"]] == [other]
     assert again[builder.name]["node_id"] != hosts[builder.name]["node_id"]
 

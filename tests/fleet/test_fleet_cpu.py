@@ -15,8 +15,15 @@ def test_one_host_compiles_for_three(tmp_path: Path) -> None:
     hosts = [Node(f"cpu-{index}", tmp_path / f"n{index}", gpus=0, libraries=()) for index in range(3)]
     with fleet_of(tmp_path, *hosts) as fleet:
         done = fleet.ensure(*ENSURE_TINY, "--nodes", "cpu-0,cpu-1,cpu-2", run_id="cpu")
+        proof = fleet.run(
+            "verify", "--cluster", "--model", "tiny-dense", "--device", "cpu", "--nodes", "cpu-0", "--run-id", "proof"
+        )
+        doctor = fleet.run("doctor", "--cluster", "--exclude", "cpu-0,cpu-1")
+    assert "cpu-2 " in doctor.stdout, doctor.stderr
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "hosts:verified=3 " in done.stdout
+    assert "hosts:ready=3 " in done.stdout
+    assert (proof.returncode, "a proof needs a GPU" in proof.stderr + proof.stdout) == (3, True), proof.stdout
+    assert "hosts:failed=1" in proof.stdout
     found = fleet.result("cpu")["hosts"]
     (builder,) = [name for name, host in found.items() if host["built"]]
     assert found[builder]["built"] == ["inductor"]

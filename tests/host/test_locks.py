@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from rayprep.host.locks import GPU_LOCKS, HeldLocks, Holder, acquire, gpu_lock_paths, is_held, read_holder
+from rayprep.host.locks import GPU_LOCKS, HeldLocks, Holder, acquire, acquire_run, gpu_lock_paths, is_held, read_holder
 from rayprep.model.base import utc_now
 from rayprep.model.errors import ErrorType, HostUnfit, Interrupted, LockTimeout
 from tests.host.other_user import NOBODY, as_user
@@ -51,6 +51,15 @@ def let_go(process: subprocess.Popen[str]) -> None:
 
 def take(*paths: Path, timeout_s: float = 30) -> HeldLocks:
     return acquire(paths, "run-mine", timeout_s, lambda *_: None, lambda: False)
+
+
+def test_a_second_run_of_one_id_is_told_to_take_another(tmp_path: Path) -> None:
+    path = tmp_path / "run.lock"
+    with acquire_run(path, "one", lambda: False), pytest.raises(LockTimeout, match="run 'one' goes on") as caught:
+        acquire_run(path, "one", lambda: False)
+    assert f"pid {os.getpid()}" in caught.value.message
+    assert "--timeout" not in caught.value.line
+    assert "give another --run-id" in caught.value.hint
 
 
 def test_a_lock_is_held_until_it_is_released_and_names_its_holder(tmp_path: Path) -> None:

@@ -33,9 +33,47 @@ def test_what_configs_leave_out_or_null_is_as_transformers_has_it(absent: object
     assert (found.num_key_value_heads, found.head_dim) == (4, 16)
 
 
-@pytest.mark.parametrize("name", ["num_experts", "n_routed_experts", "num_local_experts"])
-def test_experts_by_each_of_their_names(name: str) -> None:
-    assert parse(**{name: 8}).is_moe
+@pytest.mark.parametrize(
+    ("keys", "sizes"),
+    [
+        ({"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 64}, (8, 2, 64)),
+        ({"n_routed_experts": 8, "moe_topk": 2, "expert_ffn_hidden_size": 64}, (8, 2, 64)),
+        ({"num_local_experts": 8, "num_experts_per_tok": 2}, (8, 2, None)),
+        ({"moe_num_experts": 8, "moe_k": 2, "moe_intermediate_size": 64}, (8, 2, 64)),
+        ({"moe_num_experts": 8, "moe_top_k": 2, "moe_intermediate_size": 64}, (8, 2, 64)),
+        ({"num_experts": 8, "moe_topk": [2, 2], "moe_intermediate_size": [64, 64]}, (8, 2, 64)),
+        ({"ffn_config": {"moe_num_experts": 8, "moe_top_k": 2, "ffn_hidden_size": 64}}, (8, 2, 64)),
+    ],
+    ids=["qwen", "longcat", "mixtral", "ernie", "step", "hunyuan", "dbrx"],
+)
+def test_experts_by_each_of_their_names(keys: dict[str, object], sizes: tuple[int, int, int | None]) -> None:
+    found = parse(**keys)
+    assert (found.num_experts, found.num_experts_per_tok, found.moe_intermediate_size) == sizes
+    assert (found.is_moe, found.experts_unread) == (True, "")
+
+
+@pytest.mark.parametrize(
+    ("keys", "why"),
+    [
+        ({"number_of_experts": 8}, "'number_of_experts'"),
+        ({"text": {"experts": {"count": 8}}}, "'experts'"),
+        ({"num_experts_per_tok": 8}, "'num_experts_per_tok'"),
+        ({"num_experts": 8}, "how many experts a token goes to"),
+        ({"num_experts": 8, "moe_topk": [2, 1]}, "its layers differ in moe_topk"),
+    ],
+)
+def test_experts_that_cannot_be_read_are_not_taken_for_none(keys: dict[str, object], why: str) -> None:
+    assert why in parse(**keys).experts_unread
+
+
+@pytest.mark.parametrize("keys", [{}, {"num_experts": 0, "num_experts_per_tok": 2}, {"expert_bias": False}])
+def test_a_dense_model_may_speak_of_experts(keys: dict[str, object]) -> None:
+    assert (parse(**keys).is_moe, parse(**keys).experts_unread) == (False, "")
+
+
+def test_a_token_cannot_go_to_more_experts_than_there_are() -> None:
+    with pytest.raises(BadRequest, match="cannot be read: a token goes to 9 experts, and there are 8"):
+        parse(num_experts=8, num_experts_per_tok=9)
 
 
 def test_a_multimodal_config_is_read_by_its_text_part() -> None:

@@ -67,7 +67,12 @@ def test_the_line_is_one_line_that_can_be_printed(message: str, hint: str) -> No
     for error in (BadRequest(message, hint=hint), StageError(ErrorType.UNSUPPORTED, message)):
         assert len(error.line.splitlines()) <= 1
         error.line.encode()
+        assert error.line.isprintable()
         str(error).encode()
+
+
+def test_no_escape_sequence_reaches_the_terminal() -> None:
+    assert BadRequest("no \x1b[31mred", hint="fetch \x1b]0;x\a").line == r"no \x1b[31mred (fetch \x1b]0;x\x07)"
 
 
 def test_the_line_says_what_and_what_to_do() -> None:

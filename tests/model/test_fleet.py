@@ -4,13 +4,14 @@ import pytest
 
 from rayprep.model.errors import BadRequest, ErrorType, HostUnfit
 from rayprep.model.fleet import FleetSpec, NodeInfo, choose_nodes, nodes_of, parse_labels
-from rayprep.model.fleet_result import FleetError, FleetHost, FleetResult
+from rayprep.model.fleet_result import FleetError, FleetHost, FleetResult, end_of
 from rayprep.model.fleet_status import FleetStatus
 from rayprep.model.result import RunStatus
 from rayprep.model.rollout import HostPhase
 from rayprep.model.spec import DeviceChoice
 from rayprep.model.stages import StageName, StageStatus
-from tests.model.samples import fleet_run
+from rayprep.model.verification import VerifyResult, skipped
+from tests.model.samples import fleet_run, prep_result
 
 CUDA, CPU = DeviceChoice.AUTO, DeviceChoice.CPU
 
@@ -57,6 +58,9 @@ def test_two_of_one_name_are_refused() -> None:
 def test_no_node_left_and_unknown_names() -> None:
     with pytest.raises(HostUnfit, match="no living node of the cluster has a GPU"):
         choose_nodes(nodes(listed("head")), FleetSpec(), CUDA)
+    with pytest.raises(HostUnfit, match="no node is left") as caught:
+        choose_nodes(nodes(listed("head")), FleetSpec(exclude=("head",)), CPU)
+    assert "--device" not in caught.value.hint
     with pytest.raises(BadRequest, match="no living node gpu-9"):
         choose_nodes(nodes(listed("head")), FleetSpec(exclude=("gpu-9",)), CPU)
 
@@ -109,6 +113,21 @@ def test_the_status_line_counts_hosts_by_state_and_stage() -> None:
     lost = member(HostPhase.LOST, LOST)
     line = result(built, received, lost, status=RunStatus.PARTIAL).status_line
     assert line == "partial hosts:lost=1,verified=2 serve:noop=1,ok=1 verify:ok=2"
+
+
+@pytest.mark.parametrize(
+    ("proof", "state"),
+    [
+        (VerifyResult(ran=True, status="ok"), HostPhase.VERIFIED),
+        (skipped("verified"), HostPhase.VERIFIED),
+        (skipped("no_gpu"), HostPhase.READY),
+        (None, HostPhase.READY),
+    ],
+)
+def test_only_a_proof_that_stands_makes_a_host_verified(proof: VerifyResult | None, state: HostPhase) -> None:
+    good = prep_result({StageName.SERVE: StageStatus.OK}).model_copy(update={"status": RunStatus.OK, "verify": proof})
+    assert end_of(good) is state
+    assert end_of(good.model_copy(update={"status": RunStatus.PARTIAL})) is HostPhase.FAILED
 
 
 def test_status_shows_failures_first_and_an_estimate() -> None:

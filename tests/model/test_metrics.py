@@ -69,6 +69,7 @@ def test_every_state_is_there_so_that_none_stays_as_it_was() -> None:
         ("hosts", "waiting"): 0,
         ("hosts", "running"): 0,
         ("hosts", "verified"): 2,
+        ("hosts", "ready"): 0,
         ("hosts", "failed"): 0,
         ("hosts", "lost"): 1,
     }

@@ -88,6 +88,8 @@ def test_what_reads_no_such_config_needs_none(changes: dict[str, object], flags:
     [
         ({"quantization_config": {"quant_method": "w8a8_int8"}}, 1, "w8a8_int8"),
         ({"torch_dtype": "float32"}, 1, "float32"),
+        ({"num_experts_per_tok": None}, 1, "how many experts a token goes to"),
+        ({"num_experts": None, "strange_experts": 8}, 1, "'num_experts_per_tok'"),
         ({"moe_intermediate_size": 700}, 8, "700"),
         ({"quantization_config": BLOCKS}, 4, "768 over tp 4 is no multiple of the weights' block 128x128"),
     ],

@@ -10,9 +10,9 @@ from rayprep.model.errors import BadRequest
 from rayprep.model.result import RunStatus
 from rayprep.model.rollout import HostPhase, HostState, Rollout, Step, fleet_status, make_rollout, next_step
 
-WAITING, RUNNING, VERIFIED, FAILED, LOST = HostPhase
+WAITING, RUNNING, VERIFIED, READY, FAILED, LOST = HostPhase
 HOSTS = tuple("abcdefghij")
-OUTCOMES = (VERIFIED, FAILED, LOST)
+OUTCOMES = (VERIFIED, READY, FAILED, LOST)
 
 
 def states(**words: str) -> dict[str, HostState]:
@@ -148,17 +148,17 @@ def test_every_rollout_ends_in_order(
     assert step == next_step(rollout, now)
     assert step.ended
     assert all(state.starts <= 1 + retries for state in now.values())
-    final = sum(state.phase is not VERIFIED for state in now.values())
+    final = sum(not state.phase.is_good for state in now.values())
     limit = rollout.max_failures
     assert (len(now) == len(HOSTS)) == (not step.stopped)
     assert not step.stopped or (limit is not None and final > limit)
     # Each was retried as often as it could be, whatever became of the others.
-    assert all(state.phase is VERIFIED or state.starts == 1 + retries for state in now.values())
+    assert all(state.phase.is_good or state.starts == 1 + retries for state in now.values())
 
 
 def _assert_that_earlier_waves_ended(rollout: Rollout, now: dict[str, HostState], host: str) -> None:
     number = next(number for number, wave in enumerate(rollout.waves) if host in wave)
     earlier = [now[each] for wave in rollout.waves[:number] for each in wave]
-    failed = [state for state in earlier if state.phase is not VERIFIED]
+    failed = [state for state in earlier if not state.phase.is_good]
     assert all(state.phase in (FAILED, LOST) and state.starts == 1 + rollout.node_retries for state in failed)
     assert rollout.max_failures is None or len(failed) <= rollout.max_failures

@@ -151,6 +151,19 @@ def test_the_telling_line_is_the_last_exception() -> None:
     assert telling_line(["nothing"], ErrorType.SERVER_START_FAILED) is None
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        "launch_server.py: error: unrecognized arguments: --mem-fracton-static 0.8",
+        "launch_server.py: error: argument --mem-fraction-static: invalid float value: 'lots'",
+        "python -m sglang.launch_server: error: ambiguous option: --disable could match --disable-radix-cache",
+    ],
+)
+def test_a_mistyped_flag_is_told(said: str) -> None:
+    signs = read("usage: launch_server.py [-h] --model-path MODEL_PATH", said).signs
+    assert telling_line(signs, ErrorType.SERVER_START_FAILED) == said
+
+
 def test_what_is_kept_is_bounded() -> None:
     reader = read(*(f"ValueError: {'x' * 100_000} {i}" for i in range(300)))
     assert len(reader.signs) == 100
