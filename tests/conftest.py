@@ -19,8 +19,11 @@ from hypothesis import settings
 settings.register_profile("rayprep", max_examples=50, deadline=None)
 settings.load_profile("rayprep")
 
-# A shell starts what goes on in the background with SIGINT ignored, and children inherit that.
+# A shell starts what goes on in the background with SIGINT ignored, nohup what it starts with SIGHUP, and children
+# inherit both. That of a test run by nohup itself has to outlive its terminal all the same.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, lambda *_: None)
 
 TIMEOUT_S = 300
 REPOSITORY = Path(__file__).parents[1]

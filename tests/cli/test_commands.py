@@ -115,7 +115,9 @@ def test_env_is_for_eval_and_for_a_container(roots: Roots) -> None:
     file = dict(line.split("=", 1) for line in odd.run("env", "--env-file").stdout.splitlines())
     assert file["SGLANG_DG_CACHE_DIR"] == f"{odd.profiles}/deep_gemm"
     assert "SGLANG_MOE_CONFIG_DIR" not in file
-    (odd.profiles / "moe_configs" / "configs").mkdir(parents=True)
+    config = odd.profiles / "moe_configs" / "configs" / "triton_3_6_0" / "E=8.json"
+    config.parent.mkdir(parents=True)
+    config.touch()
     assert "SGLANG_MOE_CONFIG_DIR=" in odd.run("env", "--env-file").stdout
 
 
