@@ -124,7 +124,8 @@ class Architecture(Record):
             if isinstance(hidden, int):
                 keys.setdefault("head_dim", max(1, hidden // heads))
         keys = experts.flattened(keys)
-        readable = {name: value for name, value in keys.items() if name not in experts.differing(keys)}
+        lists = experts.differing(keys)
+        readable = {name: value for name, value in keys.items() if name not in lists}
         return {**readable, "experts_unread": experts.unread(keys)}
 
     @model_validator(mode="after")

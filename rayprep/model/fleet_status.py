@@ -7,7 +7,7 @@ from pydantic import Field
 from rayprep.model.base import Record, Utc, Utf8
 from rayprep.model.events import Event, Phase
 from rayprep.model.fleet_result import FleetHost, FleetResult
-from rayprep.model.rollout import HostPhase
+from rayprep.model.rollout import WORST_FIRST, HostPhase
 
 
 class HostNow(Record):
@@ -30,15 +30,7 @@ class FleetStatus(Record):
     def rows(self) -> list[tuple[str, ...]]:
         """Host, group, state, what it does, progress, seconds since it was last heard; failures first."""
         hosts = self.result.hosts if self.result else {}
-        order = [
-            HostPhase.LOST,
-            HostPhase.FAILED,
-            HostPhase.RUNNING,
-            HostPhase.WAITING,
-            HostPhase.READY,
-            HostPhase.VERIFIED,
-        ]
-        names = sorted(hosts, key=lambda host: (order.index(hosts[host].state), host))
+        names = sorted(hosts, key=lambda host: (WORST_FIRST.index(hosts[host].state), host))
         return [self._row(host, hosts[host]) for host in names]
 
     def _row(self, host: str, known: FleetHost) -> tuple[str, ...]:

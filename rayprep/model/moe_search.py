@@ -65,8 +65,6 @@ class Stock(Record):
     config: KernelConfig
     down: KernelConfig | None = None
     """Of the second product, where a file of its own says so."""
-    source: str = "default"
-    """`default`, or the file that ships with SGLang."""
 
 
 class Choice(Record):

@@ -34,6 +34,13 @@ class HostPhase(StrEnum):
         return self in (HostPhase.VERIFIED, HostPhase.READY)
 
 
+WORST_FIRST = (
+    *(HostPhase.LOST, HostPhase.FAILED, HostPhase.RUNNING),
+    *(HostPhase.WAITING, HostPhase.READY, HostPhase.VERIFIED),
+)
+"""As people are shown them."""
+
+
 class HostState(Record):
     """One host, and how often it was started."""
 

@@ -1,12 +1,15 @@
 """What one host is told to do."""
 
+import os
 import secrets
+import socket
 from pathlib import Path
 
 from pydantic import Field
 
 from rayprep.host.layout import Layout
-from rayprep.model.base import Record
+from rayprep.host.markers import Marker
+from rayprep.model.base import Record, Utc
 from rayprep.model.result import NodeBlock
 from rayprep.model.snapshot import ProfileSnapshot
 from rayprep.model.spec import Resolved
@@ -38,3 +41,13 @@ class NodeRequest(Record):
     @property
     def layout(self) -> Layout:
         return Layout(Path(self.profiles_root), Path(self.telemetry_root), self.node.host if self.node else None)
+
+    def marker(self, started_at: Utc) -> Marker:
+        """Of this process, which writes for the request."""
+        return Marker(
+            owner_pid=os.getpid(),
+            started_at=started_at,
+            run_id=self.run_id,
+            invocation=self.invocation,
+            host=socket.gethostname(),
+        )

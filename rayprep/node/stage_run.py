@@ -3,7 +3,6 @@
 import contextlib
 import os
 import shutil
-import socket
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -11,7 +10,7 @@ from pathlib import Path
 
 from rayprep.host.layout import os_error_type
 from rayprep.host.locks import HeldLocks
-from rayprep.host.markers import Marker, remove_marker, standing_since, write_marker
+from rayprep.host.markers import remove_marker, standing_since, write_marker
 from rayprep.host.scan import CacheScan, scan_cache
 from rayprep.model.base import utc_now
 from rayprep.model.cleanup import Cleanup
@@ -108,14 +107,7 @@ class StageRun:
         return since
 
     def _write_marker(self, stage: StageName, since: float | None) -> None:
-        marker = Marker(
-            owner_pid=os.getpid(),
-            started_at=self.started_at,
-            run_id=self.request.run_id,
-            invocation=self.request.invocation,
-            host=socket.gethostname(),
-        )
-        write_marker(self.layout, self.slug, stage, marker, since)
+        write_marker(self.layout, self.slug, stage, self.request.marker(self.started_at), since)
 
     def _unmark(self) -> None:
         remove_marker(self.layout, self.slug, self.name)

@@ -1,7 +1,5 @@
 """The proof on real servers that nothing is left to compile: started, asked for everything, and looked after."""
 
-import os
-import socket
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,7 +8,7 @@ from pathlib import Path
 from rayprep.host.cache_watch import CacheWatch
 from rayprep.host.completions import write_completion
 from rayprep.host.locks import HeldLocks
-from rayprep.host.markers import Marker, remove_marker, standing_since, write_marker
+from rayprep.host.markers import remove_marker, standing_since, write_marker
 from rayprep.host.server import Watch
 from rayprep.model.base import utc_now
 from rayprep.model.caches import CacheName
@@ -113,14 +111,7 @@ class Verify:
         """
         layout, slug = self.survey.layout, self.survey.model.slug
         had_stood, since = layout.marker(slug, StageName.SERVE).exists(), standing_since(layout, StageName.SERVE)
-        marker = Marker(
-            owner_pid=os.getpid(),
-            started_at=utc_now(),
-            run_id=self.request.run_id,
-            invocation=self.request.invocation,
-            host=socket.gethostname(),
-        )
-        write_marker(layout, slug, StageName.SERVE, marker, since)
+        write_marker(layout, slug, StageName.SERVE, self.request.marker(utc_now()), since)
         return had_stood
 
     def _servers(self) -> list[ProofServer]:

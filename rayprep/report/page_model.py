@@ -8,17 +8,12 @@ from rayprep.model.events import Phase
 from rayprep.model.fleet_result import FleetHost
 from rayprep.model.oddities import Oddity
 from rayprep.model.result import PrepResult, RunStatus
-from rayprep.model.rollout import HostPhase
+from rayprep.model.rollout import WORST_FIRST, HostPhase
 from rayprep.model.run_record import RunRecord
 from rayprep.report.failures import Failure, FailureGroup, failures_of, grouped, host_failures
 from rayprep.report.sharing import Build, Shipment, Source, Spared, builds_of, shipments_of, sources_of, spared_by
 from rayprep.report.summary import Facts, endings_of, facts_of, unfinished, versions_of
 from rayprep.report.timeline import Timeline, timeline_of
-
-_WORST_FIRST = (
-    *(HostPhase.LOST, HostPhase.FAILED, HostPhase.RUNNING),
-    *(HostPhase.WAITING, HostPhase.READY, HostPhase.VERIFIED),
-)
 
 
 class Note(Record):
@@ -84,7 +79,7 @@ def page_of(record: RunRecord) -> Page:
         facts=facts_of(record, spared),
         endings=endings_of(record),
         versions=versions_of(record),
-        states=tuple((state, counts[state]) for state in _WORST_FIRST if counts[state]),
+        states=tuple((state, counts[state]) for state in WORST_FIRST if counts[state]),
         damaged=record.damaged,
         failures=grouped(failures),
         timeline=timeline_of(record),
@@ -153,4 +148,4 @@ def _hosts(record: RunRecord, spared: Spared) -> tuple[HostView, ...]:
         )
         for host, known in record.hosts.items()
     ]
-    return tuple(sorted(views, key=lambda view: (_WORST_FIRST.index(view.known.state), view.name)))
+    return tuple(sorted(views, key=lambda view: (WORST_FIRST.index(view.known.state), view.name)))

@@ -91,7 +91,6 @@ class MoeBench:
         return Stock(
             config=KernelConfig.model_validate(config),
             down=KernelConfig.model_validate(down) if down and down != config else None,
-            source="shipped" if self.shipped_sizes() else "default",
         )
 
     def shipped_sizes(self) -> tuple[int, ...]:
