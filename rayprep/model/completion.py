@@ -79,6 +79,9 @@ class Completion(Record):
     """That log, where the server ran on this host; of `moe_tune` only."""
     tuning: Tuning | None = None
     """What was measured for that config; of `moe_tune` only."""
+    moe_configs: dict[str, str] = Field(default_factory=dict)
+    """The MoE configs that its server looked for, `triton_<version>/<name>` -> what was there, as `sha256:...`, or
+    nothing; of `serve` only."""
 
     @field_validator("artifacts")
     @classmethod

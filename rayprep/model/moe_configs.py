@@ -30,6 +30,12 @@ class MoeConfigs(Record):
         return any(each in (config.name, _tail(config)) or each.endswith(f"/{_tail(config)}") for each in self.used)
 
 
+def looked_for(said: MoeConfigs | None) -> tuple[str, ...]:
+    """Those that the log names with their folder, as `triton_<version>/<name>`."""
+    paths = (PurePath(each) for each in ((*said.used, *said.missed) if said else ()))
+    return tuple(dict.fromkeys("/".join(path.parts[-2:]) for path in paths if len(path.parts) > 1))
+
+
 def _tail(config: PurePath) -> str:
     """Such as `moe_configs/configs/triton_3_6_0/NAME.json`."""
     return "/".join(config.parts[-4:])

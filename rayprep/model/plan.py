@@ -244,6 +244,8 @@ class Plan(Record):
 
     decisions: tuple[Decision, ...]
     verify: VerifyDecision
+    served_without: bool = False
+    """rayprep's own servers leave torch.compile out, with which it is known that none starts."""
 
     @property
     def needs_work(self) -> bool:

@@ -49,6 +49,17 @@ def complete(
     return completion
 
 
+def drop_proof(survey: Survey) -> None:
+    """A proof stands until something is built, however that ends.
+
+    Raises:
+        OSError: the completion that holds it cannot be written.
+    """
+    served = survey.completions.get(StageName.SERVE)
+    if served is not None and served.verification is not None:
+        write_completion(survey.layout, served.model_copy(update={"verification": None}))
+
+
 def deltas(before: list[CacheScan], after: list[CacheScan]) -> Artifacts:
     """What any stage has to say of its caches, also one that failed."""
     return Artifacts(

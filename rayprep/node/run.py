@@ -18,6 +18,7 @@ from rayprep.model.plan import Action, Decision, is_served_without, prevents_pro
 from rayprep.model.result import PrepResult, StageResult
 from rayprep.model.stages import StageName, StageStatus
 from rayprep.model.torch_compile import ENABLE, without
+from rayprep.node.collect import drop_proof
 from rayprep.node.request import NodeRequest
 from rayprep.node.server_word import take_in
 from rayprep.node.stage_run import StageRun
@@ -130,6 +131,8 @@ class _NodeRun:
         decisions = self.survey.plan.decisions
         self.telling.settle(self.survey, [each for each in decisions if each.action is not Action.BUILD])
         building = {each.stage: each for each in decisions if each.action is Action.BUILD}
+        if building:
+            drop_proof(self.survey)
         self.telling.begin_stages(self.survey.layout.container_run, building)
         runs: dict[StageName, StageRun] = {}
         with ThreadPoolExecutor(max_workers=len(StageName)) as pool:
@@ -161,9 +164,10 @@ class _NodeRun:
     def _as_served(self, what: str) -> tuple[Survey, list[str]]:
         """What rayprep's own servers go by, and the warning where that is less than was asked for."""
         inductor = self.recorder.result.stages.get(StageName.INDUCTOR)
-        if inductor is None or not is_served_without(StageName.INDUCTOR, inductor.error_type):
-            return self.survey, []
+        failed = inductor is not None and is_served_without(StageName.INDUCTOR, inductor.error_type)
         request = self.survey.request
+        if request.spec.server_command or not (failed or self.survey.plan.served_without):
+            return self.survey, []
         plain = request.with_server_args(without(request.spec.server_args))
         return replace(self.survey, request=plain), [f"{what} without {ENABLE}: see the inductor stage"]
 

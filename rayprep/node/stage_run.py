@@ -17,11 +17,13 @@ from rayprep.model.cleanup import Cleanup
 from rayprep.model.completion import Completion
 from rayprep.model.errors import ErrorType, Interrupted, RayprepError, StageError, Unsupported
 from rayprep.model.events import Event, Phase, event
+from rayprep.model.moe_configs import looked_for
 from rayprep.model.plan import Decision
 from rayprep.model.result import Artifacts, Headroom, StageResult
 from rayprep.model.spec import StageOp
 from rayprep.model.stages import STAGES, StageName, StageStatus
 from rayprep.node.collect import complete, deltas, new_completion, record_unsupported
+from rayprep.node.moe_state import found_configs
 from rayprep.node.record import failed_result
 from rayprep.node.repair import repair
 from rayprep.node.request import NodeRequest
@@ -145,7 +147,8 @@ class StageRun:
         empty = new_completion(self.survey, self.decision, self.request.run_id, self.started_at)
         told = built.artifacts or Artifacts()
         of_moe = {"verified_in_log": told.verified_in_log, "verify_log": told.verify_log, "tuning": told.tuning}
-        empty = empty.model_copy(update={"duration_s": self.pulse.elapsed, **of_moe})
+        configs = found_configs(self.layout, looked_for(built.moe_configs)) if self.name is StageName.SERVE else {}
+        empty = empty.model_copy(update={"duration_s": self.pulse.elapsed, "moe_configs": configs, **of_moe})
         if self.cancelled():  # a holder that was frozen past its lease learns it here at the latest
             raise Interrupted
         completion = complete(self.survey, empty, built, after, own)

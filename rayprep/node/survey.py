@@ -19,10 +19,12 @@ from rayprep.model.plan import (
     NotNeeded,
     Plan,
     StagePlan,
+    Unable,
     Work,
     calibrate,
     decide,
     decide_verify,
+    is_served_without,
     known_unable,
     only,
     with_consequences,
@@ -34,8 +36,11 @@ from rayprep.model.signature import Signature, differences
 from rayprep.model.slices import count_slices, deal
 from rayprep.model.spec import DeviceChoice, PrepSpec, StageOp, check_against_model
 from rayprep.model.stages import StageName
+from rayprep.model.torch_compile import without
+from rayprep.node.moe_state import served_with_others
 from rayprep.node.request import NodeRequest
 from rayprep.stages import BY_NAME, StageRequest
+from rayprep.stages.moe_tune import serve_follows
 
 
 @dataclass(frozen=True)
@@ -173,10 +178,23 @@ class _Decider:
             slices=_slice_count(self.spec, self.request.signature),
             proof=served.verification if served else None,
         )
-        return Plan(decisions=decisions, verify=verify)
+        return Plan(decisions=decisions, verify=verify, served_without=self._served_without())
 
     def decide(self, stage: StageName, *, selected: bool = True) -> Decision:
-        plan: StagePlan = BY_NAME[stage].plan(self.request)
+        plan = self._plan(stage)
+        selected = selected and stage in (self.part or self.spec.selected)
+        return decide(stage, self.spec.op(stage), selected, plan, self._check(stage, plan), self.key(stage))
+
+    def _served_without(self) -> bool:
+        """Whether it is known that no server starts with torch.compile, be the stage asked for or not."""
+        plan = self._plan(StageName.INDUCTOR)
+        return isinstance(plan, Unable) and is_served_without(StageName.INDUCTOR, plan.error_type)
+
+    def _plan(self, stage: StageName) -> StagePlan:
+        request = self.request
+        if stage is StageName.SERVE and self._served_without():
+            request = request.with_server_args(without(self.spec.server_args))
+        plan: StagePlan = BY_NAME[stage].plan(request)
         if isinstance(plan, Work):
             if stage is StageName.DEEP_GEMM:  # whose units can be built by name alone
                 plan = with_missed(plan, of_identity(self.inventory.completions[stage], self.identity))
@@ -185,8 +203,7 @@ class _Decider:
             plan = only(plan, self.part[stage]) if stage in self.part else plan
             if self.spec.op(stage) is not StageOp.REBUILD:
                 plan = known_unable(plan, self.exact(stage), self.request.signature) or plan
-        selected = selected and stage in (self.part or self.spec.selected)
-        return decide(stage, self.spec.op(stage), selected, plan, self._check(stage, plan), self.key(stage))
+        return plan
 
     def key(self, stage: StageName) -> str:
         return cache_key(stage, self.identity, self.request.signature)
@@ -211,4 +228,14 @@ class _Decider:
     def _check_one(self, completion: Completion, units: tuple[str, ...]) -> Check:
         wrong = known_wrong(self.layout.profiles, completion, deep=self.deep)
         files = self.inventory.files(completion.stage)
-        return check_completion(completion, self.request.signature, files, units, wrong)
+        check = check_completion(completion, self.request.signature, files, units, wrong)
+        return (self._of_moe(completion) or check) if check.valid else check
+
+    def _of_moe(self, completion: Completion) -> Check | None:
+        """Why a completion is not enough that holds by itself: for the MoE config that a server reads."""
+        if completion.stage is StageName.SERVE:
+            return served_with_others(self.layout, completion)
+        unheard = completion.stage is StageName.MOE_TUNE and completion.outcome == "built"
+        if not unheard or completion.verified_in_log or serve_follows(self.spec):
+            return None
+        return Check(state=CheckState.NOT_COVERED, detail="no server has said yet that it uses the config")

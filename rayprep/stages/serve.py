@@ -15,6 +15,7 @@ from rayprep.model.result import Artifacts, Tally
 from rayprep.model.signature import Signature
 from rayprep.model.spec import DeviceChoice
 from rayprep.model.stages import STAGES, StageName
+from rayprep.model.torch_compile import asks
 from rayprep.model.warmup import LONGEST_PREFILL
 from rayprep.stages.plain_paths import unable_under
 from rayprep.stages.protocol import BuildContext, Built, StageRequest
@@ -39,7 +40,7 @@ class ServeStage:
         if unable := unable_to_serve(request.signature):
             return unable
         return Work(
-            units=(f"prefill up to {_longest(request)} tokens", "decode in batches", "greedy and sampled"),
+            units=_units(request),
             required_bytes=BYTES,
             seconds=SECONDS,
             estimate="one server's start and its requests",
@@ -60,7 +61,7 @@ class ServeStage:
             record = record_of(server, request.spec.load_format)
         use = caches.look()
         return Built(
-            units=work.units,
+            units=_units(request),  # the plan may have hoped for a server with torch.compile
             used=frozenset(path for path in use.read if path.partition("/")[0] in _OWN),
             elsewhere=use.within(_OF_OTHERS),
             compiled=tuple(name for name in use.made if name.partition("/")[0] in _OWN),
@@ -86,6 +87,12 @@ def unable_to_serve(signature: Signature) -> Unable | None:
         message = "sglang is not installed (pip install 'rayprep[sglang]')"
         return Unable(error_type=ErrorType.TOOLCHAIN_MISMATCH, message=message)
     return unable_under(signature, "SGLang")
+
+
+def _units(request: StageRequest) -> tuple[str, ...]:
+    """What was warmed up without torch.compile says nothing of a server with it, whose kernels are others."""
+    compiled = ("decode with torch.compile",) if asks(request.spec.server_args) else ()
+    return (f"prefill up to {_longest(request)} tokens", "decode in batches", "greedy and sampled", *compiled)
 
 
 def _longest(request: StageRequest) -> int:

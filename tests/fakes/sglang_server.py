@@ -8,7 +8,8 @@ those of the libraries' own sources, which stand beside them. FAKE_FAULTS in the
 server's flags are part of a cache's key. NAME@1 is a fault of the server that sees GPU 1. While the file that FAKE_HOLD
 names is there, it goes no further. The variables that FAKE_SHOWS names are said in its log. The program that
 FAKE_COMPILER names is run for each missing file, with its name. FAKE_MIB is how many MiB it compiles beside that, in
-files of one, never twice the same. Only the standard library: it has to start fast.
+files of one, never twice the same. FAKE_MOE_CONFIG is the config that it looks for where it finds none. Only the
+standard library: it has to start fast.
 """
 
 import argparse
@@ -267,8 +268,12 @@ def before_ready(args: argparse.Namespace, faults: frozenset[str], log: bytes) -
     for name in faults & FATAL.keys():
         fail(FATAL[name], 1)
     configs = Path(os.environ.get("SGLANG_MOE_CONFIG_DIR", "/none")) / "configs" / "triton_3_6_0"
-    for config in () if "no-moe-config" in faults else sorted(configs.glob("*.json")):
+    there = sorted(configs.glob("*.json"))
+    for config in () if "no-moe-config" in faults else there:
         say(f"[2026-11-21 16:39:02] Using MoE kernel config from {config}.\n")
+    if not there and "FAKE_MOE_CONFIG" in os.environ:
+        missed = f"Config file not found at {configs / os.environ['FAKE_MOE_CONFIG']}, you can create them with"
+        say(f"[2026-11-21 16:39:02] Using default MoE kernel config. Performance might be sub-optimal! {missed} it\n")
     say(log[pool:])
 
 

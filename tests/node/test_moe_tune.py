@@ -53,7 +53,8 @@ class MoeHost(Host):
     @property
     def environ(self) -> dict[str, str]:
         inherited = super().environ
-        return {**inherited, "PYTHONPATH": f"{STAND_IN}{os.pathsep}{inherited['PYTHONPATH']}"}
+        path = f"{STAND_IN}{os.pathsep}{inherited['PYTHONPATH']}"
+        return {**inherited, "PYTHONPATH": path, "FAKE_MOE_CONFIG": NAME}
 
     @property
     def model(self) -> Path:
@@ -149,6 +150,34 @@ def test_from_a_killed_tuning_to_a_servers_word_to_nothing_to_do(host: MoeHost) 
     later = host.ensure(**asked).stages[MOE]
     assert later.artifacts and later.verified_in_log
     assert later.artifacts.verify_log is None, "nobody is sent to a log that is gone"
+
+
+def test_a_config_that_came_later_is_served_and_proved_for_all_who_read_it(host: MoeHost) -> None:
+    """Whoever tuned it, and under whichever flags: a server with it compiles other kernels."""
+    asked = {"model": str(host.model), "moe_batch_sizes": (1,), "moe_strategy": "fixed"}
+    left_out, others = {**asked, "ops": {**OTHERS, MOE: StageOp.SKIP}}, "--random-seed=1"
+    for flags in ((), (others,)):
+        assert host.ensure(*flags, **left_out).exit_code == 0
+    tuned = host.ensure(**{**asked, "ops": OTHERS}, selected=(MOE,)).stages[MOE]
+    assert tuned.verified_in_log, "a server of its own has said so"
+    for flags, request in (((), {**asked, "ops": OTHERS}), ((others,), left_out)):
+        plan = take_survey(host.request(*flags, **request), host.environ, gpus=host.gpus).plan
+        (serve,) = (each for each in plan.decisions if each.stage is SERVE)
+        assert serve.detail == f"a server reads another MoE config now: triton_3_6_0/{NAME}"
+        result = host.ensure(*flags, **request)
+        assert statuses(result)["serve"] == "ok"
+        assert result.verify and (result.verify.ran, result.verify.status) == (True, "ok")
+        assert set(statuses(host.ensure(*flags, **request)).values()) <= {"noop", "skipped"}
+
+
+def test_a_config_of_which_no_server_has_spoken_gets_a_server(host: MoeHost) -> None:
+    asked = {"model": str(host.model), "moe_batch_sizes": (1,), "moe_strategy": "fixed"}
+    silent = host.ensure(**asked, ops=OTHERS, faults="dies-at-start")
+    assert silent.stages[MOE].verified_in_log is None
+    alone = host.ensure(**asked, ops={**OTHERS, SERVE: StageOp.SKIP}).stages[MOE]
+    assert (alone.status, alone.verified_in_log) == ("ok", True)
+    assert alone.artifacts and alone.artifacts.tuning
+    assert alone.artifacts.tuning.measured == 0, "it was all there"
 
 
 def _compiled_ahead(host: MoeHost) -> None:

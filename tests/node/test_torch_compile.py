@@ -111,3 +111,35 @@ def test_where_no_server_starts_with_it_that_is_said_and_the_rest_is_warmed_up(h
     asked_again = host.ensure(ON, ops={**SKIPPED, INDUCTOR: StageOp.REBUILD}, verify=False)
     assert asked_again.stages[INDUCTOR].status is StageStatus.OK
     assert host.markers() == []
+
+
+def test_what_was_warmed_up_without_it_does_not_pass_for_a_server_with_it(host: Host) -> None:
+    host.ensure(ON, faults="no-torch-compile")
+    built = host.ensure(ON, ops={**SKIPPED, INDUCTOR: StageOp.REBUILD}, verify=False)
+    served = built.stages[SERVE]
+    assert (served.status, served.warnings) == (StageStatus.OK, ())
+    assert served.server is not None
+    assert ON in served.server.command
+    proof = host.ensure(ON).verify
+    assert proof is not None
+    assert (proof.ran, proof.status, ON in proof.command) == (True, "ok", True)
+
+
+def test_a_proof_falls_with_what_is_built_after_it(host: Host) -> None:
+    host.ensure(ON)
+    host.ensure(ON, ops={**SKIPPED, INDUCTOR: StageOp.REBUILD}, verify=False)
+    proof = host.ensure(ON).verify
+    assert proof is not None
+    assert (proof.ran, proof.status) == (True, "ok")
+
+
+def test_a_proof_by_itself_leaves_out_what_is_known_to_start_no_server(host: Host) -> None:
+    host.ensure(ON, faults="no-torch-compile")
+    alone = host.ensure(ON, faults="no-torch-compile", verify_only=True)
+    assert (alone.status, alone.exit_code) == (RunStatus.OK, 0)
+    assert alone.verify is not None
+    assert alone.verify.warnings == ("proved without --enable-torch-compile: see the inductor stage",)
+    after = host.ensure(ON)
+    assert statuses(after)["serve"] == "noop"
+    assert after.verify is not None
+    assert after.verify.reason == "verified"
