@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from rayprep.cli.campaign import run_each
 from rayprep.cli.explain import print_plans
 from rayprep.cli.kept import Kept
-from rayprep.cli.main import say_error, set_ray_environment
+from rayprep.cli.main import say, say_error, set_ray_environment
 from rayprep.cli.request import Flags, Requests, node_requests
 from rayprep.host.interrupts import Interrupts
 from rayprep.host.layout import prepare_root, root_unfit
@@ -128,7 +128,7 @@ class _Run:
 
     def _carried_out(self) -> PrepResult:
         try:
-            return self._with_ray() if self.survey.plan.needs_work else self._without_ray()
+            return _told(self._with_ray() if self.survey.plan.needs_work else self._without_ray())
         except (KeyboardInterrupt, SystemExit):  # the latter is how Ray takes SIGTERM while it starts
             return self._close(Interrupted())
         except RayprepError as error:
@@ -187,3 +187,11 @@ class _Run:
             return SessionLog(self.request.layout.session_log(self.request.run_id))
         except OSError as error:
             raise root_unfit(self.request.layout.telemetry, "telemetry", error) from None
+
+
+def _told(result: PrepResult) -> PrepResult:
+    """Says what ended the run as a whole. How each stage failed was said as it happened."""
+    for error in result.errors:
+        if error.stage is None and error.error_type is not ErrorType.INTERRUPTED:
+            say(error.error_type.value, error.message, result.exit_code)
+    return result

@@ -28,6 +28,7 @@ from rayprep.model.stages import StageName
 if TYPE_CHECKING:
     from rayprep.model.manifest import Manifest
 
+STORE_LOCK = ".store.lock"
 _CONTRACT_ENV = (
     "TRITON_CACHE_DIR",
     "TORCHINDUCTOR_CACHE_DIR",
@@ -76,7 +77,7 @@ class Layout:
     @property
     def store_lock(self) -> Path:
         """Held by whoever writes to the caches of this root, whatever the model."""
-        return self.profiles / ".locks" / ".store.lock"
+        return self.profiles / ".locks" / STORE_LOCK
 
     @property
     def store_id(self) -> Path:

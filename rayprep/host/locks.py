@@ -16,6 +16,7 @@ from pathlib import Path
 from filelock import lock_descriptor
 from pydantic import ValidationError
 
+from rayprep.host.layout import STORE_LOCK
 from rayprep.model.base import Record, Utc, parse_utc, read_tolerant, utc_now
 from rayprep.model.errors import ErrorType, HostUnfit, Interrupted, LockTimeout
 
@@ -199,6 +200,13 @@ def _sign(descriptor: int, run_id: str) -> None:
     with contextlib.suppress(OSError):  # another user's file, or a full disk: the lock holds all the same
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, holder.model_dump_json().encode(), 0)
+
+
+def lock_of(path: Path) -> str | None:
+    """What a lock stands for, in words, where it is not one model's."""
+    if path.parent == GPU_LOCKS:
+        return "this host's GPUs"
+    return "another build on this profiles root" if path.name == STORE_LOCK else None
 
 
 def is_held(path: Path) -> bool:

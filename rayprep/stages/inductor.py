@@ -28,6 +28,7 @@ from rayprep.stages.inductor_protocol import (
     memory_bytes,
     unit_name,
 )
+from rayprep.stages.plain_paths import remedy
 from rayprep.stages.protocol import BuildContext, Built, StageRequest
 
 # Measured on two cores with torch 2.13 on the CPU; only a first guess, later runs reckon from their own history.
@@ -72,7 +73,7 @@ class InductorStage:
         if spaced := next((folder for folder in folders if any(letter.isspace() for letter in folder)), None):
             # It calls the compiler with unquoted paths.
             message = f"TorchInductor cannot compile under a path with white space: {spaced!r}"
-            return Unable(error_type=ErrorType.UNSUPPORTED, message=message)
+            return Unable(error_type=ErrorType.UNSUPPORTED, message=message, hint=remedy(spaced, request.signature))
         missing = [
             *(() if request.signature.torch_version else ("torch (pip install 'rayprep[cpu]')",)),
             *(() if request.signature.cxx else ("a C++ compiler (apt-get install g++, or set CXX)",)),
