@@ -99,6 +99,27 @@ def test_flags_that_ask_for_the_impossible(roots: Roots, args: tuple[str, ...], 
     assert_one_line(roots.run("ensure", "--model", "tiny-dense", *args), 2, *words)
 
 
+@pytest.mark.parametrize(
+    ("args", "flag"),
+    [
+        (("ensure", "--model", "tiny-dense", "--nodes", "gpu-01"), "--nodes"),
+        (("ensure", "--model", "tiny-dense", "--address", "h:1", "--canary", "1"), "--canary"),
+        (("ensure", "--model", "tiny-dense", "--node-retries", "0", "--dry-run"), "--node-retries"),
+        (("ensure", "--model", "tiny-dense", "--max-failures", "0"), "--max-failures"),
+        (("ensure", "--model", "tiny-dense", "--require-uniform"), "--require-uniform"),
+        (("verify", "--model", "tiny-dense", "--exclude", "gpu-01"), "--exclude"),
+        (("inspect", "--address", "10.0.0.1:6379"), "--address"),
+        (("doctor", "--labels", "pool=gh200"), "--labels"),
+        (("reset", "--yes", "--nodes", "gpu-01"), "--nodes"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else value,
+)
+def test_a_flag_about_a_fleet_needs_one(roots: Roots, args: tuple[str, ...], flag: str) -> None:
+    """Who forgets --cluster must not work on the login node."""
+    assert_one_line(roots.run(*args), 2, f"{flag} needs --cluster")
+    assert not roots.telemetry.exists()
+
+
 def test_a_gpu_is_asked_for_and_there_is_none(roots: Roots) -> None:
     if Path("/dev/nvidiactl").exists():
         pytest.skip("this host has a GPU")
