@@ -13,6 +13,7 @@ from typing import Literal
 from rayprep.host.environment import on_every_core
 from rayprep.host.layout import Layout
 from rayprep.host.scan import CacheScan, scan_cache
+from rayprep.model.base import counted
 from rayprep.model.caches import CacheName
 from rayprep.model.errors import ErrorType, StageError
 from rayprep.model.plan import StagePlan, Unable, Work
@@ -62,7 +63,7 @@ class InductorStage:
             units=tuple(unit_name(architecture, spec.tp, size, spec.seq_len, "cpu") for size in sizes),
             required_bytes=BYTES_ONCE + BYTES_PER_GRAPH * len(sizes),
             seconds=SECONDS_PER_GRAPH * len(sizes),
-            estimate=f"{len(sizes)} graphs at the shipped guess for each",
+            estimate=f"{counted(len(sizes), 'graph')} at the shipped guess for each",
             memory_bytes=memory_bytes(architecture, spec.tp, sizes, spec.seq_len)
             + _INTERPRETER_BYTES
             + _COMPILER_BYTES * min(os.cpu_count() or 1, _COMPILERS),
