@@ -277,4 +277,4 @@ def explain(
         telemetry_root=telemetry_root,
         deep=deep,
     )
-    command.run(flags, json_output=json)
+    raise typer.Exit(command.run(flags, json_output=json))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rayprep.cli.campaign import run_each
-from rayprep.cli.explain import print_plans
+from rayprep.cli.explain import look_at_each, print_plans
 from rayprep.cli.kept import Kept
 from rayprep.cli.main import say, say_error, set_ray_environment
 from rayprep.cli.request import Flags, Requests, node_requests
@@ -96,17 +96,19 @@ def _attached(address: str | None, folder: "Kept[RayFolder]", interrupts: Interr
 
 
 def _show_plans(requests: Requests, environ: Mapping[str, str], *, json_lines: bool) -> int:
-    surveys = [take_survey(request, environ) for request in requests.each]
+    surveys, code = look_at_each(requests, environ)
     if json_lines:
         print_plans(requests, surveys)
-        return 0
+        return code
     for request, survey in zip(requests.each, surveys, strict=True):
+        if survey is None:
+            continue
         if requests.campaign:
             print(f"{request.run_id}: {survey.model.slug} at TP {survey.identity.tp}")
         for decision in survey.plan.decisions:
             print(decision)
         print(survey.plan.verify)
-    return 0
+    return code
 
 
 @dataclass(frozen=True)
