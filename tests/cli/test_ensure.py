@@ -124,11 +124,14 @@ def test_a_second_run_does_nothing_and_starts_no_ray(built: Built) -> None:
 
 def test_one_run_id_twice_keeps_the_first_as_history(built: Built, roots: Roots) -> None:
     built.copy_to(roots)
+    folder = roots.telemetry / "container_runs" / "same"
     for _ in range(3):
         assert roots.run("ensure", *ENSURE_TINY, "--run-id", "same").returncode == 0
-    folder = roots.telemetry / "container_runs" / "same"
+        if not (folder / "history").exists():
+            (folder / "report.html").write_text("of the first", encoding="utf-8")
     kept = sorted(path.name for path in (folder / "history").iterdir())
-    assert kept == ["prep_result.1.json", "prep_result.2.json"]
+    assert kept == ["prep_result.1.json", "prep_result.2.json", "report.1.html"]
+    assert not (folder / "report.html").exists()
     assert json.loads((folder / "prep_result.json").read_text(encoding="utf-8"))["status"] == "ok"
 
 
