@@ -177,8 +177,8 @@ class _Run:
     def _close(self, error: RayprepError) -> PrepResult:
         """Writes the end that the agent could not write, and says it."""
         result = close_result(self.request, self.survey, error)
-        what = {"error_type": error.error_type, "message": error.message} if result.errors else {}
-        said = event("ensure", Phase.END, status=result.status.value, **what)
+        what = {"error_type": error.error_type, "message": error.message, "hint": error.hint or None}
+        said = event("ensure", Phase.END, status=result.status.value, **(what if result.errors else {}))
         with contextlib.suppress(RayprepError, OSError):
             self._log().record(said)
         self.view.show(said)

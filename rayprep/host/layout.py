@@ -222,7 +222,7 @@ def prepare_root(path: Path, what: str) -> None:
 
 def root_unfit(path: Path, what: str, error: OSError) -> HostUnfit:
     """The one-line form of an OS error on a root, or on what lies below it."""
-    place = _existing(Path(error.filename), path) if isinstance(error.filename, str) else path
+    place = nearest(Path(error.filename), path) if isinstance(error.filename, str) else path
     named = f"{what} root {path}" if place == path else f"{place} below the {what} root"
     return HostUnfit(
         f"{named} cannot be used: {error.strerror or error}",
@@ -231,7 +231,7 @@ def root_unfit(path: Path, what: str, error: OSError) -> HostUnfit:
     )
 
 
-def _existing(place: Path, root: Path) -> Path:
+def nearest(place: Path, root: Path) -> Path:
     """What there is of `place`: where a file cannot be made, its folder is to be mended."""
     while place.is_relative_to(root) and not os.path.lexists(place):
         place = place.parent

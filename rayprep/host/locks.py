@@ -16,7 +16,7 @@ from pathlib import Path
 from filelock import lock_descriptor
 from pydantic import ValidationError
 
-from rayprep.host.layout import STORE_LOCK
+from rayprep.host.layout import STORE_LOCK, nearest
 from rayprep.model.base import Record, Utc, parse_utc, read_tolerant, utc_now
 from rayprep.model.errors import ErrorType, HostUnfit, Interrupted, LockTimeout
 
@@ -171,9 +171,12 @@ def _open(path: Path) -> int:
         _make_folder(path.parent)
         try:
             return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-        except PermissionError:
+        except PermissionError as error:
             # Another user's lock file can be locked too: flock asks for no write permission.
-            return os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+            try:
+                return os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+            except FileNotFoundError:
+                raise error from None
     except OSError as error:
         raise _unfit(path, "opened", error) from None
 
@@ -190,7 +193,7 @@ def _make_folder(folder: Path) -> None:
 def _unfit(path: Path, what: str, error: OSError) -> HostUnfit:
     return HostUnfit(
         f"lock file {path} cannot be {what}: {error.strerror}",
-        hint="chmod g+rw it, or choose another --profiles-root",
+        hint=f"chmod g+rw {nearest(path, Path('/'))}, or choose another root",
         error_type=ErrorType.PERMISSIONS_UNEXPECTED,
     )
 
