@@ -21,6 +21,7 @@ from rayprep.cli.options import (
     TelemetryRoot,
     Tp,
     Triton,
+    refuse_without_cluster,
 )
 
 
@@ -84,6 +85,7 @@ def reset(
         }
         fleet = fleet_command.FleetFlags(address, nodes or [], exclude or [], labels or [])
         raise typer.Exit(everywhere.run("reset", options, fleet, json_output=json))
+    refuse_without_cluster(address=address, nodes=nodes, exclude=exclude, labels=labels)
     from rayprep.cli import reset as command
     from rayprep.cli.stage_names import selection
 

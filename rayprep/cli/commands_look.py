@@ -25,6 +25,7 @@ from rayprep.cli.options import (
     TelemetryRoot,
     Tp,
     Triton,
+    refuse_without_cluster,
 )
 
 
@@ -67,6 +68,7 @@ def inspect(
         }
         fleet = fleet_command.FleetFlags(address, nodes or [], exclude or [], labels or [])
         raise typer.Exit(everywhere.run("inspect", options, fleet, json_output=json))
+    refuse_without_cluster(address=address, nodes=nodes, exclude=exclude, labels=labels)
     from rayprep.cli import inspect as command
     from rayprep.cli.stage_names import selection
 
@@ -151,6 +153,7 @@ def doctor(
         options = {"--device": device, "--profiles-root": profiles_root, "--telemetry-root": telemetry_root}
         fleet = fleet_command.FleetFlags(address, nodes or [], exclude or [], labels or [])
         raise typer.Exit(everywhere.run("doctor", options, fleet, json_output=json))
+    refuse_without_cluster(address=address, nodes=nodes, exclude=exclude, labels=labels)
     from rayprep.cli import doctor as command
 
     raise typer.Exit(command.run(device, profiles_root, telemetry_root, json_output=json))

@@ -24,6 +24,7 @@ from rayprep.cli.options import (
     MaxSeqLen,
     MemFraction,
     Model,
+    NodeRetries,
     Nodes,
     OtlpEndpoint,
     ProfilesRoot,
@@ -38,6 +39,7 @@ from rayprep.cli.options import (
     Tp,
     Triton,
     WarmupPort,
+    refuse_without_cluster,
 )
 
 
@@ -97,7 +99,7 @@ def ensure(
     max_failures: Annotated[
         int | None, typer.Option("--max-failures", help="No further wave after more failed hosts (default 0).")
     ] = None,
-    node_retries: Annotated[int, typer.Option("--node-retries", help="How often a failed host starts again.")] = 1,
+    node_retries: NodeRetries = None,
     deal_from: Annotated[
         float | None,
         typer.Option("--deal-from", help="Seconds of compiling from which hosts of one kind share it (default 300)."),
@@ -160,11 +162,23 @@ def ensure(
             canary=canary,
             wave=wave,
             max_failures=max_failures,
-            node_retries=node_retries,
+            node_retries=1 if node_retries is None else node_retries,
             deal_from=deal_from,
             verify=scope,
         )
         raise typer.Exit(fleet_command.run(flags, fleet, json_lines=json))
+    refuse_without_cluster(
+        nodes=nodes,
+        exclude=exclude,
+        labels=labels,
+        require_uniform=require_uniform,
+        rollout=rollout,
+        canary=canary,
+        wave=wave,
+        max_failures=max_failures,
+        node_retries=node_retries,
+        deal_from=deal_from,
+    )
     raise typer.Exit(command.run(flags, json_lines=json, dry_run=dry_run, address=address, debug=debug))
 
 
@@ -229,6 +243,7 @@ def verify(
         # A second try would find what the server of the first has compiled.
         fleet = fleet_command.FleetFlags(address, nodes or [], exclude or [], labels or [], node_retries=0)
         raise typer.Exit(fleet_command.run(flags, fleet, json_lines=json))
+    refuse_without_cluster(nodes=nodes, exclude=exclude, labels=labels)
     raise typer.Exit(command.run(flags, json_lines=json, dry_run=False, address=address, debug=debug))
 
 
@@ -262,4 +277,4 @@ def explain(
         telemetry_root=telemetry_root,
         deep=deep,
     )
-    command.run(flags, json_output=json)
+    raise typer.Exit(command.run(flags, json_output=json))

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rayprep.cli.campaign import run_each
-from rayprep.cli.explain import print_plans
+from rayprep.cli.explain import look_at_each, print_plans
 from rayprep.cli.kept import Kept
-from rayprep.cli.main import say_error, set_ray_environment
+from rayprep.cli.main import say, say_error, set_ray_environment
 from rayprep.cli.request import Flags, Requests, node_requests
 from rayprep.host.interrupts import Interrupts
 from rayprep.host.layout import prepare_root, root_unfit
@@ -96,17 +96,19 @@ def _attached(address: str | None, folder: "Kept[RayFolder]", interrupts: Interr
 
 
 def _show_plans(requests: Requests, environ: Mapping[str, str], *, json_lines: bool) -> int:
-    surveys = [take_survey(request, environ) for request in requests.each]
+    surveys, code = look_at_each(requests, environ)
     if json_lines:
         print_plans(requests, surveys)
-        return 0
+        return code
     for request, survey in zip(requests.each, surveys, strict=True):
+        if survey is None:
+            continue
         if requests.campaign:
             print(f"{request.run_id}: {survey.model.slug} at TP {survey.identity.tp}")
         for decision in survey.plan.decisions:
             print(decision)
         print(survey.plan.verify)
-    return 0
+    return code
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ class _Run:
 
     def _carried_out(self) -> PrepResult:
         try:
-            return self._with_ray() if self.survey.plan.needs_work else self._without_ray()
+            return _told(self._with_ray() if self.survey.plan.needs_work else self._without_ray())
         except (KeyboardInterrupt, SystemExit):  # the latter is how Ray takes SIGTERM while it starts
             return self._close(Interrupted())
         except RayprepError as error:
@@ -175,8 +177,8 @@ class _Run:
     def _close(self, error: RayprepError) -> PrepResult:
         """Writes the end that the agent could not write, and says it."""
         result = close_result(self.request, self.survey, error)
-        what = {"error_type": error.error_type, "message": error.message} if result.errors else {}
-        said = event("ensure", Phase.END, status=result.status.value, **what)
+        what = {"error_type": error.error_type, "message": error.message, "hint": error.hint or None}
+        said = event("ensure", Phase.END, status=result.status.value, **(what if result.errors else {}))
         with contextlib.suppress(RayprepError, OSError):
             self._log().record(said)
         self.view.show(said)
@@ -187,3 +189,11 @@ class _Run:
             return SessionLog(self.request.layout.session_log(self.request.run_id))
         except OSError as error:
             raise root_unfit(self.request.layout.telemetry, "telemetry", error) from None
+
+
+def _told(result: PrepResult) -> PrepResult:
+    """Says what ended the run as a whole. How each stage failed was said as it happened."""
+    for error in result.errors:
+        if error.stage is None and error.error_type is not ErrorType.INTERRUPTED:
+            say(error.error_type.value, error.message, result.exit_code)
+    return result

@@ -2,30 +2,58 @@
 
 import json
 import os
+from collections.abc import Mapping, Sequence
 
+from rayprep.cli.main import fail, warn
 from rayprep.cli.request import Flags, Requests, node_requests
+from rayprep.model.campaign import worst_exit
+from rayprep.model.errors import RayprepError
 from rayprep.model.plan import Action, Decision
 from rayprep.node import Survey, take_survey
 
 
-def run(flags: Flags, *, json_output: bool) -> None:
-    """Of a campaign, one request after another, each on the caches as they are now."""
+def run(flags: Flags, *, json_output: bool) -> int:
+    """Of a campaign, one request after another, each on the caches as they are now. Returns the exit status."""
     environ = dict(os.environ)
     requests = node_requests(flags, environ)
-    surveys = [take_survey(request, environ) for request in requests.each]
+    surveys, code = look_at_each(requests, environ)
     if json_output:
         print_plans(requests, surveys)
-        return
-    for survey in surveys:
+        return code
+    for survey in filter(None, surveys):
         print(f"{survey.model.slug} at TP {survey.identity.tp}, from {survey.model.source}")
         for decision in survey.plan.decisions:
             print("\n".join(_lines(decision)))
         print(survey.plan.verify)
+    return code
 
 
-def print_plans(requests: Requests, surveys: list[Survey]) -> None:
-    """A plan's JSON, or of a campaign a list of them."""
-    plans = [survey.plan.model_dump(mode="json") for survey in surveys]
+def look_at_each(requests: Requests, environ: Mapping[str, str]) -> tuple[list[Survey | None], int]:
+    """The survey of each request, with what the spec file's reader warns of, and the exit status.
+
+    Of a campaign, a request that is wrong is said and has no survey, and the others are looked at all the same.
+
+    Raises:
+        BadRequest, HostUnfit: where it is no campaign.
+    """
+    for warning in dict.fromkeys(each for request in requests.each for each in request.resolved.warnings):
+        warn(warning)
+    if not requests.campaign:
+        return [take_survey(requests.each[0], environ)], 0
+    surveys: list[Survey | None] = []
+    codes = []
+    for number, request in enumerate(requests.each, 1):
+        try:
+            surveys.append(take_survey(request, environ))
+        except RayprepError as error:
+            surveys.append(None)
+            codes.append(fail(error, as_event=False, about=f"request {number} of the campaign"))
+    return surveys, worst_exit(codes)
+
+
+def print_plans(requests: Requests, surveys: Sequence[Survey | None]) -> None:
+    """A plan's JSON, or of a campaign a list of them, with a null for a request that is wrong."""
+    plans = [survey.plan.model_dump(mode="json") if survey else None for survey in surveys]
     print(json.dumps(plans if requests.campaign else plans[0], indent=2, ensure_ascii=False))
 
 

@@ -95,7 +95,7 @@ def _cells(cache: CacheSnapshot) -> list[str]:
     why = ": ".join(part for part in (cache.reason, cache.detail) if part)
     if cache.partial_info:
         owner = cache.partial_info
-        why += f" ({owner.model_slug}, pid {owner.owner_pid} since {owner.started_at})"
+        why += f" ({owner.model_slug}, {owner.owner})"
     state = "yes" if cache.valid else "partial" if cache.partial else "no"
     return [state, str(cache.file_count), _size(cache.size_bytes), _ago(cache.newest_age_s), " ".join(slugs), why]
 

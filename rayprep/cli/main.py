@@ -83,6 +83,13 @@ def say(kind: str, text: str, code: int) -> int:
     return code
 
 
+def warn(text: str) -> None:
+    """One line on standard error, where what was asked for goes to standard output."""
+    from rayprep.model.base import one_line
+
+    print(f"rayprep: warning: {one_line(text)}", file=sys.stderr, flush=True)
+
+
 def set_ray_environment(values: dict[str, str]) -> None:
     """The one place where this process's environment is written, before Ray starts and inherits it."""
     os.environ.update(values)

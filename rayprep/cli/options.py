@@ -43,4 +43,21 @@ Cluster = Annotated[bool, typer.Option("--cluster", help="All hosts of the Ray c
 Nodes = Annotated[list[str] | None, typer.Option("--nodes", help="Only these hosts; commas or repeated.")]
 Exclude = Annotated[list[str] | None, typer.Option("--exclude", help="Not these hosts; commas or repeated.")]
 Labels = Annotated[list[str] | None, typer.Option("--labels", help="Only hosts with these labels, KEY=VALUE.")]
+NodeRetries = Annotated[
+    int | None, typer.Option("--node-retries", help="How often a failed host starts again (default 1).")
+]
 RequireUniform = Annotated[bool, typer.Option("--require-uniform", help="Stop where two hosts differ in anything.")]
+
+
+def refuse_without_cluster(**flags: object) -> None:
+    """For a command that works on this host alone: whoever gives such a flag has most likely forgotten --cluster.
+
+    Raises:
+        BadRequest: one of these flags about a fleet was given.
+    """
+    from rayprep.model.errors import BadRequest
+
+    for name, value in flags.items():
+        if value is not None and value is not False:
+            flag = f"--{name.replace('_', '-')}"
+            raise BadRequest(f"{flag} needs --cluster", hint=f"give --cluster, or leave {flag} out")

@@ -6,9 +6,9 @@ from pathlib import Path
 from rayprep.host.atomic import write_text
 from rayprep.host.layout import choose_roots
 from rayprep.host.run_files import read_run
+from rayprep.model.base import counted
 from rayprep.model.errors import BadRequest
 from rayprep.report.page import render
-from rayprep.report.words import counted
 
 
 def run(run_id: str, telemetry_root: str | None, output: Path | None) -> None:

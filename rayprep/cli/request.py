@@ -75,9 +75,18 @@ class Flags:
             given["server_command"] = tuple(self.server_command)
         if self.server_args:
             given["server_args"] = [word for each in self.server_args for word in shlex.split(each)]
-        ops = {stage_named(name): StageOp.REBUILD for name in self.rebuild}
-        ops |= {stage_named(name): StageOp.SKIP for name in self.skip}
+        ops = self._ops()
         return {**given, "ops": ops} if ops else given
+
+    def _ops(self) -> dict[StageName, StageOp]:
+        """Raises BadRequest where a stage is both asked for and to be left out."""
+        rebuilt, skipped = ({stage_named(name) for name in names} for names in (self.rebuild, self.skip))
+        chosen = set(self.selected) if set(self.selected) != set(StageName) else set()  # --all names none
+        for stage in StageName:
+            if stage in skipped & (rebuilt | chosen):
+                asked = "--rebuild" if stage in rebuilt else "the flag for"
+                raise BadRequest(f"{asked} {stage} and --skip {stage} exclude each other", hint="leave one of them out")
+        return dict.fromkeys(rebuilt, StageOp.REBUILD) | dict.fromkeys(skipped, StageOp.SKIP)
 
 
 def proof_scope(verify: str | None, *, no_verify: bool) -> str | None:
@@ -99,7 +108,7 @@ def read_spec_file(path: Path) -> SpecFile:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else str(error)
-        raise BadRequest(f"spec file {path} cannot be read: {why}") from None
+        raise BadRequest(f"spec file {path} cannot be read: {why}", hint="give another --spec-file") from None
     return parse_spec_file(text, str(path))
 
 

@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from pickle import PickleBuffer
 
 import rayprep
@@ -22,6 +23,7 @@ from rayprep.fleet.shipping import AHEAD, Packages, PieceStream, SourceFailed
 from rayprep.host.epochs import highest_epoch
 from rayprep.host.layout import Layout, choose_roots, prepare_root
 from rayprep.host.locks import Holder as LockHolder
+from rayprep.host.locks import lock_of
 from rayprep.host.snapshot import Wanted as WantedSnapshot
 from rayprep.host.snapshot import take_inventory, take_snapshot
 from rayprep.host.store_id import store_id
@@ -209,7 +211,7 @@ class HostAgent:
     def _say_waiting(self, asked: Asked, what: str, holder: str, held_for_s: float) -> None:
         slug = model_slug(asked.resolved.spec.model)
         fields = {"slug": slug, "held_for_s": round(held_for_s, 1), "holder": holder, "message": what}
-        self._emit(asked, event("ensure", Phase.WAIT_LOCK, **fields))
+        self._emit(asked, event("ensure", Phase.WAIT_LOCK, hint=lock_of(Path(what)), **fields))
 
     def _layout(self, asked: Asked) -> Layout:
         roots = choose_roots(dict(os.environ), asked.profiles_root, asked.telemetry_root)

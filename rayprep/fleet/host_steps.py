@@ -57,7 +57,7 @@ class HostSteps:
             error = FleetError(
                 error_type=ErrorType.UNSUPPORTED, message=report.problem, exit_code=report.problem_code or 3
             )
-            self._record.say(member.host, Phase.WARNING, message=report.problem)
+            self._record.say(member.host, Phase.END, status="error", message=report.problem)
             member.end(HostPhase.FAILED, error)
             # Trying again changes nothing: what is asked does not fit the host.
             member.state = member.state.model_copy(update={"starts": self._fleet.node_retries + 1})

@@ -68,4 +68,5 @@ def read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise BadRequest(f"manifest {path} cannot be read: {error}") from None
+        why = error.strerror if isinstance(error, OSError) else str(error)
+        raise BadRequest(f"manifest {path} cannot be read: {why}", hint="give a container run's manifest") from None

@@ -28,6 +28,7 @@ from rayprep.model.stages import StageName
 if TYPE_CHECKING:
     from rayprep.model.manifest import Manifest
 
+STORE_LOCK = ".store.lock"
 _CONTRACT_ENV = (
     "TRITON_CACHE_DIR",
     "TORCHINDUCTOR_CACHE_DIR",
@@ -76,7 +77,7 @@ class Layout:
     @property
     def store_lock(self) -> Path:
         """Held by whoever writes to the caches of this root, whatever the model."""
-        return self.profiles / ".locks" / ".store.lock"
+        return self.profiles / ".locks" / STORE_LOCK
 
     @property
     def store_id(self) -> Path:
@@ -220,12 +221,21 @@ def prepare_root(path: Path, what: str) -> None:
 
 
 def root_unfit(path: Path, what: str, error: OSError) -> HostUnfit:
-    """The one-line form of an OS error on a root."""
+    """The one-line form of an OS error on a root, or on what lies below it."""
+    place = nearest(Path(error.filename), path) if isinstance(error.filename, str) else path
+    named = f"{what} root {path}" if place == path else f"{place} below the {what} root"
     return HostUnfit(
-        f"{what} root {path} cannot be used: {error.strerror or error}",
+        f"{named} cannot be used: {error.strerror or error}",
         hint=f"mend it, or choose another --{what}-root",
         error_type=os_error_type(error),
     )
+
+
+def nearest(place: Path, root: Path) -> Path:
+    """What there is of `place`: where a file cannot be made, its folder is to be mended."""
+    while place.is_relative_to(root) and not os.path.lexists(place):
+        place = place.parent
+    return place if place.is_relative_to(root) else root
 
 
 def os_error_type(error: OSError) -> ErrorType:

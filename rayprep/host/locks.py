@@ -16,6 +16,7 @@ from pathlib import Path
 from filelock import lock_descriptor
 from pydantic import ValidationError
 
+from rayprep.host.layout import STORE_LOCK, nearest
 from rayprep.model.base import Record, Utc, parse_utc, read_tolerant, utc_now
 from rayprep.model.errors import ErrorType, HostUnfit, Interrupted, LockTimeout
 
@@ -170,9 +171,12 @@ def _open(path: Path) -> int:
         _make_folder(path.parent)
         try:
             return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-        except PermissionError:
+        except PermissionError as error:
             # Another user's lock file can be locked too: flock asks for no write permission.
-            return os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+            try:
+                return os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+            except FileNotFoundError:
+                raise error from None
     except OSError as error:
         raise _unfit(path, "opened", error) from None
 
@@ -189,7 +193,7 @@ def _make_folder(folder: Path) -> None:
 def _unfit(path: Path, what: str, error: OSError) -> HostUnfit:
     return HostUnfit(
         f"lock file {path} cannot be {what}: {error.strerror}",
-        hint="chmod g+rw it, or choose another --profiles-root",
+        hint=f"chmod g+rw {nearest(path, Path('/'))}, or choose another root",
         error_type=ErrorType.PERMISSIONS_UNEXPECTED,
     )
 
@@ -199,6 +203,13 @@ def _sign(descriptor: int, run_id: str) -> None:
     with contextlib.suppress(OSError):  # another user's file, or a full disk: the lock holds all the same
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, holder.model_dump_json().encode(), 0)
+
+
+def lock_of(path: Path) -> str | None:
+    """What a lock stands for, in words, where it is not one model's."""
+    if path.parent == GPU_LOCKS:
+        return "this host's GPUs"
+    return "another build on this profiles root" if path.name == STORE_LOCK else None
 
 
 def is_held(path: Path) -> bool:

@@ -41,7 +41,8 @@ def find_model(name: str, environ: Mapping[str, str]) -> ModelFiles:
         text = source.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else str(error)
-        raise BadRequest(f"the config.json of model {name} cannot be read: {why}") from None
+        hint = "mend it, or give another model"
+        raise BadRequest(f"the config.json of model {name} cannot be read: {why}", hint=hint) from None
     if encodable(str(source)) != str(source):
         raise BadRequest(f"model config {source}: its path is not UTF-8", hint="rename its folder")
     architecture = parse_architecture(text, str(source))
@@ -55,6 +56,8 @@ def _in_file_system(name: str) -> Path | None:
         if not (path / "config.json").is_file():
             raise BadRequest(f"model folder {path} has no config.json", hint="give the folder that holds it")
         return path / "config.json"
+    if name.startswith(("/", "~", "./", "../")) and not path.exists():
+        raise BadRequest(f"model folder {path} does not exist", hint="give a folder that holds a config.json")
     return path if path.is_file() else None
 
 

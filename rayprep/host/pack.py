@@ -1,5 +1,6 @@
 """Packs the caches of finished stages into one archive. Takes no lock: each file is proved while it is read."""
 
+import errno
 import hashlib
 import os
 import re
@@ -11,7 +12,7 @@ from typing import BinaryIO
 from rayprep import __version__
 from rayprep.host.completions import read_completions
 from rayprep.host.entries import find_places
-from rayprep.host.layout import Layout
+from rayprep.host.layout import Layout, os_error_type
 from rayprep.host.markers import read_markers
 from rayprep.host.package_stream import CHUNK, END, header, member_size, padding
 from rayprep.host.scan import hash_files, printable
@@ -43,14 +44,28 @@ def choose(layout: Layout, names: Sequence[str], tp: int, now: Callable[[], Sign
         now: this host's signature; a slug means only what fits it. Asked for only where needed.
 
     Raises:
-        BadRequest: nothing is under a name, or nothing that fits this host.
+        BadRequest: nothing is under a name, or nothing that fits this host, or nothing of it lists a file.
+        HostUnfit: completions cannot be read.
     """
+    for stage in StageName:
+        _refuse_unreadable(layout.completions(stage))
     found: dict[tuple[StageName, str], Completion] = {}
     for name in names:
         chosen = _of_key(layout, name) or _of_slug(layout, name, tp, now)
         found |= {(each.stage, each.key): each for each in chosen}
+    if not any(each.artifacts for each in found.values()):
+        raise BadRequest(
+            f"there is nothing to pack: no completion of {', '.join(names)} in {layout.profiles} lists a file",
+            hint="run `rayprep ensure`, which builds what is missing, then pack again",
+        )
     order = list(StageName)
     return sorted(found.values(), key=lambda each: (order.index(each.stage), each.key))
+
+
+def _refuse_unreadable(folder: Path) -> None:
+    """A folder that cannot be listed would look like an empty one."""
+    if folder.is_dir() and not os.access(folder, os.R_OK | os.X_OK):
+        raise _unreadable(PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder)))
 
 
 def _of_key(layout: Layout, key: str) -> list[Completion]:
@@ -149,7 +164,10 @@ def make_manifest(layout: Layout, completions: Sequence[Completion]) -> PackageM
     """
     _refuse_marked(layout, completions)
     listed = listed_by(completions)
-    found = list(_companions(layout, {entry_at(path) for path in listed}))
+    try:
+        found = list(_companions(layout, {entry_at(path) for path in listed}))
+    except OSError as error:
+        raise _unreadable(error) from None
     hashes = hash_files(layout.profiles, found)
     companions = {path: ((layout.profiles / path).lstat().st_size, hashes.get(path, "")) for path in found}
     listed |= companions
@@ -175,8 +193,10 @@ def _behind_links(layout: Layout, folders: Iterable[str]) -> set[str]:
 def _mtime_ns(layout: Layout, path: str, size: int, hidden: Collection[str]) -> int:
     try:
         status = os.lstat(f"{layout.profiles}/{path}")
-    except OSError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise _wrong(path, f"cannot be read: {error.strerror}") from None
+    except OSError as error:
+        raise _unreadable(error) from None
     if path.rpartition("/")[0] in hidden or not stat.S_ISREG(status.st_mode):
         raise _wrong(path, "is no plain file of its cache")
     if status.st_size != size:
@@ -208,7 +228,7 @@ def _blocks_of(layout: Layout, file: PackedFile) -> Iterator[bytes]:
         # O_NONBLOCK: what was a file when it was listed may be a pipe that nobody writes to.
         descriptor = os.open(f"{layout.profiles}/{file.path}", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
-        raise _wrong(file.path, f"cannot be read: {error.strerror}") from None
+        raise _unreadable(error) from None
     try:
         # One block of a small file: a step of a generator costs as much as reading it.
         block = header(file.path, file.size, file.mtime_ns)
@@ -219,12 +239,24 @@ def _blocks_of(layout: Layout, file: PackedFile) -> Iterator[bytes]:
             block, chunk = b"", os.read(descriptor, min(left, CHUNK))
             digest.update(chunk)
             left -= len(chunk)
+    except OSError as error:
+        raise _unreadable(error, f"{layout.profiles}/{file.path}") from None
     finally:
         os.close(descriptor)
     if left or f"sha256:{digest.hexdigest()}" != file.sha256:
-        raise _wrong(file.path, "is not what its completion lists")
+        raise _wrong(file.path, "is not what its completion lists", "--deep")
     yield block + chunk + padding(file.size)
 
 
-def _wrong(path: str, what: str) -> RayprepError:
-    return HostUnfit(f"{printable(path)} {what}", hint="run `rayprep ensure`, which builds it again, then pack again")
+def _wrong(path: str, what: str, flag: str = "") -> RayprepError:
+    """`flag` is what `ensure` has to be given to find it as well."""
+    ensure = f"rayprep ensure {flag}".strip()
+    return HostUnfit(f"{printable(path)} {what}", hint=f"run `{ensure}`, which builds it again, then pack again")
+
+
+def _unreadable(error: OSError, path: str = "") -> RayprepError:
+    return HostUnfit(
+        f"{printable(path or str(error.filename))} cannot be read: {error.strerror}",
+        hint="chmod or chown it, then pack again; if it is damaged, `rayprep ensure` builds it again",
+        error_type=os_error_type(error),
+    )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO, BinaryIO
 
 from rayprep.host.atomic import current_umask
+from rayprep.host.layout import os_error_type
 from rayprep.model.errors import BadRequest, HostUnfit
 
 STDIO = "-"
@@ -31,7 +32,7 @@ def open_to_read(name: str) -> Iterator[BinaryIO]:
     try:
         file = Path(name).open("rb")  # noqa: SIM115 - closed below, where an error is the reader's and not this one's
     except OSError as error:
-        raise BadRequest(f"package {name} cannot be read: {error.strerror}") from None
+        raise BadRequest(f"package {name} cannot be read: {error.strerror}", hint="give another FILE") from None
     with file:
         if not name.endswith(".zst"):
             yield file
@@ -53,15 +54,30 @@ def open_to_write(name: str) -> Iterator[BinaryIO]:
         BadRequest: the file cannot be made.
         HostUnfit: there is no zstd program, or the disk is full.
     """
-    if name == STDIO:
-        yield sys.stdout.buffer
-        sys.stdout.buffer.flush()
-        return
+    try:
+        if name == STDIO:
+            yield sys.stdout.buffer
+            sys.stdout.buffer.flush()
+        else:
+            with _replaced(name) as stream:
+                yield stream
+    except OSError as error:
+        raise HostUnfit(
+            f"package {name} cannot be written: {error.strerror}",
+            hint="free space there, or choose another --output",
+            error_type=os_error_type(error),
+        ) from None
+
+
+@contextlib.contextmanager
+def _replaced(name: str) -> Iterator[BinaryIO]:
+    """Beside the file until the block has ended well. Raises as `open_to_write`, and OSError."""
     path = Path(name)
     try:
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     except OSError as error:
-        raise BadRequest(f"package {name} cannot be written: {error.strerror}") from None
+        why = f"package {name} cannot be written: {error.strerror}"
+        raise BadRequest(why, hint="choose another --output") from None
     try:
         with os.fdopen(handle, "wb") as file:
             os.fchmod(file.fileno(), 0o666 & ~current_umask())

@@ -49,6 +49,11 @@ def one_line(text: str) -> str:
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in words)
 
 
+def counted(count: int, one: str, many: str = "") -> str:
+    """`1 host`, `1,000 hosts`."""
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
+
+
 def _checked_utf8(value: str) -> str:
     if not value.isascii() and encodable(value) != value:
         raise ValueError("must be UTF-8")

@@ -49,6 +49,12 @@ class Event(Record):
         where = f"{self.host}: " if self.host else ""
         return " ".join(f"[OPTIMIZE {self.name}] {where}{self._words()}".split())
 
+    @property
+    def remark(self) -> str:
+        """What an end says beside its status: its message, and what to do about it."""
+        remedy = f" ({self.hint})" if self.hint else ""
+        return f"{self.message}{remedy}" if self.message else ""
+
     def _words(self) -> str:
         elapsed = f" after {self.elapsed_s:.0f} s" if self.elapsed_s is not None else ""
         match self.phase:
@@ -59,7 +65,8 @@ class Event(Record):
                 count = f" ({self.done}/{self.total})" if self.total else ""
                 return f"{self.hint or 'running'}{count}{elapsed}"
             case Phase.WAIT_LOCK:
-                return f"waiting for the lock of {self.slug}, held for {self.held_for_s or 0:.0f} s by {self.holder}"
+                what = self.hint or self.slug
+                return f"waiting for the lock of {what}, held for {self.held_for_s or 0:.0f} s by {self.holder}"
             case Phase.WARNING:
                 return f"warning: {self.message}"
             case Phase.END:
@@ -70,7 +77,7 @@ class Event(Record):
         text = f"{self.status}" + (f" ({why})" if why else "")
         if self.duration_s:
             text += f" in {self.duration_s:.1f} s"
-        return text + (f": {self.message}" if self.message else "")
+        return text + (f": {self.remark}" if self.remark else "")
 
 
 def _plain(value: object) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from enum import StrEnum
 
-from rayprep.model.base import Record
+from rayprep.model.base import Record, counted
 from rayprep.model.completion import Check, Completion
 from rayprep.model.errors import ErrorType
 from rayprep.model.secrets import redacted_command
@@ -79,6 +79,7 @@ def calibrate(work: Work, earlier: Sequence[Completion]) -> Work:
     if not measured:
         return work
     count = len(work.units)
+    builds = counted(len(measured), "earlier build")
     units = sum(len(each.units) for each in measured)
     seconds = sum(each.duration_s for each in measured) / units
     largest = max(sum(size for size, _ in each.artifacts.values()) // len(each.units) for each in measured)
@@ -86,7 +87,7 @@ def calibrate(work: Work, earlier: Sequence[Completion]) -> Work:
         update={
             "required_bytes": max(largest, 1) * count,
             "seconds": seconds * count,
-            "estimate": f"{count} units, as {len(measured)} earlier builds of this model here took for each",
+            "estimate": f"{counted(count, 'unit')}, as {builds} of this model here took for each",
         }
     )
 

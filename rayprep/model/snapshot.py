@@ -12,6 +12,13 @@ class PartialInfo(Record):
     model_slug: str
     stage: str
 
+    @property
+    def owner(self) -> str:
+        """In words."""
+        if self.owner_pid is None:
+            return "whose marker is damaged"
+        return f"pid {self.owner_pid} since {self.started_at}"
+
 
 class NewestFile(Record):
     path: str

@@ -201,7 +201,8 @@ def _as_ops(value: object) -> dict[str, object]:
 def _first_problem(error: ValidationError) -> str:
     first = error.errors()[0]
     field = ".".join(str(part) for part in first["loc"])
-    return f"{field}: {first['msg']}, got {first['input']!r}"
+    said = first["msg"].replace("valid tuple", "list")  # what a tuple is to JSON
+    return f"{field}: {said}, got {first['input']!r}"
 
 
 def check_against_model(spec: PrepSpec, architecture: Architecture) -> None:

@@ -82,7 +82,8 @@ def parse_spec_file(text: str, source: str) -> SpecFile:
 def _campaign(requests: object, around: SpecFile, source: str) -> SpecFile:
     """What is said around the requests is said of each."""
     if not isinstance(requests, list) or not requests:
-        raise BadRequest(f"spec file {source}: campaign must be a list of requests, and have one at least")
+        hint = 'such as {"campaign": [{"model": "tiny-dense"}]}'
+        raise BadRequest(f"spec file {source}: campaign must be a list of requests, and have one at least", hint=hint)
     if around.values:
         hint = "put it into each of the requests, or give it as a flag"
         raise BadRequest(f"spec file {source}: {next(iter(around.values))} stands beside the campaign", hint=hint)
@@ -116,7 +117,8 @@ def _load(text: str, source: str) -> object:
 
 def _as_object(value: object, where: str) -> dict[str, object]:
     if not isinstance(value, dict):
-        raise BadRequest(f"{where} must be a JSON object, not {type(value).__name__}")
+        kind = "null" if value is None else type(value).__name__
+        raise BadRequest(f"{where} must be a JSON object, not {kind}", hint='write it as {"key": value, ...}')
     return value
 
 

@@ -1,5 +1,6 @@
 """Keeps the result of a run on disk while it goes on: whole, parseable, and true after every stage."""
 
+import contextlib
 import shutil
 import socket
 import time
@@ -142,7 +143,7 @@ class Recorder:
 
 
 def _keep_as_history(path: Path) -> None:
-    """A second run under one id keeps the first as `history/prep_result.<n>.json`."""
+    """A second run under one id keeps the first as `history/prep_result.<n>.json`, with the page made of it."""
     if not path.exists():
         return
     history = path.parent / "history"
@@ -151,6 +152,8 @@ def _keep_as_history(path: Path) -> None:
     number = 1 + max((int(each) for each in numbers if each.isdecimal()), default=0)
     # Copied, not moved: whoever reads meanwhile finds the old result, and never none.
     shutil.copy2(path, history / f"prep_result.{number}.json")
+    with contextlib.suppress(FileNotFoundError):
+        (path.parent / "report.html").rename(history / f"report.{number}.html")
 
 
 def _run_block(request: NodeRequest, survey: Survey) -> RunBlock:

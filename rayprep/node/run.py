@@ -64,6 +64,7 @@ class _NodeRun:
 
     def go(self) -> PrepResult:
         self.telling.begin()
+        stopped: RayprepError | None = None
         try:
             if self._worked:
                 self._work_under_locks()
@@ -73,8 +74,9 @@ class _NodeRun:
         except RayprepError as error:
             if not isinstance(error, Interrupted) or not self.recorder.result.errors:
                 self.recorder.failed(error)
+                stopped = error
             self.telling.skip_the_rest(error)
-        return self.telling.end(self._finish())
+        return self.telling.end(self._finish(), stopped)
 
     def _finish(self) -> PrepResult:
         container = self.survey.layout.container_run

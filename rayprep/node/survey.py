@@ -213,7 +213,7 @@ class _Decider:
 
     def _check(self, stage: StageName, plan: StagePlan) -> Check:
         if marker := self.inventory.markers.get((self.identity.model_slug, stage)):
-            return Check(state=CheckState.IN_PROGRESS, detail=f"since {marker.started_at}, by pid {marker.owner_pid}")
+            return Check(state=CheckState.IN_PROGRESS, detail=marker.owner)
         units = () if isinstance(plan, NotNeeded) else plan.units
         checks = [
             self._check_one(each, units)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from rayprep.host.locks import Holder
+from rayprep.host.locks import Holder, lock_of
 from rayprep.host.toolchain import can_trace
 from rayprep.model.errors import RayprepError
 from rayprep.model.events import Event, Phase, event
@@ -59,6 +59,7 @@ class Telling:
                 "ensure",
                 Phase.WAIT_LOCK,
                 slug=self._slug,
+                hint=lock_of(path),
                 held_for_s=round(held, 1),
                 holder=str(holder or "somebody who has not signed it"),
                 message=str(path),
@@ -95,13 +96,20 @@ class Telling:
                 result = StageResult(ran=False, status=StageStatus.SKIPPED, status_code=0, reason=reason)
                 self.recorder.stage(stage, result)
 
-    def end(self, result: PrepResult) -> PrepResult:
-        self.emit(event("ensure", Phase.END, status=result.status.value, duration_s=result.run.duration_s))
+    def end(self, result: PrepResult, stopped: RayprepError | None) -> PrepResult:
+        """`stopped` is what ended the run as a whole, if anything did."""
+        why = (
+            {"error_type": stopped.error_type, "message": stopped.message, "hint": stopped.hint or None}
+            if stopped
+            else {}
+        )
+        self.emit(event("ensure", Phase.END, status=result.status.value, duration_s=result.run.duration_s, **why))
         return result
 
 
 def end_event(stage: StageName, result: StageResult) -> Event:
     """How a stage went."""
+    error = result.errors[0] if result.errors else None
     return event(
         stage.value,
         Phase.END,
@@ -109,5 +117,6 @@ def end_event(stage: StageName, result: StageResult) -> Event:
         duration_s=result.duration_s,
         reason=result.reason,
         error_type=result.error_type,
-        message=result.errors[0].message if result.errors else None,
+        message=error.message if error else None,
+        hint=(error.hint or None) if error else None,
     )

@@ -73,8 +73,10 @@ class LiveFleetView:
     def show(self, event: Event) -> None:
         if event.host:
             self._last[event.host] = HostNow(age_s=0, last=event)
-        if event.phase in (Phase.WARNING, Phase.WAIT_LOCK):
-            self._console.print(event.human_line, style="yellow", markup=False, highlight=False)
+        ended_by_error = event.phase is Phase.END and event.name == "ensure" and event.message
+        if event.phase in (Phase.WARNING, Phase.WAIT_LOCK) or ended_by_error:
+            style = "bold red" if ended_by_error else "yellow"
+            self._console.print(event.human_line, style=style, markup=False, highlight=False)
 
     def update(self, result: FleetResult) -> None:
         self._status = FleetStatus(run_id=result.run.run_id, taken_at=result.run.started_at, result=result)

@@ -73,7 +73,7 @@ class _Row:
             self.count = f"{event.done}/{event.total}" if event.total else ""
         elif event.phase is Phase.END:
             self.state, self.took = event.status or "", event.duration_s
-            self.hint = event.message or str(event.error_type or event.reason or "")
+            self.hint = event.remark or str(event.error_type or event.reason or "")
 
     @property
     def elapsed(self) -> str:

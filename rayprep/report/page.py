@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from rayprep.model.base import counted
 from rayprep.model.run_record import RunRecord
 from rayprep.report import timeline, words
 from rayprep.report.page_model import Page, page_of
@@ -28,5 +29,5 @@ def _environment() -> "Environment":
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(duration=words.duration, size=words.size, counted=words.counted)
+    environment.filters.update(duration=words.duration, size=words.size, counted=counted)
     return environment

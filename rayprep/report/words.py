@@ -31,8 +31,3 @@ def size(count: int) -> str:
             return f"{length:.0f} {unit}" if unit == "B" else f"{length:.1f} {unit}"
         length /= 1024
     return f"{length:.1f} TiB"
-
-
-def counted(count: int, one: str, many: str = "") -> str:
-    """`1 host`, `1,000 hosts`."""
-    return f"{count:,} {one if count == 1 else many or one + 's'}"

@@ -13,6 +13,7 @@ from typing import Literal
 from rayprep.host.environment import on_every_core
 from rayprep.host.layout import Layout
 from rayprep.host.scan import CacheScan, scan_cache
+from rayprep.model.base import counted
 from rayprep.model.caches import CacheName
 from rayprep.model.errors import ErrorType, StageError
 from rayprep.model.plan import StagePlan, Unable, Work
@@ -28,6 +29,7 @@ from rayprep.stages.inductor_protocol import (
     memory_bytes,
     unit_name,
 )
+from rayprep.stages.plain_paths import remedy
 from rayprep.stages.protocol import BuildContext, Built, StageRequest
 
 # Measured on two cores with torch 2.13 on the CPU; only a first guess, later runs reckon from their own history.
@@ -61,7 +63,7 @@ class InductorStage:
             units=tuple(unit_name(architecture, spec.tp, size, spec.seq_len, "cpu") for size in sizes),
             required_bytes=BYTES_ONCE + BYTES_PER_GRAPH * len(sizes),
             seconds=SECONDS_PER_GRAPH * len(sizes),
-            estimate=f"{len(sizes)} graphs at the shipped guess for each",
+            estimate=f"{counted(len(sizes), 'graph')} at the shipped guess for each",
             memory_bytes=memory_bytes(architecture, spec.tp, sizes, spec.seq_len)
             + _INTERPRETER_BYTES
             + _COMPILER_BYTES * min(os.cpu_count() or 1, _COMPILERS),
@@ -72,7 +74,7 @@ class InductorStage:
         if spaced := next((folder for folder in folders if any(letter.isspace() for letter in folder)), None):
             # It calls the compiler with unquoted paths.
             message = f"TorchInductor cannot compile under a path with white space: {spaced!r}"
-            return Unable(error_type=ErrorType.UNSUPPORTED, message=message)
+            return Unable(error_type=ErrorType.UNSUPPORTED, message=message, hint=remedy(spaced, request.signature))
         missing = [
             *(() if request.signature.torch_version else ("torch (pip install 'rayprep[cpu]')",)),
             *(() if request.signature.cxx else ("a C++ compiler (apt-get install g++, or set CXX)",)),

@@ -16,5 +16,12 @@ def unable_under(signature: Signature, library: str) -> Unable | None:
     for folder in (signature.profiles_root, signature.install_prefix):
         if shlex.quote(folder) != folder or ":" in folder:
             message = f"{library} cannot compile under {folder!r}: it hands the path to a shell and to ninja unquoted"
-            return Unable(error_type=ErrorType.UNSUPPORTED, message=message)
+            return Unable(error_type=ErrorType.UNSUPPORTED, message=message, hint=remedy(folder, signature))
     return None
+
+
+def remedy(folder: str, signature: Signature) -> str:
+    """For one of the two whose path a compiler cannot take."""
+    if folder == signature.profiles_root:
+        return "choose another --profiles-root"
+    return "install the libraries under another path"

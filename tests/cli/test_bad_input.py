@@ -28,7 +28,9 @@ def assert_one_line(done: subprocess.CompletedProcess[str], code: int, *words: s
         ("", "empty"),
         ('{"model_path": "tiny-de', "not JSON"),
         ("model_path: tiny-dense", "not JSON"),
-        ('["tiny-dense"]', "must be a JSON object"),
+        ('["tiny-dense"]', 'must be a JSON object, not list (write it as {"key": value, ...})'),
+        ('{"campaign": []}', 'have one at least (such as {"campaign"'),
+        ('{"model_path": "tiny-dense", "batch_sizes": 1}', "batch_sizes: Input should be a list, got 1"),
         ('{"model_path": "tiny-dense", "tp": "eight"}', "tp"),
         ('{"model_path": "tiny-dense", "tp": 0}', "tp"),
         ('{"model_path": 7}', "model"),
@@ -51,7 +53,7 @@ def test_spec_files_that_say_nothing_usable(roots: Roots, tmp_path: Path, text: 
 
 def test_a_spec_file_that_cannot_be_read(roots: Roots, tmp_path: Path) -> None:
     assert_one_line(roots.run("ensure", "--spec-file", str(tmp_path / "absent.json")), 2, "absent.json", "No such file")
-    assert_one_line(roots.run("ensure", "--spec-file", str(tmp_path)), 2, "directory")
+    assert_one_line(roots.run("ensure", "--spec-file", str(tmp_path)), 2, "directory (give another --spec-file)")
     (tmp_path / "latin").write_bytes(b'{"model_path": "\xe9"}')
     assert_one_line(roots.run("ensure", "--spec-file", str(tmp_path / "latin")), 2, "utf-8")
 
@@ -63,7 +65,10 @@ def test_a_model_folder_without_a_config(roots: Roots, tmp_path: Path) -> None:
 
 def test_a_model_that_is_nowhere(roots: Roots) -> None:
     assert_one_line(roots.run("ensure", "--model", "Nobody/Nothing-7B"), 2, "Nobody/Nothing-7B", "hf download")
+    done = roots.run("ensure", "--model", str(roots.base / "gone"))
+    assert_one_line(done, 2, f"model folder {roots.base}/gone does not exist (give a folder that holds a config.json)")
     assert_one_line(roots.run("ensure", "--model", "x" * 5000), 2)
+    assert_one_line(roots.run("ensure", "--model", "/x" * 5000), 2)
     assert_one_line(roots.run("ensure", "--model", ""), 2, "model")
 
 
@@ -80,6 +85,8 @@ def test_a_config_with_impossible_widths(roots: Roots, tmp_path: Path, change: d
         (("--tp", "0"), ("tp",)),
         (("--rebuild", "inductr"), ("inductr", "did you mean inductor")),
         (("--skip", "everything"), ("everything", "stages:")),
+        (("--skip", "moe", "--rebuild", "triton"), ("--rebuild moe_tune and --skip moe_tune exclude each other",)),
+        (("--inductor", "--skip", "inductor"), ("the flag for inductor and --skip inductor exclude each other",)),
         (("--block-size", "128"), ("128", "weight_block_size")),
         (("--batch-size", "0"), ("batch_sizes",)),
         (("--server-arg=--dp-size=2",), ("data parallel", "dp_size=2")),
@@ -97,6 +104,27 @@ def test_a_config_with_impossible_widths(roots: Roots, tmp_path: Path, change: d
 )
 def test_flags_that_ask_for_the_impossible(roots: Roots, args: tuple[str, ...], words: tuple[str, ...]) -> None:
     assert_one_line(roots.run("ensure", "--model", "tiny-dense", *args), 2, *words)
+
+
+@pytest.mark.parametrize(
+    ("args", "flag"),
+    [
+        (("ensure", "--model", "tiny-dense", "--nodes", "gpu-01"), "--nodes"),
+        (("ensure", "--model", "tiny-dense", "--address", "h:1", "--canary", "1"), "--canary"),
+        (("ensure", "--model", "tiny-dense", "--node-retries", "0", "--dry-run"), "--node-retries"),
+        (("ensure", "--model", "tiny-dense", "--max-failures", "0"), "--max-failures"),
+        (("ensure", "--model", "tiny-dense", "--require-uniform"), "--require-uniform"),
+        (("verify", "--model", "tiny-dense", "--exclude", "gpu-01"), "--exclude"),
+        (("inspect", "--address", "10.0.0.1:6379"), "--address"),
+        (("doctor", "--labels", "pool=gh200"), "--labels"),
+        (("reset", "--yes", "--nodes", "gpu-01"), "--nodes"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else value,
+)
+def test_a_flag_about_a_fleet_needs_one(roots: Roots, args: tuple[str, ...], flag: str) -> None:
+    """Who forgets --cluster must not work on the login node."""
+    assert_one_line(roots.run(*args), 2, f"{flag} needs --cluster")
+    assert not roots.telemetry.exists()
 
 
 def test_a_gpu_is_asked_for_and_there_is_none(roots: Roots) -> None:
@@ -128,6 +156,15 @@ def test_a_root_that_is_a_file(roots: Roots) -> None:
     roots.profiles.unlink()
     roots.telemetry.write_text("precious", encoding="utf-8")
     assert_one_line(roots.run("ensure", *ENSURE_TINY), 3, "telemetry root")
+
+
+@pytest.mark.parametrize("place", ["logs", "container_runs", "container_runs/one"])
+def test_a_folder_below_the_root_is_named_and_not_the_root(built: Built, roots: Roots, place: str) -> None:
+    built.copy_to(roots)
+    (roots.telemetry / place).parent.mkdir(parents=True)
+    (roots.telemetry / place).touch()
+    done = roots.run("ensure", *ENSURE_TINY, "--run-id", "one")
+    assert_one_line(done, 3, str(roots.telemetry / place), "permissions_unexpected")
 
 
 def in_namespace(roots: Roots, setup: str, command: list[str]) -> subprocess.CompletedProcess[str]:
@@ -321,6 +358,9 @@ def test_a_marker_that_cannot_be_read_still_stands(built: Built, roots: Roots, c
     marker.write_text(content, encoding="utf-8")
     cache = roots.inspect()["torchinductor"]
     assert (cache["valid"], cache["partial"], cache["reason"]) == (False, True, "in_progress_or_aborted")
+    assert "in_progress_or_aborted (tiny-dense, whose marker is damaged)" in roots.run("inspect").stdout
+    explained = roots.run("explain", *ENSURE_TINY).stdout
+    assert "inductor: build, in_progress_or_aborted (whose marker is damaged)" in explained
 
 
 def test_a_clock_that_was_set_back(built: Built, roots: Roots) -> None:

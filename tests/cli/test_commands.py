@@ -142,7 +142,7 @@ def test_the_cost_is_reckoned_from_what_was_measured(built: Built) -> None:
     assert found, done.stdout
     # The completion is written a moment before the stage's own time ends.
     assert abs(int(found[1]) - built.build_s) <= 2
-    assert "1 earlier builds" in done.stdout
+    assert "(1 unit, as 1 earlier build of this model here took for each)" in done.stdout
 
 
 def test_a_spec_file_with_an_unknown_key(built: Built, roots: Roots, tmp_path: Path) -> None:
@@ -168,6 +168,33 @@ def test_a_spec_file_with_an_unknown_key(built: Built, roots: Roots, tmp_path: P
     assert settings["moe"]["batch_sizes"] == [8], "the tuner's own"
     log = (roots.telemetry / "logs" / "from-spec.log").read_text(encoding="utf-8")
     assert "unknown key timout_s ignored" in log
+
+
+@pytest.mark.parametrize("command", [("explain", "--json"), ("ensure", "--dry-run", "--json")])
+def test_a_typo_in_a_spec_file_shows_before_anything_is_done(
+    roots: Roots, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    (tmp_path / "spec.json").write_text('{"model": "tiny-dense", "timout_s": 5}', encoding="utf-8")
+    done = roots.run(*command, "--spec-file", str(tmp_path / "spec.json"))
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"rayprep: warning: .*unknown key timout_s ignored; did you mean timeout_s\?\n", done.stderr)
+    assert json.loads(done.stdout)["decisions"]
+
+
+@pytest.mark.parametrize("command", [("explain",), ("ensure", "--dry-run", "--run-id", "night")])
+def test_one_wrong_request_hides_no_other(roots: Roots, tmp_path: Path, command: tuple[str, ...]) -> None:
+    asked = {"campaign": [{"model": "tiny-dense"}, {"model": "no/where"}, {"model": "tiny-moe"}]}
+    (tmp_path / "night.json").write_text(json.dumps(asked), encoding="utf-8")
+    done = roots.run(*command, "--spec-file", str(tmp_path / "night.json"))
+    assert done.returncode == 2
+    assert re.fullmatch(r"rayprep: error \[BadRequest\]: request 2 of the campaign: model 'no/where' .*\n", done.stderr)
+    headings = [line for line in done.stdout.splitlines() if " at TP 1" in line]
+    assert [line.removeprefix("night-1: ").removeprefix("night-3: ").split()[0] for line in headings] == [
+        "tiny-dense",
+        "tiny-moe",
+    ]
+    plans = json.loads(roots.run(*command, "--json", "--spec-file", str(tmp_path / "night.json")).stdout)
+    assert [plan is None for plan in plans] == [False, True, False]
 
 
 def test_sgl_admin_is_the_same_code_under_the_contracts_name(built: Built, roots: Roots) -> None:

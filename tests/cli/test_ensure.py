@@ -124,11 +124,14 @@ def test_a_second_run_does_nothing_and_starts_no_ray(built: Built) -> None:
 
 def test_one_run_id_twice_keeps_the_first_as_history(built: Built, roots: Roots) -> None:
     built.copy_to(roots)
+    folder = roots.telemetry / "container_runs" / "same"
     for _ in range(3):
         assert roots.run("ensure", *ENSURE_TINY, "--run-id", "same").returncode == 0
-    folder = roots.telemetry / "container_runs" / "same"
+        if not (folder / "history").exists():
+            (folder / "report.html").write_text("of the first", encoding="utf-8")
     kept = sorted(path.name for path in (folder / "history").iterdir())
-    assert kept == ["prep_result.1.json", "prep_result.2.json"]
+    assert kept == ["prep_result.1.json", "prep_result.2.json", "report.1.html"]
+    assert not (folder / "report.html").exists()
     assert json.loads((folder / "prep_result.json").read_text(encoding="utf-8"))["status"] == "ok"
 
 
@@ -184,7 +187,26 @@ def test_a_lock_held_too_long_is_exit_4(built: Built, roots: Roots) -> None:
     result = roots.result("locked")
     assert (result["status"], result["errors"][0]["error_type"]) == ("error", "lock_timeout")
     assert result["errors"][0]["stage"] is None
+    said = roots.log("locked").read_text(encoding="utf-8").splitlines()[-2]
+    assert said.startswith("[OPTIMIZE ensure] error (lock_timeout) in ")
+    assert said.endswith("(wait for the named holder, or raise --timeout)")
     assert not roots.marker("tiny-dense", "inductor").exists()
+
+
+def test_a_lock_that_another_models_build_holds_is_named_and_so_is_the_time_out(roots: Roots) -> None:
+    lock = roots.profiles / ".locks" / ".store.lock"
+    lock.parent.mkdir(parents=True)
+    holder = subprocess.Popen(["flock", str(lock), "sleep", "60"])
+    try:
+        wait_for(lambda: is_held(lock), "flock to hold the lock")
+        done = roots.run("ensure", *ENSURE_TINY, "--timeout", "1", "--run-id", "locked")
+    finally:
+        holder.kill()
+        holder.wait()
+    assert done.returncode == 4, done.stdout + done.stderr
+    assert "waiting for the lock of another build on this profiles root, held for" in done.stdout
+    assert f"rayprep: error [lock_timeout]: lock {lock} still held after" in done.stderr
+    assert done.stderr.endswith("(wait for the named holder, or raise --timeout)\n")
 
 
 def test_a_run_id_that_is_in_use_is_refused(built: Built, roots: Roots) -> None:
@@ -223,6 +245,8 @@ def test_a_stage_that_runs_out_of_time_says_so(roots: Roots) -> None:
     assert done.returncode == 13
     stage = roots.result("slow")["stages"]["inductor"]
     assert (stage["status"], stage["error_type"], stage["status_code"]) == ("error", "stage_timeout", 13)
+    log = roots.log("slow").read_text(encoding="utf-8")
+    assert "the stage ran longer than its time-out (raise --timeout)\n" in log
     assert stage["cleanup"]["killed"] is True
     assert Path(stage["artifacts"]["log_file"]["host_path"]).is_file()
     assert stage["artifacts"]["disk_delta_bytes"] >= 0

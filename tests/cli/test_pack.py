@@ -60,7 +60,8 @@ def test_a_key_goes_through_a_pipe_and_needs_no_build_then(built: Built, roots: 
     [
         (("pack", "no-such", "--output", "OUT"), 2, "has no completion no-such"),
         (("pack", "no-such", "--output", "none/OUT"), 2, "has no completion no-such"),
-        (("unpack", "none.tar", "--device", "cpu"), 2, "cannot be read: No such file"),
+        (("unpack", "none.tar", "--device", "cpu"), 2, "cannot be read: No such file or directory (give another FILE)"),
+        (("snapshot", "--manifest", "none.json"), 2, "none.json cannot be read: No such file or directory (give a"),
         (("unpack", "none.tar", "--device", "tpu"), 2, "use auto, cuda or cpu"),
         (("unpack", __file__, "--device", "cpu"), 2, "no tar archive"),
     ],

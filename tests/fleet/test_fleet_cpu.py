@@ -23,6 +23,8 @@ def test_one_host_compiles_for_three(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "hosts:ready=3 " in done.stdout
     assert (proof.returncode, "a proof needs a GPU" in proof.stderr + proof.stdout) == (3, True), proof.stdout
+    assert "[OPTIMIZE ensure] cpu-0: error: a proof needs a GPU" in proof.stdout
+    assert "(run it on a host with a GPU)" in proof.stdout
     assert "hosts:failed=1" in proof.stdout
     found = fleet.result("cpu")["hosts"]
     (builder,) = [name for name, host in found.items() if host["built"]]

@@ -279,6 +279,13 @@ def test_a_lock_file_that_cannot_even_be_read_is_one_line(shared: Path) -> None:
 
 
 @needs_root()
+def test_a_folder_where_no_lock_can_be_made_is_the_one_to_mend(shared: Path) -> None:
+    with pytest.raises(HostUnfit, match="cannot be opened: Permission denied") as caught:
+        as_user(NOBODY, lambda: take(shared / "new" / "lock").release())
+    assert caught.value.hint.startswith(f"chmod g+rw {shared},")
+
+
+@needs_root()
 def test_every_user_can_add_a_gpu_lock_whoever_was_first() -> None:
     unique = f"{os.getpid()}-{time.monotonic_ns()}"
     paths = {uid: gpu_lock_paths([f"GPU-test-{unique}-{uid}"]) for uid in (NOBODY, NOBODY - 1)}

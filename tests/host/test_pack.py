@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -29,8 +30,9 @@ from rayprep.model.package import MANIFEST_NAME, PackageReport
 from rayprep.model.signature import Signature
 from rayprep.model.stages import StageName
 from tests.host.caches import fill
+from tests.host.other_user import NOBODY, as_user
 from tests.model.samples import completion, identity, signature
-from tests.needs import needs_tool
+from tests.needs import needs_root, needs_tool
 
 MODULES = "flashinfer/.cache/flashinfer/0.6.14/90a/cached_ops"
 MODULE = {
@@ -211,7 +213,8 @@ def damage(layout: Layout, path: str, how: Callable[[Path], object]) -> str:
     how(layout.profiles / path)
     with pytest.raises(HostUnfit) as raised:
         archive(layout)
-    assert "run `rayprep ensure`" in raised.value.line
+    assert "run `rayprep ensure" in raised.value.line
+    assert ("--deep" in raised.value.hint) == ("is not what" in raised.value.message), "which alone finds it"
     return raised.value.line
 
 
@@ -231,6 +234,34 @@ def test_only_what_the_completion_lists_is_packed(source: Layout, how: Callable[
     line = damage(source, path, how)
     assert why in line
     assert "torchinductor/ab/cab." in line
+
+
+@needs_root()
+@pytest.mark.parametrize("folder", ["torchinductor/ab", ".rayprep/inductor", f"{MODULES}/norm"])
+def test_what_another_user_may_not_read_is_named(source: Layout, folder: str) -> None:
+    (source.profiles / folder).chmod(0o700)
+    for parent in source.profiles.parents:
+        if parent.is_relative_to(tempfile.gettempdir()):
+            parent.chmod(parent.stat().st_mode | 0o055)
+
+    def work() -> None:
+        pack(source, choose(source, ["qwen"], 1, signature), io.BytesIO())
+
+    with pytest.raises(HostUnfit, match="cannot be read: Permission denied") as raised:
+        as_user(NOBODY, work)
+    assert (folder in raised.value.message, raised.value.hint[:14]) == (True, "chmod or chown")
+    assert raised.value.error_type is ErrorType.PERMISSIONS_UNEXPECTED
+
+
+def test_nothing_is_packed_where_no_completion_lists_a_file(source: Layout) -> None:
+    """A stage that has nothing to build here leaves one all the same."""
+    for each in every(source):
+        source.completion(each.stage, each.key).unlink()
+    note = completion(StageName.DEEP_GEMM, identity=identity(model_slug="qwen"), outcome="skipped", artifacts={})
+    write_completion(source, note)
+    for name in ("qwen", note.key):
+        with pytest.raises(BadRequest, match=f"nothing to pack: no completion of {name} in .* lists a file"):
+            choose(source, [name], 1, signature)
 
 
 def test_a_stage_that_is_being_built_is_not_packed(source: Layout) -> None:
@@ -533,3 +564,11 @@ def test_a_file_that_cannot_be_read_or_made_is_one_line(tmp_path: Path) -> None:
         pass
     with pytest.raises(BadRequest, match="cannot be written: No such file"), open_to_write(str(tmp_path / "a" / "b")):
         pass
+
+
+def test_a_disk_that_is_full_is_said_of_the_file() -> None:
+    full = Path("/dev/full")
+    with pytest.raises(HostUnfit, match="package - cannot be written: No space left") as raised, open_to_write("-"):
+        full.write_bytes(b"x")
+    assert raised.value.error_type is ErrorType.INSUFFICIENT_DISK
+    assert "--output" in raised.value.hint

@@ -64,8 +64,16 @@ def test_the_seeds_human_line_is_written_to_the_byte() -> None:
             "error (stage_timeout) in 1243.0 s: too long",
         ),
         (
+            {**END, "status": "error", "message": "too long", "hint": "raise --timeout"},
+            "error in 1243.0 s: too long (raise --timeout)",
+        ),
+        (
             {**WAIT, "name": "deep_gemm", "holder": "pid 7 on host-1 (run r)"},
             "waiting for the lock of qwen2.5-7b, held for 123 s by pid 7 on host-1 (run r)",
+        ),
+        (
+            {**WAIT, "name": "deep_gemm", "hint": "this host's GPUs", "holder": "pid 7 on host-1 (run r)"},
+            "waiting for the lock of this host's GPUs, held for 123 s by pid 7 on host-1 (run r)",
         ),
         ({"name": "deep_gemm", "phase": "warning", "message": "typo ignored"}, "warning: typo ignored"),
         (

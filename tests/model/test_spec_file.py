@@ -167,7 +167,7 @@ def test_another_version_is_read_with_a_warning(version: object) -> None:
         ('{"tp": ' + "9" * 5000 + "}", "not JSON"),
         ("[]", "must be a JSON object, not list"),
         ('"tp"', "must be a JSON object, not str"),
-        ("null", "must be a JSON object, not NoneType"),
+        ("null", "must be a JSON object, not null"),
         ('{"ops": ["inductor"]}', "ops must be a JSON object, not list"),
         ('{"ops": null}', "ops must be a JSON object"),
         ('{"ops": {"moe": {"policy": "auto"}}}', "ops.moe.policy must be a JSON object"),

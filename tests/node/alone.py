@@ -10,12 +10,14 @@ import sys
 
 from rayprep.model.spec import resolve
 from rayprep.node import NodeRequest, ensure
+from rayprep.report.session_log import SessionLog
 
 
 def main(profiles: str, telemetry: str, run_id: str, timeout_s: str = "120") -> int:
     asked = {"model": "tiny-dense", "batch_sizes": [1], "device": "cpu", "timeout_s": float(timeout_s)}
     request = NodeRequest(resolved=resolve(asked), run_id=run_id, profiles_root=profiles, telemetry_root=telemetry)
-    return ensure(request, dict(os.environ), lambda _: None).exit_code
+    log = SessionLog(request.layout.session_log(run_id))
+    return ensure(request, dict(os.environ), log.record).exit_code
 
 
 if __name__ == "__main__":

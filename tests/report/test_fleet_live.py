@@ -1,9 +1,12 @@
 """A fleet's table: of many hosts as many as fit, those in trouble first."""
 
+import io
+
+from rayprep.model.events import Phase, event
 from rayprep.model.fleet_result import FleetHost, FleetResult
 from rayprep.model.fleet_status import FleetStatus
 from rayprep.model.rollout import HostPhase
-from rayprep.report.fleet_live import fleet_table
+from rayprep.report.fleet_live import LiveFleetView, fleet_table
 from tests.model.samples import MOMENT, fleet_run
 
 
@@ -21,3 +24,12 @@ def test_what_does_not_fit_is_counted() -> None:
 def test_all_hosts_where_there_is_room_or_no_limit() -> None:
     for most in (3, None):
         assert list(fleet_table(status(3), most).columns[0].cells) == ["h0", "h1", "h2"]
+
+
+def test_why_a_host_cannot_start_is_said_above_the_table() -> None:
+    stream = io.StringIO()
+    with LiveFleetView(stream) as view:
+        view.show(event("ensure", Phase.END, host="vm", status="error", message="no model (fetch it)"))
+        view.show(event("serve", Phase.END, host="vm", status="ok", message="12 files"))
+    assert "[OPTIMIZE ensure] vm: error: no model (fetch it)" in stream.getvalue()
+    assert "12 files" not in stream.getvalue().split("host", 1)[0]

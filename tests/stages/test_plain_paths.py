@@ -1,9 +1,13 @@
 """Paths that no compiler may be given."""
 
+from dataclasses import replace
+
 import pytest
 
 from rayprep.model.errors import ErrorType
 from rayprep.model.plan import Unable, Work
+from rayprep.model.spec import DeviceChoice
+from rayprep.stages.inductor import InductorStage
 from rayprep.stages.plain_paths import unable_under
 from rayprep.stages.serve import ServeStage
 from tests.model.samples import signature
@@ -17,6 +21,14 @@ def test_a_path_that_a_shell_or_ninja_would_take_apart_is_refused(name: str, fol
     assert unable is not None
     assert unable.error_type is ErrorType.UNSUPPORTED
     assert f"SGLang cannot compile under {folder!r}" in unable.message
+    assert ("--profiles-root" in unable.hint) == (name == "profiles_root")
+
+
+def test_torchinductor_takes_all_but_white_space() -> None:
+    asked = replace(request(profiles_root="/pro files"), device=DeviceChoice.CPU)
+    unable = InductorStage().plan(asked)
+    assert isinstance(unable, Unable)
+    assert (unable.error_type, unable.hint) == (ErrorType.UNSUPPORTED, "choose another --profiles-root")
 
 
 @pytest.mark.parametrize("folder", ["/profiles", "/data/user-1/a_b.c/x+y=z,1@2", "/usr/lib/python3.12/site-packages"])
