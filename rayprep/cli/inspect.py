@@ -142,6 +142,10 @@ def snapshot(question: Question, manifest: Path | None, *, if_missing: bool) -> 
 
 def env(profiles_root: str | None, *, env_file: bool) -> None:
     """Prints `export NAME=value` lines for eval, or `NAME=value` lines for a container's env file."""
+    from rayprep.stages.moe_files import warn_of_hidden
+
     layout = choose_roots(dict(os.environ), profiles_root)
+    if warning := warn_of_hidden(layout):
+        print(f"rayprep: warning: {warning} (run `rayprep ensure`)", file=sys.stderr)
     for name, value in server_cache_env(layout).items():
         print(f"{name}={value}" if env_file else f"export {name}={shlex.quote(value)}")

@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rayprep.host.layout import Layout
@@ -37,7 +37,7 @@ def find_places(profiles: Path, entries: Iterable[Entry]) -> dict[Entry, list[st
     """
     places: dict[Entry, list[str]] = {entry: [] for entry in entries}
     for cache, folder in {(entry[0], _parent(profiles, entry)) for entry in places}:
-        for found in _list(_plain_folder(profiles / cache.value, folder)):
+        for found in _list(plain_folder(profiles / cache.value, folder)):
             below = f"{folder}/{found.name}" if folder else found.name
             owners = {entry_of(cache, f"{below}/.")}
             # A folder nearer to the root than entries are holds others' entries, though it may have an entry's name.
@@ -47,6 +47,11 @@ def find_places(profiles: Path, entries: Iterable[Entry]) -> dict[Entry, list[st
                 if (cache, owner) in places:
                     places[cache, owner].append(below)
     return places
+
+
+def paths_in(places: Mapping[Entry, Sequence[str]]) -> Iterator[str]:
+    """What makes up the entries, below the profiles root."""
+    return (f"{entry[0]}/{place}" for entry, found in places.items() for place in found)
 
 
 def _list(folder: Path) -> list[os.DirEntry[str]]:
@@ -64,7 +69,7 @@ def remove_entry(layout: Layout, entry: Entry, places: Sequence[str]) -> None:
         OSError: something of it cannot be removed, or it lies elsewhere than its name says.
     """
     top = layout.cache(entry[0])
-    folder = _plain_folder(top, _parent(layout.profiles, entry))
+    folder = plain_folder(top, _parent(layout.profiles, entry))
     for path in (top / place for place in places):
         if _is_folder(path):
             _remove_folder(path, layout.scratch)
@@ -92,8 +97,12 @@ def _parent(profiles: Path, entry: Entry) -> str:
     return below.rpartition("/")[0]
 
 
-def _plain_folder(top: Path, below: str) -> Path:
-    """The folder `below` the cache at `top`, which is behind no link."""
+def plain_folder(top: Path, below: str) -> Path:
+    """The folder `below` the cache at `top`, which is behind no link. It need not be there.
+
+    Raises:
+        OSError: it is a link, or behind one.
+    """
     folder = top / below
     if any(part.is_symlink() for part in (folder, *folder.parents) if part.is_relative_to(top)):
         raise _elsewhere(top, below)

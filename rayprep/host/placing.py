@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from rayprep.host.completions import read_completions
-from rayprep.host.entries import find_places, group_entries, remove_entry
+from rayprep.host.entries import find_places, group_entries, paths_in, remove_entry
 from rayprep.host.layout import Layout
+from rayprep.host.moe_folder import keep_aside
 from rayprep.host.scan import files_of, scan_cache
 from rayprep.model.caches import Entry
 from rayprep.model.completion import Completion
@@ -40,7 +41,9 @@ def clear_aborted(
     for (_, stage), since in marked.items():
         scans = [scan_cache(layout.profiles, cache) for cache in STAGES[stage].caches]
         doomed |= set(group_entries(path for path in files_of(scans) if _newer(layout.profiles / path, since)))
-    for entry, places in find_places(layout.profiles, doomed - listed.keys()).items():
+    going = find_places(layout.profiles, doomed - listed.keys())
+    keep_aside(layout, paths_in(going))
+    for entry, places in going.items():
         remove_entry(layout, entry, places)
 
 

@@ -15,9 +15,10 @@ from rayprep.host.layout import Layout
 from rayprep.host.leftovers import refuse_leftovers
 from rayprep.host.locks import HeldLocks, acquire, is_held, read_holder
 from rayprep.host.markers import read_markers, remove_marker
+from rayprep.host.moe_folder import drop_dangling_links
 from rayprep.host.reset_survey import all_there, look
 from rayprep.host.scan import printable
-from rayprep.model.caches import Entry
+from rayprep.model.caches import CacheName, Entry
 from rayprep.model.errors import LockTimeout
 from rayprep.model.reset import Outcome, ResetReport, planned, report_of
 from rayprep.model.reset_filters import Filters
@@ -95,6 +96,8 @@ class _Reset:
         finally:
             self._settle()
             shutil.rmtree(self.layout.scratch, ignore_errors=True)
+        if CacheName.MOE_CONFIGS in self.store.filters.caches:
+            self._drop_links()
         for slug, stage in self.store.finished_markers(self.done.keys):
             self._drop_marker(slug, stage)
         return self.done
@@ -140,6 +143,14 @@ class _Reset:
             self.done.removed.append(victim)
             path = self.layout.profiles / victim.name
             self.say(f"[RESET {cache}] removed {path} ({victim.size} bytes, {victim.files} files)")
+
+    def _drop_links(self) -> None:
+        """Which are no part of any entry, and show where a config was that has gone."""
+        try:
+            for link in drop_dangling_links(self.layout):
+                self.say(f"[RESET {CacheName.MOE_CONFIGS}] removed link {link}")
+        except OSError as error:
+            self._fail(CacheName.MOE_CONFIGS, f"{error.filename} could not be removed: {error.strerror}")
 
     def _drop_marker(self, slug: str, stage: StageName) -> None:
         path = self.layout.marker(slug, stage)

@@ -14,7 +14,7 @@ from rayprep.host.layout import Layout
 from rayprep.host.markers import read_markers
 from rayprep.host.scan import printable, scan_cache
 from rayprep.model.base import parse_utc
-from rayprep.model.caches import CacheName, Entry, entry_of
+from rayprep.model.caches import CACHES, CacheName, Entry, entry_of
 from rayprep.model.completion import Completion
 from rayprep.model.errors import ErrorType, HostUnfit
 from rayprep.model.reset_filters import Filters
@@ -111,6 +111,8 @@ def _find(profiles: Path, cache: CacheName, warnings: list[str]) -> Mapping[str,
         warnings += scan_cache(profiles, cache).warnings  # which says why
         return entries
     for item in _walk(str(top), warnings):
+        if item.path.partition("/")[0] == CACHES[cache].users_dir:
+            continue
         entry = entry_of(cache, f"{item.path}/." if item.is_folder else item.path)
         if entry == item.path or not item.is_folder:  # other folders hold entries, or lie in one
             entries[entry].append(item)

@@ -19,6 +19,7 @@ from rayprep.host.layout import Layout, os_error_type, prepare_root
 from rayprep.host.leftovers import refuse_leftovers
 from rayprep.host.locks import OnWait, acquire
 from rayprep.host.markers import Marker, remove_marker, write_marker
+from rayprep.host.moe_folder import keep_aside
 from rayprep.host.package_stream import PackageReader, Source
 from rayprep.host.placing import clear_aborted, move_in, sync
 from rayprep.host.scan import printable
@@ -125,6 +126,7 @@ class _Receiver:
         # What is renamed in with an old time of change must not be found empty after a loss of power.
         sync(self.layout.profiles)
         self._mark()
+        keep_aside(self.layout, self.placement.needed)
         self._drop_completions()
         clear_aborted(self.layout, self.marked, self.reader.manifest.completions)
         self._check_epochs()

@@ -54,6 +54,8 @@ class CacheFacts:
     volatile_dirs: frozenset[str] = frozenset({"tmp", "locks", "lock"})
     volatile_dir_prefixes: tuple[str, ...] = ("tmp.",)
     """Triton's, and those that TorchInductor leaves beside Triton's entries where two ranks write the same one."""
+    users_dir: str | None = None
+    """A folder right below the cache's that no reset looks into: a user made what lies there, and no run would."""
 
 
 _NINJA = frozenset({".ninja_log", ".ninja_deps", "build.ninja"})
@@ -92,8 +94,9 @@ CACHES: dict[CacheName, CacheFacts] = {
     CacheName.MOE_CONFIGS: CacheFacts(
         env={"SGLANG_MOE_CONFIG_DIR": ""},
         default_depth=3,  # configs/triton_<version>/<file>.json
-        # A tuner's log and kernels, and the links to the files in use, which every host makes for itself.
-        volatile_dirs=frozenset({"tmp", "locks", "lock", "tuning", "active"}),
+        # A tuner's log and kernels; the links to the files in use, which every host makes for itself; a user's files.
+        volatile_dirs=frozenset({"tmp", "locks", "lock", "tuning", "active", "kept"}),
+        users_dir="kept",
     ),
     CacheName.SGLANG_JIT: CacheFacts(
         env={"TVM_FFI_CACHE_DIR": "", "SGLANG_JIT_CACHE_DIR": ""},

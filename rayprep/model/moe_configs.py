@@ -9,9 +9,11 @@ from pathlib import PurePath
 
 from rayprep.model.base import Record
 
+_PATH = r"(.+?\.json)\b(?!\S*/)"
+"""A folder on the way may have `.json` in its name, and the file's own name has blanks."""
 # The contract has a colon in place of `from`, and the name alone in place of the path.
-_USED = re.compile(r"Using MoE kernel config(?: from|:) (.+?\.json)\b")
-_MISSED = re.compile(r"Config file not found at (.+?\.json)\b")
+_USED = re.compile(rf"Using MoE kernel config(?: from|:) {_PATH}")
+_MISSED = re.compile(rf"Config file not found at {_PATH}")
 
 
 class MoeConfigs(Record):

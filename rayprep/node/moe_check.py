@@ -62,8 +62,9 @@ def with_config(result: StageResult, survey: Survey) -> StageResult:
     log = completion.verify_log if completion.verify_log and _is_here(completion.verify_log) else None
     told = {"verified_in_log": completion.verified_in_log, "verify_log": log, "tuning": completion.tuning}
     units = (result.artifacts or Artifacts()).units
-    artifacts = found.model_copy(update={"units": units, **told})
-    return result.model_copy(update={"artifacts": artifacts, "verified_in_log": completion.verified_in_log})
+    artifacts = found.artifacts.model_copy(update={"units": units, **told})
+    known = {"verified_in_log": completion.verified_in_log, "warnings": (*result.warnings, *found.warnings)}
+    return result.model_copy(update={"artifacts": artifacts, **known})
 
 
 def _is_here(log: Located) -> bool:

@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from rayprep.host.completions import read_completions
-from rayprep.host.entries import find_places, group_entries, remove_entry
+from rayprep.host.entries import find_places, group_entries, paths_in, remove_entry
 from rayprep.host.layout import Layout
 from rayprep.host.markers import refresh_markers
+from rayprep.host.moe_folder import keep_aside
 from rayprep.host.scan import CacheScan
 from rayprep.host.snapshot import wrong_hashes
 from rayprep.model.caches import Entry
@@ -76,7 +77,9 @@ def repair(
         _suspects(layout, scans, since, unsound) if since is not None else (),
         rebuild=rebuild,
     )
-    for entry, places in find_places(layout.profiles, chosen.removed).items():
+    doomed = find_places(layout.profiles, chosen.removed)
+    keep_aside(layout, paths_in(doomed))
+    for entry, places in doomed.items():
         remove_entry(layout, entry, places)
     refresh_markers(layout, stage)
     return chosen

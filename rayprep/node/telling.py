@@ -18,6 +18,7 @@ from rayprep.node.moe_check import with_config
 from rayprep.node.record import Recorder, settled_result
 from rayprep.node.request import NodeRequest
 from rayprep.node.survey import Survey
+from rayprep.stages.moe_files import seed_for_servers
 
 Emit = Callable[[Event], None]
 
@@ -26,7 +27,7 @@ class Telling:
     """One run's voice: whoever listens hears each event, and the recorder counts it."""
 
     def __init__(self, request: NodeRequest, survey: Survey, listener: Emit) -> None:
-        self._request, self._slug, self._listener = request, survey.model.slug, listener
+        self._request, self._slug, self._layout, self._listener = request, survey.model.slug, survey.layout, listener
         self.recorder = Recorder(request, survey)
 
     def emit(self, each: Event) -> None:
@@ -44,7 +45,9 @@ class Telling:
             self.warn(f"no traces: {' or '.join(PACKAGES)} is not installed (pip install 'rayprep[otel]')")
 
     def begin_stages(self, container: Manifest | None, stages: Iterable[StageName]) -> None:
-        """Says in a container run's manifest that they are being built."""
+        """Says in a container run's manifest that they are being built, and makes ready what any server reads."""
+        if problem := seed_for_servers(self._layout):
+            self.warn(problem)
         if container:
             from rayprep.node import outside  # which a run with nothing to do spares
 

@@ -5,35 +5,54 @@ A server that is sent there sees none of the configs in its own package (SGLANG_
 
 import contextlib
 import hashlib
-import importlib.util
 import json
 import os
 import secrets
-from collections.abc import Mapping
+import stat
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from rayprep.host.atomic import write_bytes, write_text
+from rayprep.host.entries import plain_folder
+from rayprep.host.environment import server_cache_env
 from rayprep.host.layout import Layout
+from rayprep.host.moe_folder import active_links, is_config, keep_aside, kept_copies, shipped_configs
 from rayprep.model.caches import CacheName
 from rayprep.model.completion import Completion
 from rayprep.model.moe_space import KernelConfig
 from rayprep.model.result import Artifacts
 
-_IN_THE_PACKAGE = (
-    "srt/layers/moe/moe_runner/triton_utils/configs",
-    "srt/layers/moe/fused_moe_triton/configs",  # before 0.5.13
-)
+
+def unseeded(layout: Layout, shipped: Path) -> Iterator[tuple[Path, Path]]:
+    """Of the configs in `shipped` those that are not here, or damaged, each with where it belongs.
+
+    Raises:
+        OSError: there is a link on the way, or a file cannot be read.
+    """
+    top = layout.cache(CacheName.MOE_CONFIGS)
+    for folder in sorted({source.parent for source in shipped.rglob("*.json")}):
+        home = plain_folder(top, f"configs/{folder.relative_to(shipped)}")
+        for source in sorted(folder.glob("*.json")):
+            if _is_wanting(home / source.name, source):
+                yield source, home / source.name
 
 
-def shipped_configs() -> Path | None:
-    """The folder in the installed SGLang, which is not imported to find it."""
-    spec = importlib.util.find_spec("sglang")
-    homes = [Path(home) for home in (spec.submodule_search_locations or ())] if spec else []
-    return next((home / below for home in homes for below in _IN_THE_PACKAGE if (home / below).is_dir()), None)
+def _is_wanting(path: Path, source: Path) -> bool:
+    """What is as long as the shipped one is not read: there are hundreds, and each run looks."""
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return True
+    if stat.S_ISLNK(found.st_mode):
+        return not path.exists()
+    if not stat.S_ISREG(found.st_mode) or found.st_size == source.stat().st_size:
+        return False
+    return not is_config(path.read_bytes())
 
 
 def seed(layout: Layout, shipped: Path) -> int:
-    """Copies what is not here yet, and leaves every file that is: it may be ours. Returns how many were copied.
+    """Copies what is not here yet or is damaged, and leaves every other file: it may be ours. Returns how many.
 
     Any number may do so at once: a host that finds its config here asks for no lock.
 
@@ -41,22 +60,61 @@ def seed(layout: Layout, shipped: Path) -> int:
         OSError: a file cannot be copied; no half of it is left under its name.
     """
     copied = 0
-    for source in sorted(shipped.rglob("*.json")):
-        path = layout.cache(CacheName.MOE_CONFIGS) / "configs" / source.relative_to(shipped)
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_bytes(path, source.read_bytes())
-            copied += 1
+    for source, path in unseeded(layout, shipped):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(path, source.read_bytes())
+        copied += 1
     return copied
 
 
+def _hidden_by_ours(layout: Layout) -> Path | None:
+    """What ships with the installed SGLang, where servers are sent here in its place."""
+    return shipped_configs() if "SGLANG_MOE_CONFIG_DIR" in server_cache_env(layout) else None
+
+
+def seed_for_servers(layout: Layout) -> str | None:
+    """Has the servers that are sent here find what the installed SGLang ships. Returns a warning where they will not.
+
+    Its version may be another than the one that tuned, and the one that was copied then.
+    """
+    try:
+        if shipped := _hidden_by_ours(layout):
+            seed(layout, shipped)
+    except OSError as error:
+        return f"servers do not see all MoE configs that SGLang ships: {error.filename}: {error.strerror or error}"
+    return None
+
+
+def warn_of_hidden(layout: Layout) -> str | None:
+    """What `seed_for_servers` would have to do, for who may only look."""
+    try:
+        count = sum(1 for _ in unseeded(layout, shipped)) if (shipped := _hidden_by_ours(layout)) else 0
+    except OSError as error:
+        return f"which MoE configs a server sees is not known: {error.filename}: {error.strerror or error}"
+    where = layout.cache(CacheName.MOE_CONFIGS)
+    return f"{count} of the MoE configs that SGLang ships are not in {where}, where servers look" if count else None
+
+
 def write_config(layout: Layout, folder: str, name: str, entries: Mapping[int, KernelConfig]) -> Path:
-    """Writes a config file as SGLang reads it: number of tokens -> config. Raises OSError."""
-    home = layout.cache(CacheName.MOE_CONFIGS) / "configs" / folder
+    """Writes a config file as SGLang reads it: number of tokens -> config. A user's that is there is kept aside.
+
+    Raises:
+        OSError: it cannot be written, or would be written through a link.
+    """
+    home = plain_folder(layout.cache(CacheName.MOE_CONFIGS), f"configs/{folder}")
     home.mkdir(parents=True, exist_ok=True)
-    document = {str(size): config.entry() for size, config in sorted(entries.items())}
-    write_text(home / name, json.dumps(document, indent=4) + "\n")
-    return home / name
+    path, document = home / name, {str(size): config.entry() for size, config in sorted(entries.items())}
+    text = json.dumps(document, indent=4) + "\n"
+    if not path.is_file() or path.read_bytes() != text.encode():
+        keep_aside(layout, [str(path.relative_to(layout.profiles))])
+    write_text(path, text)
+    return path
+
+
+def kept_aside(layout: Layout, config: Path) -> tuple[str, ...]:
+    """A warning for each file of a user's in whose place `config` is. It stands for as long as the copy is there."""
+    copies = kept_copies(layout, config)
+    return tuple(f"a config that no completion lists was in its place: it is kept as {path}" for path in copies)
 
 
 def link_active(layout: Layout, slug: str, config: Path) -> Path:
@@ -64,7 +122,7 @@ def link_active(layout: Layout, slug: str, config: Path) -> Path:
 
     Writes nothing where it does so already: the root may be read-only. Raises OSError.
     """
-    folder = layout.cache(CacheName.MOE_CONFIGS) / "configs" / "active"
+    folder = active_links(layout)
     link, target = folder / f"{slug}.json", os.path.relpath(config, folder)
     if link.is_symlink() and str(link.readlink()) == target:
         return link
@@ -98,7 +156,15 @@ def config_of(layout: Layout, completion: Completion) -> Path | None:
     return layout.profiles / named[0] if named else None
 
 
-def adopt_config(layout: Layout, completion: Completion) -> Artifacts | None:
+@dataclass(frozen=True)
+class Adopted:
+    """What there is to say of a config that is here already."""
+
+    artifacts: Artifacts
+    warnings: tuple[str, ...] = ()
+
+
+def adopt_config(layout: Layout, completion: Completion) -> Adopted | None:
     """What a host does that has the config from another, or from an earlier run: the shipped ones beside it, the link.
 
     What cannot be made is left out, as on a root where this user may not write. None where the completion lists no
@@ -107,12 +173,11 @@ def adopt_config(layout: Layout, completion: Completion) -> Artifacts | None:
     config = config_of(layout, completion)
     if config is None or not os.path.isfile(config):  # noqa: PTH113 - which raises nothing
         return None
+    problem = seed_for_servers(layout)
     link = None
-    with contextlib.suppress(OSError):
-        if shipped := shipped_configs():
-            seed(layout, shipped)
     with contextlib.suppress(OSError):
         link = link_active(layout, completion.identity.model_slug, config)
     with contextlib.suppress(OSError):
-        return facts_of(layout, config, link)
+        warnings = (*([problem] if problem else []), *kept_aside(layout, config))
+        return Adopted(facts_of(layout, config, link), warnings)
     return None

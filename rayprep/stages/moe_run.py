@@ -13,6 +13,7 @@ from pydantic import TypeAdapter
 
 from rayprep.host.gpu import visible_env
 from rayprep.host.layout import Layout, os_error_type
+from rayprep.host.moe_folder import shipped_configs
 from rayprep.model.caches import CacheName
 from rayprep.model.errors import ErrorType, StageError
 from rayprep.model.moe import MoeShape, default_batch_sizes
@@ -22,7 +23,7 @@ from rayprep.model.spec import StageOp
 from rayprep.model.stages import StageName
 from rayprep.model.tuning import TunedSize, Tuning
 from rayprep.stages.child_run import keep_line, log_tail, run_child, run_command
-from rayprep.stages.moe_files import facts_of, link_active, seed, shipped_configs, write_config
+from rayprep.stages.moe_files import facts_of, kept_aside, link_active, seed, write_config
 from rayprep.stages.moe_tune import capability_of, covered_units, label_of, sizes_of
 from rayprep.stages.moe_tune_protocol import TUNE_LINE, Counts, TunedLine, TuneRequest
 from rayprep.stages.protocol import BuildContext, Built, StageRequest
@@ -117,7 +118,7 @@ def _built(request: StageRequest, shape: MoeShape, context: BuildContext, said: 
         whole=True,
         used=frozenset(str(path.relative_to(layout.profiles)) for path in written),
         compiled=tuple(f"M={choice.tokens} {choice.config or 'default'}" for choice in said.choices),
-        warnings=(kept,) if counts.unreadable else (),
+        warnings=(*((kept,) if counts.unreadable else ()), *kept_aside(layout, config)),
         artifacts=facts.model_copy(update={"tuning": _tuning(request, shape, said.choices, counts)}),
     )
 

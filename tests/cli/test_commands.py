@@ -1,6 +1,7 @@
 """The commands that only look: inspect, snapshot, env, explain, the dry run, and sgl-admin."""
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -119,6 +120,22 @@ def test_env_is_for_eval_and_for_a_container(roots: Roots) -> None:
     config.parent.mkdir(parents=True)
     config.touch()
     assert "SGLANG_MOE_CONFIG_DIR=" in odd.run("env", "--env-file").stdout
+
+
+def test_env_warns_of_configs_that_a_server_would_not_see(roots: Roots) -> None:
+    library = Path(__file__).parents[1] / "fakes" / "moe_lib"
+    roots.extra_env["PYTHONPATH"] = os.pathsep.join([str(library), os.environ.get("PYTHONPATH", "")])
+    assert roots.run("env").stderr == "", "a server uses its own"
+    config = roots.profiles / "moe_configs" / "configs" / "triton_3_6_0" / "E=8.json"
+    config.parent.mkdir(parents=True)
+    config.touch()
+    shown = roots.run("env")
+    assert "export SGLANG_MOE_CONFIG_DIR=" in shown.stdout
+    assert shown.stderr == (
+        f"rayprep: warning: 2 of the MoE configs that SGLang ships are not in {roots.profiles}/moe_configs, "
+        "where servers look (run `rayprep ensure`)\n"
+    )
+    assert [path.name for path in config.parents[1].rglob("*.json")] == ["E=8.json"], "it only looks"
 
 
 @needs_torch()

@@ -19,6 +19,7 @@ from rayprep.host.epochs import highest_epoch
 from rayprep.host.layout import Layout
 from rayprep.host.locks import acquire
 from rayprep.host.markers import Marker, write_marker
+from rayprep.host.moe_folder import kept_copies
 from rayprep.host.pack import blocks, choose, make_manifest, pack
 from rayprep.host.package_file import open_to_read, open_to_write
 from rayprep.host.scan import hash_files
@@ -182,6 +183,25 @@ def test_another_models_build_of_an_entry_stays_and_both_hold(source: Layout, ta
     assert texts[f"{MODULES}/norm/norm.cuda.o"] == "object"
     assert_nothing_half(target)
     assert len(every(target)) == 3
+
+
+def test_a_users_config_in_the_place_of_the_received_one_is_kept(source: Layout, target: Layout) -> None:
+    path = "moe_configs/configs/triton_3_6_0/E=8,N=64.json"
+    finished(source, StageName.MOE_TUNE, {path: '{"1": {}}'})
+    finished(target, StageName.MOE_TUNE, {path: '{"2": {}}'})
+    (target.profiles / path).write_text('{"17": {}}')
+    take(target, archive(source))
+    assert (target.profiles / path).read_text() == '{"1": {}}'
+    assert [copy.read_text() for copy in kept_copies(target, target.profiles / path)] == ['{"17": {}}']
+
+
+def test_a_users_config_is_kept_where_an_aborted_builds_files_go(source: Layout, target: Layout) -> None:
+    finished(source, StageName.MOE_TUNE, {"moe_configs/configs/triton_3_6_0/E=8,N=64.json": '{"1": {}}'})
+    write_marker(target, "qwen", StageName.MOE_TUNE, DEAD)
+    path = "moe_configs/configs/triton_3_6_0/E=9,N=64.json"
+    fill(target, {path: '{"17": {}}'})
+    take(target, archive(source))
+    assert [copy.read_text() for copy in kept_copies(target, target.profiles / path)] == ['{"17": {}}']
 
 
 def test_what_an_aborted_build_left_goes_and_its_marker(source: Layout, target: Layout) -> None:

@@ -243,6 +243,32 @@ def test_an_unreadable_completion_guards_its_stage(caches: Caches, how: str) -> 
     assert not path.exists()
 
 
+def test_the_link_to_a_config_goes_with_it(caches: Caches) -> None:
+    files = [caches.file(f"moe_configs/configs/triton_3_6_0/E={n}.json") for n in (1, 2)]
+    for slug, file in zip(("llama", "qwen"), files, strict=True):
+        caches.complete(MOE, slug, file)
+        link = caches.layout.profiles / f"moe_configs/configs/active/{slug}.json"
+        link.parent.mkdir(exist_ok=True)
+        link.symlink_to(f"../triton_3_6_0/{Path(file).name}")
+    said: list[str] = []
+    caches.reset(said, match_slug="qwen")
+    assert caches.there() == {files[0], "moe_configs/configs/active/llama.json"}
+    assert f"[RESET moe_configs] removed link {link}" in said
+    caches.reset(stages=[DEEP_GEMM])
+    assert caches.there()
+    caches.reset()
+    assert list((caches.layout.profiles / "moe_configs").iterdir()) == []
+
+
+def test_what_a_user_made_stays_and_holds_up_nothing(caches: Caches) -> None:
+    kept = caches.file("moe_configs/kept/triton_3_6_0/E=8.json.0123")
+    marker = caches.mark("qwen", MOE, days=1)
+    path = caches.complete(MOE, "qwen", caches.file("moe_configs/configs/triton_3_6_0/E=8.json"))
+    for filters in ({"unreferenced": True}, {"older_than_days": 0.5}, {"match_slug": "qwen"}, {}):
+        assert all("kept" not in entry.path for entry in caches.reset(**filters).removed)
+    assert (caches.there(), path.exists(), marker.exists()) == ({kept}, False, False)
+
+
 def test_never_through_a_link(caches: Caches, tmp_path: Path) -> None:
     outside = tmp_path / "outside" / "kernel.x.0"
     outside.mkdir(parents=True)
@@ -253,11 +279,15 @@ def test_never_through_a_link(caches: Caches, tmp_path: Path) -> None:
     (profiles / "torchinductor" / "ab").symlink_to(outside.parent)
     (profiles / "triton").mkdir()
     (profiles / "triton" / "entry").symlink_to(outside)
+    (profiles / "moe_configs" / "configs").mkdir(parents=True)
+    (profiles / "moe_configs" / "configs" / "active").symlink_to(outside.parent)
+    (outside.parent / "qwen.json").symlink_to("gone")
     caches.file("deep_gemm/cache/kernel.y.0/kernel.cu")
     (profiles / "deep_gemm" / "cache" / "kernel.y.0" / "linked").symlink_to(outside)
     report = caches.reset()
     assert paths(report) == {"deep_gemm/cache/kernel.y.0"}
     assert (outside / "kernel.cu").read_text(encoding="utf-8") == "mine"
+    assert (outside.parent / "qwen.json").is_symlink()
     assert (profiles / "triton" / "entry").is_symlink()
     assert any("flashinfer is a link" in warning for warning in report.warnings)
 

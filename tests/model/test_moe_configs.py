@@ -24,6 +24,14 @@ def test_every_rank_says_it_and_once_is_enough() -> None:
     assert read(f"Using MoE kernel config: {NAME}") == MoeConfigs(used=(NAME,)), "the contract's wording"
 
 
+@pytest.mark.parametrize("root", ["/data/my.json.d", "/data/my.json", "/a.json/b.json.c"])
+def test_a_folder_on_the_way_may_have_json_in_its_name(root: str) -> None:
+    path = f"{root}{HOME}/{NAME}"
+    assert read(f"[t] Using MoE kernel config from {path}.") == MoeConfigs(used=(path,))
+    missed = read(f"Config file not found at {path}. Fallback to triton version 3.4.0 and use one from {root}/x.json.")
+    assert missed == MoeConfigs(missed=(path,))
+
+
 def test_a_fallback_is_no_use() -> None:
     said = read(
         f"Config file not found at {HOME}/{NAME}. Fallback to triton version 3.4.0 and use MoE kernel config from "
