@@ -4,10 +4,11 @@ from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import get_context
 from typing import TypeVar
 
-from rayprep.model.moe_search import Measurement, Stock, Trial
+from rayprep.model.moe_entries import Stock
+from rayprep.model.moe_trial import Measurement, Trial
 from rayprep.stages.moe_compile import CompileSetup
 from rayprep.stages.moe_tune_protocol import BenchFacts, KernelJob, Recorded, TuneRequest
-from rayprep.stages.moe_workers import Worker, ask_all
+from rayprep.stages.moe_workers import Worker, WorkerFailed, WorkerLost, ask_all
 
 T = TypeVar("T")
 _SGLANG_KERNELS = "sglang.srt.layers.moe.fused_moe_triton"
@@ -35,19 +36,38 @@ class ProcessBench:
         self._request = request
         self._gpus: list[Worker[tuple[str, object], object]] = []
         self._compilers: list[Worker[KernelJob, None]] = []
+        self.unused: dict[int, str] = {}
 
     def open(self) -> BenchFacts:
-        """Starts them all, which takes as long as SGLang's import. Raises WorkerFailed or WorkerLost."""
+        """Starts them all, which takes as long as SGLang's import.
+
+        Raises:
+            WorkerFailed: no GPU can be used.
+            WorkerKilled: somebody ended a process.
+        """
         request = self._request
         spawn, fork = get_context("spawn"), get_context("forkserver")
         fork.set_forkserver_preload(["rayprep.stages.moe_compile", _SGLANG_KERNELS])
-        for gpu in range(request.gpus):
+        for gpu in range(len(request.gpus)):
             self._gpus.append(Worker(spawn, BenchSetup(request, gpu)))
         for _ in range(request.compilers):
             self._compilers.append(Worker(fork, CompileSetup(request.capability)))
-        for worker in self._gpus:
-            worker.wait_until_ready()
+        self._gpus = [
+            worker for gpu, worker in zip(request.gpus, self._gpus, strict=True) if self._is_ready(gpu, worker)
+        ]
+        if not self._gpus:
+            gpu, error = next(iter(self.unused.items()))
+            raise WorkerFailed(f"GPU {gpu}: {error}")
         return self._ask("facts", None, BenchFacts)
+
+    def _is_ready(self, gpu: int, worker: Worker[tuple[str, object], object]) -> bool:
+        """Somebody else may hold all of its memory; the others do without it."""
+        try:
+            worker.wait_until_ready()
+        except (WorkerFailed, WorkerLost) as error:
+            self.unused[gpu] = str(error)
+            worker.end()
+        return gpu not in self.unused
 
     def stock(self, tokens: int) -> Stock:
         return self._ask("stock", tokens, Stock)
@@ -61,22 +81,23 @@ class ProcessBench:
         return answer
 
     def record(self, trials: Sequence[Trial]) -> Iterator[tuple[Trial, Recorded]]:
-        for (_, trial), answer, error in self._ask_gpus("record", trials):
+        for (_, trial), answer, error in self._ask_gpus("record", [(trial,) for trial in trials]):
             yield trial, answer if isinstance(answer, Recorded) else Recorded((), error)
 
-    def measure(self, trials: Sequence[Trial]) -> Iterator[Measurement]:
-        for (_, trial), answer, error in self._ask_gpus("measure", trials):
+    def measure(self, groups: Sequence[Sequence[Trial]]) -> Iterator[Measurement]:
+        for (_, trial), answer, error in self._ask_gpus("measure", groups):
             yield answer if isinstance(answer, Measurement) else Measurement(trial=trial, error=error)
 
-    def _ask_gpus(self, what: str, trials: Sequence[Trial]) -> Iterator[tuple[tuple[str, Trial], object, str | None]]:
-        for (name, trial), answer, error in ask_all(
-            self._gpus, [(what, trial) for trial in trials], self._request.deadline_s
-        ):
+    def _ask_gpus(
+        self, what: str, groups: Sequence[Sequence[Trial]]
+    ) -> Iterator[tuple[tuple[str, Trial], object, str | None]]:
+        questions = [[(what, trial) for trial in group] for group in groups]
+        for (name, trial), answer, error in ask_all(self._gpus, questions, self._request.deadline_s):
             assert isinstance(trial, Trial)
             yield (name, trial), answer, error
 
     def compile(self, jobs: Sequence[KernelJob]) -> Iterator[tuple[KernelJob, str | None]]:
-        for job, _, error in ask_all(self._compilers, jobs, self._request.deadline_s):
+        for job, _, error in ask_all(self._compilers, [(job,) for job in jobs], self._request.deadline_s):
             yield job, error
 
     def close(self) -> None:

@@ -112,29 +112,37 @@ Outcome = tuple[A, B | None, str | None]
 """A question with its answer, or with why there is none."""
 
 
-def ask_all(workers: Sequence[Worker[A, B]], questions: Iterable[A], deadline_s: float) -> Iterator[Outcome[A, B]]:
-    """Deals the questions to whoever is free; the outcomes come as they are made.
+def ask_all(
+    workers: Sequence[Worker[A, B]], groups: Iterable[Sequence[A]], deadline_s: float
+) -> Iterator[Outcome[A, B]]:
+    """Deals groups of questions to whoever is free, who answers all of one, in its order.
+
+    The outcomes come as they are made.
 
     Raises WorkerKilled, and WorkerFailed or WorkerLost where a process cannot be set up.
     """
-    waiting: SimpleQueue[A] = SimpleQueue()
+    waiting: SimpleQueue[Sequence[A]] = SimpleQueue()
     count = 0
-    for count, question in enumerate(questions, 1):  # noqa: B007 - the count is what is left of it
-        waiting.put(question)
+    for group in groups:
+        waiting.put(group)
+        count += len(group)
     made: SimpleQueue[Outcome[A, B] | BaseException] = SimpleQueue()
+
+    def ask(worker: Worker[A, B], question: A) -> None:
+        try:
+            made.put((question, worker.call(question, deadline_s), None))
+        except WorkerFailed as error:
+            made.put((question, None, str(error)))
+        except WorkerLost as error:
+            made.put((question, None, f"lost: {error}"))
+            worker.wait_until_ready()
 
     def work(worker: Worker[A, B]) -> None:
         try:
             worker.wait_until_ready()
             while True:
-                question = waiting.get_nowait()
-                try:
-                    made.put((question, worker.call(question, deadline_s), None))
-                except WorkerFailed as error:
-                    made.put((question, None, str(error)))
-                except WorkerLost as error:
-                    made.put((question, None, f"lost: {error}"))
-                    worker.wait_until_ready()
+                for question in waiting.get_nowait():
+                    ask(worker, question)
         except Empty:
             return
         except BaseException as error:  # noqa: BLE001 - raised again where the outcomes are read
