@@ -122,12 +122,13 @@ def _built(request: StageRequest, shape: MoeShape, context: BuildContext, said: 
 
 
 def _tuning(request: StageRequest, shape: MoeShape, choices: tuple[Choice, ...], counts: TuningCounts) -> Tuning:
+    script = request.spec.moe_tuner_script
     return Tuning(
-        tuner_version=TUNER_VERSION,
+        tuner_version=None if script else TUNER_VERSION,
         strategy=label_of(request.spec),
-        grid=_grid(request.spec, shape),
+        grid=f"that of {script}" if script else _grid(request.spec, shape),
         dtype=shape.dtype or shape.activation,
-        seed=SEED,
+        seed=None if script else SEED,
         sizes=tuple(_tuned_size(choice) for choice in choices),
         **counts.model_dump(),
     )
@@ -162,10 +163,13 @@ def tune_by_script(request: StageRequest, shape: MoeShape, context: BuildContext
         StageError: it failed, or left no config file.
         Interrupted: the run was cancelled.
     """
-    folder = context.scratch / "tuned"
+    folder, kernels = context.scratch / "tuned", context.scratch / "kernels"
     folder.mkdir()
+    kernels.mkdir()
     context.report(f"running {request.spec.moe_tuner_script}", None, None)
-    env = {**_env(context.env), **visible_env(context.host_gpus)}
+    # No server runs a losing kernel.
+    own = {"TRITON_CACHE_DIR": str(kernels)}
+    env = {**_env(context.env), **visible_env(context.host_gpus), **own}
     command = _script_command(request, shape, folder)
     status = run_command(command, env, context, partial(keep_line, context), _WHAT)
     found = sorted(path for path in folder.glob("E=*.json"))
@@ -175,7 +179,7 @@ def tune_by_script(request: StageRequest, shape: MoeShape, context: BuildContext
     said = _read_script(request, shape, found[0])
     left = [str(size) for size in sizes_of(request.spec) if size not in said.files.up]
     nearest = f"the script tuned nothing for {', '.join(left)} tokens, which take the nearest size's config"
-    return replace(_built(request, shape, context, said), warnings=(nearest,) if left else ())
+    return replace(_built(request, shape, context, said), env=own, warnings=(nearest,) if left else ())
 
 
 def _script_command(request: StageRequest, shape: MoeShape, folder: Path) -> list[str]:
