@@ -7,6 +7,7 @@ its log and asks again.
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 from rayprep.model.base import Record
 from rayprep.model.moe import MoeShape
@@ -80,12 +81,10 @@ def next_trials(
         explore: try the neighbourhood of the best, too.
     """
     for rung in _rungs(tuple(candidates), shape, tokens, done, explore=explore):
-        missing = tuple(trial for trial in rung if trial not in done)
-        if not is_final(rung[0]):
-            if missing:
-                return missing
-        elif missing or len({done[trial].run for trial in rung}) > 1:
-            return rung  # what decides is measured together
+        if missing := tuple(trial for trial in rung if trial not in done):
+            return missing
+        if rung and is_final(rung[0]) and len(_gpus(rung, done)) > 1:
+            return rung  # that of a stopped run was not there any more, or had part of an earlier search alone
     return ()
 
 
@@ -101,16 +100,35 @@ def finished(shape: MoeShape, tokens: int, done: Done) -> tuple[MoeStrategy, ...
     return tuple(dict.fromkeys(each for strategy in ended for each in _CONTAINED[strategy]))
 
 
-def on_one_gpu(trials: Iterable[Trial]) -> tuple[tuple[Trial, ...], ...]:
-    """The trials by who has to measure them: two GPUs of a host are not equally fast, and their times not comparable.
+class Group(NamedTuple):
+    """What one GPU measures, one after another."""
 
-    A rung that decides stays together. Many a coarse one is all the work there is, so that every GPU takes of it.
+    trials: tuple[Trial, ...]
+    gpu: str = ""
+    """The one that has measured what these are compared with, where there is one."""
+
+
+def on_one_gpu(trials: Iterable[Trial], done: Done) -> tuple[Group, ...]:
+    """The trials by who measures them: a rung that decides stays together, also where a stopped run has begun it.
+
+    Many a coarse one is all the work there is, so that every GPU takes of it.
     """
     dealt: dict[object, list[Trial]] = {}
     # By size: the inputs of a size are made once.
     for trial in sorted(trials, key=lambda trial: trial.tokens):
         dealt.setdefault((trial.tokens, trial.replays) if is_final(trial) else trial, []).append(trial)
-    return tuple(tuple(group) for group in dealt.values())
+    return tuple(Group(tuple(group), _begun_by(group, done)) for group in dealt.values())
+
+
+def _begun_by(group: Sequence[Trial], done: Done) -> str:
+    tokens, replays = group[0].tokens, group[0].replays
+    others = (trial for trial in done if is_final(trial) and (trial.tokens, trial.replays) == (tokens, replays))
+    gpus = _gpus(tuple(others), done)
+    return gpus.pop() if len(gpus) == 1 else ""
+
+
+def _gpus(rung: Sequence[Trial], done: Done) -> set[str]:
+    return {done[trial].gpu for trial in rung if done[trial].us}
 
 
 def is_final(trial: Trial) -> bool:
@@ -161,7 +179,7 @@ def choose(tokens: int, done: Done) -> Choice | None:
     beside = next((each for each in reversed(own) if each.us and is_final(each.trial)), None)
     ran = [each for each in of_size if each.us]
     last = beside.trial.replays if beside else max((each.trial.replays for each in ran), default=None)
-    rung = [each for each in ran if each.trial.replays == last and (beside is None or each.run == beside.run)]
+    rung = [each for each in ran if each.trial.replays == last and (beside is None or each.gpu == beside.gpu)]
     if not rung:
         return None
     fastest = min(rung, key=lambda each: (each.us or 0.0, each.trial.config is not None, str(each.trial.config)))

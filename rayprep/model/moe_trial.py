@@ -35,7 +35,9 @@ class Measurement(Record):
     cut: bool = False
     """It was so far behind that it was run once."""
     run: str = ""
-    """Of the tuner. Two runs find the GPU in another state, or have another GPU."""
+    """Of the tuner."""
+    gpu: str = ""
+    """Its UUID. Two GPUs of a kind are not equally fast, and their times not comparable."""
 
     @property
     def may_pass(self) -> bool:

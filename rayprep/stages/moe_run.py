@@ -57,6 +57,7 @@ def tune(request: StageRequest, shape: MoeShape, context: BuildContext) -> Built
         campaign=str(context.layout.cache(CacheName.TRITON)),
         seed=SEED,
         gpus=tuple(gpu.index for gpu in gpus) or (0,),
+        uuids=tuple(gpu.uuid for gpu in gpus),
         compilers=len(os.sched_getaffinity(0)),
         capability=capability_of(request.signature),
         deadline_s=_DEADLINE_S,

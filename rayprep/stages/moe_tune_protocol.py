@@ -15,7 +15,7 @@ from rayprep.model.base import Record, encodable
 from rayprep.model.errors import ErrorType, RayprepError
 from rayprep.model.moe import MoeShape
 from rayprep.model.moe_entries import ConfigFiles, Stock
-from rayprep.model.moe_search import Choice
+from rayprep.model.moe_search import Choice, Group
 from rayprep.model.moe_space import KernelConfig
 from rayprep.model.moe_trial import Measurement, Trial
 from rayprep.model.server_failure import NO_SPACE
@@ -42,6 +42,8 @@ class TuneRequest(Record):
     seed: int
     gpus: tuple[int, ...] = Field(min_length=1)
     """All that the child sees, in its order, by the host's numbers."""
+    uuids: tuple[str, ...] = ()
+    """Of these GPUs."""
     compilers: int = Field(ge=1)
     """Processes that compile at a time."""
     capability: int
@@ -118,8 +120,8 @@ class Bench(Protocol):
         """Each with why it could not be compiled, or None."""
         ...
 
-    def measure(self, groups: Sequence[Sequence[Trial]]) -> Iterator[Measurement]:
-        """Each group on one GPU, in its order."""
+    def measure(self, groups: Sequence[Group]) -> Iterator[Measurement]:
+        """Each group on one GPU, on its own where that is here, in its order."""
         ...
 
 

@@ -139,7 +139,7 @@ class Tuner:
 
     def _measure(self, trials: Sequence[Trial]) -> None:
         started = time.monotonic()
-        for n, measured in enumerate(self.bench.measure(on_one_gpu(trials)), 1):
+        for n, measured in enumerate(self.bench.measure(on_one_gpu(trials, self.log.done)), 1):
             self._keep(measured)
             self._say(f"measuring for {measured.trial.tokens} tokens", n, len(trials))
         self._measure_s += time.monotonic() - started

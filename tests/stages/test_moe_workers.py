@@ -75,6 +75,16 @@ def test_one_process_answers_all_of_a_group_in_its_order() -> None:
     assert all(sorted(group, key=asked.index) == list(group) for group in groups)
 
 
+def test_what_is_one_processs_own_nobody_else_answers() -> None:
+    workers = [Worker(get_context("spawn"), setup_who) for _ in range(2)]
+    try:
+        told = {question: pid for question, pid, _ in ask_all(workers, [[0]], 10.0, {1: [[1, 2], [3]]})}
+        assert {told[question] for question in (1, 2, 3)} == {workers[1].call(4, 10.0)}
+    finally:
+        for worker in workers:
+            worker.end()
+
+
 def test_a_process_that_somebody_killed_ends_it_all() -> None:
     worker = Worker(get_context("spawn"), setup)
     try:
