@@ -6,18 +6,17 @@ its log and asks again.
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import pairwise
-
-from pydantic import Field
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 from rayprep.model.base import Record
 from rayprep.model.moe import MoeShape
 from rayprep.model.moe_space import KernelConfig, curated, neighbours, official_space, specialisation
+from rayprep.model.moe_trial import Done, Trial
 from rayprep.model.signature import Signature
 from rayprep.model.spec import MoeStrategy
 
-TUNER_VERSION = "3"
+TUNER_VERSION = "4"
 """Of the method: measurements of another one are not compared with ours."""
 SEED = 0
 """Of the made-up weights, inputs and routings."""
@@ -25,8 +24,16 @@ SEED = 0
 COARSE = 4
 FINALS = ((8, 12), (3, 36))
 """Successive halving: so many of the best are measured again, with so many replays each."""
+_LAST = FINALS[-1][1]
 BEAMS = (4, 2, 1)
 """Of how many of the best the neighbourhood is tried, round after round."""
+
+_CONTAINED = {
+    MoeStrategy.FIXED: (MoeStrategy.FIXED,),
+    MoeStrategy.AUTO: (MoeStrategy.FIXED, MoeStrategy.AUTO),
+    MoeStrategy.SWEEP: (MoeStrategy.FIXED, MoeStrategy.AUTO, MoeStrategy.SWEEP),
+}
+"""A longer search does what is asked of a shorter one."""
 
 _HOPELESS = 3.0
 """So many times as slow as the best, a config is not measured to its end."""
@@ -37,36 +44,6 @@ _NEAR_EACH = 8
 """Neighbours of one config that are new, about."""
 
 
-class Trial(Record):
-    """One thing to measure. Without a config it is what SGLang would run by itself."""
-
-    tokens: int = Field(gt=0)
-    config: KernelConfig | None
-    replays: int = Field(gt=0)
-
-
-class Measurement(Record):
-    """One line of a tuning's log."""
-
-    trial: Trial
-    us: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """Microseconds of one call of the layer: the median over the replays. None where it cannot run."""
-    error: str | None = None
-    cut: bool = False
-    """It was so far behind that it was run once."""
-
-
-Done = Mapping[Trial, Measurement]
-
-
-class Stock(Record):
-    """What SGLang runs for a number of tokens without us."""
-
-    config: KernelConfig
-    down: KernelConfig | None = None
-    """Of the second product, where a file of its own says so."""
-
-
 class Choice(Record):
     """What a batch of `tokens` gets. Without a config it keeps what SGLang would run."""
 
@@ -74,17 +51,14 @@ class Choice(Record):
     config: KernelConfig | None
     us: float | None
     stock_us: float | None
+    stock_error: str | None = None
+    """Why there is no `stock_us`: nothing was compared with what SGLang would run."""
+    strategies: tuple[MoeStrategy, ...] = ()
+    """Those whose search for this size came to its end."""
 
     @property
     def speedup(self) -> float | None:
         return round(self.stock_us / self.us, 4) if self.us and self.stock_us else None
-
-
-class ConfigFiles(Record):
-    """The contents of the config file and of its `_down` twin, which is None where SGLang has none to be overruled."""
-
-    up: dict[int, KernelConfig]
-    down: dict[int, KernelConfig] | None = None
 
 
 def tuning_digest(signature: Signature, shape: MoeShape) -> str:
@@ -109,7 +83,56 @@ def next_trials(
     for rung in _rungs(tuple(candidates), shape, tokens, done, explore=explore):
         if missing := tuple(trial for trial in rung if trial not in done):
             return missing
+        if rung and is_final(rung[0]) and len(_gpus(rung, done)) > 1:
+            return rung  # that of a stopped run was not there any more, or had part of an earlier search alone
     return ()
+
+
+def finished(shape: MoeShape, tokens: int, done: Done) -> tuple[MoeStrategy, ...]:
+    """The strategies of which nothing is left to do for batches of `tokens`."""
+    ended = (
+        strategy
+        for strategy in MoeStrategy
+        if not next_trials(
+            first_candidates(strategy, shape, tokens), shape, tokens, done, explore=strategy is MoeStrategy.AUTO
+        )
+    )
+    return tuple(dict.fromkeys(each for strategy in ended for each in _CONTAINED[strategy]))
+
+
+class Group(NamedTuple):
+    """What one GPU measures, one after another."""
+
+    trials: tuple[Trial, ...]
+    gpu: str = ""
+    """The one that has measured what these are compared with, where there is one."""
+
+
+def on_one_gpu(trials: Iterable[Trial], done: Done) -> tuple[Group, ...]:
+    """The trials by who measures them: a rung that decides stays together, also where a stopped run has begun it.
+
+    Many a coarse one is all the work there is, so that every GPU takes of it.
+    """
+    dealt: dict[object, list[Trial]] = {}
+    # By size: the inputs of a size are made once.
+    for trial in sorted(trials, key=lambda trial: trial.tokens):
+        dealt.setdefault((trial.tokens, trial.replays) if is_final(trial) else trial, []).append(trial)
+    return tuple(Group(tuple(group), _begun_by(group, done)) for group in dealt.values())
+
+
+def _begun_by(group: Sequence[Trial], done: Done) -> str:
+    tokens, replays = group[0].tokens, group[0].replays
+    others = (trial for trial in done if is_final(trial) and (trial.tokens, trial.replays) == (tokens, replays))
+    gpus = _gpus(tuple(others), done)
+    return gpus.pop() if len(gpus) == 1 else ""
+
+
+def _gpus(rung: Sequence[Trial], done: Done) -> set[str]:
+    return {done[trial].gpu for trial in rung if done[trial].us}
+
+
+def is_final(trial: Trial) -> bool:
+    return trial.replays > COARSE
 
 
 def _rungs(
@@ -146,55 +169,45 @@ def _us(trial: Trial, done: Done) -> float | None:
 
 
 def choose(tokens: int, done: Done) -> Choice | None:
-    """The fastest on the last rung that was measured; SGLang's own where nothing is faster. None where nothing ran."""
-    of_size = [each for each in done.values() if each.trial.tokens == tokens and each.us is not None]
-    last = max((each.trial.replays for each in of_size if each.trial.config is None), default=None)
-    if last is None:
-        last = max((each.trial.replays for each in of_size), default=None)
-    rung = [each for each in of_size if each.trial.replays == last]
+    """The fastest of those that were measured together with SGLang's own, on the last rung on which that ran; SGLang's
+    own where nothing is faster.
+
+    Where that ran on none of them the fastest of the last rung. None where nothing ran.
+    """
+    of_size = [each for each in done.values() if each.trial.tokens == tokens]
+    own = sorted((each for each in of_size if each.trial.config is None), key=lambda each: each.trial.replays)
+    beside = next((each for each in reversed(own) if each.us and is_final(each.trial)), None)
+    ran = [each for each in of_size if each.us]
+    last = beside.trial.replays if beside else max((each.trial.replays for each in ran), default=None)
+    rung = [each for each in ran if each.trial.replays == last and (beside is None or each.gpu == beside.gpu)]
     if not rung:
         return None
-    stock = next((each.us for each in rung if each.trial.config is None), None)
     fastest = min(rung, key=lambda each: (each.us or 0.0, each.trial.config is not None, str(each.trial.config)))
-    return Choice(tokens=tokens, config=fastest.trial.config, us=fastest.us, stock_us=stock)
+    return Choice(
+        tokens=tokens,
+        config=fastest.trial.config,
+        us=fastest.us,
+        stock_us=beside.us if beside else None,
+        stock_error=None if beside or not own else own[-1].error,
+    )
+
+
+def choices(asked: Iterable[int], shape: MoeShape, done: Done) -> tuple[Choice, ...]:
+    """For the sizes that are asked for, and those of earlier runs whose search came to its end. None where nothing ran.
+
+    All of them are in the one file that a model's servers read, or a run for one size would undo another's.
+    """
+    sizes = {*asked, *(trial.tokens for trial in done if is_compared(trial.tokens, done))}
+    found = (choose(size, done) for size in sorted(sizes))
+    return tuple(
+        each.model_copy(update={"strategies": finished(shape, each.tokens, done)}) for each in found if each is not None
+    )
 
 
 def is_compared(tokens: int, done: Done) -> bool:
-    """Whether a size's search came to its end: on the last rung SGLang's own config is measured beside the best."""
-    own = done.get(Trial(tokens=tokens, config=None, replays=FINALS[-1][1]))
-    return own is not None and own.us is not None
-
-
-def config_files(sizes: Iterable[int], choices: Iterable[Choice], stock: Mapping[int, Stock]) -> ConfigFiles:
-    """What the files say. SGLang takes the entry of the nearest size, so a size that was not tuned has to be there,
-    too: with SGLang's own values, or its neighbours' would count.
-
-    Both products of a tuned entry were measured with one config. Where SGLang ships a file for the second one, it
-    would overrule that, so ours gets a twin that says the same.
-    """
-    tuned = {choice.tokens: choice.config for choice in choices if choice.config}
-    up, down = {}, {}
-    for size in sorted(sizes):
-        own = stock[size]
-        up[size] = tuned.get(size) or own.config
-        kept = own.down.model_copy(update={"BLOCK_SIZE_M": own.config.BLOCK_SIZE_M}) if own.down else own.config
-        down[size] = tuned.get(size) or kept
-    overruled = any(own.down for own in stock.values())
-    return ConfigFiles(up=up, down=down if overruled else None)
-
-
-def served_trials(entries: Mapping[int, KernelConfig], shape: MoeShape) -> tuple[Trial, ...]:
-    """One call for each way in which a server with this file specialises one of its configs, the smallest of each."""
-    found: dict[object, Trial] = {}
-    sizes = sorted(entries)
-    # What is compiled in comes back every 16 tokens, but where experts' rows begin to be padded, or the entry is new.
-    begins = (1, shape.experts // shape.top_k + 1, *(sum(pair) // 2 + 1 for pair in pairwise(sizes)))
-    for tokens in sorted({begin + n for begin in begins for n in range(16)}):
-        config = entries[min(sizes, key=lambda size: abs(size - tokens))]
-        kind = config, specialisation(shape, tokens, config.BLOCK_SIZE_M)
-        if tokens <= sizes[-1]:
-            found.setdefault(kind, Trial(tokens=tokens, config=config, replays=1))
-    return tuple(found.values())
+    """Whether a size's search came to its end: on the last rung SGLang's own config goes along with the best."""
+    own = done.get(Trial(tokens=tokens, config=None, replays=_LAST))
+    return own is not None and not own.may_pass
 
 
 def is_hopeless(us: float, best_us: float | None) -> bool:

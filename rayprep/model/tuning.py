@@ -38,9 +38,10 @@ class TuningCounts(Record):
 class Tuning(TuningCounts):
     """How the MoE kernel was tuned, as far as it decides the outcome, and what came of it."""
 
-    tuner_version: str
+    tuner_version: str | None
+    """Null where a script tuned, as the seed is."""
     strategy: str
     grid: str
     dtype: str
-    seed: int
+    seed: int | None
     sizes: tuple[TunedSize, ...]

@@ -4,10 +4,10 @@ import hashlib
 from collections.abc import Iterable
 
 from rayprep.host.layout import Layout
+from rayprep.host.moe_folder import shipped_configs
 from rayprep.model.caches import CacheName
 from rayprep.model.completion import Check, CheckState, Completion
 from rayprep.model.stages import StageName
-from rayprep.stages.moe_files import shipped_configs
 
 
 def found_configs(layout: Layout, names: Iterable[str]) -> dict[str, str]:

@@ -2,17 +2,14 @@
 
 import contextlib
 import os
-import re
 import stat
+from collections.abc import Collection
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from rayprep.model.errors import ErrorType, HostUnfit
-from rayprep.model.moe_search import Measurement, Trial
-from rayprep.model.server_failure import NO_SPACE
-
-_LACKING = re.compile(rf"OutOfMemoryError|{NO_SPACE}")
+from rayprep.model.moe_trial import Measurement, Trial
 
 
 class MeasurementLog:
@@ -52,15 +49,15 @@ class MeasurementLog:
         except ValidationError:
             self.unreadable += 1
         else:
-            self.done.setdefault(found.trial, found)
+            self.done[found.trial] = found
+
+    def retry(self, sizes: Collection[int]) -> None:
+        """Counts as not measured what failed at these sizes for a reason that may pass."""
+        self.done = {trial: each for trial, each in self.done.items() if trial.tokens not in sizes or not each.may_pass}
 
     def append(self, measured: Measurement) -> None:
-        """What ran out of memory or disk is not kept for the next run, which may have more. Raises as above."""
+        """In place of what there may be of an earlier run. Raises as above."""
         self.done[measured.trial] = measured
-        if not _LACKING.search(measured.error or ""):
-            self._write(measured)
-
-    def _write(self, measured: Measurement) -> None:
         descriptor = self._open(os.O_RDWR | os.O_APPEND | os.O_CREAT)
         try:
             end = os.fstat(descriptor).st_size

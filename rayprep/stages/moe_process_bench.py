@@ -1,13 +1,16 @@
 """What the tuner measures and compiles with: processes that stay, one for each GPU and as many as there are CPUs."""
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import compress
 from multiprocessing import get_context
 from typing import TypeVar
 
-from rayprep.model.moe_search import Measurement, Stock, Trial
+from rayprep.model.moe_entries import Stock
+from rayprep.model.moe_search import Group
+from rayprep.model.moe_trial import Measurement, Trial
 from rayprep.stages.moe_compile import CompileSetup
 from rayprep.stages.moe_tune_protocol import BenchFacts, KernelJob, Recorded, TuneRequest
-from rayprep.stages.moe_workers import Worker, ask_all
+from rayprep.stages.moe_workers import Worker, WorkerFailed, WorkerLost, ask_all
 
 T = TypeVar("T")
 _SGLANG_KERNELS = "sglang.srt.layers.moe.fused_moe_triton"
@@ -22,7 +25,17 @@ class BenchSetup:
     def __call__(self) -> Callable[[tuple[str, object]], object]:
         from rayprep.stages.moe_bench import MoeBench, answers
 
-        return answers(MoeBench(self.request.shape, self.request.seed, self.gpu))
+        answer, uuid = answers(MoeBench(self.request.shape, self.request.seed, self.gpu)), self.uuid
+
+        def signed(question: tuple[str, object]) -> object:
+            found = answer(question)
+            return found.model_copy(update={"gpu": uuid}) if isinstance(found, Measurement) else found
+
+        return signed
+
+    @property
+    def uuid(self) -> str:
+        return self.request.uuids[self.gpu] if self.request.uuids else ""
 
 
 class ProcessBench:
@@ -35,19 +48,39 @@ class ProcessBench:
         self._request = request
         self._gpus: list[Worker[tuple[str, object], object]] = []
         self._compilers: list[Worker[KernelJob, None]] = []
+        self._index: dict[str, int] = {}
+        self.unused: dict[int, str] = {}
 
     def open(self) -> BenchFacts:
-        """Starts them all, which takes as long as SGLang's import. Raises WorkerFailed or WorkerLost."""
+        """Starts them all, which takes as long as SGLang's import.
+
+        Raises:
+            WorkerFailed: no GPU can be used.
+            WorkerKilled: somebody ended a process.
+        """
         request = self._request
         spawn, fork = get_context("spawn"), get_context("forkserver")
         fork.set_forkserver_preload(["rayprep.stages.moe_compile", _SGLANG_KERNELS])
-        for gpu in range(request.gpus):
-            self._gpus.append(Worker(spawn, BenchSetup(request, gpu)))
+        setups = [BenchSetup(request, gpu) for gpu in range(len(request.gpus))]
+        self._gpus = [Worker(spawn, setup) for setup in setups]
         for _ in range(request.compilers):
             self._compilers.append(Worker(fork, CompileSetup(request.capability)))
-        for worker in self._gpus:
-            worker.wait_until_ready()
+        ready = [self._is_ready(gpu, worker) for gpu, worker in zip(request.gpus, self._gpus, strict=True)]
+        self._gpus, setups = list(compress(self._gpus, ready)), list(compress(setups, ready))
+        self._index = {setup.uuid: index for index, setup in enumerate(setups)}
+        if not self._gpus:
+            gpu, error = next(iter(self.unused.items()))
+            raise WorkerFailed(f"GPU {gpu}: {error}")
         return self._ask("facts", None, BenchFacts)
+
+    def _is_ready(self, gpu: int, worker: Worker[tuple[str, object], object]) -> bool:
+        """Somebody else may hold all of its memory; the others do without it."""
+        try:
+            worker.wait_until_ready()
+        except (WorkerFailed, WorkerLost) as error:
+            self.unused[gpu] = str(error)
+            worker.end()
+        return gpu not in self.unused
 
     def stock(self, tokens: int) -> Stock:
         return self._ask("stock", tokens, Stock)
@@ -61,22 +94,25 @@ class ProcessBench:
         return answer
 
     def record(self, trials: Sequence[Trial]) -> Iterator[tuple[Trial, Recorded]]:
-        for (_, trial), answer, error in self._ask_gpus("record", trials):
+        for (_, trial), answer, error in self._ask_gpus("record", [Group((trial,)) for trial in trials]):
             yield trial, answer if isinstance(answer, Recorded) else Recorded((), error)
 
-    def measure(self, trials: Sequence[Trial]) -> Iterator[Measurement]:
-        for (_, trial), answer, error in self._ask_gpus("measure", trials):
+    def measure(self, groups: Sequence[Group]) -> Iterator[Measurement]:
+        for (_, trial), answer, error in self._ask_gpus("measure", groups):
             yield answer if isinstance(answer, Measurement) else Measurement(trial=trial, error=error)
 
-    def _ask_gpus(self, what: str, trials: Sequence[Trial]) -> Iterator[tuple[tuple[str, Trial], object, str | None]]:
-        for (name, trial), answer, error in ask_all(
-            self._gpus, [(what, trial) for trial in trials], self._request.deadline_s
-        ):
+    def _ask_gpus(self, what: str, groups: Sequence[Group]) -> Iterator[tuple[tuple[str, Trial], object, str | None]]:
+        shared: list[list[tuple[str, object]]] = []
+        own: dict[int, list[list[tuple[str, object]]]] = {}
+        for trials, gpu in groups:
+            where = own.setdefault(self._index[gpu], []) if gpu in self._index else shared
+            where.append([(what, trial) for trial in trials])
+        for (name, trial), answer, error in ask_all(self._gpus, shared, self._request.deadline_s, own):
             assert isinstance(trial, Trial)
             yield (name, trial), answer, error
 
     def compile(self, jobs: Sequence[KernelJob]) -> Iterator[tuple[KernelJob, str | None]]:
-        for job, _, error in ask_all(self._compilers, jobs, self._request.deadline_s):
+        for job, _, error in ask_all(self._compilers, [(job,) for job in jobs], self._request.deadline_s):
             yield job, error
 
     def close(self) -> None:

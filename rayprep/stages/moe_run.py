@@ -16,16 +16,17 @@ from rayprep.host.layout import Layout, os_error_type
 from rayprep.host.moe_folder import shipped_configs
 from rayprep.model.caches import CacheName
 from rayprep.model.errors import ErrorType, StageError
-from rayprep.model.moe import MoeShape, default_batch_sizes
-from rayprep.model.moe_search import SEED, TUNER_VERSION, Choice, ConfigFiles, first_candidates, tuning_digest
+from rayprep.model.moe import MoeShape
+from rayprep.model.moe_entries import ConfigFiles
+from rayprep.model.moe_search import SEED, TUNER_VERSION, Choice, first_candidates, tuning_digest
 from rayprep.model.moe_space import KernelConfig
-from rayprep.model.spec import StageOp
+from rayprep.model.spec import MoeStrategy, PrepSpec, StageOp
 from rayprep.model.stages import StageName
-from rayprep.model.tuning import TunedSize, Tuning
+from rayprep.model.tuning import TunedSize, Tuning, TuningCounts
 from rayprep.stages.child_run import keep_line, log_tail, run_child, run_command
 from rayprep.stages.moe_files import facts_of, kept_aside, link_active, seed, write_config
 from rayprep.stages.moe_tune import capability_of, covered_units, label_of, sizes_of
-from rayprep.stages.moe_tune_protocol import TUNE_LINE, Counts, TunedLine, TuneRequest
+from rayprep.stages.moe_tune_protocol import TUNE_LINE, TunedLine, TuneRequest
 from rayprep.stages.protocol import BuildContext, Built, StageRequest
 
 _WHAT = "MoE tuner"
@@ -52,12 +53,12 @@ def tune(request: StageRequest, shape: MoeShape, context: BuildContext) -> Built
         shape=shape,
         strategy=spec.moe_strategy,
         sizes=sizes_of(spec),
-        all_sizes=tuple(sorted({*default_batch_sizes(spec.server_args), *sizes_of(spec)})),
         log=str(home / "measurements.jsonl"),
         kernels=str(kernels),
         campaign=str(context.layout.cache(CacheName.TRITON)),
         seed=SEED,
-        gpus=max(1, len(gpus)),
+        gpus=tuple(gpu.index for gpu in gpus) or (0,),
+        uuids=tuple(gpu.uuid for gpu in gpus),
         compilers=len(os.sched_getaffinity(0)),
         capability=capability_of(request.signature),
         deadline_s=_DEADLINE_S,
@@ -110,33 +111,36 @@ def _built(request: StageRequest, shape: MoeShape, context: BuildContext, said: 
         facts = facts_of(layout, config, link_active(layout, request.model.slug, config))
     except OSError as error:
         raise StageError(os_error_type(error), f"{error.filename}: {error.strerror or error}") from None
-    counts = said.counts
-    kept = f"{counts.unreadable} lines of the tuner's log cannot be read, and were left out"
+    asked = [choice for choice in said.choices if choice.tokens in sizes_of(request.spec)]
     return Built(
-        units=covered_units(request.spec, shape, sizes_of(request.spec)),
+        units=covered_units(request.spec, shape, said.choices),
         # One file. Of sizes tuned earlier it says what the log does, and there is none of a script, or of another host.
         whole=True,
         used=frozenset(str(path.relative_to(layout.profiles)) for path in written),
-        compiled=tuple(f"M={choice.tokens} {choice.config or 'default'}" for choice in said.choices),
-        warnings=(*((kept,) if counts.unreadable else ()), *kept_aside(layout, config)),
-        artifacts=facts.model_copy(update={"tuning": _tuning(request, shape, said.choices, counts)}),
+        compiled=tuple(f"M={choice.tokens} {choice.config or 'default'}" for choice in asked),
+        warnings=(*said.warnings, *kept_aside(layout, config)),
+        artifacts=facts.model_copy(update={"tuning": _tuning(request, shape, said.choices, said.counts)}),
     )
 
 
-def _tuning(request: StageRequest, shape: MoeShape, choices: tuple[Choice, ...], counts: Counts) -> Tuning:
-    spec = request.spec
-    grid = {size: len(first_candidates(spec.moe_strategy, shape, size)) for size in sizes_of(spec)}
-    told = " to ".join(str(count) for count in sorted({min(grid.values()), max(grid.values())}))
-    further = ", then neighbours of the best" if spec.moe_strategy.value == "auto" else ""
+def _tuning(request: StageRequest, shape: MoeShape, choices: tuple[Choice, ...], counts: TuningCounts) -> Tuning:
+    script = request.spec.moe_tuner_script
     return Tuning(
-        tuner_version=TUNER_VERSION,
-        strategy=label_of(spec),
-        grid=f"{told} configs for each batch size{further}",
+        tuner_version=None if script else TUNER_VERSION,
+        strategy=label_of(request.spec),
+        grid=f"that of {script}" if script else _grid(request.spec, shape),
         dtype=shape.dtype or shape.activation,
-        seed=SEED,
+        seed=None if script else SEED,
         sizes=tuple(_tuned_size(choice) for choice in choices),
-        **counts.model_dump(exclude={"unreadable"}),
+        **counts.model_dump(),
     )
+
+
+def _grid(spec: PrepSpec, shape: MoeShape) -> str:
+    each = {len(first_candidates(spec.moe_strategy, shape, size)) for size in sizes_of(spec)}
+    told = " to ".join(str(count) for count in sorted({min(each), max(each)}))
+    further = ", then neighbours of the best" if spec.moe_strategy is MoeStrategy.AUTO else ""
+    return f"{told} configs for each batch size{further}"
 
 
 def _tuned_size(choice: Choice) -> TunedSize:
@@ -161,10 +165,13 @@ def tune_by_script(request: StageRequest, shape: MoeShape, context: BuildContext
         StageError: it failed, or left no config file.
         Interrupted: the run was cancelled.
     """
-    folder = context.scratch / "tuned"
+    folder, kernels = context.scratch / "tuned", context.scratch / "kernels"
     folder.mkdir()
+    kernels.mkdir()
     context.report(f"running {request.spec.moe_tuner_script}", None, None)
-    env = {**_env(context.env), **visible_env(context.host_gpus)}
+    # No server runs a losing kernel.
+    own = {"TRITON_CACHE_DIR": str(kernels)}
+    env = {**_env(context.env), **visible_env(context.host_gpus), **own}
     command = _script_command(request, shape, folder)
     status = run_command(command, env, context, partial(keep_line, context), _WHAT)
     found = sorted(path for path in folder.glob("E=*.json"))
@@ -174,8 +181,7 @@ def tune_by_script(request: StageRequest, shape: MoeShape, context: BuildContext
     said = _read_script(request, shape, found[0])
     left = [str(size) for size in sizes_of(request.spec) if size not in said.files.up]
     nearest = f"the script tuned nothing for {', '.join(left)} tokens, which take the nearest size's config"
-    built = _built(request, shape, context, said)
-    return replace(built, warnings=(*built.warnings, nearest)) if left else built
+    return replace(_built(request, shape, context, said), env=own, warnings=(nearest,) if left else ())
 
 
 def _script_command(request: StageRequest, shape: MoeShape, folder: Path) -> list[str]:
@@ -210,5 +216,5 @@ def _read_script(request: StageRequest, shape: MoeShape, file: Path) -> TunedLin
         choices=tuple(
             Choice(tokens=size, config=config, us=None, stock_us=None) for size, config in sorted(entries.items())
         ),
-        counts=Counts(),
+        counts=TuningCounts(),
     )

@@ -13,7 +13,7 @@ from rayprep.host.layout import Layout
 from rayprep.host.scan import CacheScan
 from rayprep.model.errors import BadRequest, ErrorType, StageError
 from rayprep.model.moe import MoeShape, default_batch_sizes, moe_runner, moe_shape
-from rayprep.model.moe_search import estimated_seconds
+from rayprep.model.moe_search import Choice, estimated_seconds
 from rayprep.model.moe_space import official_space
 from rayprep.model.plan import NotNeeded, StagePlan, Unable, Work
 from rayprep.model.result import Artifacts, Tally
@@ -29,12 +29,6 @@ _TRITON_UP_TO = 100
 """From this compute capability on, 100 for sm_100, SGLang runs experts through FlashInfer unless it is told not to."""
 _SCRIPT_SECONDS = 2644.0
 """Of the official tuner for one number of tokens, as its authors published for an H100."""
-_CONTAINED = {
-    MoeStrategy.FIXED: (MoeStrategy.FIXED,),
-    MoeStrategy.AUTO: (MoeStrategy.FIXED, MoeStrategy.AUTO),
-    MoeStrategy.SWEEP: (MoeStrategy.FIXED, MoeStrategy.AUTO, MoeStrategy.SWEEP),
-}
-"""A longer search does what is asked of a shorter one."""
 
 
 class MoeTuneStage:
@@ -97,10 +91,11 @@ def unit_name(label: str, shape: MoeShape, tokens: int) -> str:
     return f"{label} {shape} M={tokens}"
 
 
-def covered_units(spec: PrepSpec, shape: MoeShape, sizes: Sequence[int]) -> tuple[str, ...]:
-    """What a finished search covers."""
-    labels = ("script",) if spec.moe_tuner_script else tuple(each.value for each in _CONTAINED[spec.moe_strategy])
-    return tuple(unit_name(label, shape, size) for label in labels for size in sizes)
+def covered_units(spec: PrepSpec, shape: MoeShape, choices: Sequence[Choice]) -> tuple[str, ...]:
+    """What finished searches cover. A script's are the sizes that it was asked for."""
+    if spec.moe_tuner_script:
+        return tuple(unit_name(label_of(spec), shape, size) for size in sizes_of(spec))
+    return tuple(unit_name(each.value, shape, choice.tokens) for choice in choices for each in choice.strategies)
 
 
 def serve_follows(spec: PrepSpec) -> bool:

@@ -6,15 +6,18 @@ The parent writes one `TuneRequest` to a file; the child answers as `child_lines
 
 import errno
 import re
-from typing import Annotated, Literal, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Literal, NamedTuple, Protocol
 
 from pydantic import Field, TypeAdapter
 
 from rayprep.model.base import Record, encodable
 from rayprep.model.errors import ErrorType, RayprepError
 from rayprep.model.moe import MoeShape
-from rayprep.model.moe_search import Choice, ConfigFiles
+from rayprep.model.moe_entries import ConfigFiles, Stock
+from rayprep.model.moe_search import Choice, Group
 from rayprep.model.moe_space import KernelConfig
+from rayprep.model.moe_trial import Measurement, Trial
 from rayprep.model.server_failure import NO_SPACE
 from rayprep.model.spec import MoeStrategy
 from rayprep.model.tuning import TuningCounts
@@ -28,8 +31,6 @@ class TuneRequest(Record):
     strategy: MoeStrategy
     sizes: tuple[int, ...]
     """Numbers of tokens to tune for."""
-    all_sizes: tuple[int, ...]
-    """Those that the file is to have an entry for."""
     space: tuple[KernelConfig, ...] = ()
     """Tried in place of the strategy's own, where there is one."""
     log: str
@@ -39,21 +40,16 @@ class TuneRequest(Record):
     campaign: str = ""
     """The Triton cache of the servers, which takes the kernels of what was chosen; empty for none."""
     seed: int
-    gpus: int = Field(ge=1)
-    """All that the child sees."""
+    gpus: tuple[int, ...] = Field(min_length=1)
+    """All that the child sees, in its order, by the host's numbers."""
+    uuids: tuple[str, ...] = ()
+    """Of these GPUs."""
     compilers: int = Field(ge=1)
     """Processes that compile at a time."""
     capability: int
     """Of the GPUs, 90 for sm_90."""
     deadline_s: float = Field(gt=0)
     """For one kernel to compile, or one measurement."""
-
-
-class Counts(TuningCounts):
-    """With what only the parent wants to know."""
-
-    unreadable: int = 0
-    """Lines of the log that say nothing."""
 
 
 class TunedLine(Record):
@@ -70,7 +66,9 @@ class TunedLine(Record):
     """The folder of the configs that ship with SGLang."""
     files: ConfigFiles
     choices: tuple[Choice, ...]
-    counts: Counts
+    """For all sizes that were tuned and that the file tells of, now or by an earlier run."""
+    counts: TuningCounts
+    warnings: tuple[str, ...] = ()
 
 
 TuneLine = Annotated[StepLine | TunedLine | FailLine, Field(discriminator="event")]
@@ -103,6 +101,28 @@ class BenchFacts(NamedTuple):
     folder: str
     triton_version: str
     shipped: str
+
+
+class Bench(Protocol):
+    """What compiles and measures."""
+
+    unused: dict[int, str]
+    """GPUs that could not be opened, and why."""
+
+    def open(self) -> BenchFacts: ...
+    def stock(self, tokens: int) -> Stock: ...
+    def shipped_sizes(self) -> Sequence[int]:
+        """Of which SGLang's own files say something."""
+        ...
+
+    def record(self, trials: Sequence[Trial]) -> Iterator[tuple[Trial, Recorded]]: ...
+    def compile(self, jobs: Sequence[KernelJob]) -> Iterator[tuple[KernelJob, str | None]]:
+        """Each with why it could not be compiled, or None."""
+        ...
+
+    def measure(self, groups: Sequence[Group]) -> Iterator[Measurement]:
+        """Each group on one GPU, on its own where that is here, in its order."""
+        ...
 
 
 _SIGNS = (

@@ -1,35 +1,29 @@
 """The tuner's loop: asks what is to be measured next, has it compiled ahead and measured, and keeps each result."""
 
 import re
+import secrets
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Protocol
 
+from rayprep.model.moe import default_batch_sizes
+from rayprep.model.moe_entries import config_files, served_trials
 from rayprep.model.moe_search import (
     Choice,
-    Measurement,
-    Stock,
-    Trial,
-    choose,
-    config_files,
+    choices,
+    finished,
     first_candidates,
-    is_compared,
+    is_final,
     next_trials,
-    served_trials,
+    on_one_gpu,
 )
 from rayprep.model.moe_space import KernelConfig, accumulators, specialisation
+from rayprep.model.moe_trial import Measurement, Trial, may_pass
 from rayprep.model.server_failure import NO_SPACE
 from rayprep.model.spec import MoeStrategy
+from rayprep.model.tuning import TuningCounts
 from rayprep.stages.child_lines import Emit, StepLine
 from rayprep.stages.moe_log import MeasurementLog
-from rayprep.stages.moe_tune_protocol import (
-    BenchFacts,
-    Counts,
-    KernelJob,
-    Recorded,
-    TunedLine,
-    TuneRequest,
-)
+from rayprep.stages.moe_tune_protocol import Bench, BenchFacts, KernelJob, TunedLine, TuneRequest
 
 _SAID_EACH_S = 1.0
 _SOON = 128
@@ -42,30 +36,14 @@ class Untunable(Exception):
     """No kernel can be compiled here, or nothing be measured for a number of tokens, SGLang's own config included."""
 
 
-class Bench(Protocol):
-    """What compiles and measures."""
-
-    def open(self) -> BenchFacts: ...
-    def stock(self, tokens: int) -> Stock: ...
-    def shipped_sizes(self) -> Sequence[int]:
-        """Of which SGLang's own files say something."""
-        ...
-
-    def record(self, trials: Sequence[Trial]) -> Iterator[tuple[Trial, Recorded]]: ...
-    def compile(self, jobs: Sequence[KernelJob]) -> Iterator[tuple[KernelJob, str | None]]:
-        """Each with why it could not be compiled, or None."""
-        ...
-
-    def measure(self, trials: Sequence[Trial]) -> Iterator[Measurement]: ...
-
-
 class Tuner:
     """One tuning from start to end."""
 
     def __init__(self, request: TuneRequest, bench: Bench, log: MeasurementLog, emit: Emit) -> None:
         self.request, self.bench, self.log, self.emit = request, bench, log, emit
-        self._candidates = {size: self._first(size) for size in request.sizes}
-        self._reused = len(log.done)
+        self._run = secrets.token_hex(4)
+        log.retry(request.sizes)
+        self._candidates = {size: self._first(size) for size in request.sizes if not self._is_known(size)}
         self._ran = any(each.us for each in log.done.values())
         """An earlier run has shown that kernels can be compiled here."""
         self._compiled: set[KernelJob] = set()
@@ -74,6 +52,10 @@ class Tuner:
         """Of each kind of trial. What this process has once recorded, and then run, it would not record again."""
         self._said = 0.0
         self._setup_s = self._compile_s = self._measure_s = 0.0
+
+    def _is_known(self, size: int) -> bool:
+        """Whether an earlier run has done as much for this size. Fewer candidates would find less than that has."""
+        return not self.request.space and self.request.strategy in finished(self.request.shape, size, self.log.done)
 
     def _first(self, size: int) -> Sequence[KernelConfig]:
         return self.request.space or first_candidates(self.request.strategy, self.request.shape, size)
@@ -103,7 +85,7 @@ class Tuner:
         self._compile_s += time.monotonic() - started
         compiling = self._compiling(trials)
         for late in (False, True):
-            part = [trial for trial in trials if (accumulators(trial.config) > _SOON) is late]
+            part = [trial for trial in trials if _is_late(trial) is late]
             self._measure(self._ready(part, compiling))
 
     def _compiling(self, trials: Sequence[Trial]) -> Iterator[KernelJob]:
@@ -135,7 +117,7 @@ class Tuner:
             if why is None:
                 ready.append(trial)
             else:
-                self.log.append(Measurement(trial=trial, error=why))
+                self._keep(Measurement(trial=trial, error=why))
         self._compile_s += time.monotonic() - started
         return tuple(ready)
 
@@ -157,12 +139,13 @@ class Tuner:
 
     def _measure(self, trials: Sequence[Trial]) -> None:
         started = time.monotonic()
-        # By size: the inputs of a size are made once.
-        ordered = sorted(trials, key=lambda trial: trial.tokens)
-        for n, measured in enumerate(self.bench.measure(ordered), 1):
-            self.log.append(measured)
-            self._say(f"measuring for {measured.trial.tokens} tokens", n, len(ordered))
+        for n, measured in enumerate(self.bench.measure(on_one_gpu(trials, self.log.done)), 1):
+            self._keep(measured)
+            self._say(f"measuring for {measured.trial.tokens} tokens", n, len(trials))
         self._measure_s += time.monotonic() - started
+
+    def _keep(self, measured: Measurement) -> None:
+        self.log.append(measured.model_copy(update={"run": self._run}))
 
     def _say(self, hint: str, n: int, m: int) -> None:
         """Not each of thousands."""
@@ -172,32 +155,46 @@ class Tuner:
             self.emit(StepLine(hint=hint, n=n, m=m))
 
     def _told(self, facts: BenchFacts) -> TunedLine:
-        # Of other sizes an earlier run may have been stopped in the middle of their search.
-        earlier = {trial.tokens for trial in self.log.done if is_compared(trial.tokens, self.log.done)}
-        known = sorted(earlier | set(self.request.sizes))
-        choices = self._choices(known)
-        sizes = sorted({*known, *self.request.all_sizes, *self.bench.shipped_sizes()})
+        # The file is the model's, whatever flags and sizes a run asks for: it says what all of them have come to.
+        chosen = self._choices()
+        tuned = {choice.tokens for choice in chosen}
+        sizes = sorted({*tuned, *default_batch_sizes(()), *self.bench.shipped_sizes()})
         stock = {size: self.bench.stock(size) for size in sizes}
-        files = config_files(sizes, choices, stock)
+        files = config_files(sizes, chosen, stock)
         served = self._serve(files.up) if self.request.campaign else 0
-        counts = Counts(
-            gpus=self.request.gpus,
-            measured=len(self.log.done) - self._reused,
-            reused=self._reused,
+        return TunedLine(
+            **facts._asdict(),
+            files=files,
+            choices=chosen,
+            counts=self._counts(served),
+            warnings=tuple(self._warnings(chosen)),
+        )
+
+    def _counts(self, served: int) -> TuningCounts:
+        measured = sum(each.run == self._run for each in self.log.done.values())
+        return TuningCounts(
+            gpus=len(self.request.gpus) - len(self.bench.unused),
+            measured=measured,
+            reused=len(self.log.done) - measured,
             failed=sum(each.us is None for each in self.log.done.values()),
             compiled=len(self._compiled),
             served=served,
-            unreadable=self.log.unreadable,
             setup_s=round(self._setup_s, 3),
             compile_s=round(self._compile_s, 3),
             measure_s=round(self._measure_s, 3),
         )
-        return TunedLine(
-            **facts._asdict(),
-            files=files,
-            choices=tuple(each for each in choices if each.tokens in self.request.sizes),
-            counts=counts,
-        )
+
+    def _warnings(self, chosen: Iterable[Choice]) -> Iterator[str]:
+        if self.log.unreadable:
+            yield f"{self.log.unreadable} lines of the tuner's log cannot be read, and were left out"
+        for gpu, error in self.bench.unused.items():
+            yield f"GPU {gpu} took no part in the tuning: {error}"
+        if passed := [each.error for each in self.log.done.values() if each.may_pass and each.run == self._run]:
+            yield f"{len(passed)} measurements failed for a reason that may pass, such as {passed[0]}"
+        for each in chosen:
+            if each.stock_error:
+                what = f"SGLang's own config does not run for {each.tokens} tokens, and what was tuned stands alone"
+                yield f"{what}: {each.stock_error}"
 
     def _serve(self, entries: Mapping[int, KernelConfig]) -> int:
         """Compiles into the servers' cache what they will run, or each would do it one after another as it starts.
@@ -215,9 +212,18 @@ class Tuner:
             self._say("compiling what servers will run", n, len(jobs))
         return made
 
-    def _choices(self, sizes: Iterable[int]) -> tuple[Choice, ...]:
-        found = {size: choose(size, self.log.done) for size in sizes}
-        if dead := [size for size in self.request.sizes if found[size] is None]:
-            errors = (each.error for each in self.log.done.values() if each.trial.tokens == dead[0])
-            raise Untunable(f"nothing runs for {dead[0]} tokens: {next((e for e in errors if e), 'no answer')}")
-        return tuple(each for each in found.values() if each)
+    def _choices(self) -> tuple[Choice, ...]:
+        found = choices(self.request.sizes, self.request.shape, self.log.done)
+        for size in self.request.sizes:
+            choice = next((each for each in found if each.tokens == size), None)
+            if choice is None:
+                errors = (each.error for each in self.log.done.values() if each.trial.tokens == size)
+                raise Untunable(f"nothing runs for {size} tokens: {next((e for e in errors if e), 'no answer')}")
+            if may_pass(choice.stock_error):  # measured the next time, it may be the fastest
+                raise Untunable(f"SGLang's own config was not measured for {size} tokens: {choice.stock_error}")
+        return found
+
+
+def _is_late(trial: Trial) -> bool:
+    """What decides is measured at one go."""
+    return is_final(trial) or accumulators(trial.config) > _SOON

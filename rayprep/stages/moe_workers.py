@@ -8,10 +8,12 @@ import contextlib
 import signal
 import threading
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, SpawnContext
 from queue import Empty, SimpleQueue
+from types import MappingProxyType
 from typing import Generic, TypeVar, cast
 
 from rayprep.stages.moe_tune_protocol import one_line
@@ -112,37 +114,55 @@ Outcome = tuple[A, B | None, str | None]
 """A question with its answer, or with why there is none."""
 
 
-def ask_all(workers: Sequence[Worker[A, B]], questions: Iterable[A], deadline_s: float) -> Iterator[Outcome[A, B]]:
-    """Deals the questions to whoever is free; the outcomes come as they are made.
+def ask_all(
+    workers: Sequence[Worker[A, B]],
+    groups: Iterable[Sequence[A]],
+    deadline_s: float,
+    own: Mapping[int, Sequence[Sequence[A]]] = MappingProxyType({}),
+) -> Iterator[Outcome[A, B]]:
+    """Deals groups of questions to whoever is free, who answers all of one, in its order.
+
+    The outcomes come as they are made.
+
+    Args:
+        own: more groups, by the index of the one who has to answer them.
 
     Raises WorkerKilled, and WorkerFailed or WorkerLost where a process cannot be set up.
     """
-    waiting: SimpleQueue[A] = SimpleQueue()
+    waiting: SimpleQueue[Sequence[A]] = SimpleQueue()
     count = 0
-    for count, question in enumerate(questions, 1):  # noqa: B007 - the count is what is left of it
-        waiting.put(question)
+    for group in groups:
+        waiting.put(group)
+        count += len(group)
+    count += sum(len(group) for each in own.values() for group in each)
     made: SimpleQueue[Outcome[A, B] | BaseException] = SimpleQueue()
 
-    def work(worker: Worker[A, B]) -> None:
+    def ask(worker: Worker[A, B], question: A) -> None:
+        try:
+            made.put((question, worker.call(question, deadline_s), None))
+        except WorkerFailed as error:
+            made.put((question, None, str(error)))
+        except WorkerLost as error:
+            made.put((question, None, f"lost: {error}"))
+            worker.wait_until_ready()
+
+    def work(index: int, worker: Worker[A, B]) -> None:
         try:
             worker.wait_until_ready()
+            for question in chain.from_iterable(own.get(index, ())):
+                ask(worker, question)
             while True:
-                question = waiting.get_nowait()
-                try:
-                    made.put((question, worker.call(question, deadline_s), None))
-                except WorkerFailed as error:
-                    made.put((question, None, str(error)))
-                except WorkerLost as error:
-                    made.put((question, None, f"lost: {error}"))
-                    worker.wait_until_ready()
+                for question in waiting.get_nowait():
+                    ask(worker, question)
         except Empty:
             return
         except BaseException as error:  # noqa: BLE001 - raised again where the outcomes are read
             made.put(error)
 
-    for worker in workers[:count]:
-        # Daemons: whoever gives up does not wait for them.
-        threading.Thread(target=work, args=(worker,), daemon=True).start()
+    for index, worker in enumerate(workers):
+        if index < count or index in own:
+            # Daemons: whoever gives up does not wait for them.
+            threading.Thread(target=work, args=(index, worker), daemon=True).start()
     for _ in range(count):
         outcome = made.get()
         if isinstance(outcome, BaseException):

@@ -20,8 +20,9 @@ from pathlib import Path
 
 from rayprep.model.architecture import parse_architecture
 from rayprep.model.moe import MoeShape, default_batch_sizes, moe_shape
-from rayprep.model.moe_search import SEED, Trial, kernels
+from rayprep.model.moe_search import SEED, kernels
 from rayprep.model.moe_space import KernelConfig, official_space
+from rayprep.model.moe_trial import Trial
 from rayprep.model.spec import MoeStrategy
 from rayprep.stages.child_lines import StepLine
 from rayprep.stages.moe_tune_protocol import TUNE_LINE, TunedLine, TuneRequest
@@ -113,12 +114,11 @@ def run_ours(folder: Path, shape: MoeShape, space: Sequence[KernelConfig], sizes
         shape=shape,
         strategy=MoeStrategy.SWEEP,
         sizes=tuple(sizes),
-        all_sizes=tuple(sizes),
         space=tuple(space),
         log=str(home / "measurements.jsonl"),
         kernels=str(home / "kernels"),
         seed=SEED,
-        gpus=1,
+        gpus=(0,),
         compilers=len(os.sched_getaffinity(0)),
         capability=90,
         deadline_s=300,

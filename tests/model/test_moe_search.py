@@ -5,24 +5,22 @@ from collections.abc import Callable
 import pytest
 
 from rayprep.model.moe import MoeShape
+from rayprep.model.moe_entries import Stock, config_files, served_trials
 from rayprep.model.moe_search import (
     BEAMS,
     COARSE,
     FINALS,
     Choice,
-    Measurement,
-    Stock,
-    Trial,
     choose,
-    config_files,
     estimated_seconds,
     first_candidates,
     is_hopeless,
     next_trials,
-    served_trials,
+    on_one_gpu,
     tuning_digest,
 )
 from rayprep.model.moe_space import KernelConfig, curated, official_space, specialisation
+from rayprep.model.moe_trial import Measurement, Trial
 from rayprep.model.spec import MoeStrategy
 from tests.model.samples import signature
 
@@ -120,6 +118,26 @@ def test_what_is_not_faster_is_not_used(own: float, wins: bool) -> None:
     assert chosen.speedup == (1.02 if wins else 1.0)
 
 
+def test_only_what_was_measured_on_one_gpu_is_compared() -> None:
+    rung = _rung(FINALS[-1][1], 51.0)
+    done = {trial: measured(trial, us).model_copy(update={"gpu": str(us)}) for trial, us in rung}
+    assert choose(TOKENS, done) == Choice(tokens=TOKENS, config=None, us=51.0, stock_us=51.0)
+
+
+def test_on_one_gpu_is_measured_what_decides_and_the_rest_on_all() -> None:
+    trials = [
+        Trial(tokens=size, config=each, replays=replays)
+        for each in (None, config(), config(64))
+        for replays in (COARSE, FINALS[-1][1])
+        for size in (8, 1)
+    ]
+    groups = [group.trials for group in on_one_gpu(trials, {})]
+    assert sorted(trial.tokens for group in groups for trial in group) == [1] * 6 + [8] * 6
+    assert [len(group) for group in groups] == [1, 3, 1, 1, 1, 3, 1, 1]
+    together = [group for group in groups if len(group) > 1]
+    assert [(group[0].tokens, group[0].config) for group in together] == [(1, None), (8, None)]
+
+
 def _rung(replays: int, own: float) -> list[tuple[Trial, float]]:
     return [
         (Trial(tokens=TOKENS, config=None, replays=replays), own),
@@ -130,7 +148,8 @@ def _rung(replays: int, own: float) -> list[tuple[Trial, float]]:
 def test_where_sglangs_own_does_not_run_the_best_is_taken_and_where_nothing_does_nothing() -> None:
     stock, tuned = (Trial(tokens=TOKENS, config=each, replays=4) for each in (None, config()))
     done = {stock: measured(stock, None), tuned: measured(tuned, 50.0)}
-    assert choose(TOKENS, done) == Choice(tokens=TOKENS, config=config(), us=50.0, stock_us=None)
+    alone = Choice(tokens=TOKENS, config=config(), us=50.0, stock_us=None, stock_error="out of resource")
+    assert choose(TOKENS, done) == alone
     assert choose(TOKENS, {stock: measured(stock, None)}) is None
     assert choose(1, done) is None
 

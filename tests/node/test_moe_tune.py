@@ -18,7 +18,8 @@ from rayprep.model.base import utc_now
 from rayprep.model.caches import CacheName
 from rayprep.model.events import Phase
 from rayprep.model.moe import MoeShape
-from rayprep.model.moe_search import SEED, Measurement, tuning_digest
+from rayprep.model.moe_search import SEED, tuning_digest
+from rayprep.model.moe_trial import Measurement
 from rayprep.model.result import Artifacts
 from rayprep.model.spec import MoeStrategy, StageOp
 from rayprep.model.stages import StageName
@@ -218,11 +219,10 @@ def _kill_in_the_middle(host: MoeHost, asked: dict[str, object]) -> None:
         shape=shape,
         strategy=MoeStrategy.FIXED,
         sizes=SIZES,
-        all_sizes=SIZES,
         log=str(home / "measurements.jsonl"),
         kernels=str(home / "kernels"),
         seed=SEED,
-        gpus=1,
+        gpus=(0,),
         compilers=2,
         capability=90,
         deadline_s=60,
@@ -246,3 +246,43 @@ def _kill_in_the_middle(host: MoeHost, asked: dict[str, object]) -> None:
         hold.unlink()
     _, alive = psutil.wait_procs(tree, timeout=20)
     assert not alive, "its processes end with it"
+
+
+def test_requests_of_one_model_do_not_undo_each_other(host: MoeHost) -> None:
+    """Of other sizes, and with other flags: each is built once, and once more where the file has changed since."""
+
+    def ran(*flags: str, sizes: tuple[int, ...] = ()) -> tuple[str, str]:
+        asked = {"model": str(host.model), "moe_batch_sizes": sizes, "moe_strategy": "fixed", "ops": OTHERS}
+        result = host.ensure(*flags, **asked, verify=False)
+        assert result.exit_code == 0, result.errors
+        return result.stages[MOE].status.value, result.stages[SERVE].status.value
+
+    built, nothing = ("ok", "ok"), ("noop", "noop")
+    assert [ran(sizes=sizes) for sizes in ((1,), (8,))] == [built, built]
+    assert [ran(sizes=sizes) for sizes in ((1,), (8,), (1, 8))] == [nothing, nothing, nothing]
+    few, many = "--cuda-graph-max-bs=160", "--cuda-graph-max-bs=200"
+    file = host.cache / "configs" / "triton_3_6_0" / NAME
+    before = file.read_bytes()
+    for flag in (few, many):
+        ran(flag, sizes=(1,))
+    assert file.read_bytes() == before
+    assert [ran(flag, sizes=(1,)) for flag in (few, many, few)] == [nothing, nothing, nothing]
+    assert ran(sizes=(8,)) == nothing
+
+
+def test_a_gpu_that_somebody_else_fills_is_named_and_done_without(
+    host: MoeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host.gpu_count = 3
+    asked = {"model": str(host.model), "moe_batch_sizes": (1,), "moe_strategy": "fixed", "ops": OTHERS}
+    monkeypatch.setenv("FAKE_FULL_GPUS", "0,1,2")
+    failed = host.ensure(**asked, verify=False).stages[MOE].errors[0]
+    assert failed.error_type == "oom_during_warmup"
+    assert "GPU 0: OutOfMemoryError: CUDA out of memory" in failed.message
+    monkeypatch.setenv("FAKE_FULL_GPUS", "1")
+    stage = host.ensure(**asked, verify=False).stages[MOE]
+    assert stage.status_code == 0, stage.errors
+    assert stage.warnings[0].startswith("GPU 1 took no part in the tuning: OutOfMemoryError: CUDA out of memory")
+    assert stage.artifacts
+    assert stage.artifacts.tuning
+    assert stage.artifacts.tuning.gpus == 2

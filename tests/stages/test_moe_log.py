@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rayprep.model.errors import HostUnfit
-from rayprep.model.moe_search import Measurement, Trial
+from rayprep.model.moe_trial import Measurement, Trial
 from rayprep.stages.moe_log import MeasurementLog
 from rayprep.stages.moe_tune_protocol import failure
 
@@ -43,13 +43,53 @@ def test_half_a_line_harms_neither_those_before_nor_those_after(tmp_path: Path, 
 
 @pytest.mark.parametrize(
     "error",
-    ["OutOfMemoryError: CUDA out of memory. Tried", "OSError: [Errno 28] No space left on device: '/p/kernels/x'"],
+    [
+        "OutOfMemoryError: CUDA out of memory. Tried",
+        "RuntimeError: Triton Error [CUDA]: out of memory",
+        "AcceleratorError: CUDA error: out of memory",
+        "MemoryError: ",
+        "OSError: [Errno 12] Cannot allocate memory",
+        "OSError: [Errno 24] Too many open files: '/p/kernels/x'",
+        "OSError: [Errno 28] No space left on device: '/p/kernels/x'",
+        "OSError: [Errno 116] Stale file handle",
+        "RuntimeError: can't start new thread",
+        "lost: no answer within 300 s",
+    ],
 )
-def test_what_ran_out_of_memory_or_disk_may_fit_the_next_time(tmp_path: Path, error: str) -> None:
+def test_what_the_machine_lacked_may_be_there_the_next_time(tmp_path: Path, error: str) -> None:
     log = MeasurementLog(tmp_path / "log")
     log.append(Measurement(trial=measurement(1).trial, error=error))
-    assert len(log.done) == 1
-    assert MeasurementLog(tmp_path / "log").done == {}
+    again = MeasurementLog(tmp_path / "log")
+    assert again.done == log.done
+    again.retry((2, 3))
+    assert len(again.done) == 1, "nobody asks for one token"
+    again.retry((1, 2))
+    assert again.done == {}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        "OutOfResources: out of resource: shared memory, Required: 294912, Hardware limit: 232448. Reducing",
+        "OutOfMemoryError: out of resource: triton_mm Required: 294912 Hardware limit:232448",
+        "RuntimeError: PassManager::run failed",
+        "lost: the process ended with status 70",
+    ],
+)
+def test_what_the_config_asks_too_much_for_is_remembered(tmp_path: Path, error: str) -> None:
+    failed = Measurement(trial=measurement(1).trial, error=error)
+    MeasurementLog(tmp_path / "log").append(failed)
+    again = MeasurementLog(tmp_path / "log")
+    again.retry((1,))
+    assert again.done == {failed.trial: failed}
+
+
+def test_of_two_measurements_the_later_counts(tmp_path: Path) -> None:
+    later = measurement(1).model_copy(update={"us": 2.5, "run": "later"})
+    log = MeasurementLog(tmp_path / "log")
+    log.append(measurement(1))
+    log.append(later)
+    assert MeasurementLog(tmp_path / "log").done == {later.trial: later}
 
 
 def test_a_full_disk_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,9 +45,19 @@ def test_its_file_is_taken_as_it_is(tmp_path: Path) -> None:
     written = json.loads((tmp_path / "profiles" / next(iter(built.used))).read_text())
     assert written == {"8": ENTRY}
     assert built.artifacts and built.artifacts.tuning
-    assert (built.artifacts.tuning.strategy, built.artifacts.tuning.sizes[0].speedup) == ("script", None)
+    tuning = built.artifacts.tuning
+    assert (tuning.strategy, tuning.sizes[0].speedup) == ("script", None)
+    assert (tuning.tuner_version, tuning.seed) == (None, None), "which are those of our own"
+    assert tuning.grid == f"that of {tmp_path / 'tuner.py'}"
     assert "--tune --model" in log
     assert "--tp-size 1 --dtype fp8_w8a8 --batch-size 8" in log
+
+
+def test_its_kernels_are_not_put_among_the_servers(tmp_path: Path) -> None:
+    compiles = "import os; open(os.environ['TRITON_CACHE_DIR'] + '/loser.cubin', 'w'); "
+    run(tmp_path, f"{compiles}json.dump({{'8': {ENTRY}}}, open({NAME!r}, 'w'))")
+    losers = [path.relative_to(tmp_path) for path in tmp_path.rglob("loser.cubin")]
+    assert [path.parts[0] for path in losers] == ["scratch"], "which is removed with the stage's end"
 
 
 @pytest.mark.parametrize(

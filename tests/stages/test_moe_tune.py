@@ -11,10 +11,11 @@ from rayprep.host.model_files import ModelFiles
 from rayprep.model.architecture import parse_architecture
 from rayprep.model.errors import BadRequest, ErrorType, StageError
 from rayprep.model.moe import MoeShape
+from rayprep.model.moe_search import Choice
 from rayprep.model.plan import NotNeeded, Unable, Work
-from rayprep.model.spec import DeviceChoice, PrepSpec
+from rayprep.model.spec import DeviceChoice, MoeStrategy, PrepSpec
 from rayprep.stages.moe_run import tune, tuning_home
-from rayprep.stages.moe_tune import MoeTuneStage, covered_units, serve_follows, shape_of, sizes_of
+from rayprep.stages.moe_tune import MoeTuneStage, covered_units, serve_follows, shape_of
 from rayprep.stages.protocol import StageRequest
 from tests.model.samples import DIGEST, signature
 from tests.stages.contexts import build_context
@@ -90,13 +91,13 @@ def test_a_scaling_block_that_no_tile_divides_is_not_tuned_to_nothing() -> None:
     assert plan.message == f"no tile of SGLang's tuner divides the weights' scaling block, in {SHAPE[:-7]}48x48"
 
 
-def test_a_longer_search_covers_a_shorter_one() -> None:
+def test_what_earlier_runs_finished_is_covered_too() -> None:
     shape = shape_of(request())
     assert isinstance(shape, MoeShape)
-    wide, narrow = (PrepSpec(model="m", moe_strategy=each, moe_batch_sizes=(8,)) for each in ("sweep", "fixed"))
-    covered = covered_units(wide, shape, sizes_of(wide))
-    assert {unit.partition(" ")[0] for unit in covered} == {"fixed", "auto", "sweep"}
-    assert set(covered_units(narrow, shape, (8,))) < set(covered)
+    of = {1: (MoeStrategy.FIXED, MoeStrategy.AUTO), 8: (MoeStrategy.FIXED,), 16: ()}
+    choices = [Choice(tokens=size, config=None, us=1, stock_us=1, strategies=each) for size, each in of.items()]
+    found = covered_units(PrepSpec(model="m", moe_batch_sizes=(8,)), shape, choices)
+    assert set(found) == {f"{each} {shape} M={size}" for size, strategies in of.items() for each in strategies}
 
 
 def test_sglangs_own_tuner_is_asked_for_by_its_file(tmp_path: Path) -> None:

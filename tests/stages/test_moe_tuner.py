@@ -1,17 +1,20 @@
 """The tuner's loop over a bench without a GPU, in which a kernel is named after its config."""
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 import pytest
 
 from rayprep.model.errors import ErrorType
-from rayprep.model.moe import MoeShape
-from rayprep.model.moe_search import COARSE, FINALS, SEED, Measurement, Stock, Trial
-from rayprep.model.moe_space import KernelConfig
+from rayprep.model.moe import MoeShape, default_batch_sizes
+from rayprep.model.moe_entries import Stock
+from rayprep.model.moe_search import COARSE, FINALS, SEED, Group
+from rayprep.model.moe_space import KernelConfig, curated
+from rayprep.model.moe_trial import Measurement, Trial
 from rayprep.model.spec import MoeStrategy
 from rayprep.stages.moe_log import MeasurementLog
-from rayprep.stages.moe_tune_protocol import BenchFacts, KernelJob, Recorded, TuneRequest, failure
+from rayprep.stages.moe_tune_protocol import BenchFacts, KernelJob, Recorded, TunedLine, TuneRequest, failure
 from rayprep.stages.moe_tuner import Tuner, Untunable
 
 SHAPE = MoeShape(experts=128, width=768, hidden=2048, top_k=8, dtype="fp8_w8a8", block=(128, 128))
@@ -31,6 +34,7 @@ class Bench:
     def __init__(self) -> None:
         self.compiled: list[str] = []
         self.done: list[str] = []
+        self.unused: dict[int, str] = {}
 
     def open(self) -> BenchFacts:
         return BenchFacts("up.json", "up_down.json", "triton_3_6_0", "3.6.0", "/shipped")
@@ -53,8 +57,8 @@ class Bench:
             self.done.append(f"compiled {job.specialisation}")
             yield job, None
 
-    def measure(self, trials: Sequence[Trial]) -> Iterator[Measurement]:
-        for trial in trials:
+    def measure(self, groups: Sequence[Group]) -> Iterator[Measurement]:
+        for trial in chain.from_iterable(group.trials for group in groups):
             tile = trial.config or WIDE
             self.done.append(f"measured {trial.config}")
             yield Measurement(trial=trial, us=float(tile.BLOCK_SIZE_M * tile.BLOCK_SIZE_N))
@@ -65,12 +69,11 @@ def sweep(folder: Path) -> TuneRequest:
         shape=SHAPE,
         strategy=MoeStrategy.SWEEP,
         sizes=(64,),
-        all_sizes=(64,),
         space=(SMALL, WIDE, HUGE),
         log=str(folder / "log"),
         kernels=str(folder),
         seed=SEED,
-        gpus=1,
+        gpus=(0,),
         compilers=1,
         capability=90,
         deadline_s=10,
@@ -93,7 +96,7 @@ def test_what_takes_longest_to_compile_is_begun_first_and_the_rest_measured_mean
 def test_sizes_that_were_not_tuned_keep_what_sglang_ships_for_them(tmp_path: Path) -> None:
     """A server takes the entry of the nearest size: a shipped one left out would get its neighbour's."""
     told = Tuner(sweep(tmp_path), Bench(), MeasurementLog(tmp_path / "log"), lambda line: None).go()
-    assert told.files.up == {48: WIDE, 64: SMALL, 96: WIDE}
+    assert told.files.up == {**dict.fromkeys((*default_batch_sizes(()), 48, 96), WIDE), 64: SMALL}
 
 
 def test_a_size_whose_search_was_stopped_keeps_sglangs_own(tmp_path: Path) -> None:
@@ -103,7 +106,8 @@ def test_a_size_whose_search_was_stopped_keeps_sglangs_own(tmp_path: Path) -> No
     for each, us in ((None, 9.0), (SMALL, 5.0)):
         log.append(Measurement(trial=Trial(tokens=16, config=each, replays=FINALS[-1][1]), us=us))
     told = Tuner(sweep(tmp_path), Bench(), MeasurementLog(tmp_path / "log"), lambda line: None).go()
-    assert told.files.up == {16: SMALL, 48: WIDE, 64: SMALL, 96: WIDE}
+    assert [size for size, config in told.files.up.items() if config == SMALL] == [16, 64]
+    assert [(each.tokens, each.strategies) for each in told.choices] == [(16, ()), (64, ())]
 
 
 class FullDisk(Bench):
@@ -142,3 +146,122 @@ def test_what_is_left_of_a_stopped_run_may_all_fail(tmp_path: Path) -> None:
     assert sum(each.us is None for each in told.log.done.values()) == len(rest)
     with pytest.raises(Untunable, match="no kernel can be compiled"):
         Tuner(request, NothingCompiles(), MeasurementLog(tmp_path / "other"), lambda line: None).go()
+
+
+def tune(
+    folder: Path, bench: Bench, *sizes: int, strategy: MoeStrategy = MoeStrategy.FIXED, gpus: int = 1
+) -> TunedLine:
+    """As the stage does, with the log that is there."""
+    changes = {"space": (), "strategy": strategy, "sizes": sizes, "gpus": tuple(range(gpus))}
+    request = sweep(folder).model_copy(update=changes)
+    return Tuner(request, bench, MeasurementLog(folder / "log"), lambda line: None).go()
+
+
+class UnequalGpus(Bench):
+    """Two, which take turns; the first is 3 % slower. SGLang's own is faster than all else by 1 %."""
+
+    def measure(self, groups: Sequence[Group]) -> Iterator[Measurement]:
+        for n, group in enumerate(groups):
+            for trial in group.trials:
+                tiles = curated(SHAPE, trial.tokens)
+                us = 100.0 + tiles.index(trial.config) if trial.config in tiles else 99.0
+                gpu = group.gpu or str(n % 2)
+                yield Measurement(trial=trial, us=us * (1.0 if gpu == "1" else 1.03), gpu=gpu)
+
+
+@pytest.mark.parametrize("sizes", [(64,), (1, 64), (1, 8, 64)])
+def test_what_is_compared_in_the_end_is_measured_on_one_gpu(tmp_path: Path, sizes: tuple[int, ...]) -> None:
+    told = tune(tmp_path, UnequalGpus(), *sizes, gpus=2)
+    assert [(each.tokens, each.config, each.speedup) for each in told.choices] == [(size, None, 1.0) for size in sizes]
+
+
+@pytest.mark.parametrize("lost", range(1, FINALS[-1][0] + 1))
+def test_a_stopped_run_goes_on_with_what_decides_on_the_gpu_that_has_begun_it(tmp_path: Path, lost: int) -> None:
+    whole = tune(tmp_path, UnequalGpus(), 64, gpus=2)
+    lines = (tmp_path / "log").read_bytes().splitlines(keepends=True)
+    (tmp_path / "log").write_bytes(b"".join(lines[:-lost]))
+    told = tune(tmp_path, UnequalGpus(), 64, gpus=2)
+    assert (told.counts.measured, told.choices) == (lost, whole.choices)
+
+
+def test_where_that_gpu_is_gone_what_decides_is_measured_anew(tmp_path: Path) -> None:
+    class Another(UnequalGpus):
+        def measure(self, groups: Sequence[Group]) -> Iterator[Measurement]:
+            for each in super().measure([group._replace(gpu="1") for group in groups]):
+                yield each.model_copy(update={"gpu": "another"})
+
+    tune(tmp_path, UnequalGpus(), 64)
+    lines = (tmp_path / "log").read_bytes().splitlines(keepends=True)
+    (tmp_path / "log").write_bytes(b"".join(lines[:-1]))
+    told = tune(tmp_path, Another(), 64)
+    assert told.counts.measured == FINALS[-1][0] + 1
+    assert (told.choices[0].config, told.choices[0].stock_us) == (None, 99.0)
+
+
+def test_the_file_of_a_model_does_not_depend_on_who_asks_last(tmp_path: Path) -> None:
+    first, second = tune(tmp_path, Bench(), 1), tune(tmp_path, Bench(), 8)
+    assert [each.tokens for each in first.choices] == [1]
+    assert [each.tokens for each in second.choices] == [1, 8]
+    again = tune(tmp_path, Bench(), 1)
+    assert (again.files, again.choices) == (second.files, second.choices)
+    assert again.counts.measured == 0
+
+
+def test_a_shorter_search_undoes_no_longer_one(tmp_path: Path) -> None:
+    long = tune(tmp_path, Bench(), 64, strategy=MoeStrategy.AUTO)
+    assert long.choices[0].strategies == (MoeStrategy.FIXED, MoeStrategy.AUTO)
+    short = tune(tmp_path, Bench(), 64, strategy=MoeStrategy.FIXED)
+    assert (short.files, short.choices, short.counts.measured) == (long.files, long.choices, 0)
+    longest = tune(tmp_path, Bench(), 64, strategy=MoeStrategy.SWEEP)
+    assert set(longest.choices[0].strategies) == set(MoeStrategy)
+
+
+class StockFails(Bench):
+    def __init__(self, error: str) -> None:
+        super().__init__()
+        self.error = error
+
+    def measure(self, groups: Sequence[Group]) -> Iterator[Measurement]:
+        for each in super().measure(groups):
+            yield each if each.trial.config else Measurement(trial=each.trial, error=self.error)
+
+
+def test_nothing_is_chosen_where_sglangs_own_could_not_be_measured_this_time(tmp_path: Path) -> None:
+    with pytest.raises(Untunable, match="SGLang's own config was not measured for 64 tokens: Runtime") as caught:
+        tune(tmp_path, StockFails("RuntimeError: Triton Error [CUDA]: out of memory"), 64)
+    assert failure(caught.value).error_type is ErrorType.OOM_DURING_WARMUP
+    told = tune(tmp_path, Bench(), 64)
+    assert told.choices[0].stock_us
+    assert told.warnings == ()
+
+
+class Crowded(Bench):
+    """Somebody else takes the memory while one config is measured."""
+
+    def measure(self, groups: Sequence[Group]) -> Iterator[Measurement]:
+        for each in super().measure(groups):
+            full = each.trial.config == curated(SHAPE, 64)[0]
+            yield Measurement(trial=each.trial, error="OutOfMemoryError: CUDA out of memory") if full else each
+
+
+def test_what_was_missed_for_want_of_memory_is_said(tmp_path: Path) -> None:
+    told = tune(tmp_path, Crowded(), 64)
+    reason = "OutOfMemoryError: CUDA out of memory"
+    assert told.warnings == (f"1 measurements failed for a reason that may pass, such as {reason}",)
+    other = tune(tmp_path, Bench(), 8)
+    assert [each.strategies for each in other.choices] == [(MoeStrategy.FIXED,)] * 2, "which undoes nothing"
+    assert other.warnings == ()
+    again = tune(tmp_path, Bench(), 64)
+    assert again.counts.measured > 0
+    assert again.warnings == ()
+
+
+def test_where_sglangs_own_never_runs_it_is_said_that_nothing_was_compared(tmp_path: Path) -> None:
+    error = "OutOfResources: out of resource: shared memory, Required: 294912, Hardware limit: 232448"
+    for _ in range(2):
+        told = tune(tmp_path, StockFails(error), 64)
+        assert (told.choices[0].stock_us, told.choices[0].config is None) == (None, False)
+        assert told.warnings == (
+            f"SGLang's own config does not run for 64 tokens, and what was tuned stands alone: {error}",
+        )
+    assert told.counts.measured == 0, "it is remembered"

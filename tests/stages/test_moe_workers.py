@@ -28,6 +28,15 @@ def answer(question: str) -> str:
     return f"{question}!"
 
 
+def setup_who() -> Callable[[int], int]:
+    return who
+
+
+def who(question: int) -> int:
+    time.sleep(0.02)  # so that one alone cannot have answered them all
+    return os.getpid()
+
+
 def broken() -> Callable[[str], str]:
     raise RuntimeError("No CUDA GPUs are available")
 
@@ -36,7 +45,7 @@ def test_each_question_has_its_answer_or_its_reason() -> None:
     workers = [Worker(get_context("spawn"), setup) for _ in range(2)]
     try:
         questions = ["a", "raise", "b", "die", "c", "hang", "d"]
-        got = {question: (said, why) for question, said, why in ask_all(workers, questions, 1.0)}
+        got = {question: (said, why) for question, said, why in ask_all(workers, zip(questions), 1.0)}
         pids = [worker._process.pid for worker in workers]
     finally:
         for worker in workers:
@@ -48,6 +57,34 @@ def test_each_question_has_its_answer_or_its_reason() -> None:
     assert not [pid for pid in pids if pid and psutil.pid_exists(pid)]
 
 
+def test_one_process_answers_all_of_a_group_in_its_order() -> None:
+    workers = [Worker(get_context("spawn"), setup_who) for _ in range(2)]
+    groups = [range(n, n + 5) for n in range(0, 100, 5)]
+    try:
+        for worker in workers:
+            worker.wait_until_ready()
+        told = [(question, pid) for question, pid, _ in ask_all(workers, groups, 10.0)]
+    finally:
+        for worker in workers:
+            worker.end()
+    by = dict(told)
+    assert len(by) == 100
+    assert all(len({by[question] for question in group}) == 1 for group in groups)
+    assert len(set(by.values())) == 2, "the groups are shared"
+    asked = [question for question, _ in told]
+    assert all(sorted(group, key=asked.index) == list(group) for group in groups)
+
+
+def test_what_is_one_processs_own_nobody_else_answers() -> None:
+    workers = [Worker(get_context("spawn"), setup_who) for _ in range(2)]
+    try:
+        told = {question: pid for question, pid, _ in ask_all(workers, [[0]], 10.0, {1: [[1, 2], [3]]})}
+        assert {told[question] for question in (1, 2, 3)} == {workers[1].call(4, 10.0)}
+    finally:
+        for worker in workers:
+            worker.end()
+
+
 def test_a_process_that_somebody_killed_ends_it_all() -> None:
     worker = Worker(get_context("spawn"), setup)
     try:
@@ -55,7 +92,7 @@ def test_a_process_that_somebody_killed_ends_it_all() -> None:
         assert worker._process.pid
         psutil.Process(worker._process.pid).terminate()
         with pytest.raises(WorkerKilled, match="killed by signal 15"):
-            list(ask_all([worker], ["a"], 10.0))
+            list(ask_all([worker], [["a"]], 10.0))
     finally:
         worker.end()
 
@@ -64,7 +101,7 @@ def test_a_process_that_cannot_be_set_up_says_why() -> None:
     worker = Worker(get_context("spawn"), broken)
     try:
         with pytest.raises(WorkerFailed, match="RuntimeError: No CUDA GPUs are available"):
-            list(ask_all([worker], ["a", "b"], 10.0))
+            list(ask_all([worker], [["a"], ["b"]], 10.0))
     finally:
         worker.end()
     assert list(ask_all([], [], 1.0)) == []
@@ -73,8 +110,8 @@ def test_a_process_that_cannot_be_set_up_says_why() -> None:
 def test_what_the_tuner_starts_is_started_when_its_set_up_is_timed() -> None:
     shape = MoeShape(experts=8, width=128, hidden=128, top_k=2)
     tuning = TuneRequest(
-        **{"shape": shape, "strategy": "fixed", "sizes": (1,), "all_sizes": (1,), "log": "/nowhere", "seed": 0},
-        **{"kernels": "/nowhere", "gpus": 1, "compilers": 1, "capability": 90, "deadline_s": 1.0},
+        **{"shape": shape, "strategy": "fixed", "sizes": (1,), "log": "/nowhere", "seed": 0},
+        **{"kernels": "/nowhere", "gpus": (0,), "compilers": 1, "capability": 90, "deadline_s": 1.0},
     )
     before = psutil.Process().children(recursive=True)
     bench = ProcessBench(tuning)

@@ -1,5 +1,6 @@
 """A GPU that the CPU plays. Real tensors, and a clock of its own: a call costs what `fused_moe` says of its config."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -54,8 +55,13 @@ class Event:
         return end.at - self.at
 
 
+def set_device(gpu: int) -> None:
+    if str(gpu) in os.environ.get("FAKE_FULL_GPUS", "").split(","):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 15.00 MiB free.")
+
+
 CPU = torch.device("cpu")
 torch.device = lambda *_: CPU
-torch.cuda.set_device = torch.cuda.synchronize = lambda *_: None
+torch.cuda.set_device, torch.cuda.synchronize = set_device, lambda: None
 torch.cuda.get_device_properties = lambda gpu: SimpleNamespace(L2_cache_size=1 << 20)
 torch.cuda.CUDAGraph, torch.cuda.graph, torch.cuda.Event = Graph, capture, Event
