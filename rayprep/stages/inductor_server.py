@@ -1,21 +1,25 @@
 """The decode step on a GPU: a server of SGLang compiles it as it starts, up to the largest batch asked for.
 
-It is compiled while CUDA graphs are captured, for each captured batch. That a second start finds all of it is what the
-proof shows. Where no server starts with torch.compile, that is said by name, with the line of the log that tells why.
+It is compiled while CUDA graphs are captured, for each captured batch. A second start must find all of it, and tunes
+for good what is left of its kernels: that is the server of `serve`, or one of our own where that stage is left out.
+Where no server starts with torch.compile, that is said by name, with the line of the log that tells why.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
-from rayprep.host.cache_watch import CacheWatch, entry_name
+from rayprep.host.cache_watch import CacheUse, CacheWatch, entry_name
 from rayprep.host.environment import on_every_core
+from rayprep.host.server import Server
 from rayprep.model.caches import CacheName
 from rayprep.model.errors import ErrorType, StageError, Unsupported
 from rayprep.model.plan import Work
 from rayprep.model.server_failure import is_accident, torch_compile_failure
 from rayprep.model.server_log import LogReader, ResolvedArgs
+from rayprep.model.stages import STAGES, StageName
 from rayprep.model.torch_compile import ENABLE, max_batch, with_max_batch
 from rayprep.model.warmup import decode_requests
 from rayprep.stages.protocol import BuildContext, Built, StageRequest
+from rayprep.stages.serve import serve_follows
 from rayprep.stages.sglang_jit import SglangJit
 from rayprep.stages.warmup_server import record_of, warmup_server
 
@@ -30,32 +34,47 @@ def compile_on_gpu(request: StageRequest, work: Work, context: BuildContext) -> 
 
     Raises:
         Unsupported: torch.compile is what keeps it from starting, or it compiled too few graphs for decode.
-        StageError: as any server's.
+        StageError: as any server's, or `verify_failed` where a second start compiles graphs again.
         Interrupted: the run was cancelled.
     """
     spec = request.spec
     asked = request.with_server_args(with_max_batch(spec.server_args, max(spec.batch_sizes)))
     cache, own = CacheWatch(context.layout, (CacheName.TORCHINDUCTOR,)), on_every_core()
-    with warmup_server(asked, context, {**context.env, **own}) as server:
-        try:
-            with SglangJit(asked, context) as ahead:
-                server.start()
-                server.send(decode_requests(request.model.architecture.vocab_size, spec.batch_sizes))
-                left = ahead.finish()
-        except StageError as error:
-            raise _explained(error, server.reader.signs) from None
-        record = record_of(server, spec.load_format)
-    use = cache.look()
-    args = server.reader.args
+    server, left = _decode(asked, context, {**context.env, **own})
+    use, args = cache.look(), server.reader.args
     _check_graphs({entry_name(path) for path in use.read if path.startswith(_GRAPHS[0])}, asked, server.reader)
     return Built(
         units=work.units,
-        used=use.read,
+        used=use.read if serve_follows(spec) else _start_again(asked, context).read,
         compiled=tuple(name for name in use.made if name.startswith(_GRAPHS)),
         warnings=(*left, *_beyond(spec.batch_sizes, args)),
         env=own,
-        server=record,
+        server=record_of(server, spec.load_format),
     )
+
+
+def _decode(asked: StageRequest, context: BuildContext, env: Mapping[str, str]) -> tuple[Server, tuple[str, ...]]:
+    """Returns the server, which has ended, and what was not built ahead for it."""
+    with warmup_server(asked, context, env) as server:
+        try:
+            with SglangJit(asked, context) as ahead:
+                server.start()
+                server.send(decode_requests(asked.model.architecture.vocab_size, asked.spec.batch_sizes))
+                return server, ahead.finish()
+        except StageError as error:
+            raise _explained(error, server.reader.signs) from None
+
+
+def _start_again(asked: StageRequest, context: BuildContext) -> CacheUse:
+    """What a server uses that starts as every other will: not on every core, so that what it tunes is kept."""
+    context.report("starting it a second time", None, None)
+    caches = CacheWatch(context.layout, STAGES[StageName.INDUCTOR].caches)
+    _decode(asked, context, context.env)
+    use = caches.look()
+    if again := [name for name in use.made if name.startswith(_GRAPHS)]:
+        message = f"a second start compiled {len(again)} graphs again, first {again[0]}"
+        raise StageError(ErrorType.VERIFY_FAILED, message)
+    return use
 
 
 def _check_graphs(graphs: Collection[str], asked: StageRequest, reader: LogReader) -> None:

@@ -18,9 +18,10 @@ from rayprep.model.moe_space import official_space
 from rayprep.model.plan import NotNeeded, StagePlan, Unable, Work
 from rayprep.model.result import Artifacts, Tally
 from rayprep.model.signature import Signature
-from rayprep.model.spec import DeviceChoice, MoeStrategy, PrepSpec, StageOp
+from rayprep.model.spec import DeviceChoice, MoeStrategy, PrepSpec
 from rayprep.model.stages import StageName
 from rayprep.stages.protocol import BuildContext, Built, StageRequest
+from rayprep.stages.serve import serve_follows
 
 _BYTES = 1 << 30
 """Of kernels while it tunes; they are removed in the end."""
@@ -101,11 +102,6 @@ def covered_units(spec: PrepSpec, shape: MoeShape, sizes: Sequence[int]) -> tupl
     """What a finished search covers."""
     labels = ("script",) if spec.moe_tuner_script else tuple(each.value for each in _CONTAINED[spec.moe_strategy])
     return tuple(unit_name(label, shape, size) for label in labels for size in sizes)
-
-
-def serve_follows(spec: PrepSpec) -> bool:
-    """Whether the stage `serve` starts a server after this one; its log then says what is to be said."""
-    return StageName.SERVE in spec.selected and spec.op(StageName.SERVE) is not StageOp.SKIP
 
 
 def capability_of(signature: Signature) -> int:

@@ -94,6 +94,32 @@ def test_gpu_memory_that_triton_lacks_is_no_defect_of_torch_compile(host: Host) 
     assert (stage.server.mem_fraction, stage.server.attempts) == (0.93, 2)
 
 
+def test_where_no_other_server_follows_the_stage_starts_a_second_one(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads, own = "TORCHINDUCTOR_COMPILE_THREADS", on_every_core()
+    monkeypatch.setenv("FAKE_SHOWS", threads)
+    result = host.ensure(ON, batch_sizes=[1], selected=(INDUCTOR,))
+    assert result.stages[INDUCTOR].status is StageStatus.OK
+    shown = [line for line in host.log("inductor").read_text().splitlines() if line.startswith(threads)]
+    assert shown == [f"{threads}={own[threads]}", f"{threads}=1"]
+    completion = host.completion(INDUCTOR)
+    assert completion is not None
+    assert graphs(1) <= {str(Path(path).parent) for path in completion.artifacts}
+    kernel = "triton/ABC/moe.cubin"
+    assert kernel in completion.artifacts, "what the second start compiled and tuned, too"
+    assert statuses(host.ensure(ON, batch_sizes=[1], selected=(INDUCTOR,)))["inductor"] == "noop"
+    (host.layout.profiles / kernel).unlink()
+    assert statuses(host.ensure(ON, batch_sizes=[1], selected=(INDUCTOR,)))["inductor"] == "ok"
+
+
+def test_graphs_that_no_start_finds_again_are_no_success(host: Host) -> None:
+    stage = host.ensure(ON, batch_sizes=[1], faults="fresh-graphs", selected=(INDUCTOR,)).stages[INDUCTOR]
+    assert (stage.status, stage.error_type) == (StageStatus.ERROR, ErrorType.VERIFY_FAILED)
+    assert stage.errors[0].message.startswith("a second start compiled 18 graphs again, first torchinductor/")
+    assert host.completion(INDUCTOR) is None
+
+
 def test_where_no_server_starts_with_it_that_is_said_and_the_rest_is_warmed_up(host: Host) -> None:
     result = host.ensure(ON, faults="no-torch-compile")
     assert (result.status, result.exit_code) == (RunStatus.PARTIAL, 13)
