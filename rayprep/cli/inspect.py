@@ -37,7 +37,7 @@ class Question:
 def run(question: Question, stages: tuple[StageName, ...], *, json_output: bool) -> None:
     """Prints the snapshot; with `stages`, only of the caches that they answer for."""
     snapshot = look(question)
-    shown = [cache for cache in ANSWERS_FOR if not stages or any(cache in STAGES[stage].caches for stage in stages)]
+    shown = [cache for cache in ANSWERS_FOR if not stages or any(cache in STAGES[stage].named for stage in stages)]
     if json_output:
         print(snapshot.model_dump_json(indent=2, exclude={cache.value for cache in ANSWERS_FOR if cache not in shown}))
         return

@@ -21,7 +21,7 @@ class Filters(Record):
 
     @property
     def caches(self) -> tuple[CacheName, ...]:
-        return tuple(cache for stage in self.stages for cache in STAGES[stage].caches) or tuple(CacheName)
+        return tuple(cache for stage in self.stages for cache in STAGES[stage].named) or tuple(CacheName)
 
     def fits(self, stage: StageName, slug: str) -> bool:
         """Whether a completion or a marker is of those that the filters mean."""

@@ -8,9 +8,14 @@ from rayprep.model.errors import ErrorType
 READY = "The server is fired up and ready to roll!"
 _MORE_MEMORY = "Please try to increase --mem-fraction-static"
 NO_SPACE = r"No space left on device|Disk quota exceeded"
-OUT_OF_MEMORY = r"OutOfMemoryError(?!: out of resource)|CUDA out of memory|CUDA_ERROR_OUT_OF_MEMORY"
-"""Not Inductor's word for a tuning choice that asks for more shared memory than a GPU has, which it then ignores
-(torch/_inductor/runtime/triton_heuristics.py, `_make_launchers`)."""
+OUT_OF_MEMORY = (
+    r"OutOfMemoryError(?!: out of resource)|CUDA out of memory|CUDA_ERROR_OUT_OF_MEMORY"
+    r"|(?:Error|Exception|failed): (?:Triton Error \[CUDA\]|CUDA(?: driver)? error): "
+    r"(?:out of memory|CUBLAS_STATUS_ALLOC_FAILED)"
+)
+"""Not Inductor's words for a tuning choice that it then ignores: one that asks for more shared memory than a GPU has
+(torch/_inductor/runtime/triton_heuristics.py, `_make_launchers`), or whose error stands on a line of its own, without
+the exception's type (torch/_inductor/select_algorithm.py, `benchmark_choices`)."""
 
 _SIGNS: tuple[tuple[ErrorType, re.Pattern[str]], ...] = (
     (ErrorType.INSUFFICIENT_DISK, re.compile(NO_SPACE)),
@@ -64,8 +69,12 @@ _PLACE = re.compile(r'File "[^"]*?/(sglang/srt/[^"]+)", line (\d+), in (\w+)')
 """A frame in SGLang. The last in a log that torch.compile ended is what it was compiling."""
 
 _ACCIDENT = re.compile(
-    r"CUDA error|NCCL|BrokenProcessPool|\b(?:died|killed)\b|(?-i:\bSIG[A-Z]{2,}\b)"
-    r"|\bErrno\b|(?<!OutOf)MemoryError|\btimed? ?out\b|DistStoreError",
+    r"\bCUDA(?: driver)? error\b|\bTriton Error \[CUDA\]|\bCUBLAS_STATUS_ALLOC_FAILED\b|NCCL"
+    r"|BrokenProcessPool|\b(?:died|killed)\b|(?-i:\bSIG[A-Z]{2,}\b)|\bfailed with error code -\d"
+    r"|\bErrno\b|(?<!OutOf)MemoryError|\bbad_alloc\b|\bCannot allocate memory\b|\bcan't start new thread\b"
+    r"|\btimed? ?out\b|\bDist(?:Store|Network)Error\b|\bEADDRINUSE\b|\bConnection (?:reset|refused|closed)\b"
+    # Half of a cache's file, or of an answer from a compile process.
+    r"|\b(?:EOF|JSONDecode|Unpickling)Error\b",
     re.IGNORECASE,
 )
 """What may pass, and says nothing of the versions and flags that a server was started with."""

@@ -67,6 +67,7 @@ _GEMM = re.compile(r"Try DeepGEMM JIT Compiling for <(\w+)> N=(\d+), K=(\d+), nu
 _POOL_END = "Memory pool end"
 _OUT_OF_MEMORY = re.compile(rf"{OUT_OF_MEMORY}|Not enough memory\. Please try")
 _NO_PREFILL_GRAPH = "Disabling auto-selected prefill CUDA graph: only"
+_LEFT_OUT = "Disabling torch.compile."
 _ADDRESS_IN_USE = re.compile(r"address already in use|\[Errno 98\]", re.IGNORECASE)
 _PORT = re.compile(r"""(?:['"], |\bport:? |(?<!\.py)(?<!\.cpp):)(\d{4,5})\b""")
 """As uvicorn (`('127.0.0.1', 30999)`), torch's c10d (`port: 29500`, `[::]:29500`) and ZeroMQ (`tcp://x:5555`) say."""
@@ -168,6 +169,8 @@ class LogReader:
         self.out_of_memory = False
         self.went_without_graphs = False
         """Too little memory was left for prefill CUDA graphs, so that other kernels run than where it was enough."""
+        self.left_torch_compile_out = False
+        """SGLang holds that this model cannot be compiled, and serves it all the same."""
         self.wants_more_memory = False
         """The static fraction does not even hold the weights: a smaller one would not help."""
         self._address_in_use = False
@@ -223,6 +226,7 @@ class LogReader:
         self.ready |= READY in line
         self.out_of_memory |= _OUT_OF_MEMORY.search(line) is not None
         self.went_without_graphs |= _NO_PREFILL_GRAPH in line
+        self.left_torch_compile_out |= _LEFT_OUT in line
         self.wants_more_memory |= wants_more_memory(line)
         if _ADDRESS_IN_USE.search(line):
             self._address_in_use = True

@@ -31,6 +31,13 @@ class StageFacts:
 
     code: int
     caches: tuple[CacheName, ...]
+    by_the_way: tuple[CacheName, ...] = ()
+    """Of `caches`, those that are not meant where caches are called by the stage's name."""
+
+    @property
+    def named(self) -> tuple[CacheName, ...]:
+        """What `reset` and `inspect` mean by the stage."""
+        return tuple(cache for cache in self.caches if cache not in self.by_the_way)
 
 
 STAGES: dict[StageName, StageFacts] = {
@@ -38,7 +45,8 @@ STAGES: dict[StageName, StageFacts] = {
     # The tuner compiles Triton kernels, too, which is why `--triton` selects this stage.
     StageName.MOE_TUNE: StageFacts(11, (CacheName.MOE_CONFIGS, CacheName.TRITON)),
     StageName.FLASHINFER: StageFacts(12, (CacheName.FLASHINFER,)),
-    StageName.INDUCTOR: StageFacts(13, (CacheName.TORCHINDUCTOR,)),
+    # On a GPU the kernels of its graphs are Triton's. Wherever `serve` runs it is that which lists them.
+    StageName.INDUCTOR: StageFacts(13, (CacheName.TORCHINDUCTOR, CacheName.TRITON), by_the_way=(CacheName.TRITON,)),
     # A server compiles small graphs of its own even where nobody asks it to compile the model.
     StageName.SERVE: StageFacts(
         14, (CacheName.TRITON, CacheName.SGLANG_JIT, CacheName.OTHERS, CacheName.TORCHINDUCTOR)

@@ -40,7 +40,7 @@ from rayprep.model.torch_compile import without
 from rayprep.node.moe_state import served_with_others
 from rayprep.node.request import NodeRequest
 from rayprep.stages import BY_NAME, StageRequest
-from rayprep.stages.moe_tune import serve_follows
+from rayprep.stages.serve import serve_follows
 
 
 @dataclass(frozen=True)

@@ -111,7 +111,8 @@ class InductorStage:
         )
 
     def unsound(self, layout: Layout, suspects: Sequence[str]) -> Sequence[str]:
-        return suspects  # a linker that was killed leaves half a library, which is loaded without a word
+        """A linker that was killed leaves half a library, which is loaded without a word. Triton leaves no half."""
+        return [path for path in suspects if path.partition("/")[0] != CacheName.TRITON]
 
     def describe(self, layout: Layout, scans: Sequence[CacheScan]) -> Artifacts:
         scan = scans[0]

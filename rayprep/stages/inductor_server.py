@@ -1,67 +1,91 @@
 """The decode step on a GPU: a server of SGLang compiles it as it starts, up to the largest batch asked for.
 
-It is compiled while CUDA graphs are captured, for each captured batch. That a second start finds all of it is what the
-proof shows. Where no server starts with torch.compile, that is said by name, with the line of the log that tells why.
+It is compiled while CUDA graphs are captured, for each captured batch. A second start must find all of it, and tunes
+for good what is left of its kernels: that is the server of `serve`, or one of our own where that stage is left out.
+Where no server starts with torch.compile, that is said by name, with the line of the log that tells why.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
-from rayprep.host.cache_watch import CacheWatch, entry_name
+from rayprep.host.cache_watch import CacheUse, CacheWatch, entry_name
 from rayprep.host.environment import on_every_core
+from rayprep.host.server import Server
 from rayprep.model.caches import CacheName
 from rayprep.model.errors import ErrorType, StageError, Unsupported
 from rayprep.model.plan import Work
 from rayprep.model.server_failure import is_accident, torch_compile_failure
-from rayprep.model.server_log import ResolvedArgs
+from rayprep.model.server_log import LogReader, ResolvedArgs
+from rayprep.model.stages import STAGES, StageName
 from rayprep.model.torch_compile import ENABLE, max_batch, with_max_batch
 from rayprep.model.warmup import decode_requests
 from rayprep.stages.protocol import BuildContext, Built, StageRequest
+from rayprep.stages.serve import serve_follows
 from rayprep.stages.sglang_jit import SglangJit
 from rayprep.stages.warmup_server import record_of, warmup_server
 
 _GRAPHS = ("torchinductor/fxgraph/", "torchinductor/aotautograd/")
+_OF_SMALL_FUNCTIONS = 5
+"""Graphs in fxgraph/ that say nothing of decode: small functions of SGLang's had none to three of them on servers
+without torch.compile (tests/gpu/evidence/slices), and the decode step at one batch size has nine (inductor/dense)."""
 
 
 def compile_on_gpu(request: StageRequest, work: Work, context: BuildContext) -> Built:
     """Starts the server, has it decode in batches of the sizes asked for, and ends it.
 
     Raises:
-        Unsupported: torch.compile is what keeps it from starting, or it compiled fewer graphs than there are batches.
-        StageError: as any server's.
+        Unsupported: torch.compile is what keeps it from starting, or it compiled too few graphs for decode.
+        StageError: as any server's, or `verify_failed` where a second start compiles graphs again.
         Interrupted: the run was cancelled.
     """
     spec = request.spec
     asked = request.with_server_args(with_max_batch(spec.server_args, max(spec.batch_sizes)))
     cache, own = CacheWatch(context.layout, (CacheName.TORCHINDUCTOR,)), on_every_core()
-    with warmup_server(asked, context, {**context.env, **own}) as server:
-        try:
-            with SglangJit(asked, context) as ahead:
-                server.start()
-                server.send(decode_requests(request.model.architecture.vocab_size, spec.batch_sizes))
-                left = ahead.finish()
-        except StageError as error:
-            raise _explained(error, server.reader.signs) from None
-        record = record_of(server, spec.load_format)
-    use = cache.look()
-    args = server.reader.args
-    _check_graphs({entry_name(path) for path in use.read if path.startswith(_GRAPHS[0])}, asked, args)
+    server, left = _decode(asked, context, {**context.env, **own})
+    use, args = cache.look(), server.reader.args
+    _check_graphs({entry_name(path) for path in use.read if path.startswith(_GRAPHS[0])}, asked, server.reader)
     return Built(
         units=work.units,
-        used=use.read,
+        used=use.read if serve_follows(spec) else _start_again(asked, context).read,
         compiled=tuple(name for name in use.made if name.startswith(_GRAPHS)),
         warnings=(*left, *_beyond(spec.batch_sizes, args)),
         env=own,
-        server=record,
+        server=record_of(server, spec.load_format),
     )
 
 
-def _check_graphs(graphs: Collection[str], asked: StageRequest, args: ResolvedArgs) -> None:
+def _decode(asked: StageRequest, context: BuildContext, env: Mapping[str, str]) -> tuple[Server, tuple[str, ...]]:
+    """Returns the server, which has ended, and what was not built ahead for it."""
+    with warmup_server(asked, context, env) as server:
+        try:
+            with SglangJit(asked, context) as ahead:
+                server.start()
+                server.send(decode_requests(asked.model.architecture.vocab_size, asked.spec.batch_sizes))
+                return server, ahead.finish()
+        except StageError as error:
+            raise _explained(error, server.reader.signs) from None
+
+
+def _start_again(asked: StageRequest, context: BuildContext) -> CacheUse:
+    """What a server uses that starts as every other will: not on every core, so that what it tunes is kept."""
+    context.report("starting it a second time", None, None)
+    caches = CacheWatch(context.layout, STAGES[StageName.INDUCTOR].caches)
+    _decode(asked, context, context.env)
+    use = caches.look()
+    if again := [name for name in use.made if name.startswith(_GRAPHS)]:
+        message = f"a second start compiled {len(again)} graphs again, first {again[0]}"
+        raise StageError(ErrorType.VERIFY_FAILED, message)
+    return use
+
+
+def _check_graphs(graphs: Collection[str], asked: StageRequest, reader: LogReader) -> None:
     """Each batch has graphs of its own, and small functions of SGLang's have some without torch.compile."""
+    if reader.left_torch_compile_out:
+        raise Unsupported(f"SGLang holds that this model cannot be compiled, and leaves {ENABLE} out")
     largest = max_batch(asked.spec.server_args)
-    batches = [size for size in args.decode_batches if largest is None or size <= largest]
-    if len(graphs) < max(1, len(batches)):
-        told = f" for {len(batches)} batch sizes that decode captures" if batches else ""
-        raise Unsupported(f"the server started with {ENABLE} and used {len(graphs)} graphs{told}")
+    batches = [size for size in reader.args.decode_batches if largest is None or size <= largest]
+    if len(graphs) < _OF_SMALL_FUNCTIONS + max(1, len(batches)):
+        told = f" in batches of {', '.join(map(str, batches))}" if batches else ""
+        raise Unsupported(f"the server started with {ENABLE} and used {len(graphs)} graphs, too few for decode{told}")
 
 
 def _beyond(asked: Sequence[int], args: ResolvedArgs) -> tuple[str, ...]:

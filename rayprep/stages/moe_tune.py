@@ -18,9 +18,10 @@ from rayprep.model.moe_space import official_space
 from rayprep.model.plan import NotNeeded, StagePlan, Unable, Work
 from rayprep.model.result import Artifacts, Tally
 from rayprep.model.signature import Signature
-from rayprep.model.spec import DeviceChoice, MoeStrategy, PrepSpec, StageOp
+from rayprep.model.spec import DeviceChoice, MoeStrategy, PrepSpec
 from rayprep.model.stages import StageName
 from rayprep.stages.protocol import BuildContext, Built, StageRequest
+from rayprep.stages.serve import serve_follows
 
 _BYTES = 1 << 30
 """Of kernels while it tunes; they are removed in the end."""
@@ -96,11 +97,6 @@ def covered_units(spec: PrepSpec, shape: MoeShape, choices: Sequence[Choice]) ->
     if spec.moe_tuner_script:
         return tuple(unit_name(label_of(spec), shape, size) for size in sizes_of(spec))
     return tuple(unit_name(each.value, shape, choice.tokens) for choice in choices for each in choice.strategies)
-
-
-def serve_follows(spec: PrepSpec) -> bool:
-    """Whether the stage `serve` starts a server after this one; its log then says what is to be said."""
-    return StageName.SERVE in spec.selected and spec.op(StageName.SERVE) is not StageOp.SKIP
 
 
 def capability_of(signature: Signature) -> int:

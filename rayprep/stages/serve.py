@@ -13,7 +13,7 @@ from rayprep.model.errors import ErrorType
 from rayprep.model.plan import NotNeeded, StagePlan, Unable, Work
 from rayprep.model.result import Artifacts, Tally
 from rayprep.model.signature import Signature
-from rayprep.model.spec import DeviceChoice
+from rayprep.model.spec import DeviceChoice, PrepSpec, StageOp
 from rayprep.model.stages import STAGES, StageName
 from rayprep.model.torch_compile import asks
 from rayprep.model.warmup import LONGEST_PREFILL
@@ -79,6 +79,11 @@ class ServeStage:
             cache_dir=layout.located(layout.cache(CacheName.TRITON)),
             files=Tally(count=sum(scan.file_count for scan in scans), bytes=sum(scan.size_bytes for scan in scans)),
         )
+
+
+def serve_follows(spec: PrepSpec) -> bool:
+    """Whether this stage starts a server after the others, on what they have built."""
+    return StageName.SERVE in spec.selected and spec.op(StageName.SERVE) is not StageOp.SKIP
 
 
 def unable_to_serve(signature: Signature) -> Unable | None:

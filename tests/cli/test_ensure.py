@@ -99,7 +99,8 @@ def test_json_lines_and_the_result_pointers_come_last(built: Built) -> None:
 
 def test_nothing_of_ours_is_left_running_or_lying_about(built: Built) -> None:
     names = {path.name for path in built.roots.profiles.iterdir()}
-    assert names == {"torchinductor", ".rayprep", ".locks", ".in_progress"}
+    assert names == {"torchinductor", "triton", ".rayprep", ".locks", ".in_progress"}
+    assert not list((built.roots.profiles / "triton").iterdir()), "which the stage fills on a GPU alone"
     assert not list((built.roots.profiles / ".in_progress").iterdir())
     assert not (built.roots.profiles / ".rayprep" / "scratch").exists()
     assert not [path for path in (built.roots.base / "home").rglob("*") if path.is_file()]

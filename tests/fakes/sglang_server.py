@@ -31,6 +31,18 @@ OOM = (
     "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 94.50 GiB "
     "of which 1.25 GiB is free.\n"
 )
+TRITON_OOM = (
+    # triton 3.6, third_party/nvidia/backend/driver.c
+    '  File "/site/torch/_inductor/runtime/triton_heuristics.py", line 1871, in run\n'
+    "RuntimeError: Triton Error [CUDA]: out of memory\n"
+)
+TOO_LITTLE = {"oom": OOM, "triton-oom": TRITON_OOM}
+"""Of a server that has less memory than it wants, but not with a smaller fraction."""
+LEFT_OUT = (
+    # sglang/srt/model_executor/runner/base_runner.py
+    "Transformers backend model reports it is not torch.compile compatible (e.g. dynamic rope scaling). Disabling "
+    "torch.compile.\n"
+)
 NO_GRAPHS = (
     "Disabling auto-selected prefill CUDA graph: only 3.52 GiB is free after model/KV/eager-buffer allocation; at "
     "least 4.00 GiB is required for capture. Set an explicit prefill CUDA graph backend to override.\n"
@@ -113,11 +125,15 @@ def faults_here() -> list[str]:
     return [name for name, _, gpu in named if gpu in ("", os.environ.get("CUDA_VISIBLE_DEVICES"))]
 
 
-def decode_graphs(args: argparse.Namespace) -> list[str]:
-    """What torch.compile leaves, of the batches that decode captures."""
+def decode_graphs(args: argparse.Namespace, faults: frozenset[str]) -> list[str]:
+    """What torch.compile leaves, of the batches that decode captures: nine graphs each, as of a dense model."""
+    if not args.enable_torch_compile or not faults.isdisjoint({"no-decode-graphs", "leaves-compile-out"}):
+        return []
     captured = (1, 2, 4, 8, 12, *range(16, 257, 8))  # as the recorded log has them
-    sizes = [size for size in captured if args.enable_torch_compile and size <= args.torch_compile_max_bs]
-    return [f"{place}decode{size}/graph" for size in sizes for place in ("fxgraph/de/", "aotautograd/")]
+    parts = ("", *(f".{part}" for part in range(1, 9)))
+    start = f"-{os.getpid()}" if "fresh-graphs" in faults else ""
+    names = [f"decode{size}{part}" for size in captured if size <= args.torch_compile_max_bs for part in parts]
+    return [f"{place}{name}{start}/graph" for name in names for place in ("fxgraph/de/", "aotautograd/")]
 
 
 def fill_caches(faults: frozenset[str], graphs: list[str]) -> bool:
@@ -263,8 +279,8 @@ def before_ready(args: argparse.Namespace, faults: frozenset[str], log: bytes) -
         say("\n")
     if "no-graphs" in faults and args.mem_fraction_static > 0.93:
         say(NO_GRAPHS)
-    if "oom" in faults and args.mem_fraction_static > 0.93:
-        fail(OOM, 1)
+    for name in faults & TOO_LITTLE.keys() if args.mem_fraction_static > 0.93 else ():
+        fail(TOO_LITTLE[name], 1)
     for name in faults & FATAL.keys():
         fail(FATAL[name], 1)
     configs = Path(os.environ.get("SGLANG_MOE_CONFIG_DIR", "/none")) / "configs" / "triton_3_6_0"
@@ -294,7 +310,9 @@ def main() -> None:
         say(f"{name}={os.environ.get(name)}\n")
     if "no-torch-compile" in faults and args.enable_torch_compile:
         fail(NOT_COMPILED, 1)
-    cold = args.compile and fill_caches(faults, [] if "no-decode-graphs" in faults else decode_graphs(args))
+    if "leaves-compile-out" in faults:
+        say(LEFT_OUT)
+    cold = args.compile and fill_caches(faults, decode_graphs(args, faults))
     log = (DATA / f"server-{'cold' if cold else 'warm'}.log").read_bytes()
     listening, ready = log.index(b"INFO:     Uvicorn running"), log.index(b"The server is fired up")
     before_ready(args, faults, log[: log.rindex(b"\n", 0, listening) + 1])

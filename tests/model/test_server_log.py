@@ -103,6 +103,14 @@ def test_events(line: str, event: str | None) -> None:
     [
         ("torch.OutOfMemoryError: CUDA out of memory. Tried", ErrorType.OOM_DURING_WARMUP),
         ("Exception: Capture cuda graph failed: CUDA out of memory", ErrorType.OOM_DURING_WARMUP),
+        ("Exception: Capture cuda graph failed: Triton Error [CUDA]: out of memory", ErrorType.OOM_DURING_WARMUP),
+        ("RuntimeError: CUDA driver error: out of memory", ErrorType.OOM_DURING_WARMUP),
+        ("torch.AcceleratorError: CUDA error: out of memory", ErrorType.OOM_DURING_WARMUP),
+        (
+            "RuntimeError: CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling x",
+            ErrorType.OOM_DURING_WARMUP,
+        ),
+        ("RuntimeError: Triton Error [CUDA]: invalid argument", ErrorType.SERVER_START_FAILED),
         ("RuntimeError: Not enough memory. Please try to increase --mem-fraction-static.", ErrorType.OOM_DURING_WARMUP),
         ("Rank 0 scheduler died during initialization (exit code: -9).", ErrorType.OOM_DURING_WARMUP),
         ("Rank 0 scheduler died during initialization (exit code: 1).", ErrorType.SERVER_START_FAILED),
@@ -261,6 +269,9 @@ def test_a_tuning_choice_that_does_not_fit_a_gpu_is_no_lack_of_memory() -> None:
     assert classify_failure(reader.signs, 1) is ErrorType.SERVER_START_FAILED
     assert read("torch.OutOfMemoryError: CUDA out of memory.").out_of_memory
     assert read("torch.cuda.OutOfMemoryError: HIP").out_of_memory
+    ignored = read("Runtime error during autotuning: ", "Triton Error [CUDA]: out of memory. ", "Ignoring this choice.")
+    assert not ignored.out_of_memory
+    assert read("RuntimeError: Triton Error [CUDA]: out of memory").out_of_memory
 
 
 @pytest.mark.parametrize(
@@ -273,6 +284,22 @@ def test_a_tuning_choice_that_does_not_fit_a_gpu_is_no_lack_of_memory() -> None:
         ("OSError: [Errno 24] Too many open files: '/cache/fxgraph'", True),
         ("MemoryError: ", True),
         ("torch.distributed.DistStoreError: Timed out after 601 seconds waiting for clients", True),
+        ("RuntimeError: Triton Error [CUDA]: an illegal memory access was encountered", True),
+        ("RuntimeError: CUDA driver error: out of memory", True),
+        ("RuntimeError: CUBLAS_STATUS_ALLOC_FAILED", True),
+        ("RuntimeError: std::bad_alloc", True),
+        ("torch._inductor.exc.InductorError: RuntimeError: `ptxas` failed with error code -9", True),
+        ("RuntimeError: can't start new thread", True),
+        ("torch.distributed.DistBackendError: Connection reset by peer", True),
+        ("torch.distributed.DistNetworkError: failed to listen. port: 29500, name: EADDRINUSE", True),
+        ("RuntimeError: unable to mmap 16 bytes: Cannot allocate memory (12)", True),
+        ("EOFError: Ran out of input", True),
+        ("json.decoder.JSONDecodeError: Expecting value: line 1 column 1 (char 0)", True),
+        ("_pickle.UnpicklingError: pickle data was truncated", True),
+        ("torch._inductor.exc.InductorError: RuntimeError: `ptxas` failed with error code 1", False),
+        ("TypeError: connection_reset() takes 1 argument", False),
+        ("AttributeError: 'NoneType' object has no attribute 'bad_allocation'", False),
+        ("torch._dynamo.exc.Unsupported: reconstruct: MyEOFErrorHandler", False),
         ("Exception: Capture cuda graph failed: AssertionError", False),
         ("torch._dynamo.exc.Unsupported: Observed exception", False),
         ("UnboundLocalError: local variable 'x' referenced before assignment", False),

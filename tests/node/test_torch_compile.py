@@ -71,12 +71,53 @@ def test_a_batch_that_decode_does_not_capture_is_named(host: Host) -> None:
     assert stage.warnings == ("decode captures no batch above 256: 300 runs without what was compiled",)
 
 
-def test_a_server_that_compiles_no_graph_of_decode_is_no_success(host: Host) -> None:
+@pytest.mark.parametrize(("sizes", "batches"), [([1, 8], "1, 2, 4, 8"), ([1], "1")])
+def test_a_server_that_compiles_no_graph_of_decode_is_no_success(host: Host, sizes: list[int], batches: str) -> None:
     """It has one all the same, of a small function of SGLang's."""
-    stage = host.ensure(ON, batch_sizes=[1, 8], faults="no-decode-graphs").stages[INDUCTOR]
+    stage = host.ensure(ON, batch_sizes=sizes, faults="no-decode-graphs", selected=(INDUCTOR,)).stages[INDUCTOR]
     assert (stage.status, stage.error_type) == (StageStatus.ERROR, ErrorType.UNSUPPORTED)
-    said = "the server started with --enable-torch-compile and used 1 graphs for 4 batch sizes that decode captures"
+    said = "the server started with --enable-torch-compile and used 1 graphs, too few for decode in batches of "
+    assert stage.errors[0].message == said + batches
+
+
+def test_where_sglang_leaves_it_out_itself_that_is_said(host: Host) -> None:
+    stage = host.ensure(ON, batch_sizes=[1], faults="leaves-compile-out", selected=(INDUCTOR,)).stages[INDUCTOR]
+    assert (stage.status, stage.error_type) == (StageStatus.ERROR, ErrorType.UNSUPPORTED)
+    said = "SGLang holds that this model cannot be compiled, and leaves --enable-torch-compile out"
     assert stage.errors[0].message == said
+
+
+def test_gpu_memory_that_triton_lacks_is_no_defect_of_torch_compile(host: Host) -> None:
+    stage = host.ensure(ON, batch_sizes=[1], faults="triton-oom", selected=(INDUCTOR,)).stages[INDUCTOR]
+    assert stage.status is StageStatus.OK
+    assert stage.server is not None
+    assert (stage.server.mem_fraction, stage.server.attempts) == (0.93, 2)
+
+
+def test_where_no_other_server_follows_the_stage_starts_a_second_one(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads, own = "TORCHINDUCTOR_COMPILE_THREADS", on_every_core()
+    monkeypatch.setenv("FAKE_SHOWS", threads)
+    result = host.ensure(ON, batch_sizes=[1], selected=(INDUCTOR,))
+    assert result.stages[INDUCTOR].status is StageStatus.OK
+    shown = [line for line in host.log("inductor").read_text().splitlines() if line.startswith(threads)]
+    assert shown == [f"{threads}={own[threads]}", f"{threads}=1"]
+    completion = host.completion(INDUCTOR)
+    assert completion is not None
+    assert graphs(1) <= {str(Path(path).parent) for path in completion.artifacts}
+    kernel = "triton/ABC/moe.cubin"
+    assert kernel in completion.artifacts, "what the second start compiled and tuned, too"
+    assert statuses(host.ensure(ON, batch_sizes=[1], selected=(INDUCTOR,)))["inductor"] == "noop"
+    (host.layout.profiles / kernel).unlink()
+    assert statuses(host.ensure(ON, batch_sizes=[1], selected=(INDUCTOR,)))["inductor"] == "ok"
+
+
+def test_graphs_that_no_start_finds_again_are_no_success(host: Host) -> None:
+    stage = host.ensure(ON, batch_sizes=[1], faults="fresh-graphs", selected=(INDUCTOR,)).stages[INDUCTOR]
+    assert (stage.status, stage.error_type) == (StageStatus.ERROR, ErrorType.VERIFY_FAILED)
+    assert stage.errors[0].message.startswith("a second start compiled 18 graphs again, first torchinductor/")
+    assert host.completion(INDUCTOR) is None
 
 
 def test_where_no_server_starts_with_it_that_is_said_and_the_rest_is_warmed_up(host: Host) -> None:

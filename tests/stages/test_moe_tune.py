@@ -15,8 +15,9 @@ from rayprep.model.moe_search import Choice
 from rayprep.model.plan import NotNeeded, Unable, Work
 from rayprep.model.spec import DeviceChoice, MoeStrategy, PrepSpec
 from rayprep.stages.moe_run import tune, tuning_home
-from rayprep.stages.moe_tune import MoeTuneStage, covered_units, serve_follows, shape_of
+from rayprep.stages.moe_tune import MoeTuneStage, covered_units, shape_of
 from rayprep.stages.protocol import StageRequest
+from rayprep.stages.serve import serve_follows
 from tests.model.samples import DIGEST, signature
 from tests.stages.contexts import build_context
 
