@@ -166,18 +166,28 @@ def decide(  # noqa: PLR0911 - one return for each rule, in order of precedence
 
 
 def with_consequences(decisions: Sequence[Decision]) -> tuple[Decision, ...]:
-    """Another MoE config makes a server compile other kernels, so what one has compiled is no longer all that it needs.
+    """What one stage builds can be more for a server to compile, so that `serve` starts one again.
 
-    And it is a server's log that says whether the config is used.
+    With another MoE config it compiles other kernels; and it is its log that says whether the config is used. Graphs
+    that are new leave kernels which only the next start tunes for good.
     """
-    tunes = any(each.stage is StageName.MOE_TUNE and each.action is Action.BUILD for each in decisions)
-    again = {"action": Action.BUILD, "reason": "moe_config_is_new", "detail": ""}
+    reasons = [reason for each in decisions if (reason := _more_to_serve(each))]
+    again = {"action": Action.BUILD, "reason": reasons[0], "detail": ""} if reasons else {}
     return tuple(
         each.model_copy(update=again)
-        if tunes and each.stage is StageName.SERVE and each.action is Action.NOOP and each.work
+        if each.stage is StageName.SERVE and each.action is Action.NOOP and each.work
         else each
         for each in decisions
     )
+
+
+def _more_to_serve(decision: Decision) -> str:
+    if decision.action is not Action.BUILD:
+        return ""
+    if decision.stage is StageName.MOE_TUNE:
+        return "moe_config_is_new"
+    by_a_server = decision.work is not None and decision.work.by_sglang
+    return "graphs_are_new" if decision.stage is StageName.INDUCTOR and by_a_server else ""
 
 
 def is_served_without(stage: StageName, error_type: ErrorType | None) -> bool:

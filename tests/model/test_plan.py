@@ -228,3 +228,13 @@ def test_another_moe_config_makes_the_server_compile_again() -> None:
     assert after[-1].reason == "moe_config_is_new"
     known = tunes.model_copy(update={"action": Action.NOOP})
     assert with_consequences([known, other, serves]) == (known, other, serves)
+
+
+@pytest.mark.parametrize("by_sglang", [True, False])
+def test_new_graphs_of_a_server_are_found_by_the_next_one(by_sglang: bool) -> None:
+    valid, builds = decision(check=VALID), decision()
+    assert builds.work
+    work = builds.work.model_copy(update={"by_sglang": by_sglang})
+    compiles = builds.model_copy(update={"stage": StageName.INDUCTOR, "work": work})
+    serves = valid.model_copy(update={"stage": StageName.SERVE})
+    assert with_consequences([compiles, serves])[-1].reason == ("graphs_are_new" if by_sglang else serves.reason)
