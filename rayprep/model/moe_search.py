@@ -122,8 +122,9 @@ def on_one_gpu(trials: Iterable[Trial], done: Done) -> tuple[Group, ...]:
 
 def _begun_by(group: Sequence[Trial], done: Done) -> str:
     tokens, replays = group[0].tokens, group[0].replays
-    others = (trial for trial in done if is_final(trial) and (trial.tokens, trial.replays) == (tokens, replays))
-    gpus = _gpus(tuple(others), done)
+    if not is_final(group[0]):  # of a sweep there are thousands
+        return ""
+    gpus = _gpus([trial for trial in done if (trial.tokens, trial.replays) == (tokens, replays)], done)
     return gpus.pop() if len(gpus) == 1 else ""
 
 
