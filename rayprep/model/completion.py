@@ -54,6 +54,8 @@ class Completion(Record):
     outcome: Literal["built", "skipped", "unsupported"] = "built"
     """`skipped`: there is rightly nothing to build here, and `reason` says why. `unsupported`: building `units` was
     tried, and does not work with these versions and flags."""
+    tried: tuple[tuple[str, ...], ...] = ()
+    """Other units of which the same was seen before."""
     reason: str | None = None
     signature: Signature
     units: tuple[str, ...] = ()

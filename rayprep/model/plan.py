@@ -97,7 +97,9 @@ def known_unable(work: Work, earlier: Completion | None, now: Signature) -> Unab
 
     It was a server that failed, so what binds one decides whether anything has changed since.
     """
-    if earlier is None or earlier.outcome != "unsupported" or not set(earlier.units) <= set(work.units):
+    if earlier is None or earlier.outcome != "unsupported":
+        return None
+    if not any(set(tried) <= set(work.units) for tried in (*earlier.tried, earlier.units)):
         return None
     if differences(StageName.SERVE, earlier.signature, now):
         return None
@@ -165,13 +167,16 @@ def decide(  # noqa: PLR0911 - one return for each rule, in order of precedence
     return verdict(Action.BUILD, check.state.value, check.detail)
 
 
-def with_consequences(decisions: Sequence[Decision]) -> tuple[Decision, ...]:
+def with_consequences(decisions: Sequence[Decision], *, unheard: bool = False) -> tuple[Decision, ...]:
     """What one stage builds can be more for a server to compile, so that `serve` starts one again.
 
     With another MoE config it compiles other kernels; and it is its log that says whether the config is used. Graphs
     that are new leave kernels which only the next start tunes for good.
+
+    Args:
+        unheard: no server has said yet that it uses the MoE config that is here.
     """
-    reasons = [reason for each in decisions if (reason := _more_to_serve(each))]
+    reasons = [reason for each in decisions if (reason := _more_to_serve(each, unheard=unheard))]
     again = {"action": Action.BUILD, "reason": reasons[0], "detail": ""} if reasons else {}
     return tuple(
         each.model_copy(update=again)
@@ -181,7 +186,9 @@ def with_consequences(decisions: Sequence[Decision]) -> tuple[Decision, ...]:
     )
 
 
-def _more_to_serve(decision: Decision) -> str:
+def _more_to_serve(decision: Decision, *, unheard: bool) -> str:
+    if unheard and decision.stage is StageName.MOE_TUNE and decision.action is Action.NOOP:
+        return "moe_config_is_unheard"
     if decision.action is not Action.BUILD:
         return ""
     if decision.stage is StageName.MOE_TUNE:

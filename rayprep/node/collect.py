@@ -10,6 +10,7 @@ from rayprep.model.completion import Completion
 from rayprep.model.errors import ErrorType, StageError
 from rayprep.model.plan import Decision
 from rayprep.model.result import Artifacts
+from rayprep.model.signature import differences
 from rayprep.model.stages import StageName
 from rayprep.node.survey import Survey
 from rayprep.stages import Built
@@ -110,5 +111,7 @@ def record_unsupported(survey: Survey, decision: Decision, run_id: str, why: str
     if known is not None and known.outcome == "built":  # what it lists works all the same
         return
     units = decision.work.units if decision.work else ()
-    found = new_completion(survey, decision, run_id, utc_now())
-    write_completion(survey.layout, found.model_copy(update={"outcome": "unsupported", "reason": why, "units": units}))
+    fits = known is not None and not differences(StageName.SERVE, known.signature, survey.signature)
+    earlier = (*known.tried, known.units) if known is not None and fits and known.outcome == "unsupported" else ()
+    told = {"outcome": "unsupported", "reason": why, "units": units, "tried": tuple(set(earlier) - {units})}
+    write_completion(survey.layout, new_completion(survey, decision, run_id, utc_now()).model_copy(update=told))

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from rayprep.host.environment import child_env
-from rayprep.host.layout import os_error_type
+from rayprep.host.layout import os_error_type, root_unfit
 from rayprep.host.leftovers import leftovers
 from rayprep.host.locks import HeldLocks, acquire, gpu_lock_paths
 from rayprep.host.process import end_processes
@@ -134,7 +134,7 @@ class _NodeRun:
         self.telling.settle(self.survey, [each for each in decisions if each.action is not Action.BUILD])
         building = {each.stage: each for each in decisions if each.action is Action.BUILD}
         if building:
-            drop_proof(self.survey)
+            self._drop_proof()
         self.telling.begin_stages(self.survey.layout.container_run, building)
         runs: dict[StageName, StageRun] = {}
         with ThreadPoolExecutor(max_workers=len(StageName)) as pool:
@@ -150,6 +150,12 @@ class _NodeRun:
         if StageName.SERVE in runs and (built := runs[StageName.SERVE].built):
             take_in(self.survey, self.request.run_id, self.telling, built, runs[StageName.SERVE].log)
         self._prove(locks, scratch)
+
+    def _drop_proof(self) -> None:
+        try:
+            drop_proof(self.survey)
+        except OSError as error:
+            raise root_unfit(self.survey.layout.profiles, "profiles", error) from None
 
     def _stage_run(self, decision: Decision, locks: HeldLocks, scratch: Path) -> StageRun:
         home = _made(scratch / decision.stage.value)
@@ -167,9 +173,9 @@ class _NodeRun:
         """What rayprep's own servers go by, and the warning where that is less than was asked for."""
         inductor = self.recorder.result.stages.get(StageName.INDUCTOR)
         failed = inductor is not None and is_served_without(StageName.INDUCTOR, inductor.error_type)
-        request = self.survey.request
-        if request.spec.server_command or not (failed or self.survey.plan.served_without):
+        if not failed and not self.survey.plan.served_without:
             return self.survey, []
+        request = self.survey.request
         plain = request.with_server_args(without(request.spec.server_args))
         return replace(self.survey, request=plain), [f"{what} without {ENABLE}: see the inductor stage"]
 
@@ -202,7 +208,8 @@ class _NodeRun:
             return
         home = _made(scratch / "verify")
         env = child_env(self.environ, self.survey.layout, home, self.request.invocation)
-        survey, warnings = self._as_served("proved")
+        # A user's own server leaves nothing out.
+        survey, warnings = (self.survey, []) if command else self._as_served("proved")
         survey = replace(survey, completions=exact_completions(self.survey))
         from rayprep.node.verify import Verify  # and with it what runs a server, which a run with nothing to do spares
 

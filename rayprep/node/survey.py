@@ -167,7 +167,10 @@ class _Decider:
     deep: bool
 
     def plan(self, *, verify_only: bool) -> Plan:
-        decisions = with_consequences([self.decide(stage, selected=not verify_only) for stage in StageName])
+        decisions = with_consequences(
+            [self.decide(stage, selected=not verify_only) for stage in StageName],
+            unheard=self._is_unheard(self.exact(StageName.MOE_TUNE)),
+        )
         served = self.exact(StageName.SERVE)
         verify = decide_verify(
             decisions,
@@ -186,9 +189,16 @@ class _Decider:
         return decide(stage, self.spec.op(stage), selected, plan, self._check(stage, plan), self.key(stage))
 
     def _served_without(self) -> bool:
-        """Whether it is known that no server starts with torch.compile, be the stage asked for or not."""
-        plan = self._plan(StageName.INDUCTOR)
-        return isinstance(plan, Unable) and is_served_without(StageName.INDUCTOR, plan.error_type)
+        """Whether it is known that no server starts with torch.compile. Who leaves the stage out has it tried again."""
+        stage = StageName.INDUCTOR
+        if stage not in (self.part or self.spec.selected) or self.spec.op(stage) is StageOp.SKIP:
+            return False
+        plan = self._plan(stage)
+        return isinstance(plan, Unable) and is_served_without(stage, plan.error_type)
+
+    def _is_unheard(self, completion: Completion | None) -> bool:
+        """A config that was tuned, and of which no server has spoken yet."""
+        return completion is not None and completion.outcome == "built" and not completion.verified_in_log
 
     def _plan(self, stage: StageName) -> StagePlan:
         request = self.request
@@ -235,7 +245,7 @@ class _Decider:
         """Why a completion is not enough that holds by itself: for the MoE config that a server reads."""
         if completion.stage is StageName.SERVE:
             return served_with_others(self.layout, completion)
-        unheard = completion.stage is StageName.MOE_TUNE and completion.outcome == "built"
-        if not unheard or completion.verified_in_log or serve_follows(self.spec):
+        unheard = completion.stage is StageName.MOE_TUNE and self._is_unheard(completion)
+        if not unheard or serve_follows(self.spec):
             return None
         return Check(state=CheckState.NOT_COVERED, detail="no server has said yet that it uses the config")

@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from rayprep.host.completions import write_completion
 from rayprep.host.scan import scan_cache
 from rayprep.model.base import utc_now
 from rayprep.model.caches import CacheName
@@ -175,10 +176,16 @@ def test_a_config_of_which_no_server_has_spoken_gets_a_server(host: MoeHost) -> 
     asked = {"model": str(host.model), "moe_batch_sizes": (1,), "moe_strategy": "fixed"}
     silent = host.ensure(**asked, ops=OTHERS, faults="dies-at-start")
     assert silent.stages[MOE].verified_in_log is None
+    kept = host.completion(MOE)
+    assert kept is not None
     alone = host.ensure(**asked, ops={**OTHERS, SERVE: StageOp.SKIP}).stages[MOE]
     assert (alone.status, alone.verified_in_log) == ("ok", True)
     assert alone.artifacts and alone.artifacts.tuning
     assert alone.artifacts.tuning.measured == 0, "it was all there"
+    host.ensure(**asked, ops=OTHERS, verify=False)
+    write_completion(host.layout, kept)  # as a run leaves it that was stopped before its server spoke
+    heard = host.ensure(**asked, ops=OTHERS, verify=False)
+    assert (heard.stages[SERVE].status, heard.stages[MOE].verified_in_log) == ("ok", True)
 
 
 def _compiled_ahead(host: MoeHost) -> None:

@@ -11,7 +11,7 @@ from rayprep.model.result import RunStatus
 from rayprep.model.spec import StageOp
 from rayprep.model.stages import StageName, StageStatus
 from rayprep.node.survey import take_survey
-from tests.node.serving import LIBRARY, SKIPPED, Host, statuses
+from tests.node.serving import COMPILES, LIBRARY, SERVER, SKIPPED, Host, statuses
 
 ON = "--enable-torch-compile"
 INDUCTOR, SERVE = StageName.INDUCTOR, StageName.SERVE
@@ -184,3 +184,26 @@ def test_a_proof_by_itself_leaves_out_what_is_known_to_start_no_server(host: Hos
     assert statuses(after)["serve"] == "noop"
     assert after.verify is not None
     assert after.verify.reason == "verified"
+
+
+def test_a_users_own_command_leaves_nothing_out_and_what_is_known_stays_known(host: Host) -> None:
+    own = (*SERVER, COMPILES, ON)
+    first = host.ensure(ON, faults="no-torch-compile", server_command=own)
+    again = host.ensure(ON, faults="no-torch-compile", server_command=own)
+    assert [each.stages[SERVE].status.value for each in (first, again)] == ["ok", "noop"]
+    assert not list(host.layout.run("run-2").glob("*.log")), "no server was started"
+
+
+def test_requests_for_other_batches_do_not_make_each_other_forgotten(host: Host) -> None:
+    for sizes in ([1, 8], [1, 2]):
+        host.ensure(ON, faults="no-torch-compile", batch_sizes=sizes)
+    for sizes in ([1, 8], [1, 2]):
+        known = host.ensure(ON, faults="no-torch-compile", batch_sizes=sizes)
+        assert "; known since 2" in known.stages[INDUCTOR].errors[0].message
+        assert statuses(known)["serve"] == "noop"
+
+
+def test_who_leaves_the_stage_out_is_not_told_that_all_is_proved(host: Host) -> None:
+    host.ensure(ON, faults="no-torch-compile")
+    skipped = host.ensure(ON, faults="no-torch-compile", ops={**SKIPPED, INDUCTOR: StageOp.SKIP})
+    assert (skipped.exit_code, statuses(skipped)["serve"]) == (14, "error")
