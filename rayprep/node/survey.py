@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from rayprep.host.completions import of_identity, read_completions
 from rayprep.host.environment import compiler_settings
@@ -181,13 +182,14 @@ class _Decider:
             slices=_slice_count(self.spec, self.request.signature),
             proof=served.verification if served else None,
         )
-        return Plan(decisions=decisions, verify=verify, served_without=self._served_without())
+        return Plan(decisions=decisions, verify=verify, served_without=self._served_without)
 
     def decide(self, stage: StageName, *, selected: bool = True) -> Decision:
         plan = self._plan(stage)
         selected = selected and stage in (self.part or self.spec.selected)
         return decide(stage, self.spec.op(stage), selected, plan, self._check(stage, plan), self.key(stage))
 
+    @cached_property
     def _served_without(self) -> bool:
         """Whether it is known that no server starts with torch.compile. Who leaves the stage out has it tried again."""
         stage = StageName.INDUCTOR
@@ -202,7 +204,7 @@ class _Decider:
 
     def _plan(self, stage: StageName) -> StagePlan:
         request = self.request
-        if stage is StageName.SERVE and self._served_without():
+        if stage is StageName.SERVE and self._served_without:
             request = request.with_server_args(without(self.spec.server_args))
         plan: StagePlan = BY_NAME[stage].plan(request)
         if isinstance(plan, Work):

@@ -181,7 +181,8 @@ def tune_by_script(request: StageRequest, shape: MoeShape, context: BuildContext
     said = _read_script(request, shape, found[0])
     left = [str(size) for size in sizes_of(request.spec) if size not in said.files.up]
     nearest = f"the script tuned nothing for {', '.join(left)} tokens, which take the nearest size's config"
-    return replace(_built(request, shape, context, said), env=own, warnings=(nearest,) if left else ())
+    built = _built(request, shape, context, said)
+    return replace(built, env=own, warnings=(*built.warnings, nearest) if left else built.warnings)
 
 
 def _script_command(request: StageRequest, shape: MoeShape, folder: Path) -> list[str]:

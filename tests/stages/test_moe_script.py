@@ -60,6 +60,15 @@ def test_its_kernels_are_not_put_among_the_servers(tmp_path: Path) -> None:
     assert [path.parts[0] for path in losers] == ["scratch"], "which is removed with the stage's end"
 
 
+def test_a_users_config_in_whose_place_it_comes_is_named(tmp_path: Path) -> None:
+    config = tmp_path / "profiles" / "moe_configs" / "configs" / "triton_3_6_0" / NAME
+    script = f"import pathlib; at = pathlib.Path({str(config)!r}); at.parent.mkdir(parents=True); "
+    users = "at.write_text('{}'); "
+    built, _ = run(tmp_path, f"{script}{users}json.dump({{'8': {ENTRY}}}, open({NAME!r}, 'w'))")
+    (warning,) = built.warnings
+    assert "a config that no completion lists was in its place: it is kept as" in warning
+
+
 @pytest.mark.parametrize(
     ("script", "said"),
     [
