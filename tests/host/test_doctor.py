@@ -4,6 +4,7 @@ import json
 import os
 import resource
 import socket
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -19,6 +20,7 @@ from rayprep.host.doctor.gpu_checks import GpuUse, judge_driver, judge_gpus, jud
 from rayprep.host.doctor.storage_checks import Space, examine_root, judge_inodes, judge_space, try_out
 from rayprep.host.doctor.toolchain_checks import judge_ninja
 from rayprep.host.gpu import Gpu, GpuInventory
+from rayprep.host.process import marked_processes
 from rayprep.model.base import parse_utc
 from rayprep.model.doctor import DoctorReport, Finding, State, fail, ok, warn
 from rayprep.model.spec import DeviceChoice
@@ -544,6 +546,20 @@ class TestBounded:
         orphan = int((tmp_path / "pid").read_text())
         gone = (psutil.STATUS_ZOMBIE, None)
         wait_for(lambda: _status(orphan) in gone, "the sleep ends")
+
+    def test_what_is_being_started_when_the_program_ends_does_not_outlive_it(self, tmp_path: Path) -> None:
+        program = (
+            "import os\n"
+            "from rayprep.host.doctor.bounded import run_bounded, start\n"
+            "command = ['/bin/sh', '-c', 'echo > \"$FIRST\"; sleep 300 & wait']\n"
+            "for _ in range(100):\n"
+            "    start(lambda: run_bounded(command, os.environ, 300))\n"
+            "while not os.path.exists(os.environ['FIRST']):\n"
+            "    pass\n"
+        )
+        environ = {**os.environ, "FIRST": str(tmp_path / "first")}
+        subprocess.run([sys.executable, "-c", program], env=environ, check=True, timeout=60)
+        wait_for(lambda: marked_processes("FIRST", environ["FIRST"]) == [], "all commands end", 10.0)
 
     def test_nobody_waits_for_what_does_not_end(self) -> None:
         started = time.monotonic()

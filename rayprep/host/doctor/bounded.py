@@ -9,11 +9,13 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 T = TypeVar("T")
+
+_START_S = 5.0
+"""For a command to be started that is to be killed at once."""
 
 
 def start(work: Callable[[], T]) -> "Future[T]":
@@ -68,6 +70,17 @@ def run_bounded(
         OSError: it cannot be started.
         TimeoutError: it took too long; it has been killed with its children.
     """
+    place: Future[int] = Future()
+    _running.add(place)
+    try:
+        return _run(command, environ, timeout_s, folder, place)
+    finally:
+        _running.discard(place)
+
+
+def _run(
+    command: Sequence[str], environ: Mapping[str, str], timeout_s: float, folder: Path | None, place: "Future[int]"
+) -> Ran:
     with subprocess.Popen(
         command,
         env=dict(environ),
@@ -79,16 +92,51 @@ def run_bounded(
         errors="replace",
         process_group=0,
     ) as process:
-        kill = partial(_kill_group, process.pid)
-        atexit.register(kill)  # on Ctrl-C nobody waits for the thread that waits here
+        place.set_result(process.pid)
         try:
             output, _ = process.communicate(timeout=timeout_s)
         except subprocess.TimeoutExpired:
-            kill()
+            _kill_group(process.pid)
             raise TimeoutError(f"{command[0]} gives no answer within {timeout_s:.0f} s") from None
-        finally:
-            atexit.unregister(kill)
     return Ran(process.returncode, output)
+
+
+class _Running:
+    """The commands that run or are about to: on Ctrl-C nobody waits for the threads that wait for them.
+
+    A command is here before it is started. One that was noted afterwards could be missed by an end that comes between.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._over = False
+        self._leaders: set[Future[int]] = set()
+        atexit.register(self._end)
+
+    def add(self, leader: "Future[int]") -> None:
+        """
+        Raises:
+            OSError: the process ends, so nothing is started any more.
+        """
+        with self._lock:
+            if self._over:
+                raise InterruptedError("interrupted")
+            self._leaders.add(leader)
+
+    def discard(self, leader: "Future[int]") -> None:
+        with self._lock:
+            self._leaders.discard(leader)
+
+    def _end(self) -> None:
+        with self._lock:
+            self._over = True
+            leaders = set(self._leaders)
+        # A program on a dead file server never starts, and is not waited for.
+        for leader in wait(leaders, _START_S).done:
+            _kill_group(leader.result())
+
+
+_running = _Running()
 
 
 def _kill_group(leader: int) -> None:
