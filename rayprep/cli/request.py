@@ -79,13 +79,19 @@ class Flags:
         return {**given, "ops": ops} if ops else given
 
     def _ops(self) -> dict[StageName, StageOp]:
-        """Raises BadRequest where a stage is both asked for and to be left out."""
+        """Raises BadRequest where a stage is both asked for and left out, by --skip or by the flags for others."""
         rebuilt, skipped = ({stage_named(name) for name in names} for names in (self.rebuild, self.skip))
         chosen = set(self.selected) if set(self.selected) != set(StageName) else set()  # --all names none
         for stage in StageName:
             if stage in skipped & (rebuilt | chosen):
                 asked = "--rebuild" if stage in rebuilt else "the flag for"
                 raise BadRequest(f"{asked} {stage} and --skip {stage} exclude each other", hint="leave one of them out")
+        for stage in sorted(rebuilt - chosen) if chosen else ():
+            others = " and ".join(sorted(chosen))
+            raise BadRequest(
+                f"--rebuild {stage} does nothing beside the flag for {others}: no other stage runs",
+                hint=f"give {stage}'s own flag too, or none",
+            )
         return dict.fromkeys(rebuilt, StageOp.REBUILD) | dict.fromkeys(skipped, StageOp.SKIP)
 
 

@@ -87,6 +87,7 @@ def test_a_config_with_impossible_widths(roots: Roots, tmp_path: Path, change: d
         (("--skip", "everything"), ("everything", "stages:")),
         (("--skip", "moe", "--rebuild", "triton"), ("--rebuild moe_tune and --skip moe_tune exclude each other",)),
         (("--inductor", "--skip", "inductor"), ("the flag for inductor and --skip inductor exclude each other",)),
+        (("--inductor", "--rebuild", "serve"), ("--rebuild serve does nothing beside the flag for inductor",)),
         (("--block-size", "128"), ("128", "weight_block_size")),
         (("--batch-size", "0"), ("batch_sizes",)),
         (("--server-arg=--dp-size=2",), ("data parallel", "dp_size=2")),
