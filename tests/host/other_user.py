@@ -2,11 +2,13 @@
 
 import os
 import pickle
+import time
 from collections.abc import Callable
 from typing import TypeVar
 
 T = TypeVar("T")
 NOBODY = 65534
+time.strptime("0", "%S")  # its first call imports a module, from a Python that another user may not be able to read
 
 
 def as_user(uid: int, work: Callable[[], T]) -> T:
