@@ -1,0 +1,101 @@
+"""Unpacking where something is already: what is whole stays, and what is not comes in again."""
+
+import io
+import os
+
+import pytest
+
+from rayprep.host.layout import Layout
+from rayprep.host.markers import Marker, write_marker
+from rayprep.host.moe_folder import kept_copies
+from rayprep.host.unpack import preview
+from rayprep.model.errors import BadRequest
+from rayprep.model.stages import StageName
+from tests.host.caches import fill
+from tests.host.pack.archives import (
+    DEAD,
+    FLASHINFER,
+    MODULES,
+    OLD,
+    archive,
+    assert_nothing_half,
+    every,
+    finished,
+    packable,
+    take,
+    there,
+)
+from tests.model.samples import completion, signature
+
+
+def test_a_second_time_nothing_is_touched(source: Layout, target: Layout) -> None:
+    take(target, archive(source))
+    (target.profiles / f"{MODULES}/norm/.ninja_log").write_text("rewritten by use", encoding="utf-8")
+    inodes = {path: path.stat().st_ino for path in target.profiles.rglob("*") if ".locks" not in path.parts}
+    report = take(target, archive(source))
+    assert (report.completions, report.files, len(report.kept)) == ((), 0, 2)
+    assert {path: path.stat().st_ino for path in inodes} == inodes
+
+
+def test_what_is_damaged_comes_in_again_and_the_rest_stays(source: Layout, target: Layout) -> None:
+    take(target, archive(source))
+    (target.profiles / "torchinductor/ab/cab.so").write_text("SO!", encoding="utf-8")
+    whole = target.profiles / "torchinductor/fxgraph/zz/key/graph"
+    inode = whole.stat().st_ino
+    report = take(target, archive(source))
+    assert (report.entries, report.files, len(report.completions), len(report.kept)) == (1, 2, 1, 1)
+    assert there(target) == packable(source)
+    assert whole.stat().st_ino == inode
+
+
+def test_another_models_build_of_an_entry_stays_and_both_hold(source: Layout, target: Layout) -> None:
+    mine = {f"{MODULES}/norm/norm.so": "MINE", f"{MODULES}/norm/build.ninja": "mine"}
+    finished(target, FLASHINFER, mine, slug="llama")
+    take(target, archive(source))
+    texts = {path: text for path, (text, _) in there(target).items()}
+    assert texts[f"{MODULES}/norm/norm.so"] == "MINE"
+    assert texts[f"{MODULES}/norm/build.ninja"] == "mine"
+    assert texts[f"{MODULES}/norm/norm.cuda.o"] == "object"
+    assert_nothing_half(target)
+    assert len(every(target)) == 3
+
+
+def test_a_users_config_in_the_place_of_the_received_one_is_kept(source: Layout, target: Layout) -> None:
+    path = "moe_configs/configs/triton_3_6_0/E=8,N=64.json"
+    finished(source, StageName.MOE_TUNE, {path: '{"1": {}}'})
+    finished(target, StageName.MOE_TUNE, {path: '{"2": {}}'})
+    (target.profiles / path).write_text('{"17": {}}')
+    take(target, archive(source))
+    assert (target.profiles / path).read_text() == '{"1": {}}'
+    assert [copy.read_text() for copy in kept_copies(target, target.profiles / path)] == ['{"17": {}}']
+
+
+def test_a_users_config_is_kept_where_an_aborted_builds_files_go(source: Layout, target: Layout) -> None:
+    finished(source, StageName.MOE_TUNE, {"moe_configs/configs/triton_3_6_0/E=8,N=64.json": '{"1": {}}'})
+    write_marker(target, "qwen", StageName.MOE_TUNE, DEAD)
+    path = "moe_configs/configs/triton_3_6_0/E=9,N=64.json"
+    fill(target, {path: '{"17": {}}'})
+    take(target, archive(source))
+    assert [copy.read_text() for copy in kept_copies(target, target.profiles / path)] == ['{"17": {}}']
+
+
+def test_what_an_aborted_build_left_goes_and_its_marker(source: Layout, target: Layout) -> None:
+    write_marker(
+        target, "qwen", FLASHINFER, Marker(owner_pid=1, started_at=completion().started_at, run_id="d", host="h")
+    )
+    fill(target, {f"{MODULES}/half/half.so": "ha", f"{MODULES}/norm/norm.so": "no"})
+    fill(target, {f"{MODULES}/earlier/e.so": "e"})
+    os.utime(target.profiles / f"{MODULES}/earlier/e.so", ns=(OLD, OLD))
+    take(target, archive(source))
+    left = there(target)
+    assert left.pop(f"{MODULES}/earlier/e.so")
+    assert left == packable(source)
+
+
+def test_a_dry_run_proves_and_writes_nothing(source: Layout, target: Layout) -> None:
+    data = archive(source)
+    report = preview(target, io.BytesIO(data), signature())
+    assert (report.dry_run, report.files, len(report.completions)) == (True, 9, 2)
+    assert list(target.profiles.iterdir()) == []
+    with pytest.raises(BadRequest, match="content of"):
+        preview(target, io.BytesIO(data.replace(b"norm\0", b"NORM\0")), signature())
