@@ -1,13 +1,6 @@
-"""The decode step against naive arithmetic in float64, and the child that compiles it in real processes."""
+"""The decode step against naive arithmetic in float64, part by part and whole, and what makes another graph of it."""
 
-import json
 import math
-import os
-import shutil
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
 
@@ -16,17 +9,9 @@ torch = pytest.importorskip("torch")
 from torch import Tensor  # noqa: E402
 from torch._functorch.aot_autograd import aot_module_simplified  # noqa: E402
 from torch._inductor.codecache import compiled_fx_graph_hash  # noqa: E402
-from torch._inductor.exc import CppCompileError, InvalidCxxCompiler  # noqa: E402
-from torch.utils._pytree import tree_leaves, tree_map_only  # noqa: E402
+from torch.utils._pytree import tree_map_only  # noqa: E402
 
-from rayprep.host.completions import read_completions  # noqa: E402
-from rayprep.host.environment import server_cache_env  # noqa: E402
-from rayprep.host.layout import Layout  # noqa: E402
-from rayprep.model.architecture import Architecture, Quantization, parse_architecture  # noqa: E402
-from rayprep.model.errors import ErrorType  # noqa: E402
-from rayprep.model.package import listed_by  # noqa: E402
-from rayprep.model.stages import StageName  # noqa: E402
-from rayprep.stages.child_lines import FailLine, StepLine  # noqa: E402
+from rayprep.model.architecture import Architecture  # noqa: E402
 from rayprep.stages.decode_step import (  # noqa: E402
     KvCache,
     Mlp,
@@ -40,32 +25,10 @@ from rayprep.stages.decode_step import (  # noqa: E402
     rms_norm,
     rope,
 )
-from rayprep.stages.inductor_child import OpenedFiles, SwallowedErrors, largest_difference  # noqa: E402
-from rayprep.stages.inductor_protocol import (  # noqa: E402
-    CHILD_LINE,
-    ChildRequest,
-    GraphsLine,
-    Mismatch,
-    RankShape,
-    failure,
-    memory_bytes,
-    rank_shape,
-    unit_name,
-    weight_bytes,
-)
-from tests.conftest import QUICK_COMPILER, Built  # noqa: E402
+from rayprep.stages.inductor_protocol import RankShape, rank_shape  # noqa: E402
+from tests.stages.decoding import DENSE, MOE, SMALL  # noqa: E402
 
 pytestmark = pytest.mark.torch
-
-CONFIGS = Path(__file__).parents[2] / "rayprep" / "configs"
-
-
-def shipped(name: str) -> Architecture:
-    return parse_architecture((CONFIGS / name / "config.json").read_text(), name)
-
-
-DENSE, MOE = shipped("tiny-dense"), shipped("tiny-moe")
-SMALL = DENSE.model_copy(update={"num_hidden_layers": 1})
 
 
 def normal(*sizes: int, seed: int = 0) -> Tensor:
@@ -76,11 +39,6 @@ def normal(*sizes: int, seed: int = 0) -> Tensor:
 def widened(weights: Weights) -> Weights:
     """The same weights in float64."""
     return tree_map_only(Tensor, Tensor.double, weights)
-
-
-def size(tree: object) -> int:
-    """Bytes of all its tensors."""
-    return sum(leaf.nbytes for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
 
 
 # The parts
@@ -270,226 +228,3 @@ def test_every_width_and_constant_makes_another_graph_and_a_seed_does_not() -> N
     keys += [graph_key(MOE.model_copy(update={"num_hidden_layers": 1})), graph_key(SMALL, batch_size=3)]
     assert len(set(keys)) == len(keys)
     assert graph_key(SMALL, seed=1) == keys[0]
-
-
-# What the parent reckons with
-
-
-def test_a_rank_has_its_share_of_heads_and_widths_and_at_least_one_head() -> None:
-    big = DENSE.model_copy(update={"num_attention_heads": 32, "num_key_value_heads": 4, "num_hidden_layers": 48})
-    shape = rank_shape(big, 8)
-    assert (shape.heads, shape.kv_heads, shape.intermediate, shape.layers) == (4, 1, 96, 2)
-    moe = rank_shape(MOE.model_copy(update={"num_experts": 128, "num_experts_per_tok": 12}), 2)
-    assert (moe.experts, moe.top_k, moe.intermediate) == (8, 8, 64)
-    mixtral = MOE.model_copy(update={"moe_intermediate_size": None})
-    assert rank_shape(mixtral, 1).intermediate == MOE.intermediate_size
-
-
-@pytest.mark.parametrize(
-    ("dtype", "name"),
-    [("bfloat16", "bf16"), ("torch.float16", "fp16"), ("float32", "fp32"), ("float8_e4m3fn", "bf16")],
-)
-def test_a_unit_is_named_after_what_makes_its_graph(dtype: str, name: str) -> None:
-    architecture = DENSE.model_copy(update={"dtype": dtype})
-    assert unit_name(architecture, 1, 8, 512, "cpu") == f"decode:cpu:{name}:l2:b8:s512"
-
-
-@pytest.mark.parametrize("architecture", [DENSE, MOE], ids=["dense", "moe"])
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-def test_reckoned_bytes_are_those_of_the_tensors(architecture: Architecture, dtype: str) -> None:
-    architecture = architecture.model_copy(update={"dtype": dtype})
-    random = Random(rank_shape(architecture, 2), "cpu", 0)
-    weights = size(random.weights())
-    assert weight_bytes(architecture, 2) == weights
-    caches = size(random.step_input(4, 1024).caches)
-    reckoned = memory_bytes(architecture, 2, (1, 4), 1024)
-    assert weights + 2 * caches < reckoned < 2 * (weights + 2 * caches)
-
-
-def request(mode: str, cache: Path, architecture: Architecture = SMALL) -> ChildRequest:
-    return ChildRequest(
-        mode=mode,
-        architecture=architecture,
-        tp=1,
-        batch_sizes=(1,),
-        max_seq_len=16,
-        device="cpu",
-        cache_dir=str(cache),
-    )
-
-
-def test_a_request_survives_its_file(tmp_path: Path) -> None:
-    quantized = MOE.model_copy(update={"quantization": Quantization(weight_block_size=(128, 128))})
-    sent = request("build", tmp_path, quantized)
-    assert ChildRequest.model_validate_json(sent.model_dump_json()) == sent
-
-
-# What the child notices
-
-
-def chained(inner: BaseException) -> BaseException:
-    """As Dynamo raises it: the compiler's error from inside its own."""
-    try:
-        try:
-            raise inner
-        except BaseException as error:
-            raise RuntimeError("backend='inductor' raised:") from error
-    except RuntimeError as outer:
-        return outer
-
-
-FULL, MEMORY, TOOLCHAIN = ErrorType.INSUFFICIENT_DISK, ErrorType.OOM_DURING_WARMUP, ErrorType.TOOLCHAIN_MISMATCH
-
-
-@pytest.mark.parametrize(
-    ("error", "error_type", "said"),
-    [
-        (OSError(28, "No space left on device"), FULL, "No space left"),
-        (
-            CppCompileError(["g++"], "a.cpp:1: note: x\nfatal error: No space left on device"),
-            FULL,
-            "fatal",
-        ),
-        (
-            CppCompileError(["g++"], "g++: fatal error: Killed signal terminated program cc1plus"),
-            MEMORY,
-            "K",
-        ),
-        (CppCompileError(["g++"], "warning: x\na.cpp:3:1: error: 'y' was not declared"), "compile_failed", "'y'"),
-        (
-            CppCompileError(["g++"], "fatal error: Python.h: No such file or directory"),
-            TOOLCHAIN,
-            "Python.h",
-        ),
-        (InvalidCxxCompiler(), TOOLCHAIN, "No working C++ compiler"),
-        (PermissionError(13, "Permission denied", "g++"), TOOLCHAIN, "Permission denied"),
-        (PermissionError(13, "Permission denied", "/cache/x"), "compile_failed", "Permission denied"),
-        (ModuleNotFoundError("No module named 'torch'"), TOOLCHAIN, "torch"),
-        (ImportError("/cache/x.main.so: file too short"), "compile_failed", "too short"),
-        (MemoryError("no more"), MEMORY, "no more"),
-        (torch.OutOfMemoryError("CUDA out of memory."), MEMORY, "CUDA"),
-        (Mismatch("off by 1"), "compile_failed", "off by 1"),
-    ],
-)
-def test_a_failure_is_told_by_its_root_in_one_line(error: BaseException, error_type: str, said: str) -> None:
-    line = failure(chained(error))
-    assert line.error_type == error_type
-    assert said in line.message
-    assert "\n" not in line.message
-    assert "raised" not in line.message
-
-
-def test_an_allocation_that_torch_refuses_is_out_of_memory() -> None:
-    with pytest.raises(RuntimeError) as caught:
-        torch.empty(1 << 60)
-    assert failure(caught.value).error_type == MEMORY
-
-
-def test_a_difference_beyond_the_tolerance_and_a_nan_are_mismatches() -> None:
-    expected = torch.ones(4, 100)
-    nearly = expected.clone()
-    nearly[0, 0] += 0.01
-    assert largest_difference([nearly], [expected], 1e-3) == pytest.approx(0.01, rel=1e-4)
-    for wrong in (expected * 1.01, torch.full_like(expected, math.nan)):
-        with pytest.raises(Mismatch):
-            largest_difference([expected, wrong], [expected, expected], 1e-3)
-
-
-def test_opened_files_are_those_below_the_root_and_their_twins(tmp_path: Path) -> None:
-    root = tmp_path / "cache dir"
-    names = ["ab/cabc.main.so", "ab/cabc.main.cpp", "ab/cother.main.so", "fx/entry", "de/cdef.so", "locks/cabc.lock"]
-    for name in (*names, "fx/.1.2.tmp"):
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).touch()
-    (root / "fx/link").symlink_to(tmp_path)
-    opened = OpenedFiles(root)
-    opened("import", ("cabc.kernel", str(root / "ab/cabc.main.so"), None, None, None))
-    opened("open", (os.fsencode(root / "fx/entry"), "rb", 0))
-    opened("open", (str(root / "fx/gone"), "rb", 0))
-    opened("open", (str(root / "fx/.1.2.tmp"), "wb", 0))
-    opened("open", (str(root / "locks/cabc.lock"), "wb", 0))
-    opened("open", (3, "rb", 0))
-    opened("open", (str(tmp_path), "rb", 0))
-    opened("subprocess.Popen", ("python", ["python", "-c", f'\nLoadLibrary("{root}/de/cdef.so")\n'], None, None))
-    assert opened.used() == ("ab/cabc.main.cpp", "ab/cabc.main.so", "de/cdef.so", "fx/entry")
-
-
-def test_a_cache_entry_that_torch_could_not_write_is_noticed() -> None:
-    swallowed = SwallowedErrors()
-    full = OSError(28, "No space left on device")
-    logger = torch._inductor.codecache.log
-    try:
-        raise full
-    except OSError:
-        logger.warning("fx graph unable to write to cache", exc_info=True)
-    torch._functorch._aot_autograd.autograd_cache.log.warning("unable to serialize: %s", full)
-    logger.warning("nothing of the kind: %s", ValueError("x"))
-    assert swallowed.errors == [full, full]
-
-
-# Real children
-
-
-def start(sent: ChildRequest, folder: Path, **env: str) -> subprocess.CompletedProcess[str]:
-    file = folder / "request.json"
-    file.write_text(sent.model_dump_json())
-    child_env = {**os.environ, "CXX": str(QUICK_COMPILER), "TORCHINDUCTOR_CACHE_DIR": sent.cache_dir, **env}
-    command = [sys.executable, "-m", "rayprep.stages.inductor_child", str(file)]
-    return subprocess.run(command, env=child_env, capture_output=True, text=True, timeout=300, check=False)
-
-
-def talk(sent: ChildRequest, folder: Path, **env: str) -> GraphsLine:
-    ended = start(sent, folder, **env)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    *steps, done = map(CHILD_LINE.validate_json, ended.stdout.splitlines())
-    assert isinstance(done, GraphsLine)
-    counts = [(step.n, step.m) for step in steps if isinstance(step, StepLine)]
-    assert counts == [(n, len(done.graphs)) for n in range(1, len(done.graphs) + 1)]
-    return done
-
-
-def files(cache: Path) -> set[str]:
-    found = (path for path in cache.rglob("*") if path.is_file() and path.suffix != ".lock")
-    return {path.relative_to(cache).as_posix() for path in found}
-
-
-def test_a_second_process_finds_the_graph_in_what_the_completion_lists(built: Built, tmp_path: Path) -> None:
-    """Of a copy of just that, at another path, and compiles again one library that is missing, and nothing else."""
-    layout = Layout(built.roots.profiles, built.roots.telemetry)
-    (completion,), _ = read_completions(layout, StageName.INDUCTOR)
-    listed = {path.removeprefix("torchinductor/") for path in listed_by([completion])}
-    copy, home = tmp_path / "another" / "place", tmp_path / "home"
-    home.mkdir()
-    for name in listed:
-        (copy / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(built.roots.profiles / "torchinductor" / name, copy / name)
-    sent = request("check", copy, DENSE).model_copy(update={"max_seq_len": 512})
-    # Of the instruction sets, only what the CPU's flags leave open is tried by compiling: it saves three compiles.
-    ours = server_cache_env(layout)
-    del ours["TORCHINDUCTOR_CACHE_DIR"]
-    outside = {**ours, "HOME": str(home), "TMPDIR": str(home), "TORCHINDUCTOR_VEC_ISA_OK": "1"}
-    done = talk(sent, tmp_path, **outside)
-    assert [(graph.unit, graph.cache_hit) for graph in done.graphs] == [(unit_name(DENSE, 1, 1, 512, "cpu"), True)]
-    assert set(done.used) == listed == files(copy)
-
-    missing = next(copy.rglob("*.main.so"))
-    missing.unlink()
-    started_at = time.time()
-    (moved,) = talk(sent, tmp_path, OMP_NUM_THREADS="1", **outside).graphs
-    assert not moved.cache_hit
-    assert files(copy) == listed
-    assert [path for path in copy.rglob("*.so") if path.stat().st_mtime > started_at] == [missing]
-    assert not any(home.iterdir())
-
-
-def test_a_missing_compiler_and_a_bad_request_are_one_line(tmp_path: Path) -> None:
-    ended = start(request("build", tmp_path / "cache"), tmp_path, CXX="/nonexistent/g++")
-    (line,) = map(CHILD_LINE.validate_json, ended.stdout.splitlines())
-    assert isinstance(line, FailLine)
-    assert (ended.returncode, line.error_type) == (1, TOOLCHAIN)
-    assert line.unit == unit_name(SMALL, 1, 1, 16, "cpu")
-    assert "Traceback" in ended.stderr
-
-    elsewhere = start(request("build", tmp_path / "cache"), tmp_path, TORCHINDUCTOR_CACHE_DIR="/elsewhere")
-    assert elsewhere.returncode == 1
-    assert "cache_dir" in json.loads(elsewhere.stdout)["message"]
