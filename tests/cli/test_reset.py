@@ -18,7 +18,7 @@ from rayprep.model.manifest import MANIFEST_NAME, ProfileCache
 from rayprep.model.reset import ResetReport
 from rayprep.model.stages import StageName
 from tests.conftest import Roots
-from tests.host.test_reset import Caches, holding
+from tests.host.reset.caches import Caches, holding
 from tests.model.test_manifest import manifest
 from tests.needs import needs_tool
 from tests.processes import wait_for
