@@ -4,12 +4,14 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import jsonschema
 import psutil
+import pytest
 
 from rayprep.cli.schema import schema
 from rayprep.host.completions import read_completions
@@ -138,6 +140,17 @@ class Host:
         """Brings them back, under the path that they were made at."""
         shutil.rmtree(self.layout.profiles)
         shutil.copytree(self.base / "kept", self.layout.profiles)
+
+
+H = TypeVar("H", bound=Host)
+
+
+def played(host: H, monkeypatch: pytest.MonkeyPatch, *libraries: Path) -> Iterator[H]:
+    """What a fixture makes of a host: the stand-ins are on sys.path, and no process is left at the end."""
+    for library in libraries:
+        monkeypatch.syspath_prepend(library)
+    yield host
+    assert host.processes() == []
 
 
 def statuses(result: PrepResult) -> dict[str, str]:

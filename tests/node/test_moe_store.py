@@ -14,7 +14,7 @@ from rayprep.host.moe_folder import kept_copies
 from rayprep.model.result import PrepResult
 from rayprep.model.spec import StageOp
 from tests.needs import needs_torch
-from tests.node.serving import LIBRARY, statuses
+from tests.node.serving import LIBRARY, played, statuses
 from tests.node.test_moe_tune import MOE, NAME, OTHERS, SERVE, STAND_IN, MoeHost
 
 pytestmark = needs_torch()
@@ -46,11 +46,7 @@ class StoreHost(MoeHost):
 
 @pytest.fixture
 def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StoreHost]:
-    monkeypatch.syspath_prepend(LIBRARY)
-    monkeypatch.syspath_prepend(STAND_IN)
-    host = StoreHost(tmp_path)
-    yield host
-    assert host.processes() == []
+    yield from played(StoreHost(tmp_path), monkeypatch, LIBRARY, STAND_IN)
 
 
 def test_a_users_own_config_is_kept_whenever_ours_takes_its_place(host: StoreHost) -> None:

@@ -31,7 +31,7 @@ from rayprep.stages import Built
 from rayprep.stages.moe_tune import shape_of
 from rayprep.stages.moe_tune_protocol import TuneRequest
 from tests.needs import needs_torch
-from tests.node.serving import FAKES, LIBRARY, Host, statuses
+from tests.node.serving import FAKES, LIBRARY, Host, played, statuses
 
 pytestmark = needs_torch()
 
@@ -86,11 +86,7 @@ class MoeHost(Host):
 
 @pytest.fixture
 def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MoeHost]:
-    monkeypatch.syspath_prepend(LIBRARY)
-    monkeypatch.syspath_prepend(STAND_IN)
-    host = MoeHost(tmp_path)
-    yield host
-    assert host.processes() == []
+    yield from played(MoeHost(tmp_path), monkeypatch, LIBRARY, STAND_IN)
 
 
 def test_a_config_file_written_anew_covers_no_more_than_its_build(host: MoeHost) -> None:

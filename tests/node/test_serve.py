@@ -10,7 +10,7 @@ from rayprep.model.errors import ErrorType
 from rayprep.model.result import RunStatus
 from rayprep.model.spec import StageOp
 from rayprep.model.stages import StageName, StageStatus
-from tests.node.serving import FAKES, LIBRARY, SKIPPED, Host, statuses
+from tests.node.serving import FAKES, LIBRARY, SKIPPED, Host, played, statuses
 
 DEEP_GEMM, FLASHINFER, SERVE = StageName.DEEP_GEMM, StageName.FLASHINFER, StageName.SERVE
 MADE = {
@@ -33,10 +33,7 @@ SHAPES = tuple(f"GEMM_NT_F8F8BF16 N={n} K={k} groups=1" for n, k in ((5120, 2048
 
 @pytest.fixture
 def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
-    monkeypatch.syspath_prepend(LIBRARY)
-    host = Host(tmp_path)
-    yield host
-    assert host.processes() == []
+    yield from played(Host(tmp_path), monkeypatch, LIBRARY)
 
 
 def test_from_cold_to_proved_to_nothing_to_do(host: Host) -> None:

@@ -11,7 +11,7 @@ from rayprep.model.result import RunStatus
 from rayprep.model.spec import StageOp
 from rayprep.model.stages import StageName, StageStatus
 from rayprep.node.survey import take_survey
-from tests.node.serving import COMPILES, LIBRARY, SERVER, SKIPPED, Host, statuses
+from tests.node.serving import COMPILES, LIBRARY, SERVER, SKIPPED, Host, played, statuses
 
 ON = "--enable-torch-compile"
 INDUCTOR, SERVE = StageName.INDUCTOR, StageName.SERVE
@@ -19,10 +19,7 @@ INDUCTOR, SERVE = StageName.INDUCTOR, StageName.SERVE
 
 @pytest.fixture
 def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
-    monkeypatch.syspath_prepend(LIBRARY)
-    host = Host(tmp_path)
-    yield host
-    assert host.processes() == []
+    yield from played(Host(tmp_path), monkeypatch, LIBRARY)
 
 
 def graphs(*sizes: int) -> set[str]:
