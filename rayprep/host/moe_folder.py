@@ -34,6 +34,11 @@ def shipped_configs() -> Path | None:
     return next((home / below for home in homes for below in _IN_THE_PACKAGE if (home / below).is_dir()), None)
 
 
+def digest_of(config: bytes) -> str:
+    """`sha256:...`, as a completion lists it."""
+    return "sha256:" + hashlib.sha256(config).hexdigest()
+
+
 def is_config(data: bytes) -> bool:
     """Whether a server could read it: a JSON object."""
     try:
@@ -60,9 +65,8 @@ def keep_aside(layout: Layout, files: Iterable[str]) -> None:
     completions, _ = read_completions(layout, StageName.MOE_TUNE)
     listed = {digest for each in completions for _, digest in each.artifacts.values()}
     for below, data in found.items():
-        digest = hashlib.sha256(data).hexdigest()
-        if f"sha256:{digest}" not in listed and not _ships(below, data):
-            _keep(layout, below, data, digest)
+        if digest_of(data) not in listed and not _ships(below, data):
+            _keep(layout, below, data)
 
 
 def _configs_among(files: Iterable[str]) -> Iterator[str]:
@@ -81,11 +85,11 @@ def _ships(below: str, data: bytes) -> bool:
     return shipped is not None and (shipped / below).is_file() and (shipped / below).read_bytes() == data
 
 
-def _keep(layout: Layout, below: str, data: bytes, digest: str) -> None:
+def _keep(layout: Layout, below: str, data: bytes) -> None:
     """Under a name that the content is part of, so that no copy takes another one's place."""
     folder, _, name = below.rpartition("/")
     home = plain_folder(layout.cache(CacheName.MOE_CONFIGS), f"kept/{folder}")
-    copy = home / f"{name}.{digest[:16]}"
+    copy = home / f"{name}.{digest_of(data).removeprefix('sha256:')[:16]}"
     if not copy.exists():
         home.mkdir(parents=True, exist_ok=True)
         write_bytes(copy, data)

@@ -1,10 +1,9 @@
 """What a server finds where it looks for its MoE configs: another config makes it compile other kernels."""
 
-import hashlib
 from collections.abc import Iterable
 
 from rayprep.host.layout import Layout
-from rayprep.host.moe_folder import shipped_configs
+from rayprep.host.moe_folder import digest_of, shipped_configs
 from rayprep.model.caches import CacheName
 from rayprep.model.completion import Check, CheckState, Completion
 from rayprep.model.stages import StageName
@@ -23,7 +22,7 @@ def _digest(layout: Layout, name: str) -> str:
     for folder in folders:
         try:
             if folder is not None:
-                return "sha256:" + hashlib.sha256((folder / name).read_bytes()).hexdigest()
+                return digest_of((folder / name).read_bytes())
         except OSError:
             continue
     return ""

@@ -4,7 +4,6 @@ A server that is sent there sees none of the configs in its own package (SGLANG_
 """
 
 import contextlib
-import hashlib
 import json
 import os
 import secrets
@@ -17,7 +16,7 @@ from rayprep.host.atomic import write_bytes, write_text
 from rayprep.host.entries import plain_folder
 from rayprep.host.environment import server_cache_env
 from rayprep.host.layout import Layout
-from rayprep.host.moe_folder import active_links, is_config, keep_aside, kept_copies, shipped_configs
+from rayprep.host.moe_folder import active_links, digest_of, is_config, keep_aside, kept_copies, shipped_configs
 from rayprep.model.caches import CacheName
 from rayprep.model.completion import Completion
 from rayprep.model.moe_space import KernelConfig
@@ -143,7 +142,7 @@ def facts_of(layout: Layout, config: Path, link: Path | None) -> Artifacts:
     return Artifacts(
         cache_dir=layout.located(layout.cache(CacheName.MOE_CONFIGS)),
         config_file=layout.located(config),
-        config_hash="sha256:" + hashlib.sha256(config.read_bytes()).hexdigest(),
+        config_hash=digest_of(config.read_bytes()),
         triton_version=folder.replace("_", "."),
         active_config_link=layout.located(link) if link else None,
     )
