@@ -17,7 +17,7 @@ from rayprep.host.interrupts import Interrupts
 from rayprep.host.layout import prepare_root, root_unfit
 from rayprep.host.locks import acquire_run
 from rayprep.model.errors import ErrorType, Interrupted, RayprepError
-from rayprep.model.events import Event, Phase, event
+from rayprep.model.events import Event, Phase, event, run_end
 from rayprep.model.metrics import host_samples, state_samples
 from rayprep.model.result import PrepResult
 from rayprep.model.run_record import only_host
@@ -177,8 +177,7 @@ class _Run:
     def _close(self, error: RayprepError) -> PrepResult:
         """Writes the end that the agent could not write, and says it."""
         result = close_result(self.request, self.survey, error)
-        what = {"error_type": error.error_type, "message": error.message, "hint": error.hint or None}
-        said = event("ensure", Phase.END, status=result.status.value, **(what if result.errors else {}))
+        said = run_end(result.status.value, error if result.errors else None)
         with contextlib.suppress(RayprepError, OSError):
             self._log().record(said)
         self.view.show(said)

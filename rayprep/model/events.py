@@ -3,7 +3,7 @@
 from enum import StrEnum
 
 from rayprep.model.base import Record, Utc, utc_now
-from rayprep.model.errors import ErrorType
+from rayprep.model.errors import ErrorType, RayprepError
 
 Settings = dict[str, str | int | float | tuple[int, ...] | None]
 
@@ -87,3 +87,9 @@ def _plain(value: object) -> str:
 def event(name: str, phase: Phase, **fields: object) -> Event:
     """An event of this moment."""
     return Event.model_validate({"name": name, "phase": phase, "ts": utc_now(), **fields})
+
+
+def run_end(status: str, error: RayprepError | None, duration_s: float | None = None) -> Event:
+    """How the run as a whole ended, and by which error, if by any."""
+    why = {"error_type": error.error_type, "message": error.message, "hint": error.hint or None} if error else {}
+    return event("ensure", Phase.END, status=status, duration_s=duration_s, **why)

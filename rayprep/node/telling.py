@@ -6,7 +6,7 @@ from pathlib import Path
 from rayprep.host.locks import Holder, lock_of
 from rayprep.host.toolchain import can_trace
 from rayprep.model.errors import RayprepError
-from rayprep.model.events import Event, Phase, event
+from rayprep.model.events import Event, Phase, event, run_end
 from rayprep.model.manifest import Manifest
 from rayprep.model.plan import Action, Decision
 from rayprep.model.result import PrepResult, StageResult
@@ -101,12 +101,7 @@ class Telling:
 
     def end(self, result: PrepResult, stopped: RayprepError | None) -> PrepResult:
         """`stopped` is what ended the run as a whole, if anything did."""
-        why = (
-            {"error_type": stopped.error_type, "message": stopped.message, "hint": stopped.hint or None}
-            if stopped
-            else {}
-        )
-        self.emit(event("ensure", Phase.END, status=result.status.value, duration_s=result.run.duration_s, **why))
+        self.emit(run_end(result.status.value, stopped, result.run.duration_s))
         return result
 
 
