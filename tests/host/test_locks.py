@@ -119,6 +119,25 @@ def test_a_time_out_of_nothing_still_takes_what_is_free(tmp_path: Path) -> None:
         assert is_held(tmp_path / "lock")
 
 
+def test_who_only_looks_keeps_nobody_out(tmp_path: Path) -> None:
+    """A look takes the lock for a moment, and a reset beside it asks for the lock just once."""
+    path, over = tmp_path / "lock", threading.Event()
+    path.touch()
+
+    def look() -> None:
+        while not over.wait(0.0001):
+            is_held(path)
+
+    looker = threading.Thread(target=look)
+    looker.start()
+    try:
+        for _ in range(2000):
+            take(path, timeout_s=0).release()
+    finally:
+        over.set()
+        looker.join()
+
+
 def test_a_cancelled_wait_ends_and_lets_go(tmp_path: Path) -> None:
     free, busy = tmp_path / "free", tmp_path / "busy"
     with held_elsewhere(busy) as other:
