@@ -21,6 +21,7 @@ from rayprep.model.errors import ErrorType, Interrupted, StageError
 GRACE_S = 10.0
 """From SIGTERM to SIGKILL, as the contract has it."""
 _TICK_S = 0.25
+_ROUNDS = 5
 _CHUNK = 1 << 16
 
 
@@ -150,7 +151,7 @@ class Child:
             return Cleanup.model_validate_json(text)
         except ValidationError:
             # The guard was killed; whatever of the tree outlived it is found by its mark.
-            left = end_processes(marked_processes(CHILD_MARK, self._mark), self._grace_s)
+            left = end_marked(lambda: marked_processes(CHILD_MARK, self._mark), self._grace_s)
             return Cleanup(kill_sent=True, killed=not left, timeout_s=self._grace_s)
 
     def __enter__(self) -> "Child":
@@ -189,3 +190,16 @@ def end_processes(processes: Sequence[psutil.Process], grace_s: float = GRACE_S)
                 process.send_signal(signum)
         _, processes = psutil.wait_procs(processes, timeout=wait_s)
     return list(processes)
+
+
+def end_marked(find: Callable[[], Sequence[psutil.Process]], grace_s: float = GRACE_S) -> list[psutil.Process]:
+    """Ends what `find` finds, as `end_processes` does, until it finds nothing. Returns what is alive all the same.
+
+    What is being ended may have been starting something: a list of processes never has what they start meanwhile.
+    """
+    for _ in range(_ROUNDS):
+        if not (found := find()):
+            return []
+        if alive := end_processes(found, grace_s):
+            return alive
+    return list(find())

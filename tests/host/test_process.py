@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rayprep.host.environment import STORE_MARK
+from rayprep.host.environment import CHILD_MARK, STORE_MARK
 from rayprep.host.locks import acquire, is_held
 from rayprep.host.process import Child, end_processes, marked_processes
 from rayprep.model.errors import ErrorType, Interrupted, StageError
@@ -305,7 +305,7 @@ def test_an_owner_and_its_guard_killed_together_leave_what_their_mark_finds(tmp_
             pass
 
 
-@pytest.mark.parametrize("habits", [[], ["deaf", "daemon"]], ids=["plain", "deaf+daemon"])
+@pytest.mark.parametrize("habits", [[], ["deaf", "daemon"], ["respawn"]], ids=["plain", "deaf+daemon", "respawn"])
 def test_a_guard_killed_hard_is_noticed_and_its_tree_is_ended(start: Start, habits: list[str]) -> None:
     with start(*TREE, "3", *habits) as child:
         lines = child.lines(soon(), never, nothing)
@@ -314,9 +314,11 @@ def test_a_guard_killed_hard_is_noticed_and_its_tree_is_ended(start: Start, habi
         started = time.monotonic()
         assert list(lines) == [], "although two of the tree hold the output open"
         assert time.monotonic() - started < 10
+        environ = psutil.Process(tree[1].pid).environ()
         _, cleanup = child.end()
         assert (cleanup.kill_sent, cleanup.killed) == (True, True)
         assert alive(tree) == []
+        assert marked_processes(CHILD_MARK, environ[CHILD_MARK]) == [], "nor what was started while it was ended"
 
 
 def test_all_that_was_said_before_the_guard_died_is_heard(start: Start) -> None:
