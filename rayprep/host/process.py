@@ -44,7 +44,8 @@ class Child:
         self._grace_s = grace_s
         self._mark = secrets.token_hex(8)
         self.cleanup: Cleanup | None = None
-        self._buffer = b""
+        self._begun: list[bytes] = []
+        """The pieces of a line that has no end yet."""
         report_read, report_write = os.pipe()
         self._report = os.fdopen(report_read, "rb")
         try:
@@ -122,13 +123,14 @@ class Child:
                 tick()
 
     def _split(self, chunk: bytes) -> Iterator[str]:
-        self._buffer += chunk
-        *whole, self._buffer = self._buffer.split(b"\n")
-        if not chunk and self._buffer:
-            whole.append(self._buffer)
-            self._buffer = b""
-        for line in whole:
-            yield line.decode(errors="replace")
+        ended, at_all, rest = chunk.rpartition(b"\n")
+        if at_all or not chunk:
+            whole = b"".join([*self._begun, ended])
+            self._begun = []
+            if at_all or whole:
+                yield from (line.decode(errors="replace") for line in whole.split(b"\n"))
+        if rest:
+            self._begun.append(rest)
 
     def end(self) -> tuple[int, Cleanup]:
         """Ends the tree if it still lives. Returns the command's exit status and how the end went."""
