@@ -17,6 +17,7 @@ from rayprep.host.completions import read_completions, write_completion
 from rayprep.host.environment import STORE_MARK
 from rayprep.host.layout import Layout
 from rayprep.host.markers import Marker, write_marker
+from rayprep.host.process import marked_processes
 from rayprep.host.reset import preview, reset
 from rayprep.model.base import utc_from_timestamp
 from rayprep.model.caches import CacheName
@@ -25,6 +26,7 @@ from rayprep.model.reset import ResetReport
 from rayprep.model.reset_filters import Filters
 from rayprep.model.stages import StageName
 from tests.model.samples import DIGEST, completion, identity
+from tests.processes import wait_for
 
 DAY = 86400.0
 DEEP_GEMM, MOE, FLASHINFER, INDUCTOR, SERVE = StageName
@@ -421,6 +423,8 @@ def test_refused_while_a_dead_runs_compiler_still_works(caches: Caches) -> None:
     env = {**os.environ, STORE_MARK: str(caches.layout.profiles)}
     with subprocess.Popen(["sleep", "60"], env=env) as compiler:
         try:
+            # One that has just begun has no environment yet.
+            wait_for(lambda: marked_processes(STORE_MARK, env[STORE_MARK]), "the compiler to have its mark")
             with pytest.raises(HostUnfit, match=f"process {compiler.pid} of a dead run"):
                 caches.reset()
         finally:
