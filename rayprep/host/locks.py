@@ -9,6 +9,7 @@ file's content names the holder, for people; only the kernel says whether it is 
 import contextlib
 import os
 import socket
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -185,11 +186,14 @@ def _open(path: Path) -> int:
 
 
 def _make_folder(folder: Path) -> None:
-    if folder == GPU_LOCKS:
-        # Every user of the host has to be able to add a lock there. Only where it is new: chmod follows a link.
-        with contextlib.suppress(FileExistsError):
-            folder.mkdir()
-            folder.chmod(0o1777)
+    if folder == GPU_LOCKS and not os.path.lexists(folder):
+        # Every user of the host has to be able to add a lock there, from the moment that it is there.
+        fresh = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
+        fresh.chmod(0o1777)
+        try:
+            fresh.rename(folder)
+        except OSError:  # somebody was faster
+            fresh.rmdir()
     folder.mkdir(parents=True, exist_ok=True)
 
 

@@ -320,6 +320,24 @@ def test_every_user_can_add_a_gpu_lock_whoever_was_first(shared: Path, monkeypat
     assert {path.name for path in shared.iterdir()} == {"gpu-locks"}
 
 
+def test_the_folder_of_the_gpu_locks_is_everybodys_from_its_first_moment(
+    shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who is killed as it makes it leaves none that is closed to all others."""
+    monkeypatch.setattr(locks, "GPU_LOCKS", shared / "gpu-locks")
+    modes: list[int] = []
+    rename = Path.rename
+
+    def seen(source: Path, target: Path) -> Path:
+        modes.append(source.stat().st_mode & 0o7777)
+        return rename(source, target)
+
+    monkeypatch.setattr(Path, "rename", seen)
+    with take(*gpu_lock_paths(["GPU-a", "GPU-b"])):
+        assert (shared / "gpu-locks").stat().st_mode & 0o7777 == modes[0] == 0o1777
+    assert len(modes) == 1
+
+
 def test_a_link_in_place_of_a_lock_file_is_not_followed(tmp_path: Path) -> None:
     target = tmp_path / "precious"
     target.write_text("content", encoding="utf-8")
