@@ -21,6 +21,7 @@ from rayprep.model.errors import ErrorType, Interrupted, StageError
 GRACE_S = 10.0
 """From SIGTERM to SIGKILL, as the contract has it."""
 _TICK_S = 0.25
+_POLL_S = 0.05
 _ROUNDS = 5
 _CHUNK = 1 << 16
 
@@ -190,8 +191,18 @@ def end_processes(processes: Sequence[psutil.Process], grace_s: float = GRACE_S)
         for process in processes:
             with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
                 process.send_signal(signum)
-        _, processes = psutil.wait_procs(processes, timeout=wait_s)
+        until = time.monotonic() + wait_s
+        while (processes := [each for each in processes if _lives(each)]) and time.monotonic() < until:
+            time.sleep(_POLL_S)
     return list(processes)
+
+
+def _lives(process: psutil.Process) -> bool:
+    """Not by psutil's own wait, for which a zombie lives: it stays one where neither its parent nor the init reaps."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def end_marked(find: Callable[[], Sequence[psutil.Process]], grace_s: float = GRACE_S) -> list[psutil.Process]:

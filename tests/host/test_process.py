@@ -363,3 +363,11 @@ def test_ending_tries_gently_first_and_then_hard() -> None:
         each.wait()
     for output in outputs:
         output.close()
+
+
+def test_one_that_nobody_reaps_is_dead() -> None:
+    careless = "import subprocess, time; print(subprocess.Popen(['sleep', '120']).pid, flush=True); time.sleep(120)"
+    with ended(subprocess.Popen([sys.executable, "-c", careless], stdout=subprocess.PIPE, text=True)) as parent:
+        child = psutil.Process(int(next_line(parent)))
+        assert end_processes([child], 5.0) == []
+        assert child.status() == psutil.STATUS_ZOMBIE
