@@ -76,8 +76,15 @@ class Roots:
         return [sys.executable, "-m", "rayprep", name, *args, *roots]
 
     def run(self, name: str, *args: str, timeout: float = TIMEOUT_S) -> subprocess.CompletedProcess[str]:
+        """Without a terminal, also where pytest has one."""
         return subprocess.run(
-            self.command(name, *args), env=self.env, capture_output=True, text=True, timeout=timeout, check=False
+            self.command(name, *args),
+            env=self.env,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
         )
 
     def alone(self, run_id: str, *args: str) -> list[str]:
@@ -110,8 +117,9 @@ class Roots:
         return self.telemetry / "logs" / f"{run_id}.log"
 
     def events(self, run_id: str) -> list[dict[str, Any]]:
-        text = self.log(run_id).read_text(encoding="utf-8")
-        lines = [line for line in text.splitlines() if line.startswith("OPTIMIZE_JSON ")]
+        """As far as they are in the log; a line that is just being written is not there yet."""
+        whole, _, _ = self.log(run_id).read_text(encoding="utf-8").rpartition("\n")
+        lines = [line for line in whole.splitlines() if line.startswith("OPTIMIZE_JSON ")]
         return [json.loads(line.removeprefix("OPTIMIZE_JSON ")) for line in lines]
 
     def inspect(self, *args: str) -> dict[str, Any]:

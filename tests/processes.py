@@ -1,6 +1,8 @@
 """Looking at real processes from a test."""
 
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -57,3 +59,10 @@ def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
             return False
 
     return [process for process in processes if lives(process)]
+
+
+def import_s() -> float:
+    """How long it takes to import Ray here and now, which is what a busy machine makes long of a short command."""
+    started = time.monotonic()
+    subprocess.run([sys.executable, "-c", "import ray"], check=True)
+    return time.monotonic() - started

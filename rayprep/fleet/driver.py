@@ -11,7 +11,7 @@ from rayprep.fleet.coordinator import Coordinator
 from rayprep.fleet.handles import Handle
 from rayprep.host.environment import RUN_MARK
 from rayprep.host.interrupts import Interrupts
-from rayprep.host.process import GRACE_S, end_processes, marked_processes
+from rayprep.host.process import GRACE_S, end_marked, end_processes, marked_processes
 from rayprep.model.errors import ErrorType, HostUnfit, Interrupted, RayprepError
 from rayprep.model.events import Event, Phase, event
 from rayprep.model.result import PrepResult
@@ -197,6 +197,6 @@ def _cause(error: Exception) -> RayprepError:
 def _leave_nothing(invocation: str) -> None:
     """Waits for the guards of a dead agent to end their trees; ends by hand what outlived them."""
     deadline = time.monotonic() + GRACE_S + 5.0
-    while (left := marked_processes(RUN_MARK, invocation)) and time.monotonic() < deadline:
+    while marked_processes(RUN_MARK, invocation) and time.monotonic() < deadline:
         time.sleep(POLL_S)
-    end_processes(left)
+    end_marked(lambda: marked_processes(RUN_MARK, invocation))

@@ -152,7 +152,8 @@ class Leases:
                     self._lost = True
 
     def _pause_s(self) -> float:
-        return min((granted.ttl_s for granted in self._held.values()), default=3.0) / 3
+        held = list(self._held.values())  # in one step, for another thread may be adding to them
+        return min((granted.ttl_s for granted in held), default=3.0) / 3
 
     def _give_back(self) -> None:
         import ray

@@ -7,7 +7,6 @@ import secrets
 import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -41,16 +40,22 @@ class RayFolder:
 
     def __init__(self) -> None:
         # Not TMPDIR: the path of a socket has to fit into 107 bytes.
-        self.path = Path(tempfile.mkdtemp(prefix="rayprep-", dir="/tmp"))
+        self.path = Path("/tmp", f"rayprep-{secrets.token_hex(6)}")
         self.token = self.path / "token"
-        self.token.touch(mode=0o600)
-        self.token.write_text(secrets.token_hex(32), encoding="ascii")
+        # Before there is anything to sweep: an interrupt that came in between would leave it for ever.
         self._sweeper = subprocess.Popen(
             # -P: a file of the user's that is called like one of Python's own must not be imported in its place.
             [sys.executable, "-P", "-m", "rayprep.host.sweeper", _MARK, str(self.token), str(self.path)],
             stdin=subprocess.PIPE,
             start_new_session=True,
         )
+        try:
+            self.path.mkdir(mode=0o700)
+            self.token.touch(mode=0o600)
+            self.token.write_text(secrets.token_hex(32), encoding="ascii")
+        except BaseException:
+            self.__exit__()
+            raise
 
     def environment(self) -> dict[str, str]:
         """What has to be in the environment before a local Ray starts."""
@@ -123,6 +128,8 @@ def _attached(failure: str, hint: str, **options: object) -> Iterator[None]:
     try:
         try:
             init(namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR, **options)
+        except SystemExit:
+            raise KeyboardInterrupt from None  # how Ray takes SIGTERM while it starts
         except Exception as error:
             raise _unavailable(f"{failure}: {_first_line(error)}", hint) from error
         yield

@@ -10,17 +10,21 @@ _ABANDONED_S = 3600.0
 """No writing takes that long: its temporary file is a killed writer's."""
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, changed_at: float | None = None) -> None:
     """As `write_bytes`, in UTF-8. Raises OSError."""
-    write_bytes(path, text.encode())
+    write_bytes(path, text.encode(), changed_at)
 
 
-def write_bytes(path: Path, data: bytes) -> None:
+def write_bytes(path: Path, data: bytes, changed_at: float | None = None) -> None:
     """Writes a temporary file beside `path`, syncs it, renames it over `path`, and syncs the folder.
 
     Its name is this writer's own, so that several can write `path` at once: the last one stays. What killed writers
     left beside it goes, once it is old. The folder must exist. The file gets mode 0666 less the umask, as a plain open
     would give it.
+
+    Args:
+        changed_at: its time of change, in seconds since the epoch, where that is not to be now. It has it from the
+            moment that it is there.
 
     Raises:
         OSError: the file cannot be written; `path` is then as it was, and no temporary file is left.
@@ -32,6 +36,8 @@ def write_bytes(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fchmod(file.fileno(), 0o666 & ~current_umask())
+            if changed_at is not None:
+                os.utime(file.fileno(), (changed_at, changed_at))
             os.fsync(file.fileno())
         Path(temporary).rename(path)
     except BaseException:

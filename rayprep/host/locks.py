@@ -9,6 +9,7 @@ file's content names the holder, for people; only the kernel says whether it is 
 import contextlib
 import os
 import socket
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -24,6 +25,9 @@ POLL_S = 0.2
 GPU_LOCKS = Path("/tmp/rayprep-gpu-locks")
 HEARTBEAT_S = 30.0
 """Between two reports of a wait, as the contract has it."""
+LOOK_S = 1.0
+"""Who only asks whether a lock is held holds it for a moment, and nobody is refused for that, however busy a host."""
+_LOOK_POLL_S = 0.01
 
 
 class Holder(Record):
@@ -92,12 +96,12 @@ def acquire(
     """Takes all locks, in the order given; callers all use one order, so two of them never wait for each other.
 
     Raises:
-        LockTimeout: somebody held one of them for `timeout_s` seconds.
+        LockTimeout: somebody held one of them for `timeout_s` seconds, and for longer than a look takes.
         Interrupted: `cancelled()` became true.
         HostUnfit: a lock file cannot be made or read.
     """
     held = HeldLocks()
-    deadline = time.monotonic() + timeout_s
+    deadline = time.monotonic() + max(timeout_s, LOOK_S)
     try:
         for path in paths:
             held.add(path, _acquire_one(path, run_id, deadline, on_wait, cancelled))
@@ -149,7 +153,7 @@ def _wait(descriptor: int, path: Path, deadline: float, on_wait: OnWait, cancell
         if waited - reported >= HEARTBEAT_S:
             on_wait(path, read_holder(path), waited)
             reported = waited
-        time.sleep(POLL_S)
+        time.sleep(POLL_S if waited > LOOK_S else _LOOK_POLL_S)
 
 
 def _try(descriptor: int, path: Path) -> bool:
@@ -182,11 +186,14 @@ def _open(path: Path) -> int:
 
 
 def _make_folder(folder: Path) -> None:
-    if folder == GPU_LOCKS:
-        # Every user of the host has to be able to add a lock there. Only where it is new: chmod follows a link.
-        with contextlib.suppress(FileExistsError):
-            folder.mkdir()
-            folder.chmod(0o1777)
+    if folder == GPU_LOCKS and not os.path.lexists(folder):
+        # Every user of the host has to be able to add a lock there, from the moment that it is there.
+        fresh = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
+        fresh.chmod(0o1777)
+        try:
+            fresh.rename(folder)
+        except OSError:  # somebody was faster
+            fresh.rmdir()
     folder.mkdir(parents=True, exist_ok=True)
 
 

@@ -33,14 +33,12 @@ def write_marker(layout: Layout, slug: str, stage: StageName, marker: Marker, si
     """Writes a marker whose time of change is `since` (seconds since the epoch), by default now.
 
     The time says from when on files in the stage's caches may be half written. An aborted run's is kept by the run
-    that repairs it, which may be aborted too.
+    that repairs it, which may be aborted too, so that there is no moment at which a marker has another.
     """
     path = layout.marker(slug, stage)
     with _LOCK:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, to_json(marker))
-    if since is not None:
-        os.utime(path, (since, since))
+        write_text(path, to_json(marker), since)
 
 
 def standing_since(layout: Layout, stage: StageName) -> float | None:

@@ -21,6 +21,8 @@ from rayprep.model.errors import ErrorType, Interrupted, StageError
 GRACE_S = 10.0
 """From SIGTERM to SIGKILL, as the contract has it."""
 _TICK_S = 0.25
+_POLL_S = 0.05
+_ROUNDS = 5
 _CHUNK = 1 << 16
 
 
@@ -43,7 +45,8 @@ class Child:
         self._grace_s = grace_s
         self._mark = secrets.token_hex(8)
         self.cleanup: Cleanup | None = None
-        self._buffer = b""
+        self._begun: list[bytes] = []
+        """The pieces of a line that has no end yet."""
         report_read, report_write = os.pipe()
         self._report = os.fdopen(report_read, "rb")
         try:
@@ -121,13 +124,14 @@ class Child:
                 tick()
 
     def _split(self, chunk: bytes) -> Iterator[str]:
-        self._buffer += chunk
-        *whole, self._buffer = self._buffer.split(b"\n")
-        if not chunk and self._buffer:
-            whole.append(self._buffer)
-            self._buffer = b""
-        for line in whole:
-            yield line.decode(errors="replace")
+        ended, at_all, rest = chunk.rpartition(b"\n")
+        if at_all or not chunk:
+            whole = b"".join([*self._begun, ended])
+            self._begun = []
+            if at_all or whole:
+                yield from (line.decode(errors="replace") for line in whole.split(b"\n"))
+        if rest:
+            self._begun.append(rest)
 
     def end(self) -> tuple[int, Cleanup]:
         """Ends the tree if it still lives. Returns the command's exit status and how the end went."""
@@ -150,7 +154,7 @@ class Child:
             return Cleanup.model_validate_json(text)
         except ValidationError:
             # The guard was killed; whatever of the tree outlived it is found by its mark.
-            left = end_processes(marked_processes(CHILD_MARK, self._mark), self._grace_s)
+            left = end_marked(lambda: marked_processes(CHILD_MARK, self._mark), self._grace_s)
             return Cleanup(kill_sent=True, killed=not left, timeout_s=self._grace_s)
 
     def __enter__(self) -> "Child":
@@ -187,5 +191,28 @@ def end_processes(processes: Sequence[psutil.Process], grace_s: float = GRACE_S)
         for process in processes:
             with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
                 process.send_signal(signum)
-        _, processes = psutil.wait_procs(processes, timeout=wait_s)
+        until = time.monotonic() + wait_s
+        while (processes := [each for each in processes if _lives(each)]) and time.monotonic() < until:
+            time.sleep(_POLL_S)
     return list(processes)
+
+
+def _lives(process: psutil.Process) -> bool:
+    """Not by psutil's own wait, for which a zombie lives: it stays one where neither its parent nor the init reaps."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def end_marked(find: Callable[[], Sequence[psutil.Process]], grace_s: float = GRACE_S) -> list[psutil.Process]:
+    """Ends what `find` finds, as `end_processes` does, until it finds nothing. Returns what is alive all the same.
+
+    What is being ended may have been starting something: a list of processes never has what they start meanwhile.
+    """
+    for _ in range(_ROUNDS):
+        if not (found := find()):
+            return []
+        if alive := end_processes(found, grace_s):
+            return alive
+    return list(find())

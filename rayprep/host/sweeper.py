@@ -9,21 +9,16 @@ import os
 import shutil
 import sys
 
-from rayprep.host.process import end_processes, marked_processes
+from rayprep.host.process import end_marked, marked_processes
 
 GRACE_S = 2.0
-_ROUNDS = 3
-"""What is ended may have been starting something."""
 
 
 def main(argv: list[str]) -> int:
     name, value, folder = argv
     while os.read(0, 4096):
         pass
-    for _ in range(_ROUNDS):
-        if not (left := marked_processes(name, value)):
-            break
-        end_processes(left, GRACE_S)
+    end_marked(lambda: marked_processes(name, value), GRACE_S)
     shutil.rmtree(folder, ignore_errors=True)
     return 0
 

@@ -12,7 +12,7 @@ from rayprep.host.environment import child_env
 from rayprep.host.layout import os_error_type, root_unfit
 from rayprep.host.leftovers import leftovers
 from rayprep.host.locks import HeldLocks, acquire, gpu_lock_paths
-from rayprep.host.process import end_processes
+from rayprep.host.process import end_marked
 from rayprep.model.errors import ErrorType, HostUnfit, Interrupted, RayprepError
 from rayprep.model.plan import Action, Decision, is_served_without, prevents_proof, waves
 from rayprep.model.result import PrepResult, StageResult
@@ -123,7 +123,7 @@ class _NodeRun:
             return
         pids = ", ".join(str(each.pid) for each in stale)
         self.telling.warn(f"ended {len(stale)} processes that a dead run had left: {pids}")
-        if alive := end_processes(stale):
+        if alive := end_marked(lambda: leftovers(self.survey.layout)):
             raise HostUnfit(
                 f"process {alive[0].pid} of a dead run cannot be ended", error_type=ErrorType.CLEANUP_FAILED
             )

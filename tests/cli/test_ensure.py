@@ -177,7 +177,7 @@ def test_two_at_once_build_once(built: Built) -> None:
 def test_a_lock_held_too_long_is_exit_4(built: Built, roots: Roots) -> None:
     (roots.profiles / ".locks").mkdir(parents=True)
     lock = roots.profiles / ".locks" / "tiny-dense.lock"
-    holder = subprocess.Popen(["flock", str(lock), "sleep", "60"])
+    holder = subprocess.Popen(["flock", "--no-fork", str(lock), "sleep", "600"])
     try:
         wait_for(lambda: is_held(lock), "flock to hold the lock")
         done = roots.ensure_alone("locked", "2")
@@ -197,7 +197,7 @@ def test_a_lock_held_too_long_is_exit_4(built: Built, roots: Roots) -> None:
 def test_a_lock_that_another_models_build_holds_is_named_and_so_is_the_time_out(roots: Roots) -> None:
     lock = roots.profiles / ".locks" / ".store.lock"
     lock.parent.mkdir(parents=True)
-    holder = subprocess.Popen(["flock", str(lock), "sleep", "60"])
+    holder = subprocess.Popen(["flock", "--no-fork", str(lock), "sleep", "600"])
     try:
         wait_for(lambda: is_held(lock), "flock to hold the lock")
         done = roots.run("ensure", *ENSURE_TINY, "--timeout", "1", "--run-id", "locked")
@@ -215,7 +215,7 @@ def test_a_run_id_that_is_in_use_is_refused(built: Built, roots: Roots) -> None:
     shutil.copytree(built.roots.telemetry, roots.telemetry)
     lock = roots.telemetry / "container_runs" / built.run_id / ".lock"
     before = roots.result(built.run_id)
-    holder = subprocess.Popen(["flock", str(lock), "sleep", "60"])
+    holder = subprocess.Popen(["flock", "--no-fork", str(lock), "sleep", "600"])
     try:
         wait_for(lambda: is_held(lock), "flock to hold the lock")
         done = roots.run("ensure", *ENSURE_TINY, "--run-id", built.run_id)

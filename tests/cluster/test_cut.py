@@ -80,8 +80,9 @@ class Site:
     def builder(self, run_id: str) -> str | None:
         """Who has begun to build."""
         log = self.nodes[HEAD].layout.telemetry / "logs" / f"{run_id}.log"
-        lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
-        events = [json.loads(line.removeprefix(JSON)) for line in lines if line.startswith(JSON)]
+        # The last line may just be being written.
+        whole, _, _ = log.read_text(encoding="utf-8").rpartition("\n") if log.exists() else ("", "", "")
+        events = [json.loads(line.removeprefix(JSON)) for line in whole.splitlines() if line.startswith(JSON)]
         hints = (event["host"] for event in events if event.get("hint") == "starting the warm-up server")
         return next(hints, None)
 

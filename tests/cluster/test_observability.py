@@ -28,7 +28,7 @@ from scripts.metrics_catalog import rayprep_part, sglang_part
 from tests.cluster.container_run import METRICS, ROOT, RUN_ID, ContainerRun, metrics_server
 from tests.conftest import Roots
 from tests.needs import needs_namespaces, needs_tool
-from tests.processes import wait_for
+from tests.processes import named, wait_for
 
 FOLDER = ROOT / "cluster" / "observability"
 CATALOG = (FOLDER / "metrics_catalog.final.md").read_text(encoding="utf-8")
@@ -132,12 +132,13 @@ class TestRun:
         port = f"--web.listen-address=127.0.0.1:{9100 + container.port_base}"
 
         def exporter() -> list[psutil.Process]:
-            return [process for process in container.left() if port in process.cmdline()]
+            return named(container.left(), port)
 
         (first,) = exporter()
         first.kill()
         wait_for(lambda: [process for process in exporter() if process != first], "another node_exporter")
-        assert "[init-run] node_exporter ended with status 137 and is started again" in container.log
+        said = "[init-run] node_exporter ended with status 137 and is started again"
+        wait_for(lambda: said in container.log, "tee to write what was said")
 
     def test_rayprep_in_it_works_for_its_run_and_tells_its_manifest(self, container: ContainerRun) -> None:
         added = {**container.manifest, "slice_bench": {"seen": True}}

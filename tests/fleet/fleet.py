@@ -146,8 +146,9 @@ class Fleet:
     def events(self, run_id: str) -> list[dict[str, Any]]:
         """What the hosts of a run have said until now, as its session log has it."""
         log = self.telemetry / "logs" / f"{run_id}.log"
-        lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
-        return [json.loads(line.removeprefix(JSON)) for line in lines if line.startswith(JSON) and line.endswith("}")]
+        # The last line may just be being written.
+        whole, _, _ = log.read_text(encoding="utf-8").rpartition("\n") if log.exists() else ("", "", "")
+        return [json.loads(line.removeprefix(JSON)) for line in whole.splitlines() if line.startswith(JSON)]
 
     def add(self, node: Node) -> None:
         node.ray_node = self.cluster.add_node(

@@ -12,7 +12,7 @@ from rayprep.model.stages import StageName
 from tests.conftest import write_model
 from tests.fleet.fleet import FP8_MODEL, KERNELS, STAND_IN, Fleet, Node, actors, fleet_of
 from tests.host.test_ports import free_port
-from tests.processes import wait_for
+from tests.processes import import_s, wait_for
 
 NO_MULTICAST = {"NCCL_NVLS_ENABLE": "0", "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1", "NVSHMEM_DISABLE_NVLS": "1"}
 """Without them a server on several GPUs can put those of a shared host out of service."""
@@ -260,7 +260,7 @@ def test_a_proof_alone_on_all_hosts(fleet: Fleet) -> None:
 )
 def test_another_ray_or_python_is_one_line_within_ten_seconds(three: Fleet, skew: dict[str, str]) -> None:
     with three.said_to_be(**skew) as (cluster, here):
-        done = three.run("status", timeout=10)
+        done = three.run("status", timeout=10 + 2 * import_s())
     assert (done.returncode, len(done.stderr.splitlines())) == (3, 1), done.stderr
     assert f"error [ray_unavailable]: the cluster at {three.address} runs {cluster}, and this is {here}" in done.stderr
 

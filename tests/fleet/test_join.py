@@ -14,7 +14,7 @@ from rayprep.host.process import end_processes, marked_processes
 from tests.conftest import ENSURE_TINY, QUICK_COMPILER, Built, Roots, write_model
 from tests.host.test_ports import free_port
 from tests.needs import needs_torch
-from tests.processes import family, named, wait_for
+from tests.processes import family, import_s, named, wait_for
 
 pytestmark = [pytest.mark.ray, pytest.mark.torch, needs_torch()]
 
@@ -104,7 +104,8 @@ def test_a_missing_token_is_one_line_within_ten_seconds(guarded: tuple[str, Path
     without = {**roots.env, "RAY_AUTH_MODE": "disabled"}
     nowhere = {**roots.env, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": f"{token}.none"}
     command = [*roots.command("ensure", *ENSURE_TINY), "--cluster", "--address", address]
+    limit_s = 10 + 2 * import_s()
     for env, words in ((without, "wants another token"), (nowhere, "token.none cannot be read")):
-        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=10, check=False)
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=limit_s, check=False)
         assert (done.returncode, len(done.stderr.splitlines())) == (3, 1), done.stderr
         assert words in done.stderr

@@ -1,9 +1,14 @@
 """A Ray of our own that does not start."""
 
+import os
+import signal
+from pathlib import Path
+
 import pytest
 import ray
 
 from rayprep.fleet.runtime import RayFolder, local_ray
+from rayprep.host.interrupts import Interrupts
 from rayprep.model.errors import ErrorType, HostUnfit
 
 
@@ -17,3 +22,27 @@ def test_a_start_that_takes_too_long_is_rays_failure(monkeypatch: pytest.MonkeyP
         pytest.fail("it has not started")
     assert raised.value.error_type is ErrorType.RAY_UNAVAILABLE
     assert raised.value.message == "Ray does not start: The current node timed out during startup."
+
+
+def test_sigterm_while_ray_starts_is_an_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**_: object) -> None:
+        raise SystemExit(signal.SIGTERM)  # as the handler does that ray.init puts in place
+
+    monkeypatch.setattr(ray, "init", init)
+    with RayFolder() as folder, pytest.raises(KeyboardInterrupt), local_ray(folder):
+        pytest.fail("it has not started")
+
+
+def test_an_interrupt_while_the_folder_is_made_leaves_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Path] = []
+    touch = Path.touch
+
+    def interrupted(path: Path, mode: int = 0o666) -> None:
+        touch(path, mode)
+        made.append(path)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Path, "touch", interrupted)
+    with Interrupts(), pytest.raises(KeyboardInterrupt):
+        RayFolder()
+    assert not made[0].parent.exists()

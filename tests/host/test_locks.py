@@ -7,13 +7,13 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from rayprep.host.locks import GPU_LOCKS, HeldLocks, Holder, acquire, acquire_run, gpu_lock_paths, is_held, read_holder
+from rayprep.host import locks
+from rayprep.host.locks import HeldLocks, Holder, acquire, acquire_run, gpu_lock_paths, is_held, read_holder
 from rayprep.model.base import utc_now
 from rayprep.model.errors import ErrorType, HostUnfit, Interrupted, LockTimeout
 from tests.host.other_user import NOBODY, as_user
@@ -117,6 +117,25 @@ def test_a_lock_is_waited_for_and_got(tmp_path: Path) -> None:
 def test_a_time_out_of_nothing_still_takes_what_is_free(tmp_path: Path) -> None:
     with take(tmp_path / "lock", timeout_s=0):
         assert is_held(tmp_path / "lock")
+
+
+def test_who_only_looks_keeps_nobody_out(tmp_path: Path) -> None:
+    """A look takes the lock for a moment, and a reset beside it asks for the lock just once."""
+    path, over = tmp_path / "lock", threading.Event()
+    path.touch()
+
+    def look() -> None:
+        while not over.wait(0.0001):
+            is_held(path)
+
+    looker = threading.Thread(target=look)
+    looker.start()
+    try:
+        for _ in range(2000):
+            take(path, timeout_s=0).release()
+    finally:
+        over.set()
+        looker.join()
 
 
 def test_a_cancelled_wait_ends_and_lets_go(tmp_path: Path) -> None:
@@ -286,23 +305,37 @@ def test_a_folder_where_no_lock_can_be_made_is_the_one_to_mend(shared: Path) -> 
 
 
 @needs_root()
-def test_every_user_can_add_a_gpu_lock_whoever_was_first() -> None:
-    unique = f"{os.getpid()}-{time.monotonic_ns()}"
-    paths = {uid: gpu_lock_paths([f"GPU-test-{unique}-{uid}"]) for uid in (NOBODY, NOBODY - 1)}
+def test_every_user_can_add_a_gpu_lock_whoever_was_first(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shared.chmod(0o1777)  # as /tmp is
+    monkeypatch.setattr(locks, "GPU_LOCKS", shared / "gpu-locks")
+    paths = {uid: gpu_lock_paths([f"GPU-{uid}"]) for uid in (NOBODY, NOBODY - 1)}
 
     def lock_it(mine: list[Path]) -> bool:
         os.umask(0o077)
         with take(*mine, timeout_s=5):
             return True
 
-    try:
-        for uid, mine in paths.items():
-            assert as_user(uid, lambda mine=mine: lock_it(mine))
-    finally:
-        for mine in paths.values():
-            mine[0].unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # somebody's real locks lie there
-            GPU_LOCKS.rmdir()
+    for uid, mine in paths.items():
+        assert as_user(uid, lambda mine=mine: lock_it(mine))
+    assert {path.name for path in shared.iterdir()} == {"gpu-locks"}
+
+
+def test_the_folder_of_the_gpu_locks_is_everybodys_from_its_first_moment(
+    shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who is killed as it makes it leaves none that is closed to all others."""
+    monkeypatch.setattr(locks, "GPU_LOCKS", shared / "gpu-locks")
+    modes: list[int] = []
+    rename = Path.rename
+
+    def seen(source: Path, target: Path) -> Path:
+        modes.append(source.stat().st_mode & 0o7777)
+        return rename(source, target)
+
+    monkeypatch.setattr(Path, "rename", seen)
+    with take(*gpu_lock_paths(["GPU-a", "GPU-b"])):
+        assert (shared / "gpu-locks").stat().st_mode & 0o7777 == modes[0] == 0o1777
+    assert len(modes) == 1
 
 
 def test_a_link_in_place_of_a_lock_file_is_not_followed(tmp_path: Path) -> None:

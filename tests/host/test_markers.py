@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from rayprep.host.layout import Layout
-from rayprep.host.markers import Marker, read_markers, remove_marker, write_marker
+from rayprep.host.markers import Marker, read_markers, remove_marker, standing_since, write_marker
 from rayprep.model.errors import ErrorType, HostUnfit
 from rayprep.model.snapshot import PartialInfo
 from rayprep.model.stages import StageName
@@ -34,6 +34,22 @@ def test_a_marker_lies_where_the_contract_says_and_says_who_and_since_when(layou
     assert content == {"owner_pid": 7, "started_at": MOMENT, "run_id": "run-1", "invocation": "0123", "host": "host-1"}
     info = PartialInfo(owner_pid=7, started_at=MOMENT, model_slug="tiny-dense", stage="inductor")
     assert read_markers(layout) == {("tiny-dense", INDUCTOR): info}
+
+
+def test_one_that_is_killed_as_it_is_written_has_its_time_already(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or what an earlier run left half written would be taken for whole."""
+    rename = Path.rename
+
+    def killed(source: Path, target: Path) -> Path:
+        rename(source, target)
+        raise SystemExit
+
+    monkeypatch.setattr(Path, "rename", killed)
+    with pytest.raises(SystemExit):
+        write_marker(layout, "a", INDUCTOR, MARKER, 1000.0)
+    assert standing_since(layout, INDUCTOR) == 1000.0
 
 
 def test_one_is_written_while_another_takes_the_folder_along(layout: Layout) -> None:

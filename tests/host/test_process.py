@@ -1,5 +1,6 @@
 """A child and its whole tree: what it says, how it ends, and that nothing of it is ever left."""
 
+import gc
 import itertools
 import os
 import signal
@@ -12,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rayprep.host.environment import STORE_MARK
+from rayprep.host.environment import CHILD_MARK, STORE_MARK
 from rayprep.host.locks import acquire, is_held
 from rayprep.host.process import Child, end_processes, marked_processes
 from rayprep.model.errors import ErrorType, Interrupted, StageError
@@ -58,6 +59,7 @@ def start(log: Path) -> Callable[..., Child]:
 
 
 def open_descriptors() -> int:
+    gc.collect()  # or what other tests have left goes while we count
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
@@ -165,26 +167,26 @@ def test_ten_megabytes_of_lines_are_fast(start: Start) -> None:
         nonlocal ticks
         ticks += 1
 
-    started = time.monotonic()
+    started = time.process_time()
     with start("sh", "-c", "yes 0123456789012345678 | head -c 10000000") as child:
-        count = sum(len(line) + 1 for line in child.lines(soon(), never, tick))
+        count = sum(len(line) + 1 for line in child.lines(soon(300), never, tick))
     assert count == 10_000_000
-    assert time.monotonic() - started < 15
+    assert time.process_time() - started < 15
     assert ticks > 0
 
 
 def test_ten_megabytes_without_a_line_break_are_fast(start: Start) -> None:
-    started = time.monotonic()
+    started = time.process_time()
     said, _ = run(start("sh", "-c", "yes x | tr -d '\\n' | head -c 10000000"))
     assert [len(line) for line in said] == [10_000_000]
-    assert time.monotonic() - started < 15
+    assert time.process_time() - started < 15
 
 
 def test_ticks_come_while_nothing_is_said(start: Start) -> None:
     ticks: list[float] = []
-    with start("sleep", "120") as child, pytest.raises(StageError):
-        list(child.lines(soon(1.5), never, lambda: ticks.append(time.monotonic())))
-    assert len(ticks) >= 3
+    with start("sleep", "120") as child, pytest.raises(Interrupted):
+        list(child.lines(soon(), lambda: len(ticks) >= 3, lambda: ticks.append(time.monotonic())))
+    assert ticks[2] - ticks[0] > 0.2, "not in one go"
 
 
 @pytest.mark.parametrize("command", [("sleep", "120"), ("yes",)], ids=["silent", "chatty"])
@@ -215,7 +217,8 @@ HABITS = [[], ["daemon"], ["silent"], ["deaf"], ["deaf", "daemon"]]
 
 @pytest.mark.parametrize("habits", HABITS, ids=lambda habits: "+".join(habits) or "plain")
 def test_leaving_ends_the_whole_tree(start: Start, habits: list[str]) -> None:
-    with start(*TREE, "3", *habits) as child:
+    # Whoever hears SIGTERM ends in time, however busy this machine is.
+    with start(*TREE, "3", *habits, grace_s=0.5 if "deaf" in habits else 30.0) as child:
         tree = pids(child.lines(soon(), never, nothing), 3)
         status, cleanup = child.end()
         assert alive(tree) == [], "not a moment after end() returns"
@@ -305,7 +308,7 @@ def test_an_owner_and_its_guard_killed_together_leave_what_their_mark_finds(tmp_
             pass
 
 
-@pytest.mark.parametrize("habits", [[], ["deaf", "daemon"]], ids=["plain", "deaf+daemon"])
+@pytest.mark.parametrize("habits", [[], ["deaf", "daemon"], ["respawn"]], ids=["plain", "deaf+daemon", "respawn"])
 def test_a_guard_killed_hard_is_noticed_and_its_tree_is_ended(start: Start, habits: list[str]) -> None:
     with start(*TREE, "3", *habits) as child:
         lines = child.lines(soon(), never, nothing)
@@ -314,9 +317,11 @@ def test_a_guard_killed_hard_is_noticed_and_its_tree_is_ended(start: Start, habi
         started = time.monotonic()
         assert list(lines) == [], "although two of the tree hold the output open"
         assert time.monotonic() - started < 10
+        environ = psutil.Process(tree[1].pid).environ()
         _, cleanup = child.end()
         assert (cleanup.kill_sent, cleanup.killed) == (True, True)
         assert alive(tree) == []
+        assert marked_processes(CHILD_MARK, environ[CHILD_MARK]) == [], "nor what was started while it was ended"
 
 
 def test_all_that_was_said_before_the_guard_died_is_heard(start: Start) -> None:
@@ -358,3 +363,11 @@ def test_ending_tries_gently_first_and_then_hard() -> None:
         each.wait()
     for output in outputs:
         output.close()
+
+
+def test_one_that_nobody_reaps_is_dead() -> None:
+    careless = "import subprocess, time; print(subprocess.Popen(['sleep', '120']).pid, flush=True); time.sleep(120)"
+    with ended(subprocess.Popen([sys.executable, "-c", careless], stdout=subprocess.PIPE, text=True)) as parent:
+        child = psutil.Process(int(next_line(parent)))
+        assert end_processes([child], 5.0) == []
+        assert child.status() == psutil.STATUS_ZOMBIE

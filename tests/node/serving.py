@@ -59,8 +59,8 @@ class Host:
 
     @property
     def gpus(self) -> GpuInventory:
-        # A lock belongs to a GPU of the host, so two tests at once have one each.
-        uuid = f"GPU-test-{os.environ.get('PYTEST_XDIST_WORKER', 'main')}"
+        # A lock belongs to a GPU of the host, so two tests at once have one each, of two runs of all tests as well.
+        uuid = f"GPU-test-{os.getpid()}"
         gpus = (
             Gpu(f"{uuid}-{index}", "NVIDIA H200", "sm_90", 132, 141 << 30, index) for index in range(self.gpu_count)
         )

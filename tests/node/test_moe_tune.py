@@ -32,6 +32,7 @@ from rayprep.stages.moe_tune import shape_of
 from rayprep.stages.moe_tune_protocol import TuneRequest
 from tests.needs import needs_torch
 from tests.node.serving import FAKES, LIBRARY, Host, played, statuses
+from tests.processes import alive, wait_for
 
 pytestmark = needs_torch()
 
@@ -247,8 +248,8 @@ def _kill_in_the_middle(host: MoeHost, asked: dict[str, object]) -> None:
         child.send_signal(signal.SIGKILL)
         child.wait()
         hold.unlink()
-    _, alive = psutil.wait_procs(tree, timeout=20)
-    assert not alive, "its processes end with it"
+    # One that its parent has not reaped yet is dead.
+    wait_for(lambda: not alive(tree), "its processes to end with it")
 
 
 def test_requests_of_one_model_do_not_undo_each_other(host: MoeHost) -> None:

@@ -35,7 +35,8 @@ esac
 
 def shell_scripts() -> Iterator[Path]:
     for folder, folders, files in os.walk(ROOT):
-        folders[:] = [name for name in folders if name == ".ci" or not name.startswith(".")]
+        # Other workers compile modules meanwhile: there are temporary files beside the compiled ones, and then none.
+        folders[:] = [name for name in folders if name == ".ci" or not name.startswith((".", "__pycache__"))]
         for path in (Path(folder, name) for name in files):
             with path.open("rb") as file:
                 first = file.readline(80).rstrip()

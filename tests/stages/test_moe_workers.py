@@ -113,9 +113,10 @@ def test_what_the_tuner_starts_is_started_when_its_set_up_is_timed() -> None:
         **{"shape": shape, "strategy": "fixed", "sizes": (1,), "log": "/nowhere", "seed": 0},
         **{"kernels": "/nowhere", "gpus": (0,), "compilers": 1, "capability": 90, "deadline_s": 1.0},
     )
-    before = psutil.Process().children(recursive=True)
+    before = set(psutil.Process().children(recursive=True))
     bench = ProcessBench(tuning)
     try:
-        assert psutil.Process().children(recursive=True) == before
+        # What another test has left may end meanwhile.
+        assert set(psutil.Process().children(recursive=True)) <= before
     finally:
         bench.close()

@@ -18,6 +18,7 @@ from rayprep.model.spec import DeviceChoice, PrepSpec
 from rayprep.stages.protocol import BuildContext, StageRequest
 from rayprep.stages.sglang_jit import LOG, SglangJit, modules_ahead
 from tests.model.samples import DIGEST, signature
+from tests.processes import wait_for
 from tests.stages.contexts import build_context
 
 STAND_IN = Path(__file__).parents[1] / "fakes" / "sglang_lib"
@@ -147,7 +148,7 @@ def test_a_run_that_is_cancelled_ends_the_compilers(host: Host) -> None:
 def test_a_server_that_fails_ends_the_compilers(host: Host) -> None:
     host.compiler("exec sleep 60")
     with pytest.raises(StageError, match="the server's"), SglangJit(request(), host.context()):
-        assert host.left_running()
+        wait_for(host.left_running, "the child to have its environment")
         raise StageError(ErrorType.SERVER_CRASHED, "the server's")
     assert not host.left_running()
     assert [end.killed for end in host.ends] == [True]

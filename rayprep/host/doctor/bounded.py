@@ -6,8 +6,10 @@ import os
 import signal
 import subprocess
 import threading
+import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -15,7 +17,9 @@ from typing import TypeVar
 T = TypeVar("T")
 
 _START_S = 5.0
-"""For a command to be started that is to be killed at once."""
+"""For any more of the commands to be started that are to be killed at once."""
+_CLEARED_S = 2.0
+"""For whoever waited for a command that was killed to remove its temporary folder."""
 
 
 def start(work: Callable[[], T]) -> "Future[T]":
@@ -110,7 +114,11 @@ class _Running:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._over = False
-        self._leaders: set[Future[int]] = set()
+        self._leaders: dict[Future[int], threading.Thread] = {}
+        """With who waits for them."""
+        # Temporary folders go by finalizers, which are called by the exit handler that the first of them registers. The
+        # later handler is called first: what still writes there is to be dead by then.
+        weakref.finalize(self, lambda: None)
         atexit.register(self._end)
 
     def add(self, leader: "Future[int]") -> None:
@@ -121,19 +129,26 @@ class _Running:
         with self._lock:
             if self._over:
                 raise InterruptedError("interrupted")
-            self._leaders.add(leader)
+            self._leaders[leader] = threading.current_thread()
 
     def discard(self, leader: "Future[int]") -> None:
         with self._lock:
-            self._leaders.discard(leader)
+            self._leaders.pop(leader, None)
 
     def _end(self) -> None:
         with self._lock:
             self._over = True
-            leaders = set(self._leaders)
+            leaders = dict(self._leaders)
+        cleared = []
         # A program on a dead file server never starts, and is not waited for.
-        for leader in wait(leaders, _START_S).done:
-            _kill_group(leader.result())
+        while started := wait(leaders, _START_S, FIRST_COMPLETED).done:
+            for leader in started:
+                _kill_group(leader.result())
+                cleared.append(leaders.pop(leader))
+        until = time.monotonic() + _CLEARED_S
+        for thread in cleared:
+            if thread is not threading.current_thread():
+                thread.join(max(0.0, until - time.monotonic()))
 
 
 _running = _Running()

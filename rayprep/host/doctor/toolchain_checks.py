@@ -72,7 +72,8 @@ def _compile_and_run(command: list[str], environ: Mapping[str, str]) -> None:
         source.write_text(_PROGRAM, encoding="ascii")
         # C++17 is what torch's and FlashInfer's headers need at the least.
         build = [*command, "-std=c++17", str(source), "-o", str(program)]
-        built = run_bounded(build, environ, _COMPILE_S, Path(folder))
+        # A compiler that is killed leaves its own temporary files: they are to go with the folder.
+        built = run_bounded(build, {**environ, "TMPDIR": folder}, _COMPILE_S, Path(folder))
         if built.status != 0 or not program.is_file():
             raise OSError(f"does not compile a program of three lines: {built.gist}")
         try:

@@ -56,7 +56,9 @@ class TestCompilers:
         (roots.base / "tmp").mkdir()
         mark = roots.base / "started"
         cxx = executable(
-            roots.base / "cxx", f"#!/bin/sh\nsleep 600 & echo $! > {mark}.new; mv {mark}.new {mark}; wait\n"
+            roots.base / "cxx",
+            f'#!/bin/sh\n: > "$TMPDIR/cc1.s"\n'
+            f"sleep 600 & echo $! > {mark}.new; mv {mark}.new {mark}; while :; do : > $((n += 1)); done\n",
         )
         roots.extra_env = {"CXX": str(cxx), "TMPDIR": str(roots.base / "tmp")}
         process = roots.start("doctor", "--device", "cpu")

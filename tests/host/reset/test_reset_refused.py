@@ -7,11 +7,13 @@ import sys
 import pytest
 
 from rayprep.host.environment import STORE_MARK
+from rayprep.host.process import marked_processes
 from rayprep.host.reset import preview, reset
 from rayprep.model.errors import HostUnfit, LockTimeout
 from rayprep.model.reset import ResetReport
 from rayprep.model.reset_filters import Filters
 from tests.host.reset.caches import DEEP_GEMM, HOLD, Caches, holding
+from tests.processes import wait_for
 
 
 @pytest.mark.parametrize("slug", [None, "qwen", "never-seen"])
@@ -61,6 +63,8 @@ def test_refused_while_a_dead_runs_compiler_still_works(caches: Caches) -> None:
     env = {**os.environ, STORE_MARK: str(caches.layout.profiles)}
     with subprocess.Popen(["sleep", "60"], env=env) as compiler:
         try:
+            # One that has just begun has no environment yet.
+            wait_for(lambda: marked_processes(STORE_MARK, env[STORE_MARK]), "the compiler to have its mark")
             with pytest.raises(HostUnfit, match=f"process {compiler.pid} of a dead run"):
                 caches.reset()
         finally:

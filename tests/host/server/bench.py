@@ -67,7 +67,7 @@ class Bench:
                 tick=lambda: self.ticks.append(time.monotonic()),
                 report=lambda *said: self.reports.append(said),
             ),
-            grace_s=0.5,
+            grace_s=0.5 if "deaf" in words else 30.0,
             poll_s=0.03,
             request_timeout_s=request_timeout_s,
         )

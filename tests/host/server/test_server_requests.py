@@ -1,7 +1,6 @@
 """A warm-up server that fails once it is ready: it dies, hangs, or refuses what it is asked."""
 
 import re
-import time
 
 import psutil
 import pytest
@@ -28,24 +27,20 @@ def test_one_that_dies_of_a_request(bench: Bench) -> None:
     assert "ended by signal 9 after it was ready" in error.message
 
 
-def test_one_that_is_killed_while_it_is_asked_is_seen_within_a_second(bench: Bench) -> None:
+def test_one_that_is_killed_while_it_is_asked_is_seen_before_the_request_fails(bench: Bench) -> None:
     with pytest.raises(StageError) as caught, bench.server(*fault("hangs")) as server:
         server.start()
-        process, killed_at = psutil.Process(server.pid), 0.0
+        process = psutil.Process(server.pid)
 
         def kill() -> bool:
-            nonlocal killed_at
-            if ("sending warm-up requests", 0, 1) in bench.reports and not killed_at:
+            if ("sending warm-up requests", 0, 1) in bench.reports:
                 process.kill()
-                killed_at = time.monotonic()
             return False
 
         bench.cancelled = kill
-        try:
-            server.send([(ONE, ONE)])
-        finally:
-            assert time.monotonic() - killed_at < 1
+        server.send([(ONE, ONE)])
     assert caught.value.error_type is ErrorType.SERVER_CRASHED
+    assert "ended by signal 9 after it was ready" in caught.value.message
 
 
 def test_one_that_hangs_until_the_requests_time_is_over(bench: Bench) -> None:
