@@ -137,6 +137,7 @@ def open_tab() -> Iterator[Tab]:
                 f"--user-data-dir={profile}",
             ],
             pass_fds=(to_browser, to_us),
+            env={**os.environ, "TMPDIR": profile},  # what it keeps there stays where it is killed
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
