@@ -15,6 +15,8 @@ import pytest
 from filelock import FileLock
 from hypothesis import settings
 
+from tests.events import events_in
+
 # Few examples, for they run on every change, and no time limit for each, for the machine is shared.
 settings.register_profile("rayprep", max_examples=50, deadline=None)
 settings.load_profile("rayprep")
@@ -117,10 +119,7 @@ class Roots:
         return self.telemetry / "logs" / f"{run_id}.log"
 
     def events(self, run_id: str) -> list[dict[str, Any]]:
-        """As far as they are in the log; a line that is just being written is not there yet."""
-        whole, _, _ = self.log(run_id).read_text(encoding="utf-8").rpartition("\n")
-        lines = [line for line in whole.splitlines() if line.startswith("OPTIMIZE_JSON ")]
-        return [json.loads(line.removeprefix("OPTIMIZE_JSON ")) for line in lines]
+        return events_in(self.log(run_id))
 
     def inspect(self, *args: str) -> dict[str, Any]:
         done = self.run("inspect", "--json", *args)

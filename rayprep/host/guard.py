@@ -32,13 +32,16 @@ def _prctl(option: int, value: int) -> None:
 
 
 def descendants() -> list[psutil.Process]:
-    """All living processes below this one; zombies are dead."""
-    living = []
-    for process in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if process.status() != psutil.STATUS_ZOMBIE:
-                living.append(process)
-    return living
+    """All living processes below this one."""
+    return [process for process in psutil.Process().children(recursive=True) if lives(process)]
+
+
+def lives(process: psutil.Process) -> bool:
+    """A zombie is dead: it stays one where neither its parent nor the init reaps. psutil's own wait has it alive."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _reap() -> dict[int, int]:

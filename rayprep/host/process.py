@@ -15,6 +15,7 @@ import psutil
 from pydantic import ValidationError
 
 from rayprep.host.environment import CHILD_MARK
+from rayprep.host.guard import lives
 from rayprep.model.cleanup import Cleanup
 from rayprep.model.errors import ErrorType, Interrupted, StageError
 
@@ -178,9 +179,9 @@ def marked_processes(name: str, value: str) -> list[psutil.Process]:
     for process in psutil.process_iter():
         try:
             environ = Path(f"/proc/{process.pid}/environ").read_bytes()
-            if mark in environ.split(b"\0") and process.status() != psutil.STATUS_ZOMBIE:
+            if mark in environ.split(b"\0") and lives(process):
                 found.append(process)
-        except (OSError, psutil.NoSuchProcess):
+        except OSError:
             continue  # ended meanwhile, or another user's
     return found
 
@@ -192,17 +193,9 @@ def end_processes(processes: Sequence[psutil.Process], grace_s: float = GRACE_S)
             with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
                 process.send_signal(signum)
         until = time.monotonic() + wait_s
-        while (processes := [each for each in processes if _lives(each)]) and time.monotonic() < until:
+        while (processes := [each for each in processes if lives(each)]) and time.monotonic() < until:
             time.sleep(_POLL_S)
     return list(processes)
-
-
-def _lives(process: psutil.Process) -> bool:
-    """Not by psutil's own wait, for which a zombie lives: it stays one where neither its parent nor the init reaps."""
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def end_marked(find: Callable[[], Sequence[psutil.Process]], grace_s: float = GRACE_S) -> list[psutil.Process]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import psutil
 
+from rayprep.host.guard import lives
 from rayprep.host.process import Child
 from rayprep.host.server_follow import LogFollower
 from rayprep.model.cleanup import Cleanup
@@ -81,12 +82,7 @@ class ServerProcess:
 
     def is_dead(self) -> bool:
         """Of the server itself, whatever of its tree is left; the guard is over only after that."""
-        if self._child.is_over:
-            return True
-        try:
-            return self._process is not None and self._process.status() == psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
-            return True
+        return self._child.is_over or (self._process is not None and not lives(self._process))
 
     def listens_at(self, port: int) -> bool:
         """Whether the one that listens there belongs to this server."""

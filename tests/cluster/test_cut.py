@@ -14,8 +14,9 @@ import pytest
 from rayprep.host.environment import STORE_MARK, store_mark
 from rayprep.host.process import marked_processes
 from tests.cluster.hosts import STEP_S, Hosts
+from tests.events import events_in
 from tests.fleet.faults import valid
-from tests.fleet.fleet import JSON, STAND_IN, Node
+from tests.fleet.fleet import STAND_IN, Node
 from tests.needs import needs_hosts
 from tests.processes import wait_for
 
@@ -80,9 +81,7 @@ class Site:
     def builder(self, run_id: str) -> str | None:
         """Who has begun to build."""
         log = self.nodes[HEAD].layout.telemetry / "logs" / f"{run_id}.log"
-        # The last line may just be being written.
-        whole, _, _ = log.read_text(encoding="utf-8").rpartition("\n") if log.exists() else ("", "", "")
-        events = [json.loads(line.removeprefix(JSON)) for line in whole.splitlines() if line.startswith(JSON)]
+        events = events_in(log) if log.exists() else []
         hints = (event["host"] for event in events if event.get("hint") == "starting the warm-up server")
         return next(hints, None)
 

@@ -24,6 +24,7 @@ from rayprep.host.layout import Layout
 from rayprep.model.base import read_tolerant
 from rayprep.model.ray_versions import RayVersions
 from tests.conftest import QUICK_COMPILER
+from tests.events import events_in
 from tests.host.test_ports import free_port
 from tests.processes import family, named
 
@@ -33,7 +34,6 @@ KERNELS = 6
 FAKES = Path(__file__).resolve().parent.parent / "fakes"
 LIBRARIES = (FAKES / "sglang_lib", FAKES / "deep_gemm_lib")
 HIDDEN = ("HOST_PROFILES_ROOT", "HOST_TELEMETRY_ROOT", "XDG_CACHE_HOME", "XDG_DATA_HOME", "HF_HOME", "RAY_ADDRESS")
-JSON = "OPTIMIZE_JSON "
 HEALTH_CHECKS = {
     "health_check_initial_delay_ms": 1000,
     "health_check_period_ms": 1000,
@@ -146,9 +146,7 @@ class Fleet:
     def events(self, run_id: str) -> list[dict[str, Any]]:
         """What the hosts of a run have said until now, as its session log has it."""
         log = self.telemetry / "logs" / f"{run_id}.log"
-        # The last line may just be being written.
-        whole, _, _ = log.read_text(encoding="utf-8").rpartition("\n") if log.exists() else ("", "", "")
-        return [json.loads(line.removeprefix(JSON)) for line in whole.splitlines() if line.startswith(JSON)]
+        return events_in(log) if log.exists() else []
 
     def add(self, node: Node) -> None:
         node.ray_node = self.cluster.add_node(
