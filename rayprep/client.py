@@ -16,6 +16,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from rayprep.host.files import read_bytes, read_text
 from rayprep.host.layout import choose_roots
 from rayprep.model.base import R, read_tolerant
 from rayprep.model.errors import HostUnfit
@@ -38,7 +39,7 @@ def find_manifest(environ: Mapping[str, str] | None = None) -> Path:
     """
     pointer = choose_roots(os.environ if environ is None else environ).telemetry / POINTER_NAME
     try:
-        variables = parse_pointer(pointer.read_text(encoding="utf-8"))
+        variables = parse_pointer(read_text(pointer))
     except (OSError, UnicodeDecodeError) as error:
         raise HostUnfit(f"pointer {pointer} cannot be read: {error}", hint=_START) from None
     named = [Path(variables[name]) for name in (POINTER_ON_HOST, POINTER) if name in variables]
@@ -73,7 +74,7 @@ def _first_file(*places: Path) -> Path | None:
 
 def _read(kind: type[R], path: Path) -> R:
     try:
-        return read_tolerant(kind, path.read_bytes())
+        return read_tolerant(kind, read_bytes(path))
     except OSError as error:
         raise HostUnfit(f"{path} cannot be read: {error.strerror}") from None
     except ValidationError as error:

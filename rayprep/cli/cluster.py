@@ -124,6 +124,7 @@ class _Run:
     def go(self, agents: "Kept[AgentPool]", *, json_lines: bool) -> FleetResult:
         run_id, layout = self.request.run_id, self.request.layout
         prepare_root(layout.telemetry, "telemetry")
+        layout.refuse_strange_runs(run_id)
         with acquire_run(layout.run_lock(run_id), run_id, lambda: self.interrupts.asked):
             result = self._drive(agents, json_lines=json_lines)
             for error in result.errors:

@@ -63,6 +63,7 @@ def _run_one(
 ) -> PrepResult:
     prepare_root(request.layout.profiles, "profiles")
     prepare_root(request.layout.telemetry, "telemetry")
+    request.layout.refuse_strange_runs(request.run_id)
     survey = take_survey(request, environ)
     lock = request.layout.run_lock(request.run_id)
     with acquire_run(lock, request.run_id, lambda: interrupts.asked):
@@ -146,8 +147,9 @@ class _Run:
         path = self.request.layout.metrics
         try:
             add_to_metrics_file(path, [*host_samples(result), *state_samples([only_host(result)])])
-        except OSError as error:
-            message = f"metrics file {path} cannot be written: {error.strerror or error}"
+        except (OSError, RayprepError) as error:
+            why = error.strerror if isinstance(error, OSError) else error.message
+            message = f"metrics file {path} cannot be written: {why}"
             self.view.show(event("ensure", Phase.WARNING, message=message))
 
     def _fail(self, error: RayprepError) -> PrepResult:

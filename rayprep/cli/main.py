@@ -5,7 +5,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-import rayprep
+from rayprep.host.sharing import set_umask
 
 if TYPE_CHECKING:
     import typer
@@ -26,7 +26,7 @@ def main() -> int:
 def run(app: "typer.Typer", argv: list[str] | None = None) -> int:
     """Runs one command line and returns its exit status. `--debug` lets traces through."""
     arguments = sys.argv[1:] if argv is None else argv
-    os.umask(rayprep.UMASK)
+    set_umask()
     # A look at 100,000 files makes as many objects and no cycles: the collector would walk them all again and again.
     gc.disable()
     try:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rayprep.cli.stage_names import stage_named
+from rayprep.host.files import read_text
 from rayprep.host.layout import Layout, choose_roots
 from rayprep.model.campaign import run_ids
 from rayprep.model.errors import BadRequest
@@ -111,7 +112,7 @@ def resolve_flags(flags: Flags, file: SpecFile | None = None) -> Resolved:
 
 def read_spec_file(path: Path) -> SpecFile:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else str(error)
         raise BadRequest(f"spec file {path} cannot be read: {why}", hint="give another --spec-file") from None

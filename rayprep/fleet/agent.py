@@ -9,8 +9,8 @@ import os
 import threading
 from functools import partial
 
-import rayprep
 from rayprep.fleet.handles import Handle
+from rayprep.host.sharing import set_umask
 from rayprep.host.snapshot import Wanted, take_inventory, take_snapshot
 from rayprep.model.events import Event
 from rayprep.model.result import PrepResult
@@ -27,7 +27,7 @@ class Agent:
         self._coordinator = coordinator
         self._cancelled = threading.Event()
         self._last_said: Handle = None
-        os.umask(rayprep.UMASK)
+        set_umask()
         # Ray runs its workers at nice 15 unless told otherwise; only root may go back, and others lose little.
         with contextlib.suppress(PermissionError):
             os.setpriority(os.PRIO_PROCESS, 0, 0)

@@ -9,11 +9,11 @@ import rayprep
 from rayprep.fleet.asked import Asked
 from rayprep.fleet.handles import Handle
 from rayprep.fleet.member import Member
-from rayprep.host.atomic import write_text
 from rayprep.host.layout import Layout, root_unfit
 from rayprep.model.base import to_json, utc_now
 from rayprep.model.errors import ErrorType, RayprepError
 from rayprep.model.events import Event, Phase, event
+from rayprep.model.file_names import file_name
 from rayprep.model.fleet import FleetSpec
 from rayprep.model.fleet_result import FleetError, FleetGroup, FleetHost, FleetResult, FleetRun
 from rayprep.model.grouping import Grouping
@@ -106,7 +106,7 @@ class FleetRecord:
                 "new_files": verify.new_files if verify and verify.ran else None,
                 "heartbeats": sum(result.heartbeats.values()),
                 "warnings": result.warnings,
-                "result": f"hosts/{member.host}/prep_result.json",
+                "result": f"hosts/{file_name(member.host)}/prep_result.json",
             }
         )
 
@@ -154,12 +154,12 @@ class FleetRecord:
         """The work is done, and the hosts have their own results: a root that fails now costs these files alone."""
         folder = self._layout.run(self._asked.run_id)
         results: dict[str, PrepResult | FleetResult] = {
-            f"hosts/{host}/prep_result.json": result for host, result in self._results.items()
+            f"hosts/{file_name(host)}/prep_result.json": result for host, result in self._results.items()
         }
         lost, why = list[str](), OSError()
         for name, result in {**results, "fleet_result.json": self.result}.items():
             try:
-                write_unless_there(folder / name, result)
+                write_unless_there(self._layout, folder / name, result)
             except OSError as error:
                 lost.append(name)
                 why = error
@@ -214,11 +214,10 @@ class FleetRecord:
         self._silent = True
 
 
-def write_unless_there(path: Path, result: PrepResult | FleetResult) -> None:
+def write_unless_there(layout: Layout, path: Path, result: PrepResult | FleetResult) -> None:
     """Where this host's folder is the head's, the coordinator has written it. Raises OSError."""
     text = to_json(result)
     with contextlib.suppress(OSError, ValueError):
-        if path.read_text(encoding="utf-8") == text:
+        if layout.runs.read(path).decode() == text:
             return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, text)
+    layout.runs.write(path, text)

@@ -24,6 +24,7 @@ from rayprep.host.epochs import highest_epoch
 from rayprep.host.layout import Layout, choose_roots, prepare_root
 from rayprep.host.locks import Holder as LockHolder
 from rayprep.host.locks import lock_of
+from rayprep.host.sharing import set_umask
 from rayprep.host.snapshot import Wanted as WantedSnapshot
 from rayprep.host.snapshot import take_inventory, take_snapshot
 from rayprep.host.store_id import store_id
@@ -67,7 +68,7 @@ class HostAgent:
         self._reporter: Reporter | None = None
         self._invocation = _Invocation("")
         self._packages = Packages()
-        os.umask(rayprep.UMASK)
+        set_umask()
         # Ray runs its workers at nice 15 unless told otherwise; only root may go back, and others lose little.
         with contextlib.suppress(PermissionError):
             os.setpriority(os.PRIO_PROCESS, 0, 0)
@@ -87,6 +88,7 @@ class HostAgent:
             layout = self._layout(asked)
             prepare_root(layout.profiles, "profiles")
             prepare_root(layout.telemetry, "telemetry")
+            layout.refuse_strange_runs(asked.run_id)
             survey = take_survey(self._request(asked, self._node), self._environ(None))
             facts = facts_of(survey, self._node.host)
             self._keep_snapshot(asked, survey)

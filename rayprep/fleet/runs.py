@@ -3,8 +3,8 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
-from rayprep.host.atomic import write_text
 from rayprep.host.layout import Layout, root_unfit
 from rayprep.model.base import Record, to_json, utc_now
 from rayprep.model.events import Event, Phase, event
@@ -104,8 +104,6 @@ class KeptRun:
         return FleetStatus(run_id=self.run_id, taken_at=utc_now(), result=self._result, now=hosts)
 
     def _write(self, host: str | None, name: str, content: Record) -> None:
-        run = self._layout.run(self.run_id)
-        folder = run / "hosts" / host if host else run
+        folder = replace(self._layout, host=host).run(self.run_id)
         with self._where_it_can():
-            folder.mkdir(parents=True, exist_ok=True)
-            write_text(folder / name, to_json(content))
+            self._layout.runs.write(folder / name, to_json(content))

@@ -1,15 +1,18 @@
 """The container run that this process is in: its pointer and its manifest, read and written."""
 
 import errno
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from filelock import FileLock
 
-from rayprep.host.atomic import write_text
+from rayprep.host.files import read_text as read_file
+from rayprep.host.owned import OwnedTree
 from rayprep.model.base import read_tolerant, to_json
 from rayprep.model.errors import BadRequest
-from rayprep.model.manifest import POINTER, POINTER_NAME, Manifest, merged, parse_pointer, pointer_text
+from rayprep.model.file_names import is_file_name
+from rayprep.model.manifest import MANIFEST_NAME, POINTER, POINTER_NAME, Manifest, merged, parse_pointer, pointer_text
 
 _LOCK_S = 10.0
 
@@ -17,15 +20,22 @@ _LOCK_S = 10.0
 def read_container_run(telemetry: Path) -> Manifest | None:
     """The manifest that the pointer below `telemetry` leads to; None where this is not inside that container.
 
-    On the host the same pointer stands in the same folder, under another name than the one in the manifest.
+    On the host the same pointer stands in the same folder, under another name than the one in the manifest. What the
+    two say is followed nowhere but to where the manifest of that run belongs: others may write there, too.
     """
+    tree = OwnedTree(telemetry)
     try:
-        path = parse_pointer((telemetry / POINTER_NAME).read_text(encoding="utf-8"))[POINTER]
-        manifest = read_tolerant(Manifest, Path(path).read_bytes())
+        path = parse_pointer(tree.read(telemetry / POINTER_NAME).decode())[POINTER]
+        manifest = read_tolerant(Manifest, tree.read(Path(path)))
     except (OSError, ValueError, KeyError):  # of which ValidationError and UnicodeDecodeError are
         return None
-    inside = manifest.telemetry_root.container_path == str(telemetry)
+    inside = manifest.telemetry_root.container_path == str(telemetry) and _is_its_own(manifest, path)
     return manifest if inside and manifest.stopped_at is None else None
+
+
+def _is_its_own(manifest: Manifest, path: str) -> bool:
+    place = Path(manifest.telemetry_root.container_path, "container_runs", manifest.run_id, MANIFEST_NAME)
+    return is_file_name(manifest.run_id) and path == manifest.manifest.container_path == str(place)
 
 
 def write_manifest(manifest: Manifest) -> None:
@@ -34,39 +44,45 @@ def write_manifest(manifest: Manifest) -> None:
     Raises:
         OSError: one of them cannot be written.
     """
-    path = Path(manifest.manifest.container_path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, to_json(manifest))
-    pointer, text = Path(manifest.telemetry_root.container_path) / POINTER_NAME, pointer_text(manifest.manifest)
+    tree = OwnedTree(Path(manifest.telemetry_root.container_path))
+    tree.write(Path(manifest.manifest.container_path), to_json(manifest))
+    pointer, text = tree.root / POINTER_NAME, pointer_text(manifest.manifest)
     try:
-        write_text(pointer, text)
+        tree.write(pointer, text)
     except OSError as error:
         if error.errno not in (errno.EBUSY, errno.EACCES, errno.EROFS):
             raise
-        pointer.write_text(text, encoding="utf-8")  # a file that is itself a mount point cannot be renamed over
+        # A file that is itself a mount point cannot be renamed over.
+        with os.fdopen(tree.open(pointer, os.O_WRONLY | os.O_TRUNC | os.O_CREAT), "w", encoding="utf-8") as file:
+            file.write(text)
 
 
 def change_manifest(container: Manifest, changes: Mapping[tuple[str, ...], object]) -> None:
     """Makes `changes` in the manifest of the run that this process is in. Raises as `update_manifest` does."""
     path = Path(container.manifest.container_path)
-    update_manifest(path, lambda text: merged(text, str(path), changes))
+    tree = OwnedTree(Path(container.telemetry_root.container_path))
+    update_manifest(path, lambda text: merged(text, str(path), changes), tree)
 
 
-def update_manifest(path: Path, change: Callable[[str], str]) -> None:
+def update_manifest(path: Path, change: Callable[[str], str], tree: OwnedTree | None = None) -> None:
     """Replaces the manifest by what `change` makes of its text, with no other rayprep writing in between.
+
+    Args:
+        tree: the root that it lies below, by plain folders; null where the user named it.
 
     Raises:
         BadRequest: it cannot be read, or is no manifest; it is then as it was.
         OSError: it cannot be written, or somebody has had its lock for too long.
     """
     with FileLock(path.with_name(f".{path.name}.lock"), timeout=_LOCK_S, mode=0o664):
-        write_text(path, change(read_text(path)))
+        owned = tree or OwnedTree(path.parent)
+        owned.write(path, change(read_text(path)))
 
 
 def read_text(path: Path) -> str:
     """A manifest's text. Raises BadRequest where it cannot be read."""
     try:
-        return path.read_text(encoding="utf-8")
+        return read_file(path)
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else str(error)
         raise BadRequest(f"manifest {path} cannot be read: {why}", hint="give a container run's manifest") from None

@@ -3,13 +3,12 @@
 import contextlib
 import errno
 import os
-import shutil
-import tempfile
+import secrets
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from rayprep.host.layout import Layout
+from rayprep.host.layout import Layout, make_scratch
 from rayprep.model.caches import CacheName, Entry, entry_of
 
 _IN_PLACE = (errno.EXDEV, errno.ENOSPC, errno.EDQUOT)
@@ -72,14 +71,14 @@ def remove_entry(layout: Layout, entry: Entry, places: Sequence[str]) -> None:
     folder = plain_folder(top, _parent(layout.profiles, entry))
     for path in (top / place for place in places):
         if _is_folder(path):
-            _remove_folder(path, layout.scratch)
+            _remove_folder(layout, path)
         else:
-            path.unlink(missing_ok=True)
+            layout.caches.unlink(path, missing_ok=True)
     if still_there(top, places):
         raise FileExistsError(errno.EEXIST, "it was written again meanwhile", f"{top}/{entry[1]}")
     with contextlib.suppress(OSError):  # another entry is in it
         while folder != top:
-            folder.rmdir()
+            layout.caches.rmdir(folder)
             folder = folder.parent
 
 
@@ -117,20 +116,20 @@ def _is_folder(path: Path) -> bool:
     return path.is_dir() and not path.is_symlink()
 
 
-def _remove_folder(path: Path, scratch: Path) -> None:
+def _remove_folder(layout: Layout, path: Path) -> None:
     """Takes it out of its cache in one step, so that a kill leaves no half entry, which some libraries die of."""
     for place, _, _ in os.walk(path, onerror=_raise):
         if not os.access(place, os.R_OK | os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), place)
+    aside = layout.scratch / f"entry.{secrets.token_hex(6)}"
     try:
-        scratch.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix="entry.", dir=scratch))
-        path.rename(aside)  # which replaces an empty folder
+        make_scratch(layout)
+        layout.caches.rename(path, aside)
     except OSError as error:
         if error.errno not in _IN_PLACE:
             raise
         aside = path
-    shutil.rmtree(aside)
+    layout.caches.remove(aside)
 
 
 def _raise(error: OSError) -> None:

@@ -5,9 +5,9 @@ A publisher that was overtaken may not know it yet, and nobody may be left to te
 
 from pathlib import Path
 
-from rayprep.host.atomic import write_text
 from rayprep.host.layout import Layout
 from rayprep.model.errors import ErrorType, HostUnfit, StageError
+from rayprep.model.file_names import file_name
 
 
 def advance_epoch(layout: Layout, key: str, epoch: int) -> None:
@@ -22,16 +22,14 @@ def advance_epoch(layout: Layout, key: str, epoch: int) -> None:
     if seen is not None and seen > epoch:
         raise StageError(ErrorType.LEASE_LOST, f"{key} arrives with epoch {epoch}, and epoch {seen} was here before")
     if seen is None or seen < epoch:
-        path = _file(layout, key)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, f"{epoch}\n")
+        layout.store.write(_file(layout, key), f"{epoch}\n")
 
 
 def highest_epoch(layout: Layout, key: str) -> int | None:
     """None where nothing of this key came under a lease. Raises HostUnfit where that cannot be read."""
     path = _file(layout, key)
     try:
-        return int(path.read_text(encoding="ascii"))
+        return int(layout.store.read(path).decode("ascii"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
@@ -39,4 +37,4 @@ def highest_epoch(layout: Layout, key: str) -> int | None:
 
 
 def _file(layout: Layout, key: str) -> Path:
-    return layout.profiles / ".rayprep" / "epochs" / key
+    return layout.epochs / file_name(key)

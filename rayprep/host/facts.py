@@ -5,10 +5,10 @@ the GPUs in place of what NVML shows, and signature fields in place of what was 
 """
 
 from collections.abc import Mapping
-from pathlib import Path
 
 from pydantic import Field, ValidationError
 
+from rayprep.host.files import read_bytes
 from rayprep.host.gpu import Gpu, GpuInventory
 from rayprep.model.base import Record, read_tolerant
 from rayprep.model.errors import BadRequest
@@ -40,6 +40,6 @@ def read_facts(environ: Mapping[str, str]) -> Facts | None:
     if not name:
         return None
     try:
-        return read_tolerant(Facts, Path(name).read_bytes())
+        return read_tolerant(Facts, read_bytes(name))
     except (OSError, ValidationError) as error:
         raise BadRequest(f"{VARIABLE}={name} cannot be read: {str(error).splitlines()[0]}") from None

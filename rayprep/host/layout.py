@@ -11,6 +11,7 @@
 <telemetry>/container_run_meta.env        points to the manifest of the container that was started last
 """
 
+import contextlib
 import errno
 import os
 from collections.abc import Mapping
@@ -19,9 +20,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rayprep.host.owned import OwnedTree
 from rayprep.model.base import encodable
 from rayprep.model.caches import CACHES, CacheName
 from rayprep.model.errors import BadRequest, ErrorType, HostUnfit
+from rayprep.model.file_names import file_name
 from rayprep.model.located import Located
 from rayprep.model.stages import StageName
 
@@ -47,6 +50,34 @@ class Layout:
     host: str | None = None
     """Where it is one of a fleet: hosts may share a telemetry root, so each has a folder of its own in a run's."""
 
+    @cached_property
+    def store(self) -> OwnedTree:
+        """What is ours below the profiles root."""
+        return OwnedTree(self.profiles)
+
+    @cached_property
+    def caches(self) -> OwnedTree:
+        """What libraries have made below the profiles root, in folders that may be any user's."""
+        return OwnedTree(self.profiles, strict=False)
+
+    @cached_property
+    def runs(self) -> OwnedTree:
+        """What is ours below the telemetry root."""
+        return OwnedTree(self.telemetry)
+
+    def refuse_strange_store(self) -> None:
+        """Look at all folders of ours in the store. Raises HostUnfit where one is a link, or somebody else's."""
+        stages = map(self.completions, StageName)
+        moe = self.cache(CacheName.MOE_CONFIGS)
+        self.store.refuse_strange(self.scratch, self.epochs, *stages, self.store_lock.parent, self.markers)
+        self.store.refuse_strange(*(moe / name for name in ("tuning", "kept")))
+        with contextlib.suppress(OSError):
+            self.store.refuse_strange(*(self.markers / name for name in self.store.names(self.markers)))
+
+    def refuse_strange_runs(self, run_id: str) -> None:
+        """Look at all folders that a run writes to. Raises HostUnfit where one is a link, or somebody else's."""
+        self.runs.refuse_strange(self.session_log(run_id).parent, self.run(run_id) / "history")
+
     def cache(self, cache: CacheName) -> Path:
         return self.profiles / cache.value
 
@@ -54,7 +85,7 @@ class Layout:
         return self.profiles / ".rayprep" / stage.value
 
     def completion(self, stage: StageName, key: str) -> Path:
-        return self.completions(stage) / f"{key}.json"
+        return self.completions(stage) / f"{file_name(key)}.json"
 
     @property
     def scratch(self) -> Path:
@@ -65,14 +96,18 @@ class Layout:
         return self.profiles / ".rayprep" / "scratch"
 
     @property
+    def epochs(self) -> Path:
+        return self.profiles / ".rayprep" / "epochs"
+
+    @property
     def markers(self) -> Path:
         return self.profiles / ".in_progress"
 
     def marker(self, slug: str, stage: StageName) -> Path:
-        return self.markers / slug / stage.value
+        return self.markers / file_name(slug) / stage.value
 
     def slug_lock(self, slug: str) -> Path:
-        return self.profiles / ".locks" / f"{slug}.lock"
+        return self.profiles / ".locks" / f"{file_name(slug)}.lock"
 
     @property
     def store_lock(self) -> Path:
@@ -84,8 +119,8 @@ class Layout:
         return self.profiles / ".rayprep" / "store-id"
 
     def run(self, run_id: str) -> Path:
-        folder = self.telemetry / "container_runs" / run_id
-        return folder / "hosts" / self.host if self.host else folder
+        folder = self.telemetry / "container_runs" / file_name(run_id)
+        return folder / "hosts" / file_name(self.host) if self.host else folder
 
     def result(self, run_id: str) -> Path:
         return self.run(run_id) / "prep_result.json"
@@ -95,7 +130,7 @@ class Layout:
         return self.run(run_id) / ".lock"
 
     def session_log(self, run_id: str) -> Path:
-        return self.telemetry / "logs" / f"{run_id}.log"
+        return self.telemetry / "logs" / f"{file_name(run_id)}.log"
 
     @property
     def metrics(self) -> Path:
@@ -218,6 +253,17 @@ def prepare_root(path: Path, what: str) -> None:
         raise HostUnfit(f"{what} root {path} is a file, not a folder", hint=f"choose another --{what}-root") from None
     except OSError as error:
         raise root_unfit(path, what, error) from None
+
+
+def make_scratch(layout: Layout) -> None:
+    """Make the scratch folder, for this user alone. Raises OSError."""
+    layout.store.make(layout.scratch, 0o700)
+
+
+def clear_scratch(layout: Layout) -> None:
+    """Remove what a run left there, where that can be done. For the holder of the store's lock."""
+    with contextlib.suppress(OSError):
+        layout.store.remove(layout.scratch)
 
 
 def root_unfit(path: Path, what: str, error: OSError) -> HostUnfit:

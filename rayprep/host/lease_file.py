@@ -10,8 +10,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from rayprep.host.atomic import write_text
 from rayprep.host.layout import os_error_type
+from rayprep.host.owned import OwnedTree
 from rayprep.model.base import Record, read_tolerant
 from rayprep.model.errors import HostUnfit
 from rayprep.model.leases import Lease, LeaseTable
@@ -33,6 +33,7 @@ class LeaseFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._tree = OwnedTree(path.parent.parent)
         self._room = 0
         """So many grants may still be appended. At first none: the last life may have left half a line."""
 
@@ -43,7 +44,7 @@ class LeaseFile:
             HostUnfit: the file is there and cannot be read.
         """
         try:
-            first, *grants = self._path.read_bytes().split(b"\n")
+            first, *grants = self._tree.read(self._path).split(b"\n")
         except FileNotFoundError:
             return LeaseTable(ttl_s=ttl_s)
         except OSError as error:
@@ -76,14 +77,15 @@ class LeaseFile:
         room, self._room = self._room, 0
         if room:
             line = Grant(store=store, key=key, lease=table.leases[store][key]).model_dump_json()
-            with self._path.open("a", encoding="utf-8") as file:
+            with os.fdopen(
+                self._tree.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "a", encoding="utf-8"
+            ) as file:
                 file.write(line + "\n")
                 file.flush()
                 os.fsync(file.fileno())
             self._room = room - 1
         else:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            write_text(self._path, table.model_dump_json() + "\n")
+            self._tree.write(self._path, table.model_dump_json() + "\n")
             self._room = max(LEAST_GRANTS, sum(map(len, table.leases.values())))
 
 

@@ -9,25 +9,34 @@ file's content names the holder, for people; only the kernel says whether it is 
 import contextlib
 import os
 import socket
+import stat
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from filelock import lock_descriptor
 from pydantic import ValidationError
 
+from rayprep.host.files import open_file, read_whole
 from rayprep.host.layout import STORE_LOCK, nearest
+from rayprep.host.owned import OwnedTree
 from rayprep.model.base import Record, Utc, parse_utc, read_tolerant, utc_now
 from rayprep.model.errors import ErrorType, HostUnfit, Interrupted, LockTimeout
+from rayprep.model.file_names import file_name
 
 POLL_S = 0.2
 GPU_LOCKS = Path("/tmp/rayprep-gpu-locks")
+_EVERYBODYS = 0o1777
 HEARTBEAT_S = 30.0
 """Between two reports of a wait, as the contract has it."""
 LOOK_S = 1.0
 """Who only asks whether a lock is held holds it for a moment, and nobody is refused for that, however busy a host."""
 _LOOK_POLL_S = 0.01
+_LONGEST_HOLDER = 4096
+"""Bytes."""
+_GROUP_ONLY = 0o660
+"""The mode of a store's lock file: whoever may read it can lock it, and a store is its group's alone."""
 
 
 class Holder(Record):
@@ -48,7 +57,11 @@ class Holder(Record):
 def read_holder(path: Path) -> Holder | None:
     """What the lock file says, or None where it says nothing that can be read."""
     try:
-        return read_tolerant(Holder, path.read_bytes())
+        descriptor = open_file(path, os.O_RDONLY | os.O_NOFOLLOW)
+        try:
+            return read_tolerant(Holder, read_whole(descriptor, str(path), _LONGEST_HOLDER))
+        finally:
+            os.close(descriptor)
     except (OSError, ValidationError):
         return None
 
@@ -171,30 +184,59 @@ def _lies_at(descriptor: int, path: Path) -> bool:
 
 
 def _open(path: Path) -> int:
+    of_gpu = path.parent == GPU_LOCKS
     try:
-        _make_folder(path.parent)
-        try:
-            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-        except PermissionError as error:
-            # Another user's lock file can be locked too: flock asks for no write permission.
-            try:
-                return os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-            except FileNotFoundError:
-                raise error from None
+        with (
+            _gpu_locks(path.parent)
+            if of_gpu
+            else OwnedTree(path.parent.parent).folder(path.parent, make=True) as folder
+        ):
+            descriptor = _open_in(folder, path.name, 0o666 if of_gpu else _GROUP_ONLY)
+        if not of_gpu:
+            _close_to_others(descriptor)
+        return descriptor
     except OSError as error:
         raise _unfit(path, "opened", error) from None
 
 
-def _make_folder(folder: Path) -> None:
-    if folder == GPU_LOCKS and not os.path.lexists(folder):
-        # Every user of the host has to be able to add a lock there, from the moment that it is there.
+def _open_in(folder: int, name: str, mode: int) -> int:
+    try:
+        return open_file(name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, folder=folder, mode=mode)
+    except PermissionError as error:
+        # Another user's lock file can be locked too: flock asks for no write permission.
+        try:
+            return open_file(name, os.O_RDONLY | os.O_NOFOLLOW, folder=folder)
+        except FileNotFoundError:
+            raise error from None
+
+
+def _close_to_others(descriptor: int) -> None:
+    """Take from others what an earlier rayprep gave them: a reader's lock held up every build."""
+    status = os.fstat(descriptor)
+    if status.st_mode & stat.S_IRWXO and status.st_uid == os.geteuid():
+        os.fchmod(descriptor, stat.S_IMODE(status.st_mode) & ~stat.S_IRWXO)
+
+
+@contextlib.contextmanager
+def _gpu_locks(folder: Path) -> Iterator[int]:
+    """Open the folder to which every user of the host can add a lock, whoever made it, or make it."""
+    if not os.path.lexists(folder):
         fresh = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
-        fresh.chmod(0o1777)
+        fresh.chmod(
+            _EVERYBODYS
+        )  # before it has its name: who is killed in between leaves none that is closed to others
         try:
             fresh.rename(folder)
         except OSError:  # somebody was faster
             fresh.rmdir()
-    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        status = os.fstat(descriptor)
+        if stat.S_IMODE(status.st_mode) != _EVERYBODYS and status.st_uid == os.geteuid():
+            os.fchmod(descriptor, _EVERYBODYS)
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def _unfit(path: Path, what: str, error: OSError) -> HostUnfit:
@@ -226,7 +268,7 @@ def is_held(path: Path) -> bool:
         HostUnfit: the file cannot be read, so there is no telling.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        descriptor = open_file(path, os.O_RDONLY | os.O_NOFOLLOW)
     except FileNotFoundError:
         return False
     except OSError as error:
@@ -239,4 +281,4 @@ def is_held(path: Path) -> bool:
 
 def gpu_lock_paths(uuids: Sequence[str]) -> list[Path]:
     """One lock for each GPU, by UUID, in one order. They belong to the host, whatever root is used."""
-    return [GPU_LOCKS / f"{uuid}.lock" for uuid in sorted(set(uuids))]
+    return [GPU_LOCKS / f"{file_name(uuid)}.lock" for uuid in sorted(set(uuids))]

@@ -1,17 +1,16 @@
 """Markers: `.in_progress/<slug>/<stage>` stands from before a stage's first write until it has succeeded."""
 
 import contextlib
-import os
 import threading
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from rayprep.host.atomic import write_text
 from rayprep.host.layout import Layout
-from rayprep.host.scan import printable
+from rayprep.host.owned import raise_refused
 from rayprep.model.base import Record, Utc, read_tolerant, to_json
 from rayprep.model.errors import ErrorType, HostUnfit
+from rayprep.model.file_names import is_file_name
 from rayprep.model.snapshot import PartialInfo
 from rayprep.model.stages import StageName
 
@@ -35,29 +34,37 @@ def write_marker(layout: Layout, slug: str, stage: StageName, marker: Marker, si
     The time says from when on files in the stage's caches may be half written. An aborted run's is kept by the run
     that repairs it, which may be aborted too, so that there is no moment at which a marker has another.
     """
-    path = layout.marker(slug, stage)
     with _LOCK:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, to_json(marker), since)
+        layout.store.write(layout.marker(slug, stage), to_json(marker), since)
 
 
 def standing_since(layout: Layout, stage: StageName) -> float | None:
     """The time of the oldest marker of a stage, whatever model it is for: they share the stage's caches."""
-    times = [path.lstat().st_mtime for path in layout.markers.glob(f"*/{stage.value}")]
+    times = [layout.store.status(path).st_mtime for path in _standing(layout, stage)]
     return min(times, default=None)
+
+
+def _standing(layout: Layout, stage: StageName) -> list[Path]:
+    folders = [layout.markers / name for name in layout.store.names(layout.markers)]
+    return [folder / stage.value for folder in folders if stage.value in _names(layout, folder)]
 
 
 def refresh_markers(layout: Layout, stage: StageName) -> None:
     """Nothing half written from before this moment is left in the stage's caches."""
-    for path in layout.markers.glob(f"*/{stage.value}"):
-        os.utime(path, follow_symlinks=False)
+    for path in _standing(layout, stage):
+        layout.store.touch(path)
 
 
 def remove_marker(layout: Layout, slug: str, stage: StageName) -> None:
     path = layout.marker(slug, stage)
-    path.unlink(missing_ok=True)
+    layout.store.unlink(path, missing_ok=True)
     with _LOCK, contextlib.suppress(OSError):  # another stage's marker stands beside it
-        path.parent.rmdir()
+        layout.store.rmdir(path.parent)
+
+
+def read_marker(layout: Layout, slug: str, stage: StageName) -> Marker:
+    """Read one that stands. Raises OSError and ValidationError."""
+    return read_tolerant(Marker, layout.store.read(layout.marker(slug, stage)))
 
 
 def read_markers(layout: Layout) -> dict[tuple[str, StageName], PartialInfo]:
@@ -68,14 +75,15 @@ def read_markers(layout: Layout) -> dict[tuple[str, StageName], PartialInfo]:
             whatever half-built files it warns of.
     """
     try:
-        slugs = [name for name in _names(layout.markers) if printable(name) == name]
+        slugs = [name for name in _names(layout, layout.markers) if is_file_name(name)]
         return {
-            (slug, stage): _info(layout.marker(slug, stage), slug, stage)
+            (slug, stage): _info(layout, slug, stage)
             for slug in slugs
             for stage in StageName
-            if stage.value in _names(layout.markers / slug)
+            if stage.value in _names(layout, layout.markers / slug)
         }
     except OSError as error:
+        raise_refused(error)
         raise HostUnfit(
             f"the markers in {layout.markers} cannot be read: {error.strerror}",
             hint="chmod or chown them, or choose another --profiles-root",
@@ -83,17 +91,17 @@ def read_markers(layout: Layout) -> dict[tuple[str, StageName], PartialInfo]:
         ) from None
 
 
-def _names(folder: Path) -> list[str]:
-    """What lies in a folder, sorted; nothing where it is not there, or is none."""
+def _names(layout: Layout, folder: Path) -> list[str]:
+    """List what lies in a folder, sorted; nothing where it is not there, or is a plain file."""
     try:
-        return sorted(entry.name for entry in folder.iterdir())
-    except (FileNotFoundError, NotADirectoryError):
+        return layout.store.names(folder)
+    except NotADirectoryError:
         return []
 
 
-def _info(path: Path, slug: str, stage: StageName) -> PartialInfo:
+def _info(layout: Layout, slug: str, stage: StageName) -> PartialInfo:
     try:
-        marker = read_tolerant(Marker, path.read_bytes())
+        marker = read_marker(layout, slug, stage)
     except (OSError, ValidationError):
         return PartialInfo(model_slug=slug, stage=stage)
     return PartialInfo(owner_pid=marker.owner_pid, started_at=marker.started_at, model_slug=slug, stage=stage)

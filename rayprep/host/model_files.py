@@ -10,6 +10,7 @@ from pathlib import Path
 
 import rayprep
 from rayprep.host.environment import hub_folders
+from rayprep.host.files import read_text
 from rayprep.model.architecture import Architecture, config_digest, parse_architecture
 from rayprep.model.base import encodable
 from rayprep.model.errors import BadRequest
@@ -38,7 +39,7 @@ def find_model(name: str, environ: Mapping[str, str]) -> ModelFiles:
     try:
         local = _in_file_system(name)
         source = local or _shipped(name) or _in_hub_cache(name, environ)
-        text = source.read_text(encoding="utf-8")
+        text = read_text(source)
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else str(error)
         hint = "mend it, or give another model"
@@ -72,7 +73,7 @@ def _in_hub_cache(name: str, environ: Mapping[str, str]) -> Path:
     folder = hub / ("models--" + name.replace("/", "--"))
     reference = folder / "refs" / "main"
     if reference.is_file():
-        revision = reference.read_text(encoding="utf-8").strip()
+        revision = read_text(reference, 4096).strip()
         config = folder / "snapshots" / revision / "config.json"
         if config.is_file():
             return config

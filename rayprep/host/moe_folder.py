@@ -13,9 +13,9 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from rayprep.host.atomic import write_bytes
 from rayprep.host.completions import read_completions
 from rayprep.host.entries import plain_folder
+from rayprep.host.files import read_bytes
 from rayprep.host.layout import Layout
 from rayprep.model.caches import CacheName
 from rayprep.model.stages import StageName
@@ -77,12 +77,12 @@ def _configs_among(files: Iterable[str]) -> Iterator[str]:
 def _read(layout: Layout, below: str) -> bytes | None:
     folder, _, name = below.rpartition("/")
     path = plain_folder(layout.cache(CacheName.MOE_CONFIGS), f"configs/{folder}") / name
-    return path.read_bytes() if path.is_file() and not path.is_symlink() else None
+    return layout.caches.read(path) if layout.caches.is_file(path) else None
 
 
 def _ships(below: str, data: bytes) -> bool:
     shipped = shipped_configs()
-    return shipped is not None and (shipped / below).is_file() and (shipped / below).read_bytes() == data
+    return shipped is not None and (shipped / below).is_file() and read_bytes(shipped / below) == data
 
 
 def _keep(layout: Layout, below: str, data: bytes) -> None:
@@ -90,9 +90,8 @@ def _keep(layout: Layout, below: str, data: bytes) -> None:
     folder, _, name = below.rpartition("/")
     home = plain_folder(layout.cache(CacheName.MOE_CONFIGS), f"kept/{folder}")
     copy = home / f"{name}.{digest_of(data).removeprefix('sha256:')[:16]}"
-    if not copy.exists():
-        home.mkdir(parents=True, exist_ok=True)
-        write_bytes(copy, data)
+    if not layout.caches.is_file(copy):
+        layout.caches.write(copy, data)
 
 
 def kept_copies(layout: Layout, config: Path) -> list[Path]:
@@ -122,9 +121,9 @@ def drop_dangling_links(layout: Layout) -> list[Path]:
     links = sorted(folder.iterdir()) if folder.is_dir() else []
     dangling = [link for link in links if link.is_symlink() and not os.path.exists(link)]  # noqa: PTH110 - never raises
     for link in dangling:
-        link.unlink()
+        layout.caches.unlink(link)
     if dangling:
         with contextlib.suppress(OSError):  # something else is in it
-            folder.rmdir()
-            folder.parent.rmdir()
+            layout.caches.rmdir(folder)
+            layout.caches.rmdir(folder.parent)
     return dangling

@@ -47,6 +47,7 @@ def choose(layout: Layout, names: Sequence[str], tp: int, now: Callable[[], Sign
         BadRequest: nothing is under a name, or nothing that fits this host, or nothing of it lists a file.
         HostUnfit: completions cannot be read.
     """
+    layout.refuse_strange_store()
     for stage in StageName:
         _refuse_unreadable(layout.completions(stage))
     found: dict[tuple[StageName, str], Completion] = {}

@@ -9,10 +9,10 @@ from rayprep.host.completions import read_completions
 from rayprep.host.entries import find_places, group_entries, paths_in, remove_entry
 from rayprep.host.layout import Layout
 from rayprep.host.moe_folder import keep_aside
+from rayprep.host.owned import Places
 from rayprep.host.scan import files_of, scan_cache
 from rayprep.model.caches import Entry
 from rayprep.model.completion import Completion
-from rayprep.model.errors import HostUnfit
 from rayprep.model.placement import Placement
 from rayprep.model.stages import STAGES, StageName
 
@@ -56,40 +56,31 @@ def move_in(layout: Layout, fresh: Path, placement: Placement) -> None:
 
     Raises:
         OSError: something cannot be renamed, or does not lie where its name says.
-        HostUnfit: a folder on the way is a link.
     """
     # Which also proves that no entry lies behind a link.
     places = find_places(layout.profiles, (*placement.whole, *placement.single))
-    for entry, files in placement.whole.items():
-        if places[entry]:
-            remove_entry(layout, entry, places[entry])
-        for name in sorted({_top(entry, path) for path in files}):
-            _rename(fresh, layout.profiles, name)
-    for files in placement.single.values():
-        for path in sorted(files):
-            _refuse_links(layout.profiles, path)
-            _rename(fresh, layout.profiles, path)
+    with Places(layout.caches) as there, Places(layout.caches) as aside:
+        for entry, files in placement.whole.items():
+            if places[entry]:
+                remove_entry(layout, entry, places[entry])
+                there.forget()  # it takes empty folders along
+            for name in sorted({_top(entry, path) for path in files}):
+                _rename(fresh, layout.profiles, name, aside, there)
+        for files in placement.single.values():
+            for path in sorted(files):
+                _rename(fresh, layout.profiles, path, aside, there)
 
 
-def _rename(fresh: Path, profiles: Path, name: str) -> None:
-    source, target = f"{fresh}/{name}", f"{profiles}/{name}"
-    try:
-        os.rename(source, target)  # noqa: PTH104 - 20,000 of them: a Path takes longer than the call
-    except FileNotFoundError:  # the first entry of its folder
-        Path(target).parent.mkdir(parents=True, exist_ok=True)
-        Path(source).rename(target)
+def _rename(fresh: Path, profiles: Path, path: str, aside: Places, there: Places) -> None:
+    folder, _, name = path.rpartition("/")
+    source, target = aside.folder(f"{fresh}/{folder}"), there.folder(f"{profiles}/{folder}", make=True)
+    os.rename(name, name, src_dir_fd=source, dst_dir_fd=target)
 
 
 def _top(entry: Entry, path: str) -> str:
     """What is renamed to bring `path` in: its entry's folder, or the file itself where the entry is files."""
     folder = f"{entry[0]}/{entry[1]}"
     return folder if path.startswith(f"{folder}/") else path
-
-
-def _refuse_links(profiles: Path, path: str) -> None:
-    for parent in list(Path(path).parents)[:-1]:
-        if (profiles / parent).is_symlink():
-            raise HostUnfit(f"{profiles / parent} is a link, which is not followed", hint="move it away")
 
 
 def sync(folder: Path) -> None:

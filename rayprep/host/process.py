@@ -15,6 +15,7 @@ import psutil
 from pydantic import ValidationError
 
 from rayprep.host.environment import CHILD_MARK
+from rayprep.host.files import open_log
 from rayprep.host.guard import lives
 from rayprep.model.cleanup import Cleanup
 from rayprep.model.errors import ErrorType, Interrupted, StageError
@@ -51,7 +52,7 @@ class Child:
         report_read, report_write = os.pipe()
         self._report = os.fdopen(report_read, "rb")
         try:
-            with log.open("ab") as log_file:
+            with open_log(log) as log_file:
                 self._guard = subprocess.Popen(
                     # -P: a json.py in the user's folder is not the guard's.
                     [sys.executable, "-P", "-m", "rayprep.host.guard", str(grace_s), str(report_write), *command],

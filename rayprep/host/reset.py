@@ -5,13 +5,12 @@ their cache in one step, and markers go last.
 """
 
 import contextlib
-import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from rayprep.host.entries import remove_entry, still_there
-from rayprep.host.layout import Layout
+from rayprep.host.layout import Layout, clear_scratch
 from rayprep.host.leftovers import refuse_leftovers
 from rayprep.host.locks import HeldLocks, acquire, is_held, read_holder
 from rayprep.host.markers import read_markers, remove_marker
@@ -31,6 +30,7 @@ Say = Callable[[str], None]
 
 def preview(layout: Layout, filters: Filters, run_id: str) -> ResetReport:
     """What a reset would do now. Holds no lock and changes nothing."""
+    layout.refuse_strange_store()
     store = look(layout, filters)
     held = [path for path in _lock_paths(layout, filters) if is_held(path)]
     said = [f"{path} is held by {read_holder(path) or 'somebody unknown'}: reset would refuse" for path in held]
@@ -49,6 +49,7 @@ def reset(
     """
     if not layout.profiles.exists():  # which taking a lock would change
         return preview(layout, filters, run_id).model_copy(update={"dry_run": False})
+    layout.refuse_strange_store()
     with _locked(_lock_paths(layout, filters), run_id):
         refuse_leftovers(layout)
         store = look(layout, filters)
@@ -68,10 +69,12 @@ def _locked(paths: Sequence[Path], run_id: str) -> HeldLocks:
 
 def _lock_paths(layout: Layout, filters: Filters) -> list[Path]:
     """Of every slug that is known here and concerned, then the store's: the order in which a run takes them."""
-    completions = [path for stage in StageName for path in layout.completions(stage).glob("*.json")]
-    slugs = {path.stem.rpartition("-tp")[0] for path in completions} | {slug for slug, _ in read_markers(layout)}
+    names = [name for stage in StageName for name in layout.store.names(layout.completions(stage))]
+    slugs = {Path(name).stem.rpartition("-tp")[0] for name in names if name.endswith(".json")} | {
+        slug for slug, _ in read_markers(layout)
+    }
     # A first build has no completion yet.
-    slugs |= {path.stem for path in layout.store_lock.parent.glob("*.lock")}
+    slugs |= {Path(name).stem for name in layout.store.names(layout.store_lock.parent) if name.endswith(".lock")}
     paths = {layout.slug_lock(slug) for slug in slugs if slug and filters.fits_slug(slug)}
     return [*sorted(paths - {layout.store_lock}), layout.store_lock]
 
@@ -95,7 +98,7 @@ class _Reset:
                     self._remove(victim)
         finally:
             self._settle()
-            shutil.rmtree(self.layout.scratch, ignore_errors=True)
+            clear_scratch(self.layout)
         if CacheName.MOE_CONFIGS in self.store.filters.caches:
             self._drop_links()
         for slug, stage in self.store.finished_markers(self.done.keys):
@@ -104,18 +107,21 @@ class _Reset:
 
     def _clear_dead_runs(self) -> None:
         """What a killed run or reset had moved aside. Nobody else works here while we hold the store's lock."""
-        shutil.rmtree(self.layout.scratch, ignore_errors=True)
-        for stage in StageName:
-            for path in self.layout.completions(stage).glob("*.gone"):
-                with contextlib.suppress(OSError):  # no reader looks at it
-                    path.unlink()
+        clear_scratch(self.layout)
+        for folder in map(self.layout.completions, StageName):
+            for name in self.layout.store.names(folder):
+                if name.endswith(".gone"):
+                    with contextlib.suppress(OSError):  # no reader looks at it
+                        self.layout.store.unlink(folder / name)
 
     def _set_aside(self, claims: Iterable[Claim]) -> None:
         """Gives completions a name that no reader looks at; they come back if their files stay."""
         for claim in claims:
             path = self.layout.completion(claim.stage, claim.key)
             try:
-                self.aside[claim] = path.rename(path.with_name(f"{claim.key}.gone"))
+                aside = path.with_name(f"{claim.key}.gone")
+                self.layout.store.rename(path, aside)
+                self.aside[claim] = aside
             except OSError as error:
                 self._fail(claim.stage, f"{path} could not be dropped: {error.strerror}")
                 self.standing |= claim.entries
@@ -125,9 +131,9 @@ class _Reset:
         for claim, path in self.aside.items():
             original = self.layout.completion(claim.stage, claim.key)
             if claim not in stale and all_there(self.layout, claim.files):
-                path.rename(original)
+                self.layout.store.rename(path, original)
             else:
-                path.unlink()
+                self.layout.store.unlink(path)
                 self.done.completions.append(claim)
                 self.say(f"[RESET {claim.stage}] dropped completion {original}")
 

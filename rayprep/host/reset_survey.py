@@ -29,7 +29,7 @@ def look(layout: Layout, filters: Filters) -> Store:
     Raises:
         HostUnfit: completions or markers cannot be read, or parts of the store that are ours are links.
     """
-    _refuse_links(layout)
+    layout.refuse_strange_store()
     claims = _read_claims(layout)
     slugs: dict[Entry, set[str]] = defaultdict(set)
     for claim in claims:
@@ -46,15 +46,6 @@ def look(layout: Layout, filters: Filters) -> Store:
 def all_there(layout: Layout, files: Iterable[str]) -> bool:
     paths = (layout.profiles / file for file in files)
     return all(path.is_file() and not path.is_symlink() for path in paths)
-
-
-def _refuse_links(layout: Layout) -> None:
-    """What is unlinked must lie in the store itself, not where a link in its place leads."""
-    slugs = layout.markers.iterdir() if layout.markers.is_dir() else ()
-    completions = map(layout.completions, StageName)
-    for folder in (layout.scratch.parent, layout.scratch, *completions, layout.markers, *slugs):
-        if folder.is_symlink():
-            raise HostUnfit(f"{folder} is a link", hint="reset goes through no link; put the folder itself there")
 
 
 def _marked_since(layout: Layout) -> dict[Mark, float]:

@@ -10,16 +10,17 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from rayprep.host.files import open_file, read_bytes, read_end
 from rayprep.host.layout import Layout
-from rayprep.model.base import R, encodable, parse_utc, read_tolerant
+from rayprep.model.base import R, parse_utc, read_tolerant
 from rayprep.model.errors import BadRequest
 from rayprep.model.events import Event
+from rayprep.model.file_names import is_file_name
 from rayprep.model.fleet_result import FleetResult
 from rayprep.model.result import PrepResult
 from rayprep.model.run_record import LogTails, RunRecord, failed_without_tail, only_host
 
 _TAIL_LINES = 12
-_TAIL_BYTES = 8192
 _NAMED = 3
 _JSON = "OPTIMIZE_JSON "
 _TS = re.compile(r'"ts":"([-0-9T:]{19}Z)"')
@@ -34,7 +35,7 @@ def read_run(layout: Layout, run_id: str) -> RunRecord:
     Raises:
         BadRequest: there is no such run, or its own result is damaged.
     """
-    if not _is_name(run_id):
+    if not is_file_name(run_id):
         raise BadRequest(f"run {run_id!r} cannot be a folder's name", hint="give the run's id, and no path")
     folder = layout.run(run_id)
     fleet_file, own_file = folder / "fleet_result.json", layout.result(run_id)
@@ -59,11 +60,6 @@ def _hint(folder: Path) -> str:
     return f"the latest runs there: {', '.join(named)}" if named else "give the --telemetry-root that the run had"
 
 
-def _is_name(text: str) -> bool:
-    """Whether it is one plain part of a path."""
-    return text not in ("", "..") and text == Path(text).name == encodable(text) and "\0" not in text
-
-
 def _is_file(path: Path) -> bool:
     """False as well where the name is one that no file can have."""
     try:
@@ -82,7 +78,7 @@ def _read_or_refuse(kind: type[R], path: Path) -> R:
 def _read(kind: type[R], path: Path) -> R | str:
     """The file, or in one line what is wrong with it."""
     try:
-        return read_tolerant(kind, path.read_bytes())
+        return read_tolerant(kind, read_bytes(path))
     except OSError as error:
         return f"{path} cannot be read: {error.strerror}"
     except ValidationError as error:
@@ -95,8 +91,8 @@ def _read_fleet(layout: Layout, run_id: str, fleet: FleetResult) -> RunRecord:
     results: dict[str, PrepResult] = {}
     damaged = []
     for host, known in fleet.hosts.items():
-        path = Layout(layout.profiles, layout.telemetry, host).result(run_id) if _is_name(host) else None
-        if path is None or not _is_file(path):
+        path = Layout(layout.profiles, layout.telemetry, host).result(run_id)
+        if not _is_file(path):
             # Before a host has ended it may have none. A driver away from the head has no host's at all.
             damaged += [f"{known.result} is missing below {layout.run(run_id)}"] if known.result else []
             continue
@@ -122,12 +118,9 @@ def _log_tails(layout: Layout, run_id: str, results: dict[str, PrepResult]) -> L
 def _tail(path: Path) -> tuple[str, ...]:
     """Empty where there is no such file."""
     try:
-        with path.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
-            text = file.read().decode(errors="replace")
+        return tuple(read_end(path).splitlines()[-_TAIL_LINES:])
     except OSError:
         return ()
-    return tuple(text.splitlines()[-_TAIL_LINES:])
 
 
 def _with_events(record: RunRecord, log: Path) -> RunRecord:
@@ -146,7 +139,7 @@ def _events(log: Path, since: str) -> tuple[tuple[Event, ...], str | None]:
     """
     events: list[Event] = []
     last_ts = None
-    with log.open(encoding="utf-8", errors="replace") as lines:
+    with os.fdopen(open_file(log, os.O_RDONLY), encoding="utf-8", errors="replace") as lines:
         for line in lines:
             said = _TS.search(line) if line.startswith(_JSON) else None
             if said is None or (last_ts is None and said[1] < since):

@@ -1,8 +1,11 @@
 """Following a log file that another process writes, however fast and in whatever encoding."""
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
+
+from rayprep.host.files import open_file
 
 _CHUNK = 1 << 20
 _LONGEST = 1 << 16
@@ -21,7 +24,7 @@ class LogFollower:
     def follow(self) -> bool:
         """Hears at most one megabyte. Returns whether there is more already."""
         try:
-            with self._log.open("rb") as file:
+            with os.fdopen(open_file(self._log, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
                 file.seek(self._offset)
                 chunk = file.read(_CHUNK)
         except FileNotFoundError:

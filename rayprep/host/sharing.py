@@ -5,15 +5,41 @@ import os
 import stat
 from pathlib import Path
 
+from rayprep.host.atomic import current_umask
+
+SHARED_UMASK = 0o002
+"""The contract's: the group may write what we make."""
 _GROUP = stat.S_IRGRP | stat.S_IWGRP
 _ANY_EXECUTE = stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH
+
+
+def umask_for(inherited: int) -> int:
+    """Let the group write, but for a user whose umask takes everything from it: then nothing is shared.
+
+    What the user's umask takes from all others stays taken.
+    """
+    private = inherited & stat.S_IRWXG == stat.S_IRWXG
+    return SHARED_UMASK | inherited & stat.S_IRWXO | (stat.S_IRWXG if private else 0)
+
+
+def set_umask() -> None:
+    """Set this process's umask, before it has threads."""
+    os.umask(umask_for(current_umask()))
+
+
+def shares() -> bool:
+    """Tell whether the group may use what this process makes."""
+    return not current_umask() & stat.S_IRWXG
 
 
 def share_with_group(root: Path) -> int:
     """Returns how many files and folders had to be changed. What another user owns, and links, are left alone.
 
-    Libraries make some of their files with mkstemp, whose mode no umask widens.
+    Libraries make some of their files with mkstemp, whose mode no umask widens. Nothing is changed for a user whose
+    umask keeps the group out.
     """
+    if not shares():
+        return 0
     changed = 0
     own = os.geteuid()
     for _, _, files, folder in os.fwalk(root):

@@ -51,7 +51,12 @@ class Inventory:
 
 
 def take_inventory(layout: Layout, slug: str | None = None, tp: int | None = None) -> Inventory:
-    """Reads caches, markers and completions; the latter only of `slug` and `tp` where they are given."""
+    """Reads caches, markers and completions; the latter only of `slug` and `tp` where they are given.
+
+    Raises:
+        HostUnfit: a folder of ours is a link or somebody else's, or the markers cannot be read.
+    """
+    layout.refuse_strange_store()
     stages = {stage: read_completions(layout, stage, slug, tp) for stage in StageName}
     named = {cache for stage, (found, _) in stages.items() if found for cache in STAGES[stage].caches}
     return Inventory(

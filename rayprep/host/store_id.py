@@ -1,16 +1,18 @@
 """The nonce of a profiles root, by which hosts find out that they share it: `<profiles>/.rayprep/store-id`."""
 
 import contextlib
+import errno
 import os
 import secrets
-import tempfile
-from pathlib import Path
 
 from rayprep.host.layout import Layout, root_unfit
 
+_LONGEST = 100
+"""Bytes."""
+
 
 def store_id(layout: Layout) -> str:
-    """Reads it, or makes it where there is none; of two hosts that make it at once, one wins.
+    """Read it, or make it where there is none; of two hosts that make it at once, one wins.
 
     Raises:
         HostUnfit: it can be neither read nor made.
@@ -18,14 +20,21 @@ def store_id(layout: Layout) -> str:
     path = layout.store_id
     try:
         with contextlib.suppress(FileNotFoundError):
-            return path.read_text(encoding="ascii").strip()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".store-id.", encoding="ascii") as file:
-            file.write(secrets.token_hex(8) + "\n")
-            file.flush()
-            Path(file.name).chmod(0o644)
-            with contextlib.suppress(FileExistsError):
-                os.link(file.name, path)  # a rename would take the winner's away
-        return path.read_text(encoding="ascii").strip()
-    except OSError as error:
-        raise root_unfit(layout.profiles, "profiles", error) from None
+            return _read(layout)
+        aside = f".store-id.{secrets.token_hex(6)}.tmp"
+        layout.store.write(path.with_name(aside), secrets.token_hex(8) + "\n")
+        with layout.store.folder(path.parent) as folder:
+            try:
+                # Not a rename, which would take the winner's away.
+                with contextlib.suppress(FileExistsError):
+                    os.link(aside, path.name, src_dir_fd=folder, dst_dir_fd=folder)
+            finally:
+                os.unlink(aside, dir_fd=folder)
+        return _read(layout)
+    except (OSError, UnicodeDecodeError) as error:
+        unfit = error if isinstance(error, OSError) else OSError(errno.EILSEQ, "it is no text", str(path))
+        raise root_unfit(layout.profiles, "profiles", unfit) from None
+
+
+def _read(layout: Layout) -> str:
+    return layout.store.read(layout.store_id, _LONGEST).decode("ascii").strip()

@@ -14,6 +14,7 @@ import sysconfig
 from collections.abc import Mapping
 from pathlib import Path
 
+from rayprep.host.files import read_text
 from rayprep.model.tracing import PACKAGES
 
 _TIMEOUT_S = 20
@@ -60,7 +61,7 @@ def torch_cuda_version() -> str | None:
     folder = package_folder("torch")
     if folder is None or not (folder / "version.py").is_file():
         return None
-    text = (folder / "version.py").read_text(encoding="utf-8")
+    text = read_text(folder / "version.py")
     match = re.search(r"^cuda\b[^=]*=\s*['\"]([^'\"]+)['\"]", text, re.MULTILINE)
     return match[1] if match else None
 

@@ -15,11 +15,12 @@ from functools import partial
 
 from rayprep.host.completions import write_completion
 from rayprep.host.epochs import advance_epoch
-from rayprep.host.layout import Layout, os_error_type, prepare_root
+from rayprep.host.layout import Layout, clear_scratch, make_scratch, os_error_type, prepare_root
 from rayprep.host.leftovers import refuse_leftovers
 from rayprep.host.locks import OnWait, acquire
 from rayprep.host.markers import Marker, remove_marker, write_marker
 from rayprep.host.moe_folder import keep_aside
+from rayprep.host.owned import Places
 from rayprep.host.package_stream import PackageReader, Source
 from rayprep.host.placing import clear_aborted, move_in, sync
 from rayprep.host.scan import printable
@@ -72,6 +73,7 @@ def receive(
     reader = PackageReader(stream)
     check_binding(reader.manifest, now)
     prepare_root(layout.profiles, "profiles")
+    layout.refuse_strange_store()
     slugs = {each.identity.model_slug for each in reader.manifest.completions}
     paths = [*(layout.slug_lock(slug) for slug in sorted(slugs)), layout.store_lock]
     with acquire(paths, receipt.run_id, timeout_s, on_wait, cancelled):
@@ -82,7 +84,7 @@ def receive_locked(layout: Layout, reader: PackageReader, now: Signature, receip
     """The same for who holds those locks already, and has checked the binding."""
     refuse_leftovers(layout)
     try:
-        shutil.rmtree(layout.scratch, ignore_errors=True)  # a dead run's; nobody else works here under the lock
+        clear_scratch(layout)  # a dead run's; nobody else works here under the lock
         here = look(layout, reader.manifest, now)
         here = replace(here, valid=frozenset(here.valid) - receipt.replace)
         placement = place(reader.manifest, here)
@@ -94,7 +96,7 @@ def receive_locked(layout: Layout, reader: PackageReader, now: Signature, receip
             error_type=os_error_type(error),
         ) from None
     finally:
-        shutil.rmtree(layout.scratch, ignore_errors=True)
+        clear_scratch(layout)
     return _report(layout, reader.manifest, placement, dry_run=False)
 
 
@@ -102,6 +104,7 @@ def preview(layout: Layout, stream: Source, now: Signature) -> PackageReport:
     """Proves the whole archive and says what `receive` would do now. Holds no lock and writes nothing."""
     reader = PackageReader(stream)
     check_binding(reader.manifest, now)
+    layout.refuse_strange_store()
     placement = place(reader.manifest, look(layout, reader.manifest, now))
     for file in reader.manifest.files:
         reader.copy(file, _leave)
@@ -147,20 +150,19 @@ class _Receiver:
         needed = self.placement.needed
         files = self.reader.manifest.files
         self._check_disk(sum(file.size for file in files if file.path in needed))
-        last = None
-        for file in files:
-            if file.path not in needed:
-                self.reader.copy(file, _leave)
-                continue
-            folder = file.path.rpartition("/")[0]
-            if folder != last:  # files come by folder
-                os.makedirs(f"{self.fresh}/{folder}", exist_ok=True)  # noqa: PTH103 - a Path is slow
-                last = folder
-            self._write(file)
+        make_scratch(self.layout)
+        with Places(self.layout.caches) as places:
+            for file in files:
+                if file.path in needed:
+                    self._write(file, places)
+                else:
+                    self.reader.copy(file, _leave)
         self.reader.end()
 
-    def _write(self, file: PackedFile) -> None:
-        descriptor = os.open(f"{self.fresh}/{file.path}", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    def _write(self, file: PackedFile, places: Places) -> None:
+        folder, _, name = file.path.rpartition("/")
+        within = places.folder(f"{self.fresh}/{folder}", make=True)
+        descriptor = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666, dir_fd=within)
         try:
             self.reader.copy(file, partial(_write_whole, descriptor))
             os.utime(descriptor, ns=(file.mtime_ns, file.mtime_ns))
@@ -185,13 +187,13 @@ class _Receiver:
         )
         for who in sorted({(each.identity.model_slug, each.stage) for each in self.placement.completions}):
             with contextlib.suppress(FileNotFoundError):
-                self.marked[who] = self.layout.marker(*who).lstat().st_mtime
+                self.marked[who] = self.layout.store.status(self.layout.marker(*who)).st_mtime
             write_marker(self.layout, *who, marker, self.marked.get(who))
 
     def _drop_completions(self) -> None:
         """Before the files that they list."""
         for each in (*self.placement.dropped, *self.placement.completions):
-            self.layout.completion(each.stage, each.key).unlink(missing_ok=True)
+            self.layout.store.unlink(self.layout.completion(each.stage, each.key), missing_ok=True)
 
 
 def _leave(_: memoryview) -> None:

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 
 from pydantic import ValidationError
 
-from rayprep.host.atomic import write_text
-from rayprep.host.markers import Marker
+from rayprep.host.markers import read_marker
 from rayprep.model.base import parse_utc, read_tolerant, to_json, utc_now
 from rayprep.model.errors import ErrorType, RayprepError, StageError
 from rayprep.model.result import PrepResult, RunError, StageResult, overall_status
@@ -23,7 +22,7 @@ def close_result(request: NodeRequest, survey: Survey, error: RayprepError) -> P
     """
     path = survey.layout.result(request.run_id)
     try:
-        found = read_tolerant(PrepResult, path.read_bytes())
+        found = read_tolerant(PrepResult, survey.layout.runs.read(path))
     except (OSError, ValidationError):
         found = None
     if found is None or found.run.invocation != request.invocation:
@@ -31,7 +30,7 @@ def close_result(request: NodeRequest, survey: Survey, error: RayprepError) -> P
     if found.run.finished_at is not None:
         return found  # the agent had written its last before it died
     result = closed(found, error, _running_stages(request, survey))
-    write_text(path, to_json(result))
+    survey.layout.runs.write(path, to_json(result))
     return result
 
 
@@ -67,9 +66,8 @@ def _running_stages(request: NodeRequest, survey: Survey) -> list[StageName]:
     """The stages whose markers this very run wrote."""
     running = []
     for stage in StageName:
-        path = survey.layout.marker(survey.model.slug, stage)
         try:
-            marker = read_tolerant(Marker, path.read_bytes())
+            marker = read_marker(survey.layout, survey.model.slug, stage)
         except (OSError, ValidationError):
             continue
         if marker.invocation == request.invocation:

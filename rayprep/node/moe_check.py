@@ -47,7 +47,7 @@ def keep_word(layout: Layout, completion: Completion | None, judged: StageResult
     if completion is None:
         return
     if judged.status is StageStatus.ERROR:
-        layout.completion(StageName.MOE_TUNE, completion.key).unlink(missing_ok=True)
+        layout.store.unlink(layout.completion(StageName.MOE_TUNE, completion.key), missing_ok=True)
     else:
         log = (judged.artifacts or Artifacts()).verify_log
         write_completion(layout, completion.model_copy(update={"verified_in_log": True, "verify_log": log}))

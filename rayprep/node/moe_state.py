@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from rayprep.host.files import read_bytes
 from rayprep.host.layout import Layout
 from rayprep.host.moe_folder import digest_of, shipped_configs
 from rayprep.model.caches import CacheName
@@ -22,7 +23,7 @@ def _digest(layout: Layout, name: str) -> str:
     for folder in folders:
         try:
             if folder is not None:
-                return digest_of((folder / name).read_bytes())
+                return digest_of(read_bytes(folder / name))
         except OSError:
             continue
     return ""

@@ -1,16 +1,16 @@
 """Keeps the result of a run on disk while it goes on: whole, parseable, and true after every stage."""
 
 import contextlib
-import shutil
+import re
 import socket
 import time
 from collections import Counter
 from pathlib import Path
 
 from rayprep import __version__
-from rayprep.host.atomic import write_text
 from rayprep.host.environment import server_cache_env
 from rayprep.host.layout import root_unfit
+from rayprep.host.owned import OwnedTree
 from rayprep.model.base import to_json, utc_now
 from rayprep.model.errors import ErrorType, RayprepError, StageError
 from rayprep.model.events import Event, Phase
@@ -56,8 +56,7 @@ class Recorder:
         )
         self._run = _run_block(request, survey)
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            _keep_as_history(self.path)
+            _keep_as_history(survey.layout.runs, self.path)
         except OSError as error:
             raise root_unfit(survey.layout.telemetry, "telemetry", error) from None
         self.write()
@@ -116,7 +115,7 @@ class Recorder:
     def write(self) -> PrepResult:
         result = self.result
         try:
-            write_text(self.path, to_json(result))
+            self._survey.layout.runs.write(self.path, to_json(result))
         except OSError as error:
             raise root_unfit(self._survey.layout.telemetry, "telemetry", error) from None
         return result
@@ -142,18 +141,22 @@ class Recorder:
         )
 
 
-def _keep_as_history(path: Path) -> None:
+_KEPT = re.compile(r"prep_result\.([0-9]{1,9})\.json")
+
+
+def _keep_as_history(runs: OwnedTree, path: Path) -> None:
     """A second run under one id keeps the first as `history/prep_result.<n>.json`, with the page made of it."""
-    if not path.exists():
+    try:
+        earlier = runs.read(path)
+    except FileNotFoundError:
         return
     history = path.parent / "history"
-    history.mkdir(exist_ok=True)
-    numbers = [each.name.split(".")[1] for each in history.glob("prep_result.*.json")]
-    number = 1 + max((int(each) for each in numbers if each.isdecimal()), default=0)
+    matches = map(_KEPT.fullmatch, runs.names(history))
+    number = 1 + max((int(match[1]) for match in matches if match), default=0)
     # Copied, not moved: whoever reads meanwhile finds the old result, and never none.
-    shutil.copy2(path, history / f"prep_result.{number}.json")
+    runs.write(history / f"prep_result.{number}.json", earlier, runs.status(path).st_mtime)
     with contextlib.suppress(FileNotFoundError):
-        (path.parent / "report.html").rename(history / f"report.{number}.html")
+        runs.rename(path.parent / "report.html", history / f"report.{number}.html")
 
 
 def _run_block(request: NodeRequest, survey: Survey) -> RunBlock:

@@ -1,6 +1,6 @@
 """Carries out a request on this host: locks, repairs, runs the stages one after another, records each."""
 
-import shutil
+import os
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from rayprep.host.environment import child_env
-from rayprep.host.layout import os_error_type, root_unfit
+from rayprep.host.layout import Layout, clear_scratch, make_scratch, os_error_type, root_unfit
 from rayprep.host.leftovers import leftovers
 from rayprep.host.locks import HeldLocks, acquire, gpu_lock_paths
 from rayprep.host.process import end_marked
@@ -103,11 +103,11 @@ class _NodeRun:
             # Whoever held the lock before us may have built what we came for.
             self.survey = take_survey(self.request, self.environ, self.survey.seen_gpus)
             scratch = layout.scratch
-            shutil.rmtree(scratch, ignore_errors=True)  # a dead run's; nobody else works here while we hold the lock
+            clear_scratch(layout)  # a dead run's; nobody else works here while we hold the lock
             try:
                 self._run_stages(locks, scratch)
             finally:
-                shutil.rmtree(scratch, ignore_errors=True)
+                clear_scratch(layout)
 
     def _locked(self, paths: Sequence[Path]) -> HeldLocks:
         timeout, started = self.request.resolved.spec.timeout_s, time.monotonic()
@@ -158,7 +158,7 @@ class _NodeRun:
             raise root_unfit(self.survey.layout.profiles, "profiles", error) from None
 
     def _stage_run(self, decision: Decision, locks: HeldLocks, scratch: Path) -> StageRun:
-        home = _made(scratch / decision.stage.value)
+        home = _made(self.survey.layout, scratch / decision.stage.value)
         env = child_env(self.environ, self.survey.layout, home, self.request.invocation)
         survey, warnings = self._survey_for(decision.stage)
         run = StageRun(self.request, survey, decision, env, home, locks, self.telling.emit, self._is_cancelled)
@@ -206,7 +206,7 @@ class _NodeRun:
         if not decision.run or failed:
             self.telling.leave_unproved(f"{failed[0]}_failed" if failed else decision.reason)
             return
-        home = _made(scratch / "verify")
+        home = _made(self.survey.layout, scratch / "verify")
         env = child_env(self.environ, self.survey.layout, home, self.request.invocation)
         # A user's own server leaves nothing out.
         survey, warnings = (self.survey, []) if command else self._as_served("proved")
@@ -218,10 +218,12 @@ class _NodeRun:
         take_in(self.survey, self.request.run_id, self.telling, proof, proof.log)
 
 
-def _made(folder: Path) -> Path:
+def _made(layout: Layout, folder: Path) -> Path:
     """Makes an empty folder. Raises HostUnfit where it cannot be made, or a dead run's could not be removed."""
     try:
-        folder.mkdir(parents=True)
+        make_scratch(layout)
+        with layout.store.folder(folder.parent) as parent:
+            os.mkdir(folder.name, dir_fd=parent)
     except OSError as error:
         raise HostUnfit(
             f"scratch folder {folder}: {error.strerror}", hint="remove it", error_type=os_error_type(error)

@@ -125,7 +125,7 @@ class StageRun:
                     ErrorType.PERMISSIONS_UNEXPECTED, problem, hint="move them away: nothing is built through a link"
                 )
             folder = self.layout.cache(scan.cache)
-            folder.mkdir(exist_ok=True)
+            self.layout.store.make(folder)
             _refuse_unwritable(folder)
         self._check_headroom(self.layout.cache(scans[0].cache))
 
@@ -159,7 +159,7 @@ class StageRun:
         """Takes away what cannot be built upon. Returns the stage's own completion if all of it is still good."""
         own = self.survey.completions.get(self.name)
         if own and own.outcome == "unsupported":  # whatever comes of this try, it is not known any more
-            self.layout.completion(self.name, own.key).unlink(missing_ok=True)
+            self.layout.store.unlink(self.layout.completion(self.name, own.key), missing_ok=True)
         own = own if own and own.outcome == "built" else None
         unsound = partial(self.stage.unsound, self.layout)
         done = repair(self.layout, self.name, own, scans, since, unsound, rebuild=self.rebuild)

@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from rayprep.host.locks import Holder, lock_of
+from rayprep.host.owned import group_writes, open_to_all
+from rayprep.host.sharing import shares
 from rayprep.host.toolchain import can_trace
 from rayprep.model.errors import RayprepError
 from rayprep.model.events import Event, Phase, event, run_end
@@ -41,6 +43,12 @@ class Telling:
     def begin(self) -> None:
         for warning in self._request.resolved.warnings:
             self.emit(event("ensure", Phase.WARNING, message=warning))
+        for folder in open_to_all(self._layout.profiles):
+            self.warn(f"everybody on this host may write to {folder}, and so decide what servers run (chmod o-w it)")
+        if not shares() and group_writes(self._layout.profiles):
+            self.warn(
+                f"this user's umask keeps the group out of what is made in {self._layout.profiles}, which it shares"
+            )
         if self._request.resolved.spec.otlp_endpoint and not can_trace():
             self.warn(f"no traces: {' or '.join(PACKAGES)} is not installed (pip install 'rayprep[otel]')")
 

@@ -165,7 +165,7 @@ class Verify:
         elif result.error_type is ErrorType.VERIFY_FAILED:
             layout = self.survey.layout
             repair(layout, StageName.SERVE, served, (), None, lambda _: (), rebuild=False)
-            layout.completion(StageName.SERVE, served.key).unlink(missing_ok=True)
+            layout.store.unlink(layout.completion(StageName.SERVE, served.key), missing_ok=True)
 
     def _say(self, result: VerifyResult) -> None:
         servers = f" of {len(self._slices)} servers at once" if len(self._slices) > 1 else ""

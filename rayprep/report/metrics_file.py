@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from filelock import FileLock
-
+from rayprep.host.locks import acquire
+from rayprep.host.owned import OwnedTree
 from rayprep.model.metrics import METRICS, Sample, merge
 
 if TYPE_CHECKING:
@@ -21,23 +21,24 @@ def add_to_metrics_file(path: Path, samples: Iterable[Sample]) -> None:
     """Merges `samples` into what earlier runs left there. A file that is none of ours is written anew.
 
     Raises:
-        OSError: it cannot be written, or another run has had it for too long.
+        OSError: it cannot be written.
+        LockTimeout, HostUnfit: another run has had its lock for too long, or it cannot be locked.
     """
-    from prometheus_client import CollectorRegistry, write_to_textfile
+    from prometheus_client import CollectorRegistry, generate_latest
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_suffix(".lock"), timeout=LOCK_S):
+    tree = OwnedTree(path.parent.parent)
+    with acquire([path.with_suffix(".lock")], "metrics", LOCK_S, lambda *_: None, lambda: False):
         registry = CollectorRegistry()
-        registry.register(_Collector(merge(_read(path), samples)))
-        write_to_textfile(str(path), registry)
+        registry.register(_Collector(merge(_read(tree, path), samples)))
+        tree.write(path, generate_latest(registry))
 
 
-def _read(path: Path) -> list[Sample]:
+def _read(tree: OwnedTree, path: Path) -> list[Sample]:
     from prometheus_client.parser import text_string_to_metric_families
 
     by_name = {metric.name: metric for metric in METRICS}
     try:
-        families = list(text_string_to_metric_families(path.read_text(encoding="utf-8")))
+        families = list(text_string_to_metric_families(tree.read(path).decode()))
     except (FileNotFoundError, ValueError):
         return []
     found = [each for family in families for each in family.samples if each.name in by_name]

@@ -1,7 +1,9 @@
 """The session log of one run: human lines and `OPTIMIZE_JSON` lines, each once."""
 
+import os
 from pathlib import Path
 
+from rayprep.host.owned import OwnedTree
 from rayprep.model.events import Event, Phase
 
 _FOR_PEOPLE = frozenset({Phase.START, Phase.END, Phase.WARNING})
@@ -9,12 +11,12 @@ _FOR_PEOPLE = frozenset({Phase.START, Phase.END, Phase.WARNING})
 
 
 class SessionLog:
-    """Appends to the log. Raises OSError where it cannot be written."""
+    """Lines appended to `<telemetry>/logs/<run_id>.log`. Raises OSError where it cannot be written."""
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = OwnedTree(path.parent.parent).open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         # Line buffered, so that what was said before a kill -9 is in the log.
-        self._file = path.open("a", encoding="utf-8", buffering=1)
+        self._file = os.fdopen(descriptor, "a", encoding="utf-8", buffering=1)
 
     def record(self, event: Event) -> None:
         if event.phase in _FOR_PEOPLE:

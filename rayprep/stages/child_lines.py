@@ -6,9 +6,9 @@ Any number of `StepLine`, and then one line of the stage's own with what came of
 import os
 import traceback
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Literal, TextIO
 
+from rayprep.host.files import read_bytes
 from rayprep.model.base import R, Record, read_tolerant
 from rayprep.model.errors import ErrorType
 
@@ -62,7 +62,7 @@ def answer(
         print(line.model_dump_json(), file=lines, flush=True)
 
     try:
-        emit(work(read_tolerant(kind, Path(arguments[0]).read_bytes()), emit))
+        emit(work(read_tolerant(kind, read_bytes(arguments[0])), emit))
     except Exception as error:  # noqa: BLE001 - whatever it is, the parent is told in one line
         traceback.print_exc()
         cause = error.__cause__ if isinstance(error, UnitFailed) else None

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from rayprep.host.files import open_log, read_end
 from rayprep.host.process import Child
 from rayprep.model.base import Record
 from rayprep.model.errors import ErrorType, StageError
@@ -92,8 +93,8 @@ def run_command(
 
 def keep_line(context: BuildContext, line: str) -> None:
     """What is no line of ours belongs to the stage's log."""
-    with context.log.open("a", encoding="utf-8") as log:
-        log.write(line + "\n")
+    with open_log(context.log) as log:
+        log.write(line.encode(errors="backslashreplace") + b"\n")
 
 
 def _error(status: int, failed: FailLine | None, what: str, died: ErrorType, context: BuildContext) -> StageError:
@@ -111,7 +112,6 @@ def _error(status: int, failed: FailLine | None, what: str, died: ErrorType, con
 def log_tail(context: BuildContext) -> tuple[str, ...]:
     """The last lines of the stage's log."""
     try:
-        text = context.log.read_bytes()[-8192:].decode(errors="replace")
+        return tuple(read_end(context.log).splitlines()[-_LOG_TAIL:])
     except OSError:
         return ()
-    return tuple(text.splitlines()[-_LOG_TAIL:])

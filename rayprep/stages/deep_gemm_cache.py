@@ -13,6 +13,7 @@ import stat
 import uuid
 from pathlib import Path
 
+from rayprep.host.files import read_bytes
 from rayprep.model.base import Record
 
 SOURCE, CUBIN = "kernel.cu", "kernel.cubin"
@@ -53,7 +54,7 @@ def recorded_arguments(folder: Path) -> tuple[str, ...] | None:
     Raises:
         OSError: the entry has no readable cubin.
     """
-    content = (folder / CUBIN).read_bytes()
+    content = read_bytes(folder / CUBIN)
     if not content.startswith(b"{"):  # a cubin is an ELF file
         return None
     return Recorded.model_validate(json.loads(content)).recorded

@@ -12,9 +12,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from rayprep.host.atomic import write_bytes, write_text
 from rayprep.host.entries import plain_folder
 from rayprep.host.environment import server_cache_env
+from rayprep.host.files import read_bytes
 from rayprep.host.layout import Layout
 from rayprep.host.moe_folder import active_links, digest_of, is_config, keep_aside, kept_copies, shipped_configs
 from rayprep.model.caches import CacheName
@@ -47,7 +47,7 @@ def _is_wanting(path: Path, source: Path) -> bool:
         return not path.exists()
     if not stat.S_ISREG(found.st_mode) or found.st_size == source.stat().st_size:
         return False
-    return not is_config(path.read_bytes())
+    return not is_config(read_bytes(path))
 
 
 def seed(layout: Layout, shipped: Path) -> int:
@@ -60,8 +60,7 @@ def seed(layout: Layout, shipped: Path) -> int:
     """
     copied = 0
     for source, path in unseeded(layout, shipped):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(path, source.read_bytes())
+        layout.caches.write(path, read_bytes(source))
         copied += 1
     return copied
 
@@ -101,12 +100,11 @@ def write_config(layout: Layout, folder: str, name: str, entries: Mapping[int, K
         OSError: it cannot be written, or would be written through a link.
     """
     home = plain_folder(layout.cache(CacheName.MOE_CONFIGS), f"configs/{folder}")
-    home.mkdir(parents=True, exist_ok=True)
     path, document = home / name, {str(size): config.entry() for size, config in sorted(entries.items())}
     text = json.dumps(document, indent=4) + "\n"
-    if not path.is_file() or path.read_bytes() != text.encode():
+    if not layout.caches.is_file(path) or layout.caches.read(path) != text.encode():
         keep_aside(layout, [str(path.relative_to(layout.profiles))])
-    write_text(path, text)
+    layout.caches.write(path, text)
     return path
 
 
@@ -125,14 +123,7 @@ def link_active(layout: Layout, slug: str, config: Path) -> Path:
     link, target = folder / f"{slug}.json", os.path.relpath(config, folder)
     if link.is_symlink() and str(link.readlink()) == target:
         return link
-    folder.mkdir(exist_ok=True)
-    aside = folder / f".{link.name}.{secrets.token_hex(4)}.tmp"
-    aside.symlink_to(target)
-    try:
-        aside.rename(link)
-    except OSError:
-        aside.unlink()
-        raise
+    layout.caches.link(link, target, f".{link.name}.{secrets.token_hex(4)}.tmp")
     return link
 
 
@@ -142,7 +133,7 @@ def facts_of(layout: Layout, config: Path, link: Path | None) -> Artifacts:
     return Artifacts(
         cache_dir=layout.located(layout.cache(CacheName.MOE_CONFIGS)),
         config_file=layout.located(config),
-        config_hash=digest_of(config.read_bytes()),
+        config_hash=digest_of(read_bytes(config)),
         triton_version=folder.replace("_", "."),
         active_config_link=layout.located(link) if link else None,
     )

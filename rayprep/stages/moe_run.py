@@ -1,16 +1,17 @@
 """One run of our tuner's child process, or of SGLang's own tuner, and the files that come of it."""
 
+import contextlib
 import json
 import os
-import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from pydantic import TypeAdapter
 
+from rayprep.host.files import read_text
 from rayprep.host.gpu import visible_env
 from rayprep.host.layout import Layout, os_error_type
 from rayprep.host.moe_folder import shipped_configs
@@ -46,8 +47,8 @@ def tune(request: StageRequest, shape: MoeShape, context: BuildContext) -> Built
     spec = request.spec
     home = tuning_home(request, shape, context.layout)
     kernels = home / "kernels"
-    _refuse_links(kernels)
-    kernels.mkdir(parents=True, exist_ok=True)
+    with _said():
+        context.layout.store.make(kernels)
     gpus = [gpu for gpu in context.host_gpus if gpu.name == context.gpus[0].name] if context.gpus else []
     asked = TuneRequest(
         shape=shape,
@@ -69,7 +70,7 @@ def tune(request: StageRequest, shape: MoeShape, context: BuildContext) -> Built
     file, died = context.scratch / "tune.json", ErrorType.TUNER_EXECUTION_ERROR
     said = run_child("moe_tune_child", asked, file, env, context, TUNE_LINE, _WHAT, died)
     built = replace(_built(request, shape, context, said), env=own)
-    shutil.rmtree(kernels, ignore_errors=True)  # nothing but a tuning reads them, and this one is over
+    _remove(context.layout, kernels)  # nothing but a tuning reads them, and this one is over
     return built
 
 
@@ -80,18 +81,26 @@ def tuning_home(request: StageRequest, shape: MoeShape, layout: Layout) -> Path:
         StageError: there is a link on the way.
     """
     home = layout.cache(CacheName.MOE_CONFIGS) / "tuning" / tuning_digest(request.signature, shape)
-    _refuse_links(home.parent, home)
+    with _said(), contextlib.suppress(FileNotFoundError), layout.store.folder(home):
+        pass
     if request.spec.op(StageName.MOE_TUNE) is StageOp.REBUILD:
-        shutil.rmtree(home, ignore_errors=True)
+        _remove(layout, home)
     return home
 
 
-def _refuse_links(*folders: Path) -> None:
-    """No scan of the cache looks into these folders, or it had refused the links."""
-    for folder in folders:
-        if folder.is_symlink():
-            message = f"{folder} is a link, which is not followed"
-            raise StageError(ErrorType.PERMISSIONS_UNEXPECTED, message, hint="move it away")
+@contextlib.contextmanager
+def _said() -> Iterator[None]:
+    """Raise StageError where a folder is a link or somebody else's: no scan of the cache looks into these."""
+    try:
+        yield
+    except OSError as error:
+        message = f"{error.filename}: {error.strerror}"
+        raise StageError(os_error_type(error), message, hint="move it away") from None
+
+
+def _remove(layout: Layout, folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        layout.store.remove(folder)
 
 
 def _env(env: Mapping[str, str]) -> dict[str, str]:
@@ -199,7 +208,7 @@ def _script_command(request: StageRequest, shape: MoeShape, folder: Path) -> lis
 
 def _read_script(request: StageRequest, shape: MoeShape, file: Path) -> TunedLine:
     try:
-        entries = _ENTRIES.validate_python(json.loads(file.read_text(encoding="utf-8")))
+        entries = _ENTRIES.validate_python(json.loads(read_text(file)))
     except (OSError, ValueError) as error:
         problem = " ".join(str(error).split())[:300]
         raise StageError(ErrorType.TUNER_EXECUTION_ERROR, f"{file.name} is no config file: {problem}") from None

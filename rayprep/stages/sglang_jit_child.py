@@ -18,10 +18,10 @@ import time
 import traceback
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from queue import SimpleQueue
 from types import ModuleType
 
+from rayprep.host.files import read_bytes
 from rayprep.model.base import encodable, read_tolerant
 from rayprep.model.sglang_jit import PDL, Arg, JitLine, JitModule, JitRequest
 from rayprep.stages.child_lines import claim_stdout
@@ -30,7 +30,7 @@ from rayprep.stages.compile_jobs import first_error
 
 def main(argv: list[str]) -> int:
     lines = claim_stdout()
-    request = read_tolerant(JitRequest, Path(argv[0]).read_bytes())
+    request = read_tolerant(JitRequest, read_bytes(argv[0]))
     ended: SimpleQueue[JitLine] = SimpleQueue()
     # All imports before all compiles: in threads of their own, those that need each other could wait for each other.
     for job in [(module, _compiler_of(module)) for module in request.modules]:

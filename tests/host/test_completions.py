@@ -145,7 +145,7 @@ def test_a_temporary_file_of_a_killed_writer_is_not_looked_at(layout: Layout) ->
 
 
 def test_a_name_that_is_not_utf8_can_be_told(layout: Layout) -> None:
-    put(layout, b"{", os.fsdecode(b"x\xff"))
+    put(layout, b"{", "x").rename(layout.completions(INDUCTOR) / os.fsdecode(b"x\xff.json"))
     (bad,) = read_completions(layout, INDUCTOR)[1]
     assert bad.path.endswith("x\\xff.json")
     to_json(bad)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from rayprep.host.entries import Entry, find_places, group_entries, remove_entry
 from rayprep.host.layout import Layout
+from rayprep.host.owned import OwnedTree
 from rayprep.host.scan import scan_cache
 from rayprep.model.caches import CacheName
 from rayprep.model.stages import StageName
@@ -155,7 +156,7 @@ def test_a_folder_has_left_its_cache_whole_before_anything_of_it_is_deleted(
 ) -> None:
     write(tmp_path, "deep_gemm/cache/kernel.a.0/kernel.cu", "deep_gemm/cache/kernel.a.0/kernel.cubin")
     seen: list[str] = []
-    monkeypatch.setattr("rayprep.host.entries.shutil.rmtree", lambda _: seen.extend(files(tmp_path)))
+    monkeypatch.setattr(OwnedTree, "remove", lambda *_: seen.extend(files(tmp_path)))
     remove(tmp_path, (DEEP_GEMM, "cache/kernel.a.0"))
     assert {Path(path).name for path in seen} == {"kernel.cu", "kernel.cubin"}
     (aside,) = {Path(path).parent for path in seen}
@@ -171,14 +172,14 @@ def test_what_cannot_be_moved_aside_is_removed_in_place(
         raise OSError(code, "no")
 
     write(tmp_path, "triton/KEY/a", "triton/other/b")
-    monkeypatch.setattr(Path, "rename", refuse)
+    monkeypatch.setattr(OwnedTree, "rename", refuse)
     remove(tmp_path, (TRITON, "KEY"))
     assert files(tmp_path) == {"triton/other/b"}
 
 
 def test_what_is_written_again_meanwhile_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, "triton/KEY/a")
-    monkeypatch.setattr("rayprep.host.entries.shutil.rmtree", lambda _: write(tmp_path, "triton/KEY/a"))
+    monkeypatch.setattr(OwnedTree, "remove", lambda *_: write(tmp_path, "triton/KEY/a"))
     with pytest.raises(FileExistsError, match="written again"):
         remove(tmp_path, (TRITON, "KEY"))
 

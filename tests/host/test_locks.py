@@ -273,7 +273,8 @@ def shared() -> Iterator[Path]:
 @needs_root()
 def test_another_users_read_only_lock_file_can_be_locked(shared: Path) -> None:
     path = shared / "lock"
-    path.touch(mode=0o644)
+    path.touch(mode=0o640)
+    os.chown(path, -1, NOBODY)
 
     def lock_it() -> bool:
         with contextlib.suppress(PermissionError):
@@ -285,6 +286,21 @@ def test_another_users_read_only_lock_file_can_be_locked(shared: Path) -> None:
     assert as_user(NOBODY, lock_it)
     with take(path), pytest.raises(LockTimeout, match=f"pid {os.getpid()}"):
         as_user(NOBODY, lambda: take(path, timeout_s=0.2).release())
+
+
+@needs_root()
+def test_who_is_not_of_the_group_cannot_hold_a_store_up(shared: Path) -> None:
+    """A lock asks for nothing but that the file can be read. An earlier rayprep let everybody read it."""
+    path = shared / ".locks" / "slug.lock"
+    path.parent.mkdir()
+    path.touch(mode=0o664)
+    path.chmod(0o664)
+    take(path).release()
+    for lock in (path, path.with_name("new.lock")):
+        take(lock).release()
+        assert lock.stat().st_mode & 0o007 == 0
+        with pytest.raises(HostUnfit, match="cannot be opened"):
+            as_user(NOBODY, lambda lock=lock: take(lock, timeout_s=0.2).release())
 
 
 @needs_root()
@@ -318,6 +334,33 @@ def test_every_user_can_add_a_gpu_lock_whoever_was_first(shared: Path, monkeypat
     for uid, mine in paths.items():
         assert as_user(uid, lambda mine=mine: lock_it(mine))
     assert {path.name for path in shared.iterdir()} == {"gpu-locks"}
+
+
+@pytest.mark.parametrize("uuid", ["GPU-a/b", "../../etc/x", "/abs", "..", "GPU\n", ""])
+def test_a_gpus_strange_uuid_closes_the_folder_to_nobody(
+    shared: Path, monkeypatch: pytest.MonkeyPatch, uuid: str
+) -> None:
+    monkeypatch.setattr(locks, "GPU_LOCKS", shared / "gpu-locks")
+    with take(*gpu_lock_paths([uuid])):
+        assert (shared / "gpu-locks").stat().st_mode & 0o7777 == 0o1777
+        assert len(list((shared / "gpu-locks").iterdir())) == 1
+        assert [path.name for path in shared.iterdir()] == ["gpu-locks"]
+
+
+def test_a_folder_of_gpu_locks_that_was_left_closed_is_opened(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locks, "GPU_LOCKS", shared / "gpu-locks")
+    (shared / "gpu-locks").mkdir(mode=0o700)
+    with take(*gpu_lock_paths(["GPU-a"])):
+        assert (shared / "gpu-locks").stat().st_mode & 0o7777 == 0o1777
+
+
+def test_a_link_in_place_of_the_gpu_locks_is_not_followed(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locks, "GPU_LOCKS", shared / "gpu-locks")
+    (shared / "victim").mkdir()
+    (shared / "gpu-locks").symlink_to(shared / "victim")
+    with pytest.raises(HostUnfit, match="cannot be opened"):
+        take(*gpu_lock_paths(["GPU-a"]))
+    assert not list((shared / "victim").iterdir())
 
 
 def test_the_folder_of_the_gpu_locks_is_everybodys_from_its_first_moment(

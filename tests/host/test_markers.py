@@ -40,13 +40,13 @@ def test_one_that_is_killed_as_it_is_written_has_its_time_already(
     layout: Layout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Or what an earlier run left half written would be taken for whole."""
-    rename = Path.rename
+    rename = os.rename
 
-    def killed(source: Path, target: Path) -> Path:
-        rename(source, target)
+    def killed(source: str, target: str, **folders: int) -> None:
+        rename(source, target, **folders)
         raise SystemExit
 
-    monkeypatch.setattr(Path, "rename", killed)
+    monkeypatch.setattr(os, "rename", killed)
     with pytest.raises(SystemExit):
         write_marker(layout, "a", INDUCTOR, MARKER, 1000.0)
     assert standing_since(layout, INDUCTOR) == 1000.0

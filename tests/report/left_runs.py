@@ -8,6 +8,7 @@ from rayprep.host.layout import Layout
 from rayprep.model.base import parse_utc, to_json, utc_from_timestamp
 from rayprep.model.errors import ErrorType
 from rayprep.model.events import Event, Phase
+from rayprep.model.file_names import file_name
 from rayprep.model.fleet_result import FleetError, FleetGroup, FleetHost, FleetResult, failure_of
 from rayprep.model.oddities import Oddity
 from rayprep.model.result import (
@@ -85,7 +86,11 @@ class LeftRun:
         return self.layout.run("run-1")
 
     def host_file(self, host: str) -> Path:
-        return self.folder / "hosts" / host / "prep_result.json" if self.fleet else self.folder / "prep_result.json"
+        return (
+            self.folder / "hosts" / file_name(host) / "prep_result.json"
+            if self.fleet
+            else self.folder / "prep_result.json"
+        )
 
     def write(self) -> "LeftRun":
         self.folder.mkdir(parents=True)

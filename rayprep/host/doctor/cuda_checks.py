@@ -10,6 +10,7 @@ from pathlib import Path
 from rayprep.host import toolchain
 from rayprep.host.doctor.bounded import run_bounded
 from rayprep.host.doctor.subject import Checks, Subject
+from rayprep.host.files import read_bytes
 from rayprep.model.doctor import Finding, fail, ok, warn
 from rayprep.model.spec import DeviceChoice
 
@@ -104,7 +105,7 @@ def read_headers(folders: Iterable[str | Path]) -> tuple[Header, ...]:
     for folder in folders:
         path = Path(os.path.realpath(folder)) / _HEADER
         if path.is_file():
-            found[path] = Header(str(path), cudart_version(path.read_text(encoding="utf-8", errors="replace")))
+            found[path] = Header(str(path), cudart_version(read_bytes(path).decode(errors="replace")))
     return tuple(found.values())
 
 

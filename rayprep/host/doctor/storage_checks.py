@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from filelock import lock_descriptor
 
 from rayprep.host.doctor.mounts import Mount, judge_locks, judge_mount, mount_of, parse_mounts
 from rayprep.host.doctor.subject import Checks, Subject, gib
+from rayprep.host.owned import open_to_all, trusted
 from rayprep.model.doctor import Finding, fail, ok, warn
 
 _SCARCE_BYTES = 20 << 30
@@ -125,11 +126,21 @@ def examine_root(what: str, root: Path, *, holds_libraries: bool) -> Iterator[Fi
         return
     there = "can be written" if probe.folder == root else f"is not there yet, and can be made in {probe.folder}"
     yield ok(f"{what} root", f"{root} {there}")
+    yield judge_trust(f"{what} trust", root if root.is_dir() else probe.folder, open_to_all(root))
     mount, space = read_mount(probe.folder), read_space(probe.folder)
     yield judge_mount(f"{what} mount", mount, holds_libraries=holds_libraries)
     yield judge_locks(f"{what} locks", mount, probe.second_lock_taken)
     yield judge_space(f"{what} space", space)
     yield judge_inodes(f"{what} inodes", space)
+
+
+def judge_trust(check: str, folder: Path, open_folders: Sequence[Path]) -> Finding:
+    """Who may write there decides which code a server loads. Raises OSError where the folder has gone."""
+    if open_folders:
+        named = ", ".join(map(str, open_folders))
+        remedy = "chmod o-w there, or choose another root: servers run the code that lies in their caches"
+        return warn(check, f"everybody on this host may write to {named}", remedy)
+    return ok(check, f"{trusted(folder)} may write there, and nobody else")
 
 
 def _profiles(subject: Subject) -> Iterator[Finding]:
