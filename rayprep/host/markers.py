@@ -9,11 +9,11 @@ from pydantic import ValidationError
 
 from rayprep.host.atomic import write_text
 from rayprep.host.layout import Layout
-from rayprep.host.scan import printable
 from rayprep.model.base import Record, Utc, read_tolerant, to_json
 from rayprep.model.errors import ErrorType, HostUnfit
 from rayprep.model.snapshot import PartialInfo
 from rayprep.model.stages import StageName
+from rayprep.model.text import printable
 
 _LOCK = threading.Lock()
 """Stages run side by side: the last marker to go takes its folder along, while another may be on its way into it."""

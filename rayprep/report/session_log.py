@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from rayprep.model.events import Event, Phase
+from rayprep.model.text import printable
 
 _FOR_PEOPLE = frozenset({Phase.START, Phase.END, Phase.WARNING})
 """Phases that get a human line beside their JSON line; the others would only fill the log."""
@@ -22,7 +23,8 @@ class SessionLog:
         self.say(event.json_line)
 
     def say(self, line: str) -> None:
-        self._file.write(line + "\n")
+        """Writes one line, whatever a name in it holds."""
+        self._file.write(printable(line) + "\n")
 
     def close(self) -> None:
         self._file.close()
