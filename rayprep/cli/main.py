@@ -1,13 +1,12 @@
 """The entry point: sets the process up, runs a command, turns every failure into one line and an exit code."""
 
 import gc
+import io
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 import rayprep
-from rayprep.cli import output
-from rayprep.report.screen import never_fail_to_encode
 
 if TYPE_CHECKING:
     import typer
@@ -26,7 +25,7 @@ def run(app: "typer.Typer", argv: list[str] | None = None) -> int:
     """Runs one command line and returns its exit status. `--debug` lets traces through."""
     arguments = sys.argv[1:] if argv is None else argv
     os.umask(rayprep.UMASK)
-    never_fail_to_encode(sys.stdout, sys.stderr)
+    _never_fail_to_encode(sys.stdout, sys.stderr)
     # A look at 100,000 files makes as many objects and no cycles: the collector would walk them all again and again.
     gc.disable()
     try:
@@ -37,10 +36,19 @@ def run(app: "typer.Typer", argv: list[str] | None = None) -> int:
         return say("interrupted", "interrupted", 130)
     except Exception as error:  # noqa: BLE001 - whatever it is, it ends in one line or in a trace, and in a status
         if "--debug" in arguments:
+            from rayprep.cli import output
+
             output.trace(error)
             return 1
         return fail(error, as_event="--json" in arguments and "ensure" in arguments[:2])
     return 0
+
+
+def _never_fail_to_encode(*streams: TextIO | None) -> None:
+    """Has the streams write out whatever their encoding cannot hold, in place of an error."""
+    for stream in streams:
+        if isinstance(stream, io.TextIOWrapper):  # none where it was closed
+            stream.reconfigure(errors="backslashreplace")
 
 
 def fail(error: Exception, *, as_event: bool, about: str = "") -> int:
@@ -60,6 +68,7 @@ def fail(error: Exception, *, as_event: bool, about: str = "") -> int:
 
 
 def _say_json(error: Exception) -> None:
+    from rayprep.cli import output
     from rayprep.model.errors import RayprepError
     from rayprep.model.events import Phase, event
 
@@ -75,6 +84,8 @@ def say_error(error: "RayprepError") -> None:
 
 def say(kind: str, text: str, code: int) -> int:
     """One line on standard error. Returns `code`."""
+    from rayprep.cli import output
+
     output.error(kind, text)
     return code
 

@@ -7,8 +7,6 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from rayprep.model.text import printable
-
 _UsageError: type[Any] = typer.BadParameter.__mro__[1]
 """Typer's: of the click that is installed, or since 0.26 of one of its own."""
 _HELP = "NoArgsIsHelpError"
@@ -32,6 +30,8 @@ def _shown_as_text() -> Iterator[None]:
     try:
         yield
     except _UsageError as error:
+        from rayprep.model.text import printable
+
         if type(error).__name__ != _HELP:
             error.message = printable(error.message)
         raise

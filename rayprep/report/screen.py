@@ -3,7 +3,6 @@
 Nothing else here or in the commands prints: a line ends where the call ends, and no text in it can end it earlier.
 """
 
-import io
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal, TextIO
 
@@ -23,13 +22,6 @@ def write_json(text: str, stream: TextIO) -> None:
     """Writes JSON text and a newline, at once; the value is the same in any encoding. Raises OSError as above."""
     encoding = getattr(stream, "encoding", None) or "utf-8"
     print(printable_json(text.removesuffix("\n"), encoding), file=stream, flush=True)
-
-
-def never_fail_to_encode(*streams: TextIO | None) -> None:
-    """Has the streams write out whatever their encoding cannot hold, in place of an error."""
-    for stream in streams:
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
 
 
 def styled(*parts: str | tuple[str, str]) -> "Text":
