@@ -41,10 +41,16 @@ readonly HERE
 declare -A pids=() port=() path=() restarts=() # of each program, by its name in the manifest
 found=()                                       # NAME=STATUS[:WARNING], as rayprep takes it
 
-say() { printf '[init-run] %s\n' "$*"; }
+# plain TEXT: as it is, or as bash quotes it where not all of it is ASCII that prints, so that no terminal obeys it.
+plain() {
+    local LC_ALL=C
+    if [[ $1 == *[![:print:]]* ]]; then printf '%q' "$1"; else printf '%s' "$1"; fi
+}
+
+say() { printf '[init-run] %s\n' "$(plain "$*")"; }
 
 fail() {
-    printf 'init-run: error: %s\n' "$2" >&2
+    printf 'init-run: error: %s\n' "$(plain "$2")" >&2
     exit "$1"
 }
 

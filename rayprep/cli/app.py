@@ -12,9 +12,11 @@ import typer
 from rayprep.cli.commands_caches import pack, reset, unpack
 from rayprep.cli.commands_look import doctor, env, inspect, manifest, report, schema, snapshot, status
 from rayprep.cli.commands_request import ensure, explain, verify
+from rayprep.cli.usage import Commands
 
 app = typer.Typer(
     name="rayprep",
+    cls=Commands,
     help="Builds and proves SGLang's kernel caches before a benchmark campaign starts.",
     no_args_is_help=True,
     add_completion=False,
@@ -28,8 +30,9 @@ def top(version: Annotated[bool, typer.Option("--version", help="Print the versi
     """Builds and proves SGLang's kernel caches before a benchmark campaign starts."""
     if version:
         import rayprep
+        from rayprep.cli import output
 
-        print(f"rayprep {rayprep.__version__}")
+        output.line(f"rayprep {rayprep.__version__}")
         raise typer.Exit
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from rayprep.cli import output
 from rayprep.cli.main import fail
 from rayprep.cli.request import Requests
 from rayprep.host.interrupts import Interrupts
@@ -52,5 +53,5 @@ def _end_of(request: NodeRequest, one: Callable[[NodeRequest], Result], *, json_
 
 
 def _say_end(run_ids: Sequence[str], ended: dict[str, RequestEnd]) -> int:
-    print(f"RESULT_CAMPAIGN {status_line(run_ids, ended)}", flush=True)
+    output.for_programs(f"RESULT_CAMPAIGN {status_line(run_ids, ended)}")
     return exit_code(run_ids, ended)

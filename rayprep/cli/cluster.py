@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from rayprep.cli import output
 from rayprep.cli.campaign import run_each
 from rayprep.cli.kept import Kept
 from rayprep.cli.main import say, set_ray_environment
@@ -15,7 +16,6 @@ from rayprep.cli.request import Flags, node_requests
 from rayprep.host.interrupts import Interrupts
 from rayprep.host.layout import prepare_root
 from rayprep.host.locks import acquire_run
-from rayprep.model.base import to_json
 from rayprep.model.dealing import WORTH_S
 from rayprep.model.errors import BadRequest
 from rayprep.model.fleet import FleetSpec, VerifyScope, parse_labels
@@ -23,7 +23,8 @@ from rayprep.model.fleet_result import FleetResult
 from rayprep.model.fleet_status import FleetStatus
 from rayprep.model.rollout import make_rollout
 from rayprep.node.request import NodeRequest
-from rayprep.report.fleet_live import choose_fleet_view
+from rayprep.report.fleet_live import choose_fleet_view, fleet_table
+from rayprep.report.screen import Screen
 from rayprep.report.tracing import traced_fleet
 
 if TYPE_CHECKING:
@@ -129,8 +130,8 @@ class _Run:
             result = self._drive(agents, json_lines=json_lines)
             for error in result.errors:
                 say(error.error_type.value, error.message, error.exit_code)
-            print(f"RESULT_JSON {layout.run(run_id) / 'fleet_result.json'}")
-            print(f"RESULT_STATUS {result.status_line}", flush=True)
+            output.for_programs(f"RESULT_JSON {layout.run(run_id) / 'fleet_result.json'}")
+            output.for_programs(f"RESULT_STATUS {result.status_line}")
             return result
 
     def _drive(self, agents: "Kept[AgentPool]", *, json_lines: bool) -> FleetResult:
@@ -175,9 +176,9 @@ def status(address: str | None, run_id: str | None, *, watch: bool, json_output:
         found = find_status(run_id)
         while True:
             for each in found:
-                print(to_json(each) if json_output else _in_words(each), end="", flush=True)
+                output.document(each) if json_output else _show(each)
             if not found:
-                print(f"no run{f' {run_id}' if run_id else ''} goes on")
+                output.line(f"no run{f' {run_id}' if run_id else ''} goes on")
                 return 3
             if not watch:
                 return 0
@@ -187,14 +188,8 @@ def status(address: str | None, run_id: str | None, *, watch: bool, json_output:
                 return 0
 
 
-def _in_words(status: FleetStatus) -> str:
-    from rich.console import Console
-
-    from rayprep.report.fleet_live import fleet_table
-
-    console = Console()
+def _show(status: FleetStatus) -> None:
+    screen = Screen()
     eta = f", about {status.eta_s / 60:.0f} min left" if status.eta_s else ""
-    with console.capture() as capture:
-        console.print(f"{status.run_id} at {status.taken_at}{eta}", markup=False, highlight=False)
-        console.print(fleet_table(status))
-    return capture.get()
+    screen.line(f"{status.run_id} at {status.taken_at}{eta}")
+    screen.grid(fleet_table(status))

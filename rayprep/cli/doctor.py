@@ -3,13 +3,14 @@
 import os
 import sys
 
+from rayprep.cli import output
 from rayprep.host.doctor import examine
 from rayprep.host.doctor.bounded import answer_within
 from rayprep.host.layout import Layout, choose_roots
-from rayprep.model.base import to_json
 from rayprep.model.doctor import DoctorReport, Finding, State
 from rayprep.model.errors import BadRequest, HostUnfit
 from rayprep.model.spec import DeviceChoice
+from rayprep.report.screen import Grid, Screen, styled
 
 _ROOTS_DEADLINE_S = 10.0
 _STYLES = {State.OK: "green", State.WARN: "yellow", State.FAIL: "bold red"}
@@ -24,7 +25,7 @@ def run(device: str | None, profiles_root: str | None, telemetry_root: str | Non
         raise BadRequest(f"--device {device!r}", hint="use auto, cuda or cpu") from None
     report = examine(_choose_roots(environ, profiles_root, telemetry_root), environ, choice)
     if json_output:
-        print(to_json(report), end="")
+        output.document(report)
     elif sys.stdout.isatty():
         _print_table(report)
     else:
@@ -47,14 +48,8 @@ def _choose_roots(environ: dict[str, str], profiles: str | None, telemetry: str 
 def _print_lines(report: DoctorReport) -> None:
     width = max(len(finding.check) for finding in report.findings)
     for finding in report.findings:
-        _print(f"{finding.state:<4}  {finding.check:<{width}}  {_said(finding)}")
-    _print(_summary(report))
-
-
-def _print(line: str) -> None:
-    """A stream that cannot show a character shows its number: the doctor is asked on hosts with odd locales, too."""
-    encoding = sys.stdout.encoding or "utf-8"
-    print(line.encode(encoding, errors="backslashreplace").decode(encoding))
+        output.line(f"{finding.state:<4}  {finding.check:<{width}}  {_said(finding)}")
+    output.line(_summary(report))
 
 
 def _said(finding: Finding) -> str:
@@ -67,19 +62,13 @@ def _summary(report: DoctorReport) -> str:
 
 
 def _print_table(report: DoctorReport) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False, show_header=False)
+    grid = Grid(show_header=False)
     for _ in range(3):
-        table.add_column(overflow="fold")
+        grid.column(overflow="fold")
     for finding in report.findings:
         style = _STYLES[finding.state]
-        said = Text(finding.message)
-        if finding.remedy:
-            said.append(f" -> {finding.remedy}", style=style)
-        table.add_row(Text(finding.state.value, style=style), Text(finding.check), said)
-    console = Console()
-    console.print(table)
-    console.print(Text(_summary(report)))
+        remedy = f" -> {finding.remedy}" if finding.remedy else ""
+        grid.row((finding.state.value, style), finding.check, styled(finding.message, (remedy, style)))
+    screen = Screen()
+    screen.grid(grid)
+    screen.line(_summary(report))

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from rayprep.cli import output
 from rayprep.cli.campaign import run_each
 from rayprep.cli.explain import look_at_each, print_plans
 from rayprep.cli.kept import Kept
@@ -68,8 +69,8 @@ def _run_one(
     lock = request.layout.run_lock(request.run_id)
     with acquire_run(lock, request.run_id, lambda: interrupts.asked):
         result = _Run(request, survey, environ, view, ray, debug).go()
-        print(f"RESULT_JSON {request.layout.result(request.run_id)}")
-        print(f"RESULT_STATUS {result.status_line}", flush=True)
+        output.for_programs(f"RESULT_JSON {request.layout.result(request.run_id)}")
+        output.for_programs(f"RESULT_STATUS {result.status_line}")
         return result
 
 
@@ -105,10 +106,10 @@ def _show_plans(requests: Requests, environ: Mapping[str, str], *, json_lines: b
         if survey is None:
             continue
         if requests.campaign:
-            print(f"{request.run_id}: {survey.model.slug} at TP {survey.identity.tp}")
+            output.line(f"{request.run_id}: {survey.model.slug} at TP {survey.identity.tp}")
         for decision in survey.plan.decisions:
-            print(decision)
-        print(survey.plan.verify)
+            output.line(str(decision))
+        output.line(str(survey.plan.verify))
     return code
 
 

@@ -4,9 +4,11 @@ import json
 import os
 from collections.abc import Mapping
 
+from rayprep.cli import output
 from rayprep.cli.cluster import FleetFlags, address_of
 from rayprep.cli.main import set_ray_environment
 from rayprep.model.everywhere import Everywhere
+from rayprep.model.text import printable
 
 TIMEOUT_S = 300.0
 
@@ -25,7 +27,10 @@ def run(command: str, options: Mapping[str, object], fleet: FleetFlags, *, json_
     set_ray_environment(CLUSTER_ENVIRONMENT)
     with joined_ray(address):
         found = Everywhere(command=tuple(argv), hosts=ask_everywhere(spec, argv, TIMEOUT_S))
-    print(json.dumps(found.document, indent=2) if json_output else _table(found), flush=True)
+    if json_output:
+        output.json_text(json.dumps(found.document, indent=2))
+    else:
+        output.lines(_table(found))
     return found.exit_code
 
 
@@ -39,6 +44,7 @@ def _words(options: Mapping[str, object]) -> list[str]:
     return words
 
 
-def _table(found: Everywhere) -> str:
-    width = max(len(host) for host in found.hosts)
-    return "\n".join(f"{host:<{width}}  {ended:<7} {said}".rstrip() for host, ended, said in found.rows)
+def _table(found: Everywhere) -> list[str]:
+    rows = [(printable(host), ended, words) for host, ended, words in found.rows]
+    width = max(len(host) for host, *_ in rows)
+    return [f"{host:<{width}}  {ended:<7} {words}".rstrip() for host, ended, words in rows]

@@ -4,7 +4,8 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 
-from rayprep.cli.main import fail, warn
+from rayprep.cli import output
+from rayprep.cli.main import fail
 from rayprep.cli.request import Flags, Requests, node_requests
 from rayprep.model.campaign import worst_exit
 from rayprep.model.errors import RayprepError
@@ -21,10 +22,10 @@ def run(flags: Flags, *, json_output: bool) -> int:
         print_plans(requests, surveys)
         return code
     for survey in filter(None, surveys):
-        print(f"{survey.model.slug} at TP {survey.identity.tp}, from {survey.model.source}")
+        output.line(f"{survey.model.slug} at TP {survey.identity.tp}, from {survey.model.source}")
         for decision in survey.plan.decisions:
-            print("\n".join(_lines(decision)))
-        print(survey.plan.verify)
+            output.lines(_lines(decision))
+        output.line(str(survey.plan.verify))
     return code
 
 
@@ -37,7 +38,7 @@ def look_at_each(requests: Requests, environ: Mapping[str, str]) -> tuple[list[S
         BadRequest, HostUnfit: where it is no campaign.
     """
     for warning in dict.fromkeys(each for request in requests.each for each in request.resolved.warnings):
-        warn(warning)
+        output.warn(warning)
     if not requests.campaign:
         return [take_survey(requests.each[0], environ)], 0
     surveys: list[Survey | None] = []
@@ -54,7 +55,7 @@ def look_at_each(requests: Requests, environ: Mapping[str, str]) -> tuple[list[S
 def print_plans(requests: Requests, surveys: Sequence[Survey | None]) -> None:
     """A plan's JSON, or of a campaign a list of them, with a null for a request that is wrong."""
     plans = [survey.plan.model_dump(mode="json") if survey else None for survey in surveys]
-    print(json.dumps(plans if requests.campaign else plans[0], indent=2, ensure_ascii=False))
+    output.json_text(json.dumps(plans if requests.campaign else plans[0], indent=2, ensure_ascii=False))
 
 
 def _lines(decision: Decision) -> list[str]:

@@ -6,17 +6,18 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from rayprep.cli import output
 from rayprep.host.environment import server_cache_env
 from rayprep.host.gpu import read_gpus, visible_gpus
 from rayprep.host.layout import choose_roots
 from rayprep.host.snapshot import Wanted, take_inventory, take_snapshot
 from rayprep.host.survey import choose_device, read_signature
-from rayprep.model.base import to_json
 from rayprep.model.caches import CacheName
 from rayprep.model.errors import BadRequest
 from rayprep.model.snapshot import CacheSnapshot, ProfileSnapshot
 from rayprep.model.spec import DeviceChoice
 from rayprep.model.stages import ANSWERS_FOR, STAGES, StageName
+from rayprep.report.screen import Grid, Screen
 
 _NEWEST_SHOWN = 3
 _WIDTH_OF_A_FILE = 160
@@ -39,7 +40,8 @@ def run(question: Question, stages: tuple[StageName, ...], *, json_output: bool)
     snapshot = look(question)
     shown = [cache for cache in ANSWERS_FOR if not stages or any(cache in STAGES[stage].named for stage in stages)]
     if json_output:
-        print(snapshot.model_dump_json(indent=2, exclude={cache.value for cache in ANSWERS_FOR if cache not in shown}))
+        left_out = {cache.value for cache in ANSWERS_FOR if cache not in shown}
+        output.json_text(snapshot.model_dump_json(indent=2, exclude=left_out))
         return
     _print_table(snapshot, shown)
 
@@ -66,23 +68,20 @@ def look(question: Question) -> ProfileSnapshot:
 
 
 def _print_table(snapshot: ProfileSnapshot, caches: list[CacheName]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(width=None if sys.stdout.isatty() else _WIDTH_OF_A_FILE)
-    table = Table(box=None, pad_edge=False, title=snapshot.profiles_root, title_justify="left")
+    screen = Screen(width=None if sys.stdout.isatty() else _WIDTH_OF_A_FILE)
+    grid = Grid(title=snapshot.profiles_root)
     for heading in ("cache", "valid", "files", "size", "newest", "models", "why"):
-        table.add_column(heading, justify="right" if heading in ("files", "size", "newest") else "left")
+        grid.column(heading, justify="right" if heading in ("files", "size", "newest") else "left")
     for name in caches:
-        table.add_row(name.value, *_cells(getattr(snapshot, name.value)))
-    console.print(table, markup=False)
+        grid.row(name.value, *_cells(getattr(snapshot, name.value)))
+    screen.grid(grid)
     for name in caches:
         cache: CacheSnapshot = getattr(snapshot, name.value)
         for file in cache.newest_files[:_NEWEST_SHOWN]:
-            line = f"{name.value}: {file.mtime_iso} {_size(file.size_bytes):>9} {_shortened(file.path)}"
-            console.print(line, markup=False, highlight=False, no_wrap=True, overflow="ellipsis")
+            path = _shortened(file.path)
+            screen.cut_line(f"{name.value}: {file.mtime_iso} {_size(file.size_bytes):>9} {path}")
         for warning in cache.warnings:
-            console.print(f"{name.value}: warning: {warning}", style="yellow", markup=False, highlight=False)
+            screen.line(f"{name.value}: warning: {warning}", "yellow")
 
 
 def _shortened(path: str) -> str:
@@ -124,7 +123,7 @@ def snapshot(question: Question, manifest: Path | None, *, if_missing: bool) -> 
     With `if_missing` one that the manifest has stays. Raises BadRequest where the manifest cannot be read.
     """
     if manifest is None:
-        print(to_json(look(question)), end="")
+        output.document(look(question))
         return
     from rayprep.host.container_run import read_text, update_manifest
     from rayprep.model.manifest import has_snapshot, merge_snapshot
@@ -133,11 +132,11 @@ def snapshot(question: Question, manifest: Path | None, *, if_missing: bool) -> 
         return if_missing and has_snapshot(text)
 
     if stays(read_text(manifest)):  # which spares the look, and is asked again under the lock
-        print(f"profile_cache.start is in {manifest} already")
+        output.line(f"profile_cache.start is in {manifest} already")
         return
     taken = look(question)
     update_manifest(manifest, lambda text: text if stays(text) else merge_snapshot(text, str(manifest), taken))
-    print(f"profile_cache.start written to {manifest}")
+    output.line(f"profile_cache.start written to {manifest}")
 
 
 def env(profiles_root: str | None, *, env_file: bool) -> None:
@@ -146,6 +145,6 @@ def env(profiles_root: str | None, *, env_file: bool) -> None:
 
     layout = choose_roots(dict(os.environ), profiles_root)
     if warning := warn_of_hidden(layout):
-        print(f"rayprep: warning: {warning} (run `rayprep ensure`)", file=sys.stderr)
+        output.warn(f"{warning} (run `rayprep ensure`)")
     for name, value in server_cache_env(layout).items():
-        print(f"{name}={value}" if env_file else f"export {name}={shlex.quote(value)}")
+        output.for_programs(f"{name}={value}" if env_file else f"export {name}={shlex.quote(value)}")

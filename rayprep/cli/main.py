@@ -1,9 +1,10 @@
 """The entry point: sets the process up, runs a command, turns every failure into one line and an exit code."""
 
 import gc
+import io
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from rayprep.host.sharing import set_umask
 
@@ -11,9 +12,6 @@ if TYPE_CHECKING:
     import typer
 
     from rayprep.model.errors import RayprepError
-
-_LONGEST = 1000
-"""Characters of an error's line."""
 
 
 def main() -> int:
@@ -27,6 +25,7 @@ def run(app: "typer.Typer", argv: list[str] | None = None) -> int:
     """Runs one command line and returns its exit status. `--debug` lets traces through."""
     arguments = sys.argv[1:] if argv is None else argv
     set_umask()
+    _never_fail_to_encode(sys.stdout, sys.stderr)
     # A look at 100,000 files makes as many objects and no cycles: the collector would walk them all again and again.
     gc.disable()
     try:
@@ -35,11 +34,21 @@ def run(app: "typer.Typer", argv: list[str] | None = None) -> int:
         return end.code if isinstance(end.code, int) else 1 if end.code else 0
     except KeyboardInterrupt:
         return say("interrupted", "interrupted", 130)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - whatever it is, it ends in one line or in a trace, and in a status
         if "--debug" in arguments:
-            raise
+            from rayprep.cli import output
+
+            output.trace(error)
+            return 1
         return fail(error, as_event="--json" in arguments and "ensure" in arguments[:2])
     return 0
+
+
+def _never_fail_to_encode(*streams: TextIO | None) -> None:
+    """Has the streams write out whatever their encoding cannot hold, in place of an error."""
+    for stream in streams:
+        if isinstance(stream, io.TextIOWrapper):  # none where it was closed
+            stream.reconfigure(errors="backslashreplace")
 
 
 def fail(error: Exception, *, as_event: bool, about: str = "") -> int:
@@ -59,12 +68,13 @@ def fail(error: Exception, *, as_event: bool, about: str = "") -> int:
 
 
 def _say_json(error: Exception) -> None:
+    from rayprep.cli import output
     from rayprep.model.errors import RayprepError
     from rayprep.model.events import Phase, event
 
     assert isinstance(error, RayprepError)
     end = event("ensure", Phase.END, status="error", error_type=error.error_type, message=error.line)
-    print(end.json_line, flush=True)
+    output.json_text(end.json_line)
 
 
 def say_error(error: "RayprepError") -> None:
@@ -74,20 +84,10 @@ def say_error(error: "RayprepError") -> None:
 
 def say(kind: str, text: str, code: int) -> int:
     """One line on standard error. Returns `code`."""
-    from rayprep.model.base import one_line
+    from rayprep.cli import output
 
-    line = one_line(text)
-    if len(line) > _LONGEST:  # somebody's whole file in an argument
-        line = f"{line[: _LONGEST // 2]} ... {line[-_LONGEST // 2 :]}"
-    print(f"rayprep: error [{kind}]: {line}", file=sys.stderr, flush=True)
+    output.error(kind, text)
     return code
-
-
-def warn(text: str) -> None:
-    """One line on standard error, where what was asked for goes to standard output."""
-    from rayprep.model.base import one_line
-
-    print(f"rayprep: warning: {one_line(text)}", file=sys.stderr, flush=True)
 
 
 def set_ray_environment(values: dict[str, str]) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from rayprep.cli import output
 from rayprep.cli.request import RUN_ID
 from rayprep.host.container_run import update_manifest, write_manifest
 from rayprep.host.gpu import read_gpus, visible_gpus
@@ -55,7 +56,7 @@ def run(run_id: str, layout: Layout, on_host: OnHost, port_base: int, programs: 
             update_manifest(path, lambda text: with_programs(text, str(path), found, utc_now() if stopped else None))
         else:
             write_manifest(_manifest(run_id, layout, path, on_host, port_base, found))
-            print(f"MANIFEST {path}")
+            output.for_programs(f"MANIFEST {path}")
     except OSError as error:
         raise root_unfit(layout.telemetry, "telemetry", error) from None
 

@@ -4,6 +4,7 @@ import os
 import sys
 from dataclasses import dataclass
 
+from rayprep.cli import output
 from rayprep.cli.request import new_run_id
 from rayprep.host.gpu import read_gpus, visible_gpus
 from rayprep.host.layout import Layout, choose_roots
@@ -11,7 +12,6 @@ from rayprep.host.pack import choose, pack
 from rayprep.host.package_file import STDIO, open_to_read, open_to_write
 from rayprep.host.survey import choose_device, read_signature
 from rayprep.host.unpack import Receipt, preview, receive
-from rayprep.model.base import to_json
 from rayprep.model.errors import BadRequest
 from rayprep.model.package import PackageReport
 from rayprep.model.signature import Signature
@@ -40,14 +40,14 @@ class Place:
         return read_signature(self.layout, environ, choose_device(choice, gpus, 1), gpus)
 
 
-def run_pack(place: Place, names: list[str], output: str, tp: int | None, *, json_output: bool) -> None:
+def run_pack(place: Place, names: list[str], archive: str, tp: int | None, *, json_output: bool) -> None:
     """Writes the archive and prints the report; on stderr where the archive goes to stdout."""
-    if output == STDIO and sys.stdout.isatty():
+    if archive == STDIO and sys.stdout.isatty():
         raise BadRequest("the archive would go to the terminal", hint="give --output FILE, or a pipe")
     completions = choose(place.layout, names, tp or 1, place.signature)
-    with open_to_write(output) as out:
+    with open_to_write(archive) as out:
         report = pack(place.layout, completions, out)
-    _print(report, output, json_output=json_output, to_stderr=output == STDIO)
+    _show(report, archive, json_output=json_output, to_stderr=archive == STDIO)
 
 
 def run_unpack(place: Place, source: str, *, dry_run: bool, json_output: bool) -> None:
@@ -60,15 +60,17 @@ def run_unpack(place: Place, source: str, *, dry_run: bool, json_output: bool) -
             report = preview(place.layout, stream, now)
         else:
             report = receive(place.layout, stream, now, Receipt(run_id=new_run_id("unpack")))
-    _print(report, source, json_output=json_output)
+    _show(report, source, json_output=json_output)
 
 
-def _print(report: PackageReport, archive: str, *, json_output: bool, to_stderr: bool = False) -> None:
-    text = to_json(report) if json_output else _in_words(report, archive)
-    print(text, end="", file=sys.stderr if to_stderr else sys.stdout, flush=True)
+def _show(report: PackageReport, archive: str, *, json_output: bool, to_stderr: bool = False) -> None:
+    if json_output:
+        output.document(report, to_stderr=to_stderr)
+    else:
+        output.lines(_in_words(report, archive), to_stderr=to_stderr)
 
 
-def _in_words(report: PackageReport, archive: str) -> str:
+def _in_words(report: PackageReport, archive: str) -> list[str]:
     would = "would be " if report.dry_run else ""
     done = "packed into" if report.action == "pack" else "unpacked from"
     size = f"{report.entries} entries, {report.files} files, {report.bytes / 2**20:.1f} MiB"
@@ -76,4 +78,4 @@ def _in_words(report: PackageReport, archive: str) -> str:
     lines += [f"  {name}" for name in report.completions]
     lines += [f"  {name}  valid here already, stays" for name in report.kept]
     lines += [f"  {name}  was damaged, {would}dropped: `rayprep ensure` builds it again" for name in report.dropped]
-    return "\n".join(lines) + "\n"
+    return lines

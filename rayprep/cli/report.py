@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from rayprep.cli import output
 from rayprep.host.atomic import write_text
 from rayprep.host.layout import choose_roots
 from rayprep.host.run_files import read_run
@@ -11,7 +12,7 @@ from rayprep.model.errors import BadRequest
 from rayprep.report.page import render
 
 
-def run(run_id: str, telemetry_root: str | None, output: Path | None) -> None:
+def run(run_id: str, telemetry_root: str | None, page: Path | None) -> None:
     """Writes the page and prints its path.
 
     Raises:
@@ -20,9 +21,9 @@ def run(run_id: str, telemetry_root: str | None, output: Path | None) -> None:
     """
     layout = choose_roots(dict(os.environ), telemetry=telemetry_root)
     record = read_run(layout, run_id)
-    path = output or layout.run(run_id) / "report.html"
+    path = page or layout.run(run_id) / "report.html"
     _write(path, render(record))
-    print(path, flush=True)
+    output.for_programs(str(path))
     if record.damaged:
         more = f", and {counted(len(record.damaged) - 1, 'more such file')}" if record.damaged[1:] else ""
         raise BadRequest(f"{record.damaged[0]}{more}", hint="the page shows what the other files say")

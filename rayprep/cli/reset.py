@@ -7,11 +7,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from rayprep.cli import output
 from rayprep.cli.request import default_run_id
 from rayprep.host.container_run import change_manifest
 from rayprep.host.layout import Layout, choose_roots, root_unfit
 from rayprep.host.reset import preview, reset
-from rayprep.model.base import to_json, utc_now
+from rayprep.model.base import utc_now
 from rayprep.model.errors import BadRequest, RayprepError
 from rayprep.model.optimizations import removed
 from rayprep.model.reset import ResetReport
@@ -52,7 +53,10 @@ def run(wish: Wish, *, dry_run: bool, yes: bool, json_output: bool) -> int:
             report = report.warned(warning)
     else:
         raise BadRequest("there is no terminal to ask on before anything is removed", hint="give --yes, or --dry-run")
-    print(to_json(report) if json_output else _in_words(report), end="", flush=True)
+    if json_output:
+        output.document(report)
+    else:
+        output.lines(_in_words(report))
     return report.exit_code
 
 
@@ -102,12 +106,12 @@ def _ask(plan: ResetReport) -> bool:
     """On stderr, so that a report in JSON stays alone on stdout."""
     if plan.empty:
         return True
-    print(_in_words(plan.model_copy(update={"dry_run": True})), end="", file=sys.stderr)
-    print("Remove all this? [y/N] ", end="", file=sys.stderr, flush=True)
+    output.lines(_in_words(plan.model_copy(update={"dry_run": True})), to_stderr=True)
+    output.question("Remove all this? [y/N]")
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
-def _in_words(report: ResetReport) -> str:
+def _in_words(report: ResetReport) -> list[str]:
     would = "would be " if report.dry_run else ""
     entries, sizes, files = Counter[str](), Counter[str](), Counter[str]()
     for entry in report.removed:
@@ -122,7 +126,7 @@ def _in_words(report: ResetReport) -> str:
     lines += [f"  {path}  {would}dropped" for path in (*report.completions_dropped, *report.markers_dropped)]
     lines += [f"  {count} entries stay: {reason.replace('_', ' ')}" for reason, count in report.kept.items()]
     lines += [f"  warning: {warning}" for warning in report.warnings]
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def _mib(count: int) -> str:

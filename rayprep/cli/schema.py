@@ -2,6 +2,7 @@
 
 import json
 
+from rayprep.cli import output
 from rayprep.host.locks import Holder
 from rayprep.host.markers import Marker
 from rayprep.model.base import Record
@@ -44,4 +45,4 @@ def schema(name: str) -> dict[str, object]:
 
 
 def run(name: str) -> None:
-    print(json.dumps(schema(name), indent=2))
+    output.json_text(json.dumps(schema(name), indent=2))

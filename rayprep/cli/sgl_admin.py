@@ -5,9 +5,11 @@ import typer
 from rayprep.cli.commands_look import inspect
 from rayprep.cli.commands_request import ensure
 from rayprep.cli.main import run
+from rayprep.cli.usage import Commands
 
 app = typer.Typer(
     name="sgl-admin",
+    cls=Commands,
     help="SGLang kernel caches.",
     no_args_is_help=True,
     add_completion=False,

@@ -7,10 +7,10 @@ from pydantic import ValidationError
 
 from rayprep.host.atomic import write_text
 from rayprep.host.layout import Layout
-from rayprep.host.scan import printable
 from rayprep.model.base import Record
 from rayprep.model.completion import Completion, Identity
 from rayprep.model.stages import StageName
+from rayprep.model.text import printable
 
 _KEY = re.compile(r"(?P<slug>.+)-tp(?P<tp>\d+)-[0-9a-f]{16}")
 

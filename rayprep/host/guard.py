@@ -20,6 +20,8 @@ import time
 
 import psutil
 
+from rayprep.model.text import printable
+
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 POLL_S = 0.05
@@ -126,7 +128,7 @@ def main(argv: list[str]) -> int:
         # Kept until the end: a Popen that is thrown away waits for its process, and the status would be lost.
         child = _run(command, report_fd)
     except OSError as error:
-        print(f"rayprep guard: {command[0]}: {error.strerror}", file=sys.stderr)
+        print(f"rayprep guard: {printable(command[0])}: {error.strerror}", file=sys.stderr)
         _report(report_fd, {"kill_sent": False, "killed": True, "timeout_s": grace_s})
         return 127
     status: int | None = None

@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rayprep.host.owned import OwnedTree
-from rayprep.model.base import encodable
 from rayprep.model.caches import CACHES, CacheName
 from rayprep.model.errors import BadRequest, ErrorType, HostUnfit
 from rayprep.model.file_names import file_name
 from rayprep.model.located import Located
 from rayprep.model.stages import StageName
+from rayprep.model.text import printable
 
 if TYPE_CHECKING:
     from rayprep.model.manifest import Manifest
@@ -182,7 +182,7 @@ def choose_roots(environ: Mapping[str, str], profiles: str | None = None, teleme
 
     Raises:
         HostUnfit: a default is needed and this user has no home folder.
-        BadRequest: a root's name is not UTF-8.
+        BadRequest: a root's name is not UTF-8, or holds a character that does not print.
     """
     profiles_root = (
         profiles
@@ -211,10 +211,12 @@ def _below_home(environ: Mapping[str, str], variable: str, below: str) -> str:
 
 
 def _absolute(path: str) -> Path:
-    if encodable(path) != path:
-        raise BadRequest(f"root {path} is not UTF-8, so no JSON file could name it", hint="choose another root")
     # Not resolved: libraries bake the path in as it is given, and a link may be how a site moves its storage.
-    return Path(os.path.abspath(os.path.expanduser(path)))  # noqa: PTH100, PTH111 - Path keeps `..`
+    absolute = os.path.abspath(os.path.expanduser(path))  # noqa: PTH100, PTH111 - Path keeps `..`
+    if not absolute.isprintable():  # no JSON file could hold the name, or no line that programs read
+        why = "has a character that is not UTF-8, or does not print"
+        raise BadRequest(f"root {printable(absolute)} {why}", hint="choose another root")
+    return Path(absolute)
 
 
 def _mounted(path: str, *below: str) -> str | None:

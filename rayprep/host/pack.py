@@ -15,7 +15,7 @@ from rayprep.host.entries import find_places
 from rayprep.host.layout import Layout, os_error_type
 from rayprep.host.markers import read_markers
 from rayprep.host.package_stream import CHUNK, END, header, member_size, padding
-from rayprep.host.scan import hash_files, printable
+from rayprep.host.scan import hash_files
 from rayprep.model.base import encodable
 from rayprep.model.caches import CACHES, CacheName, Entry, FileKind, classify
 from rayprep.model.completion import Completion
@@ -32,6 +32,7 @@ from rayprep.model.package import (
 )
 from rayprep.model.signature import Signature, differences
 from rayprep.model.stages import StageName
+from rayprep.model.text import printable
 
 _KEY = re.compile(r".+-tp\d+-[0-9a-f]{16}")
 

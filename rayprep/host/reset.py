@@ -16,13 +16,13 @@ from rayprep.host.locks import HeldLocks, acquire, is_held, read_holder
 from rayprep.host.markers import read_markers, remove_marker
 from rayprep.host.moe_folder import drop_dangling_links
 from rayprep.host.reset_survey import all_there, look
-from rayprep.host.scan import printable
 from rayprep.model.caches import CacheName, Entry
 from rayprep.model.errors import LockTimeout
 from rayprep.model.reset import Outcome, ResetReport, planned, report_of
 from rayprep.model.reset_filters import Filters
 from rayprep.model.reset_store import Claim, Found, Store
 from rayprep.model.stages import StageName
+from rayprep.model.text import printable
 
 Say = Callable[[str], None]
 """Takes one line for the session log."""

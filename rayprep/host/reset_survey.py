@@ -12,7 +12,7 @@ from rayprep.host.completions import read_completions
 from rayprep.host.entries import group_entries
 from rayprep.host.layout import Layout
 from rayprep.host.markers import read_markers
-from rayprep.host.scan import printable, scan_cache
+from rayprep.host.scan import scan_cache
 from rayprep.model.base import parse_utc
 from rayprep.model.caches import CACHES, CacheName, Entry, entry_of
 from rayprep.model.completion import Completion
@@ -21,6 +21,7 @@ from rayprep.model.reset_filters import Filters
 from rayprep.model.reset_store import Claim, Found, Mark, Store
 from rayprep.model.signature import FORMAT_VERSION
 from rayprep.model.stages import StageName
+from rayprep.model.text import printable
 
 
 def look(layout: Layout, filters: Filters) -> Store:
@@ -134,7 +135,7 @@ def _found(key: Entry, items: Sequence[_Item], slugs: frozenset[str]) -> Found:
     files = [item for item in items if not item.is_folder]
     return Found(
         key=key,
-        name="\\n".join(printable("/".join(key)).splitlines()),  # one line of a log
+        name=printable("/".join(key)),
         places=tuple(item.path for item in items if not item.path.startswith(f"{key[1]}/")),
         size=sum(item.size for item in files),
         files=len(files),

@@ -10,6 +10,7 @@ from pathlib import Path
 from rayprep.model.base import utc_from_timestamp
 from rayprep.model.caches import CACHES, CacheName
 from rayprep.model.snapshot import NewestFile
+from rayprep.model.text import printable
 
 NEWEST = 5
 """How many of the newest files a scan names."""
@@ -171,11 +172,6 @@ def _is_utf8(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def printable(path: str) -> str:
-    """A path for people and JSON: bytes that are not UTF-8 become `\\xNN`."""
-    return os.fsencode(path).decode(errors="backslashreplace")
 
 
 def hash_files(root: Path, paths: Iterable[str]) -> dict[str, str]:

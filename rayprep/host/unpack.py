@@ -23,7 +23,6 @@ from rayprep.host.moe_folder import keep_aside
 from rayprep.host.owned import Places
 from rayprep.host.package_stream import PackageReader, Source
 from rayprep.host.placing import clear_aborted, move_in, sync
-from rayprep.host.scan import printable
 from rayprep.host.unpack_survey import look
 from rayprep.model.base import utc_now
 from rayprep.model.completion import Completion
@@ -32,6 +31,7 @@ from rayprep.model.package import Key, PackageManifest, PackageReport, PackedFil
 from rayprep.model.placement import Placement, place
 from rayprep.model.signature import Signature
 from rayprep.model.stages import StageName
+from rayprep.model.text import printable
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ from typing import Annotated, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict
 
+from rayprep.model.text import printable
+
 _YEAR_1 = datetime.min.replace(tzinfo=UTC).timestamp()
 _YEAR_9999 = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC).timestamp()
 
@@ -39,14 +41,7 @@ def to_json(record: Record) -> str:
 
 def encodable(text: str) -> str:
     """`text` with whatever UTF-8 cannot hold written out: a file name's stray bytes, or half a surrogate pair."""
-    return text.encode(errors="backslashreplace").decode()
-
-
-def one_line(text: str) -> str:
-    """For a terminal: one line, in which whatever does not print, such as the start of an escape sequence, is written
-    out."""
-    words = " ".join(text.split())
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in words)
+    return "".join(printable(char) if "\ud800" <= char <= "\udfff" else char for char in text)
 
 
 def counted(count: int, one: str, many: str = "") -> str:

@@ -6,6 +6,7 @@ from typing import Annotated
 from pydantic import BeforeValidator, model_validator
 
 from rayprep.model.base import Record, Utc
+from rayprep.model.text import one_line
 
 EXIT_UNFIT = 3
 """The exit code of an environment that cannot do it."""
@@ -20,14 +21,11 @@ class State(StrEnum):
 
 
 def _one_line(value: object) -> object:
-    """Compilers and the OS say whatever they like; a finding is one line that prints and encodes everywhere."""
-    if not isinstance(value, str):
-        return value
-    encodable = value.encode(errors="backslashreplace").decode()
-    return " ".join("".join(char if char.isprintable() else " " for char in encodable).split())
+    return one_line(value) if isinstance(value, str) else value
 
 
 Line = Annotated[str, BeforeValidator(_one_line)]
+"""Compilers and the OS say whatever they like; a finding is one line that prints and encodes everywhere."""
 
 
 class Finding(Record):

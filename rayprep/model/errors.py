@@ -14,7 +14,8 @@ pickling, since they cross Ray's process boundaries.
 
 from enum import StrEnum
 
-from rayprep.model.base import encodable, one_line
+from rayprep.model.base import encodable
+from rayprep.model.text import one_line
 
 
 class ErrorType(StrEnum):

@@ -2,15 +2,13 @@
 
 import sys
 import time
-from typing import TYPE_CHECKING, Protocol, TextIO
+from typing import Protocol, TextIO
 
 from rayprep.model.events import Event, Phase
 from rayprep.model.fleet_result import FleetResult
 from rayprep.model.fleet_status import FleetStatus, HostNow
 from rayprep.report.live import LineView, View
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from rayprep.report.screen import Grid, Screen
 
 PROGRESS_EVERY_S = 10.0
 STYLE = {
@@ -62,21 +60,17 @@ class LiveFleetView:
     """A row for each host, redrawn in place; warnings above it."""
 
     def __init__(self, stream: TextIO) -> None:
-        from rich.console import Console
-        from rich.live import Live
-
         self._last: dict[str, HostNow] = {}
         self._status: FleetStatus | None = None
-        self._console = Console(file=stream)
-        self._live = Live(console=self._console, get_renderable=self._draw, refresh_per_second=4)
+        self._screen = Screen(stream)
+        self._live = self._screen.live(self._draw)
 
     def show(self, event: Event) -> None:
         if event.host:
             self._last[event.host] = HostNow(age_s=0, last=event)
         ended_by_error = event.phase is Phase.END and event.name == "ensure" and event.message
         if event.phase in (Phase.WARNING, Phase.WAIT_LOCK) or ended_by_error:
-            style = "bold red" if ended_by_error else "yellow"
-            self._console.print(event.human_line, style=style, markup=False, highlight=False)
+            self._screen.line(event.human_line, "bold red" if ended_by_error else "yellow")
 
     def update(self, result: FleetResult) -> None:
         self._status = FleetStatus(run_id=result.run.run_id, taken_at=result.run.started_at, result=result)
@@ -85,9 +79,9 @@ class LiveFleetView:
     def refresh(self) -> None:
         self._live.refresh()
 
-    def _draw(self) -> "Table":
+    def _draw(self) -> Grid:
         # What does not fit on the screen would take most of a core to lay out, four times a second.
-        return fleet_table(self._status, max(1, self._console.height - 3))
+        return fleet_table(self._status, max(1, self._screen.height - 3))
 
     def __enter__(self) -> "LiveFleetView":
         self._live.__enter__()
@@ -97,17 +91,14 @@ class LiveFleetView:
         self._live.__exit__(None, None, None)
 
 
-def fleet_table(status: FleetStatus | None, most: int | None = None) -> "Table":
+def fleet_table(status: FleetStatus | None, most: int | None = None) -> Grid:
     """The hosts of one run, failures first; of more than `most` the first, and how many follow."""
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False)
+    grid = Grid()
     for heading in ("host", "group", "state", "now", "done", "heard"):
-        table.add_column(heading, no_wrap=heading != "now", overflow="ellipsis")
+        grid.column(heading, no_wrap=heading != "now")
     rows = status.rows if status else []
     for host, group, state, *rest in rows[:most]:
-        table.add_row(host, group, Text(state, style=STYLE.get(state, "")), *map(Text, rest))
+        grid.row(host, group, (state, STYLE.get(state, "")), *rest)
     if left := len(rows[most:]) if most is not None else 0:
-        table.add_row(f"... {left} more")
-    return table
+        grid.row(f"... {left} more")
+    return grid

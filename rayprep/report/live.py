@@ -4,13 +4,11 @@ import contextlib
 import sys
 import time
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol, TextIO
+from typing import Protocol, TextIO
 
 from rayprep.model.events import Event, Phase
 from rayprep.model.stages import StageName
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from rayprep.report.screen import Grid, Screen, write_json, write_line
 
 
 class View(Protocol):
@@ -45,7 +43,10 @@ class LineView:
 
     def show(self, event: Event) -> None:
         with contextlib.suppress(OSError):  # whoever read it has gone, which is no reason to stop the work
-            print(event.json_line if self._json else event.human_line, file=self._stream, flush=True)
+            if self._json:
+                write_json(event.json_line, self._stream)
+            else:
+                write_line(event.human_line, self._stream)
 
     def refresh(self) -> None:
         """Lines stay as they are."""
@@ -88,35 +89,29 @@ class LiveView:
     """Stages and the proof, elapsed time and the current hint, redrawn in place."""
 
     def __init__(self, stream: TextIO) -> None:
-        from rich.console import Console
-        from rich.live import Live
-
         self._rows = {name: _Row() for name in (*(stage.value for stage in StageName), "verify")}
         self._above = ""
-        self._live = Live(console=Console(file=stream), get_renderable=self._table, refresh_per_second=4)
+        self._screen = Screen(stream)
+        self._live = self._screen.live(self._table)
 
     def show(self, event: Event) -> None:
         row = self._rows.get(event.name)
         if row is not None:
             row.take(event)
         elif event.phase is Phase.WARNING:
-            self._live.console.print(event.human_line, style="yellow", markup=False, highlight=False)
+            self._screen.line(event.human_line, "yellow")
         self._above = event.human_line if event.phase is Phase.WAIT_LOCK else ""
 
     def refresh(self) -> None:
         self._live.refresh()
 
-    def _table(self) -> "Table":
-        from rich.table import Table
-        from rich.text import Text
-
-        table = Table(box=None, pad_edge=False, title=self._above or None, title_justify="left")
+    def _table(self) -> Grid:
+        grid = Grid(title=self._above)
         for heading in ("stage", "state", "elapsed", "done", "now"):
-            table.add_column(heading, no_wrap=heading != "now", overflow="ellipsis")
+            grid.column(heading, no_wrap=heading != "now")
         for name, row in self._rows.items():
-            state = Text(row.state, style=_STYLE.get(row.state, ""))
-            table.add_row(name, state, row.elapsed, row.count, Text(row.hint))
-        return table
+            grid.row(name, (row.state, _STYLE.get(row.state, "")), row.elapsed, row.count, row.hint)
+        return grid
 
     def __enter__(self) -> "LiveView":
         self._live.__enter__()

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from rayprep.model.base import counted
 from rayprep.model.run_record import RunRecord
+from rayprep.model.text import printable
 from rayprep.report import timeline, words
 from rayprep.report.page_model import Page, page_of
 
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def render(record: RunRecord) -> str:
-    """The page's text. Whatever the files of the run hold is shown as text, and nothing of it as markup."""
+    """The page's text. Whatever the files of the run hold is shown as text that prints, and nothing of it as markup."""
     page = page_of(record)
     return _environment().get_template("page.html").render(page=page, anchors=_anchors(page), geometry=timeline)
 
@@ -22,12 +23,22 @@ def _anchors(page: Page) -> dict[str, str]:
     return {host.name: f"host-{number}" for number, host in enumerate(page.hosts)}
 
 
+def _as_text(value: object) -> object:
+    """Each value before it is escaped for HTML; what a macro made of some has been here already."""
+    return printable(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
+
+
 def _environment() -> "Environment":
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     loader = PackageLoader("rayprep.report", "templates")
     environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=loader,
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_as_text,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters.update(duration=words.duration, size=words.size, counted=counted)
     return environment

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from rayprep.host.owned import OwnedTree
 from rayprep.model.events import Event, Phase
+from rayprep.model.text import printable
 
 _FOR_PEOPLE = frozenset({Phase.START, Phase.END, Phase.WARNING})
 """Phases that get a human line beside their JSON line; the others would only fill the log."""
@@ -24,7 +25,8 @@ class SessionLog:
         self.say(event.json_line)
 
     def say(self, line: str) -> None:
-        self._file.write(line + "\n")
+        """Writes one line, whatever a name in it holds."""
+        self._file.write(printable(line) + "\n")
 
     def close(self) -> None:
         self._file.close()

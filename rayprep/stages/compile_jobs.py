@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from rayprep.model.errors import ErrorType
 from rayprep.model.server_failure import NO_SPACE
+from rayprep.model.text import printable
 from rayprep.stages.deep_gemm_cache import CUBIN, SOURCE, new_folder, publish
 
 _TOOLCHAIN = re.compile(
@@ -104,7 +105,7 @@ def _run(command: list[str], folder: Path, name: str) -> None:
         why = f"{command[0]} cannot be run: {error.strerror}"
         raise CompileError(ErrorType.TOOLCHAIN_MISMATCH, name, why) from None
     if done.returncode != 0:
-        print(f"{name}: {' '.join(command)}\n{done.stdout}", flush=True)
+        print(printable(f"{name}: {' '.join(command)}"), done.stdout, sep="\n", flush=True)
         raise compile_error(name, done.stdout, done.returncode)
 
 

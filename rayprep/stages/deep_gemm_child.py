@@ -21,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from rayprep.model.errors import ErrorType
+from rayprep.model.text import printable
 from rayprep.stages.child_lines import Emit, FailLine, StepLine, answer
 from rayprep.stages.compile_jobs import CompileJob, compile_error, run_jobs
 from rayprep.stages.deep_gemm_cache import SOURCE, adopt, entries, recorded_arguments, whole_entry
@@ -123,7 +124,7 @@ def _make(missing: Sequence[Path], request: GemmRequest, emit: Emit) -> None:
     done = len(missing) - len(jobs)
     emit(StepLine(hint="compiling kernels", n=done, m=len(missing)))
     for n, compiled in enumerate(run_jobs(jobs, request.nvcc, cache, request.parallel), done + 1):
-        print(f"compiled {compiled.name} in {compiled.seconds:.1f} s", flush=True)
+        print(f"compiled {printable(compiled.name)} in {compiled.seconds:.1f} s", flush=True)
         emit(StepLine(hint="compiling kernels", n=n, m=len(missing)))
 
 

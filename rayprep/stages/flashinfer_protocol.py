@@ -12,9 +12,10 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, TypeAdapter
 
 from rayprep.model.attention import FlashInferModule
-from rayprep.model.base import Record, encodable
+from rayprep.model.base import Record
 from rayprep.model.errors import ErrorType
 from rayprep.model.server_failure import NO_SPACE
+from rayprep.model.text import printable
 from rayprep.stages.child_lines import FailLine, StepLine
 
 
@@ -76,7 +77,7 @@ _SIGNS = (
 
 def failure(error: BaseException) -> FailLine:
     """Says what stopped the child. `run_ninja` raises RuntimeError with all that ninja printed (flashinfer 0.6.14)."""
-    return FailLine(error_type=_error_type(error), message=encodable(_one_line(error)))
+    return FailLine(error_type=_error_type(error), message=printable(_one_line(error)))
 
 
 def _error_type(error: BaseException) -> ErrorType:

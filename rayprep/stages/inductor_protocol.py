@@ -17,6 +17,7 @@ from rayprep.model.architecture import Architecture
 from rayprep.model.base import Record
 from rayprep.model.errors import ErrorType
 from rayprep.model.server_failure import NO_SPACE
+from rayprep.model.text import printable
 from rayprep.stages.child_lines import FailLine, StepLine
 
 MAX_LAYERS = 2
@@ -187,7 +188,7 @@ def _one_line(error: BaseException) -> str:
     lines = [" ".join(line.split()) for line in text.splitlines() if line.strip()]
     errors = [line for line in lines if re.search(r"\berror\b|No space left", line, re.IGNORECASE)]
     line = (errors or lines or [""])[0]
-    return (line if output else f"{type(error).__name__}: {line}")[:300]
+    return printable(line if output else f"{type(error).__name__}: {line}")[:300]
 
 
 def _is_full(error: BaseException) -> bool:

@@ -11,7 +11,7 @@ from typing import Annotated, Literal, NamedTuple, Protocol
 
 from pydantic import Field, TypeAdapter
 
-from rayprep.model.base import Record, encodable
+from rayprep.model.base import Record
 from rayprep.model.errors import ErrorType, RayprepError
 from rayprep.model.moe import MoeShape
 from rayprep.model.moe_entries import ConfigFiles, Stock
@@ -20,6 +20,7 @@ from rayprep.model.moe_space import KernelConfig
 from rayprep.model.moe_trial import Measurement, Trial
 from rayprep.model.server_failure import NO_SPACE
 from rayprep.model.spec import MoeStrategy
+from rayprep.model.text import printable
 from rayprep.model.tuning import TuningCounts
 from rayprep.stages.child_lines import FailLine, StepLine
 
@@ -149,4 +150,4 @@ def failure(error: BaseException) -> FailLine:
 def one_line(error: BaseException) -> str:
     """The error's type and the first line that it says anything in."""
     lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
-    return encodable(f"{type(error).__name__}: {(lines or [''])[0]}")[:300]
+    return printable(f"{type(error).__name__}: {(lines or [''])[0]}")[:300]

@@ -25,7 +25,7 @@ def main(argv: list[str]) -> int:
     if source is None:
         os.execv(nvcc, [nvcc, *arguments])
     if os.path.exists(f"{folder}/refuse"):  # noqa: PTH110 - pathlib would double the start-up time
-        print(f"rayprep: this kernel was not listed: {source}", file=sys.stderr)
+        print(f"rayprep: this kernel was not listed: {source!a}", file=sys.stderr)
         return 1
     if not _is_gemm(source):
         return _compile([nvcc, *arguments], f"{folder}/failed")

@@ -22,8 +22,9 @@ from queue import SimpleQueue
 from types import ModuleType
 
 from rayprep.host.files import read_bytes
-from rayprep.model.base import encodable, read_tolerant
+from rayprep.model.base import read_tolerant
 from rayprep.model.sglang_jit import PDL, Arg, JitLine, JitModule, JitRequest
+from rayprep.model.text import printable
 from rayprep.stages.child_lines import claim_stdout
 from rayprep.stages.compile_jobs import first_error
 
@@ -67,7 +68,7 @@ def _compile(module: JitModule, compiler: Callable[[], object], ended: "SimpleQu
         compiler()
     except BaseException as error:  # noqa: BLE001 - the main thread waits for a line of every module
         traceback.print_exc()
-        problem = encodable(f"{type(error).__name__}: {first_error(str(error))}")
+        problem = printable(f"{type(error).__name__}: {first_error(str(error))}")
     ended.put(JitLine(name=module.name, seconds=round(time.monotonic() - started, 3), error=problem))
 
 

@@ -12,6 +12,7 @@ from rayprep.host.layout import Layout, choose_roots, os_error_type, prepare_roo
 from rayprep.model.caches import CacheName
 from rayprep.model.errors import BadRequest, ErrorType, HostUnfit
 from rayprep.model.stages import StageName
+from tests.foreign import NASTY
 from tests.host.other_user import NOBODY, as_user
 from tests.needs import needs_namespaces, needs_root
 
@@ -131,10 +132,21 @@ def test_roots_are_absolute_but_links_in_them_stay(tmp_path: Path, monkeypatch: 
     assert roots({}, "a/../link/./p/", "t") == (f"{tmp_path}/link/p", f"{tmp_path}/t")
 
 
-def test_a_root_that_no_json_file_could_name_is_refused() -> None:
-    with pytest.raises(BadRequest, match="not UTF-8") as caught:
-        choose_roots({}, os.fsdecode(b"/caches\xff"), "/t")
+@pytest.mark.parametrize("name", NASTY.values(), ids=NASTY)
+@pytest.mark.parametrize("place", ["--profiles-root", "--telemetry-root", "HOST_PROFILES_ROOT", "HOST_TELEMETRY_ROOT"])
+def test_a_root_that_no_json_file_could_name_or_no_line_hold_is_refused(place: str, name: str) -> None:
+    given = {place: f"/caches/{name}"}
+    with pytest.raises(BadRequest, match="not UTF-8, or does not print") as caught:
+        choose_roots({"HOME": "/h", **given}, given.get("--profiles-root"), given.get("--telemetry-root"))
     caught.value.line.encode()
+
+
+def test_a_root_in_a_folder_that_does_not_print_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / NASTY["title"]
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    with pytest.raises(BadRequest, match="does not print"):
+        roots({}, "p", "/t")
 
 
 @needs_root()

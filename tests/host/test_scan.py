@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rayprep.host.scan import NEWEST, hash_files, printable, scan_cache
+from rayprep.host.scan import NEWEST, hash_files, scan_cache
 from rayprep.model.caches import CACHES, CacheName, FileKind, classify
 from tests.host.other_user import NOBODY, as_user
 from tests.host.programs import ended, next_line
@@ -275,7 +275,3 @@ def test_many_files_keep_their_own_hashes(tmp_path: Path) -> None:
     assert hash_files(tmp_path, paths) == {
         path: "sha256:" + hashlib.sha256(path.encode()).hexdigest() for path in paths
     }
-
-
-def test_any_name_can_be_printed() -> None:
-    assert printable(os.fsdecode(b"a\xff\xc3\xbc")) == "a\\xffü"

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from markupsafe import escape
 
 from rayprep.cli import report as command
 from rayprep.host.run_files import read_run
@@ -19,9 +20,11 @@ from rayprep.model.fleet_result import FleetError
 from rayprep.model.result import PrepResult, RunStatus
 from rayprep.model.rollout import HostPhase
 from rayprep.model.stages import StageName, StageStatus
+from rayprep.model.text import printable
 from rayprep.report.page import render
 from rayprep.report.page_model import Page, page_of
 from rayprep.report.timeline import ROWS, WIDTH
+from tests.foreign import ALL, lines
 from tests.model.samples import MOMENT
 from tests.report.left_runs import (
     BUILT_S,
@@ -327,6 +330,18 @@ def test_numbers_that_no_run_has(tmp_path: Path) -> None:
 def test_nothing_on_the_page_leads_elsewhere(tmp_path: Path) -> None:
     text = html(fleet(tmp_path, HOSTS, failed=HOSTS[3:5]).write())
     assert re.findall(r"https?:|//|@import|url\((?!#)|<script|<link (?!rel=\"icon\" href=\"data:)", text) == []
+
+
+def test_every_line_of_the_page_prints(tmp_path: Path) -> None:
+    left = fleet(tmp_path, ["h1", "h2", ALL], failed={ALL})
+    left.events.append(Event(name="ensure", phase=Phase.WARNING, ts=at(90), host=ALL, message=ALL))
+    stage = left.results[ALL].stages[StageName.FLASHINFER]
+    error = stage.errors[0].model_copy(update={"message": ALL, "hint": ALL, "log_tail": (ALL, "\ttabbed")})
+    left.results[ALL].stages[StageName.FLASHINFER] = stage.model_copy(update={"errors": (error,)})
+    text = html(left.write())
+    lines(text)
+    assert text.count("\\u202egpj.exe") > 10
+    assert f"<pre>{escape(printable(ALL.expandtabs()))}\n        tabbed\n</pre>" in text
 
 
 def test_help_does_not_load_the_template_engine() -> None:

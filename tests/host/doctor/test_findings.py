@@ -27,7 +27,7 @@ class TestFindings:
 
     def test_whatever_is_found_becomes_one_line_that_encodes(self) -> None:
         finding = warn("x", "first\nsecond\x1b[31m\tred \udcff", "do\r\nthis")
-        assert finding.message == "first second [31m red \\udcff"
+        assert finding.message == r"first second\x1b[31m red \xff"
         assert finding.remedy == "do this"
         assert json.loads(finding.model_dump_json())["message"] == finding.message
 
