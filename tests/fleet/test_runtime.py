@@ -18,7 +18,7 @@ def test_a_start_that_takes_too_long_is_rays_failure(monkeypatch: pytest.MonkeyP
         raise Exception("The current node timed out during startup.")
 
     monkeypatch.setattr(ray, "init", init)
-    with RayFolder() as folder, pytest.raises(HostUnfit) as raised, local_ray(folder):
+    with RayFolder() as folder, pytest.raises(HostUnfit) as raised, local_ray(folder.sessions):
         pytest.fail("it has not started")
     assert raised.value.error_type is ErrorType.RAY_UNAVAILABLE
     assert raised.value.message == "Ray does not start: The current node timed out during startup."
@@ -29,7 +29,7 @@ def test_sigterm_while_ray_starts_is_an_interrupt(monkeypatch: pytest.MonkeyPatc
         raise SystemExit(signal.SIGTERM)  # as the handler does that ray.init puts in place
 
     monkeypatch.setattr(ray, "init", init)
-    with RayFolder() as folder, pytest.raises(KeyboardInterrupt), local_ray(folder):
+    with RayFolder() as folder, pytest.raises(KeyboardInterrupt), local_ray(folder.sessions):
         pytest.fail("it has not started")
 
 
