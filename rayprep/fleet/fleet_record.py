@@ -139,7 +139,7 @@ class FleetRecord:
         status = fleet_status(rollout, states, interrupted=interrupted)
         if self.result.errors and status is RunStatus.OK:
             status = RunStatus.PARTIAL
-        if self.result.errors and not interrupted and not any(member.record.stages for member in members.values()):
+        if self.result.errors and not interrupted and not any(state.phase.is_good for state in states.values()):
             status = RunStatus.ERROR
         run = self.result.run.model_copy(update={"finished_at": utc_now()})
         self._change(status=status, run=run)

@@ -32,7 +32,7 @@ START_S = 180.0
 SILENCE_S = 90.0
 """More than any single call of Ray may take, each of which has a deadline."""
 CANCELLED_SILENCE_S = 15.0
-END_S = 10.0
+END_S = 5.0
 """To take leave of Ray."""
 AGENT_GRACE_S = 2.0
 _STANDARD_ERROR = 2
