@@ -1,8 +1,8 @@
-"""The process that is attached to Ray: `python -m rayprep.fleet.attached DESCRIPTOR`
+"""The process that is attached to Ray: `python -m rayprep.fleet.attached DESCRIPTOR OWNER`
 
 Ray ends a process that is attached to it from C++, without a word, when it has lost its head for a minute. So the
 process that the user started attaches to no Ray. It starts this one, tells it what to do over DESCRIPTOR, a socket, and
-ends the run itself where this one ends or hangs (`RayProcess`).
+ends the run itself where this one ends or hangs (`RayProcess`). OWNER is its process id.
 """
 
 import contextlib
@@ -42,13 +42,21 @@ def main(argv: list[str]) -> int:
             worker = _Worker(wire, orders, pool, attach)
             while (job := orders.next()) is not None:
                 wire.end(worker.outcome(job))
-    except RayprepError as error:
-        wire.end(error)
+    except ConnectionError:
+        return 1  # the owner has gone
     except KeyboardInterrupt:
         wire.end(Interrupted())
-    except OSError:
-        return 1  # the owner has gone
+    except Exception as error:  # noqa: BLE001 - the owner says it
+        wire.end(_as_ours(error, debug=attach.debug))
     return 0
+
+
+def _as_ours(error: Exception, *, debug: bool) -> RayprepError:
+    if isinstance(error, RayprepError):
+        return error
+    if debug:
+        traceback.print_exception(error)
+    return RayprepError(f"{type(error).__name__}: {error}", error_type=ErrorType.INTERNAL_ERROR)
 
 
 def _die_with(owner: int) -> None:
@@ -81,12 +89,10 @@ class _Worker:
         """The job's result, or why there is none."""
         try:
             return self._carry_out(job)
-        except RayprepError as error:
-            return error
+        except ConnectionError:
+            raise
         except Exception as error:  # noqa: BLE001 - the owner says it, and closes the result
-            if self._debug:
-                traceback.print_exc()
-            return RayprepError(f"{type(error).__name__}: {error}", error_type=ErrorType.INTERNAL_ERROR)
+            return _as_ours(error, debug=self._debug)
 
     def _carry_out(self, job: object) -> PrepResult | FleetResult:
         if isinstance(job, HostJob):

@@ -4,6 +4,7 @@ From the owner: `Attach`, then jobs one after another, and `CANCEL`. To the owne
 come, `Alive` several times a second, and one `Outcome` for the start and for each job.
 """
 
+import time
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -18,6 +19,8 @@ from rayprep.model.result import PrepResult
 from rayprep.node.request import NodeRequest
 
 CANCEL = "cancel"
+UPDATE_EVERY_S = 1.0
+"""A large fleet's state takes long to send, and its table is not read more often."""
 
 
 @dataclass(frozen=True)
@@ -73,13 +76,16 @@ class Wire:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self.agent_pid: int | None = None
+        self._updated = -UPDATE_EVERY_S
 
     def show(self, event: Event) -> None:
         self._connection.send(event)
 
     def update(self, result: FleetResult) -> None:
         """The state of a fleet, as it stands."""
-        self._connection.send(result)
+        if time.monotonic() - self._updated >= UPDATE_EVERY_S:
+            self._updated = time.monotonic()
+            self._connection.send(result)
 
     def refresh(self) -> None:
         """Something goes on, or is waited for."""

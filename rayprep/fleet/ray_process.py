@@ -122,9 +122,9 @@ class RayProcess:
                 update(message)
             elif isinstance(message, Alive):
                 self._know(message.agent_pid)
+                view.refresh()
             elif message is _ENDED:
                 self._fail(f"Ray has ended the process that was attached to it{self._how()}")
-            view.refresh()
             if self._interrupts.asked and not cancelled:
                 cancelled, heard = True, time.monotonic()
                 self._send(CANCEL)

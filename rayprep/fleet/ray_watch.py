@@ -41,7 +41,11 @@ class RayWatch:
         """To be called now and then. Raises RayGone."""
         if self._address is None:
             self._look()
-        elif time.monotonic() - self._knocked > KNOCK_EVERY_S:
+            return
+        pause = time.monotonic() - self._knocked
+        if pause > GONE_S:  # nobody has asked for long, so that nothing is known
+            self._heard = time.monotonic()
+        if pause > KNOCK_EVERY_S:
             self._knock(self._address)
             self._knocked = time.monotonic()
 

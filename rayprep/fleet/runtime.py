@@ -14,6 +14,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from rayprep.host.sweeper import sweep
 from rayprep.model.base import read_tolerant
 from rayprep.model.errors import ErrorType, HostUnfit
 from rayprep.model.ray_versions import RayVersions
@@ -102,6 +103,8 @@ class RayFolder:
         except subprocess.TimeoutExpired:
             self._sweeper.kill()
             self._sweeper.wait()
+        if self._sweeper.returncode:  # it was killed
+            sweep(_MARK, str(self.token), str(self.path))
 
 
 def kept_off_stdout() -> AbstractContextManager[object]:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import ray
 from rayprep.fleet.runtime import RayFolder, local_ray
 from rayprep.host.interrupts import Interrupts
 from rayprep.model.errors import ErrorType, HostUnfit
+from tests.processes import alive, family, named, wait_for
 
 
 def test_a_start_that_takes_too_long_is_rays_failure(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,3 +48,13 @@ def test_an_interrupt_while_the_folder_is_made_leaves_none(monkeypatch: pytest.M
     with Interrupts(), pytest.raises(KeyboardInterrupt):
         RayFolder()
     assert not made[0].parent.exists()
+
+
+def test_the_folder_goes_without_its_sweeper_too() -> None:
+    with RayFolder() as folder:
+        process = subprocess.Popen(["sleep", "600"], env=folder.environment())
+        (sweeper,) = named(family(os.getpid()), "rayprep.host.sweeper", str(folder.path))
+        sweeper.kill()
+        wait_for(lambda: not alive([sweeper]), "the sweeper to end")
+    assert not folder.path.exists()
+    assert process.wait(10) < 0
