@@ -241,6 +241,8 @@ class _Drive:
             self._end(member, gone, failure_of(found.result) or Interrupted())
 
     def _end(self, member: Member, gone: RayGone | None, error: RayprepError | FleetError) -> None:
+        if gone:
+            member.dismiss()
         member.end(HostPhase.LOST if gone else HostPhase.FAILED, gone or error)
 
     def _breathe(self) -> None:

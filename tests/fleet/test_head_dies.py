@@ -49,7 +49,7 @@ def test_the_heads_gcs_dies(two: Fleet) -> None:
     assert states == {"lost": "node_lost"}
     assert run.said("RESULT_STATUS error hosts:lost=2")
     assert run.said("RESULT_JSON", "fleet_result.json")
-    wait_for(lambda: not left(two) and not ours("ray::HostAgent"), "the hosts' processes to end", 120)
+    wait_for(lambda: not left(two) and not ours("ray::HostAgent"), "the hosts' processes to end", 20)
 
 
 @pytest.mark.parametrize("signum", [signal.SIGABRT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
