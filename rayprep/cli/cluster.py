@@ -14,21 +14,24 @@ from rayprep.cli.kept import Kept
 from rayprep.cli.main import say, set_ray_environment
 from rayprep.cli.request import Flags, node_requests
 from rayprep.host.interrupts import Interrupts
-from rayprep.host.layout import prepare_root
+from rayprep.host.layout import prepare_root, root_unfit
 from rayprep.host.locks import acquire_run
+from rayprep.model.base import to_json, utc_now
 from rayprep.model.dealing import WORTH_S
-from rayprep.model.errors import BadRequest
+from rayprep.model.errors import BadRequest, RayprepError
+from rayprep.model.events import run_end
 from rayprep.model.fleet import FleetSpec, VerifyScope, parse_labels
-from rayprep.model.fleet_result import FleetResult
+from rayprep.model.fleet_result import FleetResult, closed
 from rayprep.model.fleet_status import FleetStatus
 from rayprep.model.rollout import make_rollout
 from rayprep.node.request import NodeRequest
-from rayprep.report.fleet_live import choose_fleet_view, fleet_table
+from rayprep.report.fleet_live import FleetView, choose_fleet_view, fleet_table
 from rayprep.report.screen import Screen
 from rayprep.report.tracing import traced_fleet
 
 if TYPE_CHECKING:
-    from rayprep.fleet.agent_pool import AgentPool
+    from rayprep.fleet.asked import Asked
+    from rayprep.fleet.ray_process import RayProcess
 
 
 @dataclass
@@ -81,7 +84,7 @@ def _names(given: list[str]) -> tuple[str, ...]:
     return tuple(name for each in given for name in each.split(",") if name)
 
 
-def run(flags: Flags, fleet: FleetFlags, *, json_lines: bool) -> int:
+def run(flags: Flags, fleet: FleetFlags, *, json_lines: bool, debug: bool) -> int:
     """Returns the exit status.
 
     Raises:
@@ -90,25 +93,25 @@ def run(flags: Flags, fleet: FleetFlags, *, json_lines: bool) -> int:
     environ = dict(os.environ)
     spec, address = fleet.spec(), address_of(fleet.address, environ)
     requests = node_requests(flags, environ)
-    with Interrupts() as interrupts, Kept(lambda: _agents(address, interrupts)) as agents:
+    with Interrupts() as interrupts, Kept(lambda: _attached(address, interrupts, debug=debug)) as ray:
 
         def one(request: NodeRequest) -> FleetResult:
             more = request is not requests.each[-1]
-            return _Run(flags, request, spec, address, interrupts, more).go(agents, json_lines=json_lines)
+            return _Run(flags, request, spec, address, interrupts, more).go(ray, json_lines=json_lines)
 
         return run_each(requests, interrupts, one, json_lines=json_lines)
 
 
 @contextmanager
-def _agents(address: str, interrupts: Interrupts) -> "Iterator[AgentPool]":
-    from rayprep.fleet.agent_pool import AgentPool
-    from rayprep.fleet.runtime import CLUSTER_ENVIRONMENT, joined_ray
+def _attached(address: str, interrupts: Interrupts, *, debug: bool) -> "Iterator[RayProcess]":
+    from rayprep.fleet.ray_process import RayProcess
+    from rayprep.fleet.runtime import CLUSTER_ENVIRONMENT
 
-    gc.enable()  # a driver may live for hours
-    set_ray_environment(CLUSTER_ENVIRONMENT)
-    with joined_ray(address), AgentPool() as pool:
-        interrupts.as_flag()  # Ray puts handlers of its own in place when it starts
-        yield pool
+    gc.enable()  # work may take hours
+    with RayProcess(interrupts, {**os.environ, **CLUSTER_ENVIRONMENT}) as process:
+        process.attach(address, debug=debug)
+        interrupts.as_flag()
+        yield process
 
 
 @dataclass(frozen=True)
@@ -122,25 +125,43 @@ class _Run:
     interrupts: Interrupts
     more: bool
 
-    def go(self, agents: "Kept[AgentPool]", *, json_lines: bool) -> FleetResult:
+    def go(self, ray: "Kept[RayProcess]", *, json_lines: bool) -> FleetResult:
         run_id, layout = self.request.run_id, self.request.layout
         prepare_root(layout.telemetry, "telemetry")
         layout.refuse_strange_runs(run_id)
         with acquire_run(layout.run_lock(run_id), run_id, lambda: self.interrupts.asked):
-            result = self._drive(agents, json_lines=json_lines)
+            result = self._drive(ray, json_lines=json_lines)
             for error in result.errors:
                 say(error.error_type.value, error.message, error.exit_code)
             output.for_programs(f"RESULT_JSON {layout.run(run_id) / 'fleet_result.json'}")
             output.for_programs(f"RESULT_STATUS {result.status_line}")
             return result
 
-    def _drive(self, agents: "Kept[AgentPool]", *, json_lines: bool) -> FleetResult:
+    def _drive(self, kept: "Kept[RayProcess]", *, json_lines: bool) -> FleetResult:
+        from rayprep.fleet.messages import FleetJob
+
+        request, last = self.request, list[FleetResult]()
+        job = FleetJob(self._asked(), self.spec, request.layout, self.address, self.more)
+        shown = traced_fleet(choose_fleet_view(json_lines=json_lines), request.resolved.spec.tracing, request.run_id)
+        with shown as view:
+
+            def update(result: FleetResult) -> None:
+                last[:] = [result]
+                view.update(result)
+
+            try:
+                with kept.held() as ray:
+                    return ray.prepare_fleet(job, view, update)
+            except RayprepError as error:
+                if not last:
+                    raise
+                return self._close(last[0], error, view)
+
+    def _asked(self) -> "Asked":
         from rayprep.fleet.asked import Asked
-        from rayprep.fleet.fleet_driver import FleetRequest, drive_fleet
-        from rayprep.fleet.runtime import kept_off_stdout
 
         flags, request, layout = self.flags, self.request, self.request.layout
-        asked = Asked(
+        return Asked(
             resolved=request.resolved,
             run_id=request.run_id,
             # Absolute, since the agents run in other folders; without a flag each host has its own.
@@ -149,10 +170,18 @@ class _Run:
             deep=flags.deep,
             verify_only=flags.verify_only,
         )
-        shown = traced_fleet(choose_fleet_view(json_lines=json_lines), request.resolved.spec.tracing, request.run_id)
-        with shown as view, kept_off_stdout(), agents.held() as pool:
-            fleet = FleetRequest(asked, self.spec, layout, self.address, view, self.interrupts, self.more)
-            return drive_fleet(fleet, pool)
+
+    def _close(self, last: FleetResult, error: RayprepError, view: FleetView) -> FleetResult:
+        """Writes the end that the driver could not write, and says it."""
+        result, layout = closed(last, error, utc_now()), self.request.layout
+        view.update(result)
+        view.show(run_end(result.status.value, error, result.run.duration_s))
+        path = layout.run(self.request.run_id) / "fleet_result.json"
+        try:
+            self.request.layout.runs.write(path, to_json(result))
+        except OSError as problem:
+            raise root_unfit(layout.telemetry, "telemetry", problem) from None
+        return result
 
 
 def address_of(flag: str | None, environ: Mapping[str, str]) -> str:

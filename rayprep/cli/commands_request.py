@@ -166,7 +166,7 @@ def ensure(
             deal_from=deal_from,
             verify=scope,
         )
-        raise typer.Exit(fleet_command.run(flags, fleet, json_lines=json))
+        raise typer.Exit(fleet_command.run(flags, fleet, json_lines=json, debug=debug))
     refuse_without_cluster(
         nodes=nodes,
         exclude=exclude,
@@ -242,7 +242,7 @@ def verify(
 
         # A second try would find what the server of the first has compiled.
         fleet = fleet_command.FleetFlags(address, nodes or [], exclude or [], labels or [], node_retries=0)
-        raise typer.Exit(fleet_command.run(flags, fleet, json_lines=json))
+        raise typer.Exit(fleet_command.run(flags, fleet, json_lines=json, debug=debug))
     refuse_without_cluster(nodes=nodes, exclude=exclude, labels=labels)
     raise typer.Exit(command.run(flags, json_lines=json, dry_run=False, address=address, debug=debug))
 

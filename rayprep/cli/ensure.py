@@ -12,7 +12,7 @@ from rayprep.cli import output
 from rayprep.cli.campaign import run_each
 from rayprep.cli.explain import look_at_each, print_plans
 from rayprep.cli.kept import Kept
-from rayprep.cli.main import say, say_error, set_ray_environment
+from rayprep.cli.main import say, say_error
 from rayprep.cli.request import Flags, Requests, node_requests
 from rayprep.host.interrupts import Interrupts
 from rayprep.host.layout import prepare_root, root_unfit
@@ -28,8 +28,7 @@ from rayprep.report.session_log import SessionLog
 from rayprep.report.tracing import traced
 
 if TYPE_CHECKING:
-    from rayprep.fleet.driver import HostDriver
-    from rayprep.fleet.runtime import RayFolder
+    from rayprep.fleet.ray_process import RayProcess
 
 
 def run(flags: Flags, *, json_lines: bool, dry_run: bool, address: str | None, debug: bool) -> int:
@@ -43,8 +42,7 @@ def run(flags: Flags, *, json_lines: bool, dry_run: bool, address: str | None, d
     if dry_run:
         return _show_plans(requests, environ, json_lines=json_lines)
     with Interrupts() as interrupts, ExitStack() as stack:
-        folder = stack.enter_context(Kept(_ray_folder))
-        ray = stack.enter_context(Kept(lambda: _attached(address, folder, interrupts)))
+        ray = stack.enter_context(Kept(lambda: _attached(address, interrupts, debug=debug)))
 
         def one(request: NodeRequest) -> PrepResult:
             view = traced(choose_view(json_lines=json_lines), request.resolved.spec.tracing, request.run_id)
@@ -58,7 +56,7 @@ def _run_one(
     environ: Mapping[str, str],
     view: View,
     interrupts: Interrupts,
-    ray: "Kept[HostDriver]",
+    ray: "Kept[RayProcess]",
     *,
     debug: bool,
 ) -> PrepResult:
@@ -75,26 +73,18 @@ def _run_one(
 
 
 @contextlib.contextmanager
-def _ray_folder() -> "Iterator[RayFolder]":
-    """One for all requests, since Ray reads its token once."""
-    from rayprep.fleet.runtime import RayFolder
+def _attached(address: str | None, interrupts: Interrupts, *, debug: bool) -> "Iterator[RayProcess]":
+    from rayprep.fleet.ray_process import RayProcess
+    from rayprep.fleet.runtime import CLUSTER_ENVIRONMENT, RayFolder
 
-    with RayFolder() as folder:
-        set_ray_environment(folder.environment())
-        yield folder
-
-
-@contextlib.contextmanager
-def _attached(address: str | None, folder: "Kept[RayFolder]", interrupts: Interrupts) -> "Iterator[HostDriver]":
-    from rayprep.fleet.driver import HostDriver
-    from rayprep.fleet.runtime import joined_ray, local_ray
-
-    gc.enable()  # a driver may live for hours
+    gc.enable()  # work may take hours
     with ExitStack() as stack:
-        attached = joined_ray(address) if address else local_ray(stack.enter_context(folder.held()))
-        stack.enter_context(attached)
-        interrupts.as_flag()  # Ray puts handlers of its own in place when it starts
-        yield HostDriver(interrupts)
+        folder = None if address else stack.enter_context(RayFolder())
+        env = {**os.environ, **(folder.environment() if folder else CLUSTER_ENVIRONMENT)}
+        process = stack.enter_context(RayProcess(interrupts, env))
+        process.attach(address, folder.sessions if folder else None, debug=debug)
+        interrupts.as_flag()
+        yield process
 
 
 def _show_plans(requests: Requests, environ: Mapping[str, str], *, json_lines: bool) -> int:
@@ -121,7 +111,7 @@ class _Run:
     survey: Survey
     environ: Mapping[str, str]
     view: View
-    ray: "Kept[HostDriver]"
+    ray: "Kept[RayProcess]"
     debug: bool
 
     def go(self) -> PrepResult:
@@ -133,7 +123,7 @@ class _Run:
     def _carried_out(self) -> PrepResult:
         try:
             return _told(self._with_ray() if self.survey.plan.needs_work else self._without_ray())
-        except (KeyboardInterrupt, SystemExit):  # the latter is how Ray takes SIGTERM while it starts
+        except KeyboardInterrupt:
             return self._close(Interrupted())
         except RayprepError as error:
             return self._fail(error)
@@ -172,10 +162,16 @@ class _Run:
         return result
 
     def _with_ray(self) -> PrepResult:
-        from rayprep.fleet.runtime import kept_off_stdout
+        from rayprep.fleet.messages import HostJob
+        from rayprep.fleet.ray_process import leave_nothing
 
-        with kept_off_stdout(), self.ray.held() as driver:
-            return driver.drive(self.request, self.survey, self.view)
+        job = HostJob(self.request, uses_gpus=bool(self.survey.signature.gpu_count))
+        try:
+            with self.ray.held() as ray:
+                return ray.prepare_host(job, self.view)
+        except BaseException:
+            leave_nothing(self.request.invocation)  # or it may write what we are to close
+            raise
 
     def _close(self, error: RayprepError) -> PrepResult:
         """Writes the end that the agent could not write, and says it."""

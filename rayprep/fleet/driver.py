@@ -4,24 +4,19 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-import psutil
-
 from rayprep.fleet.agent import CONCURRENCY_GROUPS, Agent
 from rayprep.fleet.coordinator import Coordinator
 from rayprep.fleet.handles import Handle
-from rayprep.host.environment import RUN_MARK
-from rayprep.host.interrupts import Interrupts
-from rayprep.host.process import GRACE_S, end_marked, end_processes, marked_processes
+from rayprep.fleet.messages import HostJob, Orders, Wire
+from rayprep.fleet.ray_watch import RayWatch
+from rayprep.host.process import GRACE_S
 from rayprep.model.errors import ErrorType, HostUnfit, Interrupted, RayprepError
 from rayprep.model.events import Event, Phase, event
 from rayprep.model.result import PrepResult
-from rayprep.node import NodeRequest, Survey
 from rayprep.node.closing import lost
-from rayprep.report.live import View
 
 POLL_S = 0.25
 PLACEMENT_DEADLINE_S = 60.0
-AGENT_GRACE_S = 2.0
 CANCEL_DEADLINE_S = 4 * GRACE_S + 10.0
 """From the cancel to the agent's return: the children's grace, with time to write the result."""
 
@@ -48,28 +43,28 @@ class HostDriver:
     Its actors stay from one to the next, and with them the claim on the GPUs.
     """
 
-    def __init__(self, interrupts: Interrupts) -> None:
-        self._interrupts = interrupts
+    def __init__(self, orders: Orders, watch: RayWatch) -> None:
+        self._orders, self._watch = orders, watch
         self._actors: _Actors | None = None
 
-    def drive(self, request: NodeRequest, survey: Survey, view: View) -> PrepResult:
-        """Raises RayprepError where the agent died or could not go on.
+    def drive(self, job: HostJob, wire: Wire) -> PrepResult:
+        """Raises RayprepError where the agent or Ray died, or the agent could not go on.
 
-        The result is then still to be closed, and this driver is of no more use.
+        The result is then still to be closed, what is left of the agent to be ended, and this driver of no more use.
         """
-        drive = _Drive(request, view, self._interrupts, self._actors_for(survey))
+        drive = _Drive(job, wire, self._orders, self._watch, self._actors_for(job.uses_gpus))
         result = drive.go()
         if not drive.coordinator_lives:
             self._end_actors()
         return result
 
-    def _actors_for(self, survey: Survey) -> _Actors:
+    def _actors_for(self, uses_gpus: bool) -> _Actors:
         import ray
 
         here = ray.get_runtime_context().get_node_id()
         nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
         gpus = next((node["Resources"].get("GPU", 0) for node in nodes if node["NodeID"] == here), 0)
-        gpus = gpus if survey.signature.gpu_count else 0
+        gpus = gpus if uses_gpus else 0
         if self._actors is not None and self._actors.gpus != gpus:
             self._end_actors()
         if self._actors is None:
@@ -97,25 +92,24 @@ def _create(here: str, gpus: float) -> _Actors:
 class _Drive:
     """One request, from the agent's first sign to the result."""
 
-    def __init__(self, request: NodeRequest, view: View, interrupts: Interrupts, actors: _Actors) -> None:
-        self.request, self.view, self.interrupts = request, view, interrupts
+    def __init__(self, job: HostJob, wire: Wire, orders: Orders, watch: RayWatch, actors: _Actors) -> None:
+        self.request, self.wire, self.orders, self.watch = job.request, wire, orders, watch
         self.seen = 0
         self.coordinator_lives = True
         self.cancel_until: float | None = None
-        self.agent_process: psutil.Process | None = None
         self.coordinator, self.agent = actors.coordinator, actors.agent
-        self.opened = self.coordinator.open_run.remote(request.layout, request.run_id)
+        self.opened = self.coordinator.open_run.remote(self.request.layout, self.request.run_id)
 
     def go(self) -> PrepResult:
         import ray
 
         self._await_agent()
         # What the agent says is dropped until then; a coordinator that does not come costs the log, not the work.
-        ray.wait([self.opened], timeout=PLACEMENT_DEADLINE_S)
+        self._wait_for(self.opened)
         answer = self.agent.ensure.options(concurrency_group="stage").remote(self.request)
         while not ray.wait([answer], timeout=POLL_S)[0]:
             self._drain()
-            self.view.refresh()
+            self._breathe()
             self._maybe_cancel()
             if self.cancel_until and time.monotonic() > self.cancel_until:
                 ray.kill(self.agent)
@@ -126,7 +120,8 @@ class _Drive:
             self._drain()
             raise _cause(error) from None
         except ray.exceptions.RayError:
-            raise self._lost(Interrupted() if self.interrupts.asked else lost()) from None
+            self.watch.check()  # where more than the agent died
+            raise self._lost(Interrupted() if self.orders.asked else lost()) from None
         self._drain()
         self.coordinator.close_run.remote(self.request.run_id)
         return result
@@ -135,22 +130,39 @@ class _Drive:
         """Raises HostUnfit when Ray does not place the agent, most likely since its GPUs are somebody else's."""
         import ray
 
-        try:
-            pid = ray.get(self.agent.ping.options(concurrency_group="ctl").remote(), timeout=PLACEMENT_DEADLINE_S)
-            self.agent_process = psutil.Process(pid)
-        except ray.exceptions.GetTimeoutError:
+        ping = self.agent.ping.options(concurrency_group="ctl").remote()
+        if not self._wait_for(ping):
             raise HostUnfit(
                 f"Ray has not placed the agent on this host within {PLACEMENT_DEADLINE_S:.0f} s",
                 hint="another job holds this host's GPUs: see `ray status`",
                 error_type=ErrorType.RAY_UNAVAILABLE,
-            ) from None
+            )
+        try:
+            self.wire.agent_pid = ray.get(ping)
         except ray.exceptions.RayTaskError as error:
             raise _cause(error) from None
-        except (ray.exceptions.RayError, psutil.NoSuchProcess) as error:
+        except ray.exceptions.RayError as error:
             raise RayprepError(f"the agent did not start: {error}", error_type=ErrorType.NODE_LOST) from None
 
+    def _wait_for(self, call: Handle) -> bool:
+        """Whether it has ended in time. Raises Interrupted, and HostUnfit where Ray is gone."""
+        import ray
+
+        deadline = time.monotonic() + PLACEMENT_DEADLINE_S
+        while not ray.wait([call], timeout=POLL_S)[0]:
+            self._breathe()
+            if self.orders.asked:
+                raise Interrupted
+            if time.monotonic() > deadline:
+                return False
+        return True
+
+    def _breathe(self) -> None:
+        self.wire.refresh()
+        self.watch.check()
+
     def _maybe_cancel(self) -> None:
-        if self.interrupts.asked and self.cancel_until is None:
+        if self.orders.asked and self.cancel_until is None:
             self.cancel_until = time.monotonic() + CANCEL_DEADLINE_S
             self.agent.cancel.options(concurrency_group="ctl").remote()
 
@@ -169,21 +181,15 @@ class _Drive:
         except ray.exceptions.RayError:
             self.coordinator_lives = False
             message = "the coordinator died: no more progress is shown or logged; the work goes on"
-            self.view.show(event("ensure", Phase.WARNING, message=message))
+            self.wire.show(event("ensure", Phase.WARNING, message=message))
             return
         for each in events:
-            self.view.show(each)
+            self.wire.show(each)
         self.seen += len(events)
 
     def _lost(self, error: RayprepError) -> RayprepError:
-        """Shows what was still said, and sees the agent and its processes off.
-
-        Ray calls an agent dead whose raylet is gone. Its process may go on for a while and write what we write now.
-        """
+        """Shows what was still said."""
         self._drain()
-        if self.agent_process is not None and self.agent_process.is_running():
-            end_processes([self.agent_process], AGENT_GRACE_S)
-        _leave_nothing(self.request.invocation)
         return error
 
 
@@ -192,11 +198,3 @@ def _cause(error: Exception) -> RayprepError:
     if isinstance(cause, RayprepError):
         return cause
     return RayprepError(f"the agent failed: {cause or error}", error_type=ErrorType.NODE_LOST)
-
-
-def _leave_nothing(invocation: str) -> None:
-    """Waits for the guards of a dead agent to end their trees; ends by hand what outlived them."""
-    deadline = time.monotonic() + GRACE_S + 5.0
-    while marked_processes(RUN_MARK, invocation) and time.monotonic() < deadline:
-        time.sleep(POLL_S)
-    end_marked(lambda: marked_processes(RUN_MARK, invocation))

@@ -16,6 +16,8 @@ from rayprep.fleet.gpu_waits import GpuWaits
 from rayprep.fleet.host_steps import HostSteps
 from rayprep.fleet.member import RETURN_S, Member, ended_steps
 from rayprep.fleet.members import check_version, join_coordinator, living_nodes
+from rayprep.fleet.messages import Orders
+from rayprep.fleet.ray_watch import RayGone, RayWatch
 from rayprep.fleet.reporter import GATHER_S_PER_HOST
 from rayprep.host.interrupts import Interrupts
 from rayprep.host.layout import Layout
@@ -23,7 +25,7 @@ from rayprep.host.process import GRACE_S
 from rayprep.model.errors import ErrorType, HostUnfit, Interrupted, RayprepError
 from rayprep.model.events import Phase
 from rayprep.model.fleet import FleetSpec, choose_nodes
-from rayprep.model.fleet_result import FleetResult, failure_of
+from rayprep.model.fleet_result import FleetError, FleetResult, failure_of
 from rayprep.model.grouping import Grouping, group_hosts
 from rayprep.model.rollout import HostPhase, Rollout, make_rollout, next_step
 from rayprep.report.fleet_live import FleetView
@@ -31,6 +33,8 @@ from rayprep.report.fleet_live import FleetView
 POLL_S = 0.1
 CANCEL_DEADLINE_S = 4 * GRACE_S + 15.0
 """From the cancel to the agents' return: the children's grace, with time to write the results."""
+GONE_DEADLINE_S = GRACE_S + 2.0
+"""The same where Ray is gone, which ends this process before long."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +47,10 @@ class FleetRequest:
     """Of this driver; the head's is the same."""
     address: str
     view: FleetView
-    interrupts: Interrupts
+    interrupts: Interrupts | Orders
     more: bool = False
     """Another request of the same campaign follows."""
+    watch: RayWatch | None = None
 
 
 def drive_fleet(request: FleetRequest, pool: AgentPool) -> FleetResult:
@@ -72,6 +77,7 @@ def drive_fleet(request: FleetRequest, pool: AgentPool) -> FleetResult:
 class _Drive:
     def __init__(self, request: FleetRequest, members: dict[str, Member], record: FleetRecord) -> None:
         self.asked, self.fleet, self.interrupts = request.asked, request.fleet, request.interrupts
+        self.watch = request.watch
         self.members, self.record = members, record
         self.rollout = Rollout(waves=(tuple(members),), node_retries=self.fleet.node_retries)
         self.grouping: Grouping | None = None
@@ -89,7 +95,7 @@ class _Drive:
             self.record.fail(error)
         except RayprepError as error:
             self.record.fail(error)
-            self._cancel()
+            self._cancel(error if isinstance(error, RayGone) else None)
         return self.record.finish(self.rollout, self.members, interrupted=self.interrupts.asked)
 
     def _look_at_all(self) -> None:
@@ -206,9 +212,9 @@ class _Drive:
         if ended + self.gpu_waits.look():
             self.record.changed()
 
-    def _cancel(self) -> None:
-        """Tells all hosts, and waits for them to write their results."""
-        deadline = time.monotonic() + CANCEL_DEADLINE_S
+    def _cancel(self, gone: RayGone | None = None) -> None:
+        """Tells all hosts, and waits for them to write their results. With a Ray that is gone they are lost."""
+        deadline = time.monotonic() + (GONE_DEADLINE_S if gone else CANCEL_DEADLINE_S)
         for member in self.members.values():
             with contextlib.suppress(RayprepError):
                 member.cancel(self.asked.invocation)
@@ -216,24 +222,33 @@ class _Drive:
             ready = ended_steps(self.members.values())
             for member in self.members.values():
                 if member.step in ready:
-                    self._cancelled(member)
+                    self._cancelled(member, gone)
             self.record.drain()
+            self.record.show(self.members)
             time.sleep(POLL_S)
         for member in self.members.values():
             if member.state.phase is HostPhase.RUNNING:
-                member.end(HostPhase.FAILED, Interrupted())
+                self._end(member, gone, Interrupted())
 
-    def _cancelled(self, member: Member) -> None:
+    def _cancelled(self, member: Member, gone: RayGone | None) -> None:
         try:
             found = member.outcome()
         except RayprepError as error:
-            member.end(HostPhase.FAILED, error)
+            self._end(member, gone, error)
             return
         if isinstance(found, Done) and found.result is not None:
             member.record = self.record.host_line(member, found.result)
-            member.end(HostPhase.FAILED, failure_of(found.result) or Interrupted())
+            self._end(member, gone, failure_of(found.result) or Interrupted())
+
+    def _end(self, member: Member, gone: RayGone | None, error: RayprepError | FleetError) -> None:
+        if gone:
+            member.dismiss()
+        member.end(HostPhase.LOST if gone else HostPhase.FAILED, gone or error)
 
     def _breathe(self) -> None:
+        """Raises RayGone, and Interrupted while the hosts are not grouped yet."""
+        if self.watch is not None:
+            self.watch.check()
         self.record.drain()
         self.record.show(self.members)
         time.sleep(POLL_S)

@@ -57,6 +57,7 @@ class FleetRecord:
             spec=fleet,
         )
         self.result = FleetResult(run=run, warnings=asked.resolved.warnings)
+        self._view.update(self.result)
         self._open()
 
     def _open(self) -> None:
@@ -138,7 +139,7 @@ class FleetRecord:
         status = fleet_status(rollout, states, interrupted=interrupted)
         if self.result.errors and status is RunStatus.OK:
             status = RunStatus.PARTIAL
-        if self.result.errors and not interrupted and not any(member.record.stages for member in members.values()):
+        if self.result.errors and not interrupted and not any(state.phase.is_good for state in states.values()):
             status = RunStatus.ERROR
         run = self.result.run.model_copy(update={"finished_at": utc_now()})
         self._change(status=status, run=run)
@@ -192,6 +193,7 @@ class FleetRecord:
         if not at_once and time.monotonic() - self._drained < self._drain_every_s:
             return
         self._drained = time.monotonic()
+        self._view.refresh()
         try:
             asked = self._coordinator.events_since.remote(self._asked.run_id, self._seen)
             events: list[Event] | None = ray.get(asked, timeout=CALL_S)

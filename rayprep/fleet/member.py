@@ -168,6 +168,12 @@ class Member:
                 ray.kill(self.agent)
         self.agent = None
 
+    def dismiss(self) -> None:
+        """Asks the agent and the claim to end by themselves, where no Ray is left that could end them."""
+        for actor in (self.agent, self.claim):
+            if actor is not None:
+                actor.__ray_terminate__.remote()
+
     def come_back(self) -> bool:
         """Whether the host is there (again), as a living node under whatever id. Blocks for no more than a knock."""
         for node in living_nodes():

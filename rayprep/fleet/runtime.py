@@ -14,6 +14,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from rayprep.host.sweeper import sweep
 from rayprep.model.base import read_tolerant
 from rayprep.model.errors import ErrorType, HostUnfit
 from rayprep.model.ray_versions import RayVersions
@@ -24,11 +25,25 @@ OBJECT_STORE_BYTES = 80 << 20
 MEMORY_BYTES = 1 << 30
 """What Ray may hand out; it would otherwise take its share of all that the host has."""
 CONNECT_TIMEOUT_S = 5.0
+KNOCK_S = 2.0
 CLUSTER_ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0"}
 """Of a driver that joins a cluster."""
 _MARK = "RAY_AUTH_TOKEN_PATH"
 """In the environment of each process of a local Ray, with a value of its own."""
 _SWEEP_DEADLINE_S = 30.0
+_ON_LOOPBACK = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_enable_metrics_collection": "0",
+    # No ports: it is noted in Ray's logs that their endpoints do not start.
+    "AUTOSCALER_METRIC_PORT": "-1",
+    "DASHBOARD_METRIC_PORT": "-1",
+}
+"""Has a local Ray listen on 127.0.0.1 alone, and show nobody its metrics, for which no token is asked.
+
+Ray gives its host that address where it may not form a cluster, and whatever listens goes by its host's address. An
+address that is given to `ray.init` does not do: it replaces 127.0.0.1 by that of a network interface.
+Sources: ray/_private/services.py, `get_node_ip_address` and `resolve_ip_for_localhost`.
+"""
 
 
 class RayFolder:
@@ -39,9 +54,14 @@ class RayFolder:
     """
 
     def __init__(self) -> None:
-        # Not TMPDIR: the path of a socket has to fit into 107 bytes.
+        # Not TMPDIR: the path of a socket has to fit into 107 bytes, of which Ray's names below `sessions` take 64.
         self.path = Path("/tmp", f"rayprep-{secrets.token_hex(6)}")
         self.token = self.path / "token"
+        self.sessions = self.path / "ray"
+        """Ray's own folder. It opens that to everybody, so that nobody else may enter the one above it.
+
+        Source: ray/_common/utils.py, `try_to_create_directory`.
+        """
         # Before there is anything to sweep: an interrupt that came in between would leave it for ever.
         self._sweeper = subprocess.Popen(
             # -P: a file of the user's that is called like one of Python's own must not be imported in its place.
@@ -69,6 +89,7 @@ class RayFolder:
             "RAY_worker_niceness": "0",
             # Ray would end the agent when the compilers fill the memory; the kernel's choice, the compiler, is better.
             "RAY_memory_monitor_refresh_ms": "0",
+            **_ON_LOOPBACK,
         }
 
     def __enter__(self) -> "RayFolder":
@@ -82,6 +103,8 @@ class RayFolder:
         except subprocess.TimeoutExpired:
             self._sweeper.kill()
             self._sweeper.wait()
+        if self._sweeper.returncode:  # it was killed
+            sweep(_MARK, str(self.token), str(self.path))
 
 
 def kept_off_stdout() -> AbstractContextManager[object]:
@@ -93,14 +116,17 @@ def kept_off_stdout() -> AbstractContextManager[object]:
 
 
 @contextlib.contextmanager
-def local_ray(folder: RayFolder) -> Iterator[None]:
-    """A Ray of our own for as long as the block runs.
+def local_ray(sessions: Path) -> Iterator[None]:
+    """A Ray of our own for as long as the block runs, in a process that has a `RayFolder`'s environment.
+
+    Args:
+        sessions: that folder's.
 
     Raises:
         HostUnfit: it does not start.
     """
     limits = {"num_cpus": 1, "object_store_memory": OBJECT_STORE_BYTES, "_memory": MEMORY_BYTES}
-    own = {"address": "local", "include_dashboard": False, "_temp_dir": str(folder.path), **limits}
+    own = {"address": "local", "include_dashboard": False, "_temp_dir": str(sessions), **limits}
     with _attached("Ray does not start", "run `rayprep doctor`", **own):
         yield
 
@@ -148,6 +174,16 @@ def _knock(address: str) -> None:
         raise _unavailable(
             f"nothing answers at {address}: {error.strerror or error}", "check --address, and that the head runs"
         ) from None
+
+
+def answers_at(address: str) -> bool:
+    """Whether the head takes a connection; a frozen one does."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=KNOCK_S).close()
+    except OSError:
+        return False
+    return True
 
 
 def _check_token_file(path: str | None) -> None:

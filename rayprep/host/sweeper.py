@@ -18,9 +18,14 @@ def main(argv: list[str]) -> int:
     name, value, folder = argv
     while os.read(0, 4096):
         pass
+    sweep(name, value, folder)
+    return 0
+
+
+def sweep(name: str, value: str, folder: str) -> None:
+    """Ends every process whose environment has `name=value`, and removes `folder`."""
     end_marked(lambda: marked_processes(name, value), GRACE_S)
     shutil.rmtree(folder, ignore_errors=True)
-    return 0
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 
 from pydantic import Field
 
-from rayprep.model.base import Record, Utc, Utf8
-from rayprep.model.errors import ErrorType
+from rayprep.model.base import Record, Utc, Utf8, parse_utc
+from rayprep.model.errors import ErrorType, RayprepError
 from rayprep.model.fleet import FleetSpec
 from rayprep.model.oddities import Oddity
 from rayprep.model.result import PrepResult, Received, RunStatus
@@ -112,6 +112,30 @@ class FleetResult(Record):
             parts += [f"{stage}:{_counted(found)}"] if found else []
         proofs = [host.verify for host in self.hosts.values() if host.verify]
         return " ".join([*parts, *([f"verify:{_counted(proofs)}"] if proofs else [])])
+
+
+def closed(result: FleetResult, error: RayprepError, finished_at: Utc) -> FleetResult:
+    """`result`, as its driver left it, ended by `error`: the hosts that were at work are lost."""
+    kind = error.error_type or ErrorType.INTERNAL_ERROR
+    failed = FleetError(error_type=kind, message=error.line, exit_code=error.exit_code)
+    state = HostPhase.FAILED if kind is ErrorType.INTERRUPTED else HostPhase.LOST
+    end = {"state": state, "doing": "", "error": failed}
+    hosts = {
+        name: host.model_copy(update=end) if host.state is HostPhase.RUNNING else host
+        for name, host in result.hosts.items()
+    }
+    good = any(host.state.is_good for host in hosts.values())
+    partial = good or kind is ErrorType.INTERRUPTED
+    took = parse_utc(finished_at) - parse_utc(result.run.started_at)
+    run = result.run.model_copy(update={"finished_at": finished_at, "duration_s": max(0.0, took.total_seconds())})
+    return result.model_copy(
+        update={
+            "status": RunStatus.PARTIAL if partial else RunStatus.ERROR,
+            "run": run,
+            "hosts": hosts,
+            "errors": (*result.errors, failed),
+        }
+    )
 
 
 def _counts(host: FleetHost) -> bool:

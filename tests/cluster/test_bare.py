@@ -16,7 +16,8 @@ import pytest
 
 from tests.cluster.hosts import STEP_S, Hosts
 from tests.cluster.stand_ins import stand_in_for_ray, write_program
-from tests.needs import needs_hosts, needs_namespaces
+from tests.host.other_user import NOBODY
+from tests.needs import needs_hosts, needs_namespaces, needs_root
 from tests.processes import alive, named, wait_for
 
 BARE = Path(__file__).parents[2] / "cluster" / "bare"
@@ -183,11 +184,45 @@ def test_start_that_fails_is_cleared_away_and_tried_again(machine: Machine) -> N
     assert not machine.raylets
 
 
+def test_nobody_else_enters_the_folder_above_rays(machine: Machine) -> None:
+    folder = machine.base / "ray"
+    folder.mkdir(mode=0o755)
+    assert machine.run("head")[0] == 0
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert f"--temp-dir={folder}/ray" in machine.calls[0]
+
+
+@pytest.mark.parametrize("slash", ["", "/"])
+def test_a_link_in_the_place_of_the_folder(machine: Machine, slash: str) -> None:
+    folder, other = machine.base / "ray", machine.base / "other"
+    other.mkdir()
+    folder.symlink_to(other)
+    code, said = machine.run("head", RAYPREP_RAY_FOLDER=f"{folder}{slash}")
+    assert (code, machine.calls) == (UNFIT, [])
+    assert f"{folder} is a link" in said
+    assert not list(other.iterdir())
+
+
+@needs_root()
 def test_folder_of_somebody_else(machine: Machine) -> None:
-    (machine.base / "ray").symlink_to("/tmp")
+    folder = machine.base / "ray"
+    folder.mkdir()
+    os.chown(folder, NOBODY, NOBODY)
     code, said = machine.run("head")
     assert (code, machine.calls) == (UNFIT, [])
-    assert "is somebody else's" in said
+    assert f"{folder} is somebody else's" in said
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o770, 0o1777])
+def test_a_folder_that_others_could_write_in(machine: Machine, mode: int) -> None:
+    folder = machine.base / "ray"
+    folder.mkdir()
+    folder.chmod(mode)
+    (folder / "start.log").symlink_to(machine.base / "planted")
+    code, said = machine.run("head")
+    assert (code, machine.calls) == (UNFIT, [])
+    assert f"others can write in {folder}, its mode is {mode:o}: remove it" in said
+    assert not (machine.base / "planted").exists()
 
 
 def test_in_the_foreground_until_it_is_told_to_end(machine: Machine) -> None:
@@ -270,6 +305,9 @@ def test_three_hosts(base: Path) -> None:
         assert "InvalidAuthToken" in said
 
         assert len(named(hosts.daemons(), "raylet/raylet")) == len(names)
+        folders = [base / name / "ray" for name in names]
+        assert [folder.stat().st_mode & 0o777 for folder in folders] == [0o700] * len(names)
+        assert all((folder / "ray" / "session_latest" / "logs").is_dir() for folder in folders)
         ended(hosts.start("gh-2", BARE / "stop", env=env("gh-2")))
         assert len(named(hosts.daemons(), "raylet/raylet")) == len(names) - 1, "only that host's"
         for name in ("gh-3", "gh-1"):

@@ -2,9 +2,9 @@
 
 import pytest
 
-from rayprep.model.errors import BadRequest, ErrorType, HostUnfit
+from rayprep.model.errors import BadRequest, ErrorType, HostUnfit, Interrupted, RayprepError
 from rayprep.model.fleet import FleetSpec, NodeInfo, choose_nodes, nodes_of, parse_labels
-from rayprep.model.fleet_result import FleetError, FleetHost, FleetResult, end_of
+from rayprep.model.fleet_result import FleetError, FleetHost, FleetResult, closed, end_of
 from rayprep.model.fleet_status import FleetStatus
 from rayprep.model.result import RunStatus
 from rayprep.model.rollout import HostPhase
@@ -141,3 +141,36 @@ def test_status_shows_failures_first_and_an_estimate() -> None:
     ]
     assert status.eta_s == 60.0
     assert FleetStatus(run_id="r", taken_at="2026-11-22T00:00:00Z").eta_s is None
+
+
+@pytest.mark.parametrize(
+    ("error", "state", "exit_code", "status"),
+    [
+        (HostUnfit("gone", error_type=ErrorType.NODE_LOST), HostPhase.LOST, 3, RunStatus.ERROR),
+        (Interrupted(), HostPhase.FAILED, 130, RunStatus.PARTIAL),
+    ],
+)
+def test_a_result_that_its_driver_cannot_end_any_more(
+    error: RayprepError, state: HostPhase, exit_code: int, status: RunStatus
+) -> None:
+    hosts = {
+        name: FleetHost(node_id=name, address="10.0.0.1", state=phase, doing="serve")
+        for name, phase in (("at-work", HostPhase.RUNNING), ("next", HostPhase.WAITING), ("bad", HostPhase.FAILED))
+    }
+    left = FleetResult(run=fleet_run(run_id="r"), hosts=hosts)
+    result = closed(left, error, "2026-11-30T12:00:00Z")
+    assert {name: host.state for name, host in result.hosts.items()} == {
+        **{"at-work": state, "next": HostPhase.WAITING, "bad": HostPhase.FAILED}
+    }
+    at_work = result.hosts["at-work"]
+    assert (at_work.error and at_work.error.error_type, at_work.doing) == (error.error_type, "")
+    assert (result.exit_code, result.status) == (exit_code, status)
+    assert result.run.finished_at == "2026-11-30T12:00:00Z"
+
+
+def test_a_host_that_ended_well_makes_it_partial() -> None:
+    hosts = {"good": FleetHost(node_id="id", address="10.0.0.1", state=HostPhase.READY)}
+    left = FleetResult(run=fleet_run(run_id="r"), hosts=hosts)
+    result = closed(left, HostUnfit("gone", error_type=ErrorType.NODE_LOST), "2026-11-30T12:00:00Z")
+    assert (result.status, result.exit_code) == (RunStatus.PARTIAL, 3)
+    assert result.hosts == hosts

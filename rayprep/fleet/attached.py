@@ -1,0 +1,108 @@
+"""The process that is attached to Ray: `python -m rayprep.fleet.attached DESCRIPTOR OWNER`
+
+Ray ends a process that is attached to it from C++, without a word, when it has lost its head for a minute. So the
+process that the user started attaches to no Ray. It starts this one, tells it what to do over DESCRIPTOR, a socket, and
+ends the run itself where this one ends or hangs (`RayProcess`). OWNER is its process id.
+"""
+
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
+
+from rayprep.fleet.agent_pool import AgentPool
+from rayprep.fleet.driver import HostDriver
+from rayprep.fleet.fleet_driver import FleetRequest, drive_fleet
+from rayprep.fleet.messages import Attach, FleetJob, HostJob, Orders, Wire
+from rayprep.fleet.ray_watch import RayWatch
+from rayprep.fleet.runtime import joined_ray, local_ray
+from rayprep.model.errors import ErrorType, Interrupted, RayprepError
+from rayprep.model.fleet_result import FleetResult
+from rayprep.model.result import PrepResult
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main(argv: list[str]) -> int:
+    descriptor, owner = int(argv[0]), int(argv[1])
+    _die_with(owner)
+    os.set_inheritable(descriptor, False)
+    connection = Connection(descriptor)
+    wire, orders = Wire(connection), Orders(connection)
+    attach = orders.next()
+    if not isinstance(attach, Attach):
+        return 0
+    try:
+        with _attached(attach), AgentPool() as pool:
+            wire.end(None)
+            worker = _Worker(wire, orders, pool, attach)
+            while (job := orders.next()) is not None:
+                wire.end(worker.outcome(job))
+    except ConnectionError:
+        return 1  # the owner has gone
+    except KeyboardInterrupt:
+        wire.end(Interrupted())
+    except Exception as error:  # noqa: BLE001 - the owner says it
+        wire.end(_as_ours(error, debug=attach.debug))
+    return 0
+
+
+def _as_ours(error: Exception, *, debug: bool) -> RayprepError:
+    if isinstance(error, RayprepError):
+        return error
+    if debug:
+        traceback.print_exception(error)
+    return RayprepError(f"{type(error).__name__}: {error}", error_type=ErrorType.INTERNAL_ERROR)
+
+
+def _die_with(owner: int) -> None:
+    """However hard the owner dies, and whatever this process waits for then."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != owner:  # it has died meanwhile
+        os._exit(1)
+
+
+@contextlib.contextmanager
+def _attached(attach: Attach) -> Iterator[None]:
+    if attach.address is not None:
+        with joined_ray(attach.address):
+            yield
+    else:
+        assert attach.sessions is not None
+        with local_ray(attach.sessions):
+            yield
+
+
+class _Worker:
+    """Carries out jobs, one after another."""
+
+    def __init__(self, wire: Wire, orders: Orders, pool: AgentPool, attach: Attach) -> None:
+        self._wire, self._orders, self._pool, self._debug = wire, orders, pool, attach.debug
+        self._watch = RayWatch(attach.address)
+        self._host = HostDriver(orders, self._watch)
+
+    def outcome(self, job: object) -> PrepResult | FleetResult | RayprepError:
+        """The job's result, or why there is none."""
+        try:
+            return self._carry_out(job)
+        except ConnectionError:
+            raise
+        except Exception as error:  # noqa: BLE001 - the owner says it, and closes the result
+            return _as_ours(error, debug=self._debug)
+
+    def _carry_out(self, job: object) -> PrepResult | FleetResult:
+        if isinstance(job, HostJob):
+            return self._host.drive(job, self._wire)
+        assert isinstance(job, FleetJob)
+        request = FleetRequest(
+            job.asked, job.fleet, job.layout, job.address, self._wire, self._orders, job.more, self._watch
+        )
+        return drive_fleet(request, self._pool)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
