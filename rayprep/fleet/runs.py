@@ -6,13 +6,14 @@ from contextlib import contextmanager
 
 from rayprep.host.atomic import write_text
 from rayprep.host.layout import Layout, root_unfit
-from rayprep.model.base import Record, to_json, utc_now
+from rayprep.model.base import Record, utc_now
 from rayprep.model.events import Event, Phase, event
 from rayprep.model.fleet_result import FleetResult
 from rayprep.model.fleet_status import FleetStatus, HostNow
 from rayprep.model.metrics import Sample, fleet_samples, host_samples, state_samples
 from rayprep.model.result import PrepResult
 from rayprep.model.snapshot import ProfileSnapshot
+from rayprep.model.written import result_text
 from rayprep.report.session_log import SessionLog
 
 
@@ -108,4 +109,4 @@ class KeptRun:
         folder = run / "hosts" / host if host else run
         with self._where_it_can():
             folder.mkdir(parents=True, exist_ok=True)
-            write_text(folder / name, to_json(content))
+            write_text(folder / name, result_text(content))

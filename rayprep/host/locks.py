@@ -11,7 +11,7 @@ import os
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from filelock import lock_descriptor
@@ -235,6 +235,27 @@ def is_held(path: Path) -> bool:
         return not _try(descriptor, path)
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def held_if_free(path: Path) -> Iterator[bool]:
+    """Holds a lock that nobody holds, and does not wait for any other. Yields whether it is held."""
+    try:
+        descriptor = _open(path)
+    except HostUnfit:
+        yield False
+        return
+    try:
+        yield _is_ours(descriptor, path)
+    finally:
+        os.close(descriptor)
+
+
+def _is_ours(descriptor: int, path: Path) -> bool:
+    try:
+        return _try(descriptor, path) and _lies_at(descriptor, path)
+    except HostUnfit:
+        return False
 
 
 def gpu_lock_paths(uuids: Sequence[str]) -> list[Path]:

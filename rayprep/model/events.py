@@ -4,6 +4,7 @@ from enum import StrEnum
 
 from rayprep.model.base import Record, Utc, utc_now
 from rayprep.model.errors import ErrorType, RayprepError
+from rayprep.model.secrets import redacted_json, redacted_text
 
 Settings = dict[str, str | int | float | tuple[int, ...] | None]
 
@@ -41,13 +42,13 @@ class Event(Record):
 
     @property
     def json_line(self) -> str:
-        return "OPTIMIZE_JSON " + self.model_dump_json(exclude_none=True)
+        return "OPTIMIZE_JSON " + redacted_json(self.model_dump_json(exclude_none=True))
 
     @property
     def human_line(self) -> str:
         """`[OPTIMIZE deep_gemm] starting {model=..., tp=...}` and its like."""
         where = f"{self.host}: " if self.host else ""
-        return " ".join(f"[OPTIMIZE {self.name}] {where}{self._words()}".split())
+        return redacted_text(" ".join(f"[OPTIMIZE {self.name}] {where}{self._words()}".split()))
 
     @property
     def remark(self) -> str:

@@ -71,6 +71,11 @@ def open_if_sealed(data: bytes) -> bytes:
         return data
 
 
+def is_sealed(data: bytes) -> bool:
+    """Whether there is a checksum, right or wrong."""
+    return _SEAL.fullmatch(data.rpartition(b",")[2]) is not None
+
+
 def digest(data: bytes) -> str:
     """`sha256:<64 hex digits>`."""
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
@@ -78,7 +83,9 @@ def digest(data: bytes) -> str:
 
 def _with_checksum(schema: JsonDict) -> None:
     properties = schema.setdefault("properties", {})
-    assert isinstance(properties, dict)
+    required = schema.setdefault("required", [])
+    assert isinstance(properties, dict) and isinstance(required, list)
+    required.append("checksum")
     properties["checksum"] = {
         "type": "string",
         "pattern": "^sha256:[0-9a-f]{64}$",

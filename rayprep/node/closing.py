@@ -6,11 +6,12 @@ from pydantic import ValidationError
 
 from rayprep.host.atomic import write_text
 from rayprep.host.markers import Marker
-from rayprep.model.base import parse_utc, read_tolerant, to_json, utc_now
+from rayprep.model.base import parse_utc, read_tolerant, utc_now
 from rayprep.model.errors import ErrorType, RayprepError, StageError
 from rayprep.model.result import PrepResult, RunError, StageResult, overall_status
 from rayprep.model.stages import StageName, StageStatus
 from rayprep.model.verification import VerifyResult
+from rayprep.model.written import result_text
 from rayprep.node.record import Recorder, failed_result
 from rayprep.node.request import NodeRequest
 from rayprep.node.survey import Survey
@@ -31,7 +32,7 @@ def close_result(request: NodeRequest, survey: Survey, error: RayprepError) -> P
     if found.run.finished_at is not None:
         return found  # the agent had written its last before it died
     result = closed(found, error, _running_stages(request, survey))
-    write_text(path, to_json(result))
+    write_text(path, result_text(result))
     return result
 
 

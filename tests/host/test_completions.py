@@ -10,6 +10,8 @@ from rayprep.host.completions import of_identity, read_completions, write_comple
 from rayprep.host.layout import Layout
 from rayprep.model.base import to_json
 from rayprep.model.completion import Completion, cache_key
+from rayprep.model.completion_text import completion_text
+from rayprep.model.sealed import seal
 from rayprep.model.stages import StageName
 from tests.host.caches import layout_in
 from tests.model.samples import DIGEST, completion, identity, signature
@@ -67,7 +69,8 @@ def test_only_those_of_a_slug_and_a_layout_are_read_where_asked(layout: Layout) 
     assert read_completions(layout, INDUCTOR, "qwe", 1) == ([], [])
 
 
-GOOD = to_json(completion())
+PLAIN = to_json(completion())
+GOOD = seal(PLAIN)
 
 
 @pytest.mark.parametrize(
@@ -81,12 +84,23 @@ GOOD = to_json(completion())
         b"[]",
         b"{}",
         b"[" * 100_000,
-        GOOD.replace('"tp": 1', '"tp": "one"').encode(),
-        GOOD.replace("2025-10-09T01:12:00Z", "yesterday").encode(),
-        GOOD.replace('"inductor"', '"surprise"').encode(),
-        GOOD.replace("torchinductor/ab/cab.so", "../../etc/passwd").encode(),
-        GOOD.replace("torchinductor/ab/cab.so", "/etc/passwd").encode(),
-        GOOD.replace("torchinductor/ab/cab.so", "torchinductor//etc/passwd").encode(),
+        GOOD.replace('"tp": 1', '"tp": 2').encode(),
+        PLAIN.encode(),
+        *(
+            seal(PLAIN.replace(was, now)).encode()
+            for was, now in (
+                ('"tp": 1', '"tp": "one"'),
+                ("2025-10-09T01:12:00Z", "yesterday"),
+                ('"inductor"', '"surprise"'),
+                ("torchinductor/ab/cab.so", "../../etc/passwd"),
+                ("torchinductor/ab/cab.so", "/etc/passwd"),
+                ("torchinductor/ab/cab.so", "torchinductor//etc/passwd"),
+                ('"artifacts"', '"aruifacts"'),
+                ('"missed": [],', ""),
+                ('"part"', '"port"'),
+                ('"schema_version": "2"', '"schema_version": "1"'),
+            )
+        ),
     ],
 )
 def test_a_file_that_says_nothing_is_told_with_its_path_and_one_line(layout: Layout, content: bytes) -> None:
@@ -115,20 +129,22 @@ def test_fields_of_a_newer_rayprep_are_ignored_at_every_depth(layout: Layout) ->
     document = json.loads(GOOD)
     for place in (document, document["identity"], document["signature"]):
         place["from_the_future"] = {"a": [1]}
-    put(layout, json.dumps(document))
+    document.pop("checksum")
+    put(layout, seal(json.dumps(document)))
     assert read_completions(layout, INDUCTOR) == ([completion()], [])
 
 
 def test_a_newer_format_is_read_as_far_as_it_goes_for_the_check_to_refuse(layout: Layout) -> None:
-    put(layout, GOOD.replace('"schema_version": "1"', '"schema_version": "2"'))
-    (found,) = read_completions(layout, INDUCTOR)[0]
-    assert found.schema_version == "2"
+    for write in (seal, str):
+        put(layout, write(to_json(completion(schema_version="3"))))
+        (found,) = read_completions(layout, INDUCTOR)[0]
+        assert found.schema_version == "3"
 
 
 def test_a_copy_under_another_name_does_not_stand_in(layout: Layout) -> None:
     other = cache_key(INDUCTOR, identity(tp=8), signature())
     put(layout, GOOD, other)
-    put(layout, to_json(completion(StageName.FLASHINFER, key=completion().key)))
+    put(layout, completion_text(completion(StageName.FLASHINFER, key=completion().key)))
     assert read_completions(layout, INDUCTOR) == ([], [])
 
 

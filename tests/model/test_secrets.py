@@ -2,7 +2,7 @@
 
 import pytest
 
-from rayprep.model.secrets import redacted_command, redacted_line
+from rayprep.model.secrets import redacted_command, redacted_text
 
 PROGRAM = "cd /x && HF_TOKEN=hf_1 exec python -m sglang.launch_server --api-key sk-1 --admin-api-key='s k' --port 1"
 SHOWN = "cd /x && HF_TOKEN=*** exec python -m sglang.launch_server --api-key *** --admin-api-key=*** --port 1"
@@ -51,5 +51,5 @@ def test_the_rest_stays_as_it_is(words: tuple[str, ...]) -> None:
 def test_the_arguments_that_a_server_prints_are_shown_without_its_keys() -> None:
     said = """server_args=ServerArgs(tp_size=1, api_key='sk-1', admin_api_key="s'k", ssl_keyfile_password=None, x='y"""
     shown = "server_args=ServerArgs(tp_size=1, api_key=***, admin_api_key=***, ssl_keyfile_password=None, x='y"
-    assert redacted_line(said) == shown
-    assert redacted_line("api_key='sk-that-was-cut") == "api_key=***"
+    assert redacted_text(said) == shown
+    assert redacted_text("api_key='sk-that-was-cut") == "api_key=***"
