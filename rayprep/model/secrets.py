@@ -57,8 +57,11 @@ _USERINFO = re.compile(
     re.IGNORECASE,
 )
 _ONLY_A_USER = re.compile(r"(?:ssh|sftp)://[\w.-]+@\Z", re.IGNORECASE)
-_BARE_USERINFO = re.compile(r"(?<![\w.%/+-])[\w.%+-]*:[^\s/@\"'=,]+@(?!sha\d+:)(?=(?:[\w.-]+|\[[\da-f:]+\]):\d{1,5}\b)")
-"""`user:password@host:port` without a scheme. Not an image's `name:tag@sha256:...`."""
+_BARE_USERINFO = re.compile(
+    r"(?<![\w.%/+-])[\w.%+-]{0,64}:[^\s/@\"'=,]{1,256}@(?!sha\d+:)(?=(?:[\w.-]{1,255}|\[[\da-f:]{2,45}\]):\d{1,5}\b)"
+)
+"""`user:password@host:port` without a scheme. Not an image's `name:tag@sha256:...`. With bounds, or a text without an
+end would be searched from each of its colons."""
 _BARE_URL = re.compile(r"(?:^|(?<=[,;\s]))[^\s,;/@]*(?::[^\s,;]*)?@")
 _PARAMETER = re.compile(r"""(?<![\w.-])([A-Za-z][\w.-]*)(=)([^\s&;,"'#)\]}]+)""")
 _QUOTED = re.compile(r"""(?<![\w.-])(["']?([A-Za-z][\w-]*)["']?[=:] ?)('[^']*'?|"[^"]*"?)""")
