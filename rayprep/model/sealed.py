@@ -83,9 +83,7 @@ def digest(data: bytes) -> str:
 
 def _with_checksum(schema: JsonDict) -> None:
     properties = schema.setdefault("properties", {})
-    required = schema.setdefault("required", [])
-    assert isinstance(properties, dict) and isinstance(required, list)
-    required.append("checksum")
+    assert isinstance(properties, dict)
     properties["checksum"] = {
         "type": "string",
         "pattern": "^sha256:[0-9a-f]{64}$",
