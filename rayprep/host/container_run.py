@@ -10,7 +10,7 @@ from rayprep.host.atomic import write_text
 from rayprep.model.base import read_tolerant
 from rayprep.model.errors import BadRequest
 from rayprep.model.manifest import POINTER, POINTER_NAME, Manifest, merged, parse_pointer, pointer_text
-from rayprep.model.written import result_text
+from rayprep.model.written import shown_text
 
 _LOCK_S = 10.0
 
@@ -37,7 +37,7 @@ def write_manifest(manifest: Manifest) -> None:
     """
     path = Path(manifest.manifest.container_path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, result_text(manifest))
+    write_text(path, shown_text(manifest))
     pointer, text = Path(manifest.telemetry_root.container_path) / POINTER_NAME, pointer_text(manifest.manifest)
     try:
         write_text(pointer, text)

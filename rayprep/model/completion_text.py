@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from rayprep.model.base import Record, read_tolerant
 from rayprep.model.completion import COMPLETION_FORMAT, READ_FORMATS, Completion, cache_key
-from rayprep.model.sealed import SealBroken, Unsealed, open_seal, seal
+from rayprep.model.sealed import SealBroken, Unsealed, open_seal, sealed_line
 from rayprep.model.secrets import redacted_command, redacted_flags, redacted_settings, redacted_text
 
 _UNSEALED_FORMAT = "1"
@@ -27,7 +27,7 @@ class _Format(Record):
 
 def completion_text(completion: Completion) -> str:
     """One line: it lists every file, and indenting them would add a third to what each `ensure` has to read."""
-    return seal(completion.model_dump_json() + "\n")
+    return sealed_line(completion)
 
 
 def parse_completion(data: bytes) -> Completion:

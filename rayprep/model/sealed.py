@@ -15,7 +15,7 @@ import re
 from pydantic import ConfigDict
 from pydantic.config import JsonDict
 
-from rayprep.model.base import Record
+from rayprep.model.base import R, Record, read_tolerant
 
 _SEAL = re.compile(rb'\s*"checksum": ?"(sha256:[0-9a-f]{64})"\s*\}\s*')
 """All that may follow the last comma of a sealed text."""
@@ -69,6 +69,20 @@ def open_if_sealed(data: bytes) -> bytes:
         return open_seal(data)
     except Unsealed:
         return data
+
+
+def sealed_line(record: Record) -> str:
+    """One line of JSON with its checksum, as `read_sealed` reads it."""
+    return seal(record.model_dump_json()) + "\n"
+
+
+def read_sealed(kind: type[R], data: bytes) -> R:
+    """Parses sealed JSON text, ignoring keys that `kind` does not know.
+
+    Raises:
+        ValueError: as `open_seal` and `read_tolerant` do.
+    """
+    return read_tolerant(kind, open_seal(data))
 
 
 def is_sealed(data: bytes) -> bool:

@@ -2,8 +2,6 @@
 
 from collections.abc import Sequence
 
-from pydantic import ValidationError
-
 from rayprep.host.atomic import write_text
 from rayprep.host.markers import Marker
 from rayprep.model.base import parse_utc, read_tolerant, utc_now
@@ -11,7 +9,7 @@ from rayprep.model.errors import ErrorType, RayprepError, StageError
 from rayprep.model.result import PrepResult, RunError, StageResult, overall_status
 from rayprep.model.stages import StageName, StageStatus
 from rayprep.model.verification import VerifyResult
-from rayprep.model.written import result_text
+from rayprep.model.written import parse_result, result_text
 from rayprep.node.record import Recorder, failed_result
 from rayprep.node.request import NodeRequest
 from rayprep.node.survey import Survey
@@ -24,8 +22,8 @@ def close_result(request: NodeRequest, survey: Survey, error: RayprepError) -> P
     """
     path = survey.layout.result(request.run_id)
     try:
-        found = read_tolerant(PrepResult, path.read_bytes())
-    except (OSError, ValidationError):
+        found = parse_result(PrepResult, path.read_bytes())
+    except (OSError, ValueError):
         found = None
     if found is None or found.run.invocation != request.invocation:
         found = Recorder(request, survey).result  # which keeps an earlier run's as history
@@ -71,7 +69,7 @@ def _running_stages(request: NodeRequest, survey: Survey) -> list[StageName]:
         path = survey.layout.marker(survey.model.slug, stage)
         try:
             marker = read_tolerant(Marker, path.read_bytes())
-        except (OSError, ValidationError):
+        except (OSError, ValueError):
             continue
         if marker.invocation == request.invocation:
             running.append(stage)
