@@ -50,13 +50,13 @@ def open_seal(data: bytes) -> bytes:
         Unsealed: there is no checksum.
         SealBroken: the content is not what its checksum says.
     """
-    content, _, last = data.rpartition(b",")
-    found = _SEAL.fullmatch(last)
-    if found is None:
+    end = data.rfind(b",")
+    found = _SEAL.fullmatch(data, end + 1)
+    if end < 0 or found is None:
         raise Unsealed("it has no checksum at its end")
-    if (now := digest(content)) != found[1].decode():
+    if (now := digest(memoryview(data)[:end])) != found[1].decode():
         raise SealBroken(f"its content is not what its checksum says: {now[:19]}..., not {found[1][:19].decode()}...")
-    return content + b"}"
+    return data[:end] + b"}"
 
 
 def open_if_sealed(data: bytes) -> bytes:
@@ -87,10 +87,10 @@ def read_sealed(kind: type[R], data: bytes) -> R:
 
 def is_sealed(data: bytes) -> bool:
     """Whether there is a checksum, right or wrong."""
-    return _SEAL.fullmatch(data.rpartition(b",")[2]) is not None
+    return _SEAL.fullmatch(data, data.rfind(b",") + 1) is not None
 
 
-def digest(data: bytes) -> str:
+def digest(data: bytes | memoryview) -> str:
     """`sha256:<64 hex digits>`."""
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
