@@ -18,12 +18,14 @@ from pydantic import ValidationError
 
 from rayprep.host.files import read_bytes, read_text
 from rayprep.host.layout import choose_roots
-from rayprep.model.base import R, read_tolerant
+from rayprep.model.base import R
 from rayprep.model.errors import HostUnfit
 from rayprep.model.manifest import POINTER, POINTER_NAME, POINTER_ON_HOST, Manifest, Optimization, parse_pointer
 from rayprep.model.result import PrepResult
+from rayprep.model.sealed import SealBroken
 from rayprep.model.snapshot import CacheSnapshot
 from rayprep.model.stages import ANSWERS_FOR, StageName, StageStatus
+from rayprep.model.written import parse_result
 
 __all__ = ["Manifest", "PrepResult", "StageName", "find_manifest", "needs_prep", "read_manifest", "read_result"]
 
@@ -74,9 +76,11 @@ def _first_file(*places: Path) -> Path | None:
 
 def _read(kind: type[R], path: Path) -> R:
     try:
-        return read_tolerant(kind, read_bytes(path))
+        return parse_result(kind, read_bytes(path))
     except OSError as error:
         raise HostUnfit(f"{path} cannot be read: {error.strerror}") from None
+    except SealBroken as error:
+        raise HostUnfit(f"{path} is damaged: {error}") from None
     except ValidationError as error:
         first = error.errors()[0]
         raise HostUnfit(f"{path} is damaged: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None

@@ -16,7 +16,7 @@ from rayprep.cli.request import Flags, node_requests
 from rayprep.host.interrupts import Interrupts
 from rayprep.host.layout import prepare_root, root_unfit
 from rayprep.host.locks import acquire_run
-from rayprep.model.base import to_json, utc_now
+from rayprep.model.base import utc_now
 from rayprep.model.dealing import WORTH_S
 from rayprep.model.errors import BadRequest, RayprepError
 from rayprep.model.events import run_end
@@ -24,6 +24,7 @@ from rayprep.model.fleet import FleetSpec, VerifyScope, parse_labels
 from rayprep.model.fleet_result import FleetResult, closed
 from rayprep.model.fleet_status import FleetStatus
 from rayprep.model.rollout import make_rollout
+from rayprep.model.written import result_text
 from rayprep.node.request import NodeRequest
 from rayprep.report.fleet_live import FleetView, choose_fleet_view, fleet_table
 from rayprep.report.screen import Screen
@@ -178,7 +179,7 @@ class _Run:
         view.show(run_end(result.status.value, error, result.run.duration_s))
         path = layout.run(self.request.run_id) / "fleet_result.json"
         try:
-            self.request.layout.runs.write(path, to_json(result))
+            self.request.layout.runs.write(path, result_text(result))
         except OSError as problem:
             raise root_unfit(layout.telemetry, "telemetry", problem) from None
         return result

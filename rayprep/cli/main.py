@@ -91,5 +91,13 @@ def say(kind: str, text: str, code: int) -> int:
 
 
 def set_ray_environment(values: dict[str, str]) -> None:
-    """The one place where this process's environment is written, before Ray starts and inherits it."""
+    """The one place where this process's environment is written, before Ray starts and inherits it.
+
+    Ray's processes get no secret but Ray's own.
+    """
+    from rayprep.model.secrets import may_hold_secret
+
+    for name in [name for name, value in os.environ.items() if may_hold_secret(name, value)]:
+        if not name.startswith("RAY_"):
+            del os.environ[name]
     os.environ.update(values)

@@ -41,7 +41,10 @@ def schema(name: str) -> dict[str, object]:
     """JSON Schema 2020-12. Raises BadRequest for a name that is not in FILES."""
     if name not in FILES:
         raise BadRequest(f"no schema {name!r}", hint="there are " + ", ".join(FILES))
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **FILES[name].model_json_schema()}
+    kind = FILES[name]
+    # A completion is written whole, and is not read where a field is missing.
+    document = kind.model_json_schema(mode="serialization" if kind is Completion else "validation")
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **document}
 
 
 def run(name: str) -> None:

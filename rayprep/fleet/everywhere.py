@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from rayprep.fleet.members import living_nodes, pinned_actor
-from rayprep.host.environment import is_passed_on
+from rayprep.host.environment import passed_on
 from rayprep.model.everywhere import Answer
 from rayprep.model.fleet import FleetSpec, choose_nodes
 from rayprep.model.spec import DeviceChoice
@@ -22,7 +22,7 @@ class HostShell:
         """The command in a process of its own; it ends with its time."""
         # -P: a file of the user's that is called like one of Python's own must not be imported in its place.
         command = [sys.executable, "-P", "-m", "rayprep", *argv]
-        env = {name: value for name, value in os.environ.items() if is_passed_on(name)}
+        env = passed_on(os.environ)
         try:
             done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=timeout_s, check=False)
         except subprocess.TimeoutExpired:

@@ -10,7 +10,7 @@ from rayprep.fleet.asked import Asked
 from rayprep.fleet.handles import Handle
 from rayprep.fleet.member import Member
 from rayprep.host.layout import Layout, root_unfit
-from rayprep.model.base import to_json, utc_now
+from rayprep.model.base import utc_now
 from rayprep.model.errors import ErrorType, RayprepError
 from rayprep.model.events import Event, Phase, event
 from rayprep.model.file_names import file_name
@@ -19,6 +19,7 @@ from rayprep.model.fleet_result import FleetError, FleetGroup, FleetHost, FleetR
 from rayprep.model.grouping import Grouping
 from rayprep.model.result import PrepResult, RunStatus
 from rayprep.model.rollout import Rollout, fleet_status
+from rayprep.model.written import result_text
 from rayprep.report.fleet_live import FleetView
 
 CALL_S = 10.0
@@ -218,7 +219,7 @@ class FleetRecord:
 
 def write_unless_there(layout: Layout, path: Path, result: PrepResult | FleetResult) -> None:
     """Where this host's folder is the head's, the coordinator has written it. Raises OSError."""
-    text = to_json(result)
+    text = result_text(result)
     with contextlib.suppress(OSError, ValueError):
         if layout.runs.read(path).decode() == text:
             return

@@ -6,13 +6,14 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from rayprep.host.layout import Layout, root_unfit
-from rayprep.model.base import Record, to_json, utc_now
+from rayprep.model.base import Record, utc_now
 from rayprep.model.events import Event, Phase, event
 from rayprep.model.fleet_result import FleetResult
 from rayprep.model.fleet_status import FleetStatus, HostNow
 from rayprep.model.metrics import Sample, fleet_samples, host_samples, state_samples
 from rayprep.model.result import PrepResult
 from rayprep.model.snapshot import ProfileSnapshot
+from rayprep.model.written import result_text
 from rayprep.report.session_log import SessionLog
 
 
@@ -106,4 +107,4 @@ class KeptRun:
     def _write(self, host: str | None, name: str, content: Record) -> None:
         folder = replace(self._layout, host=host).run(self.run_id)
         with self._where_it_can():
-            self._layout.runs.write(folder / name, to_json(content))
+            self._layout.runs.write(folder / name, result_text(content))

@@ -14,6 +14,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from rayprep.host.environment import passed_on
 from rayprep.host.sweeper import sweep
 from rayprep.model.base import read_tolerant
 from rayprep.model.errors import ErrorType, HostUnfit
@@ -68,6 +69,7 @@ class RayFolder:
             [sys.executable, "-P", "-m", "rayprep.host.sweeper", _MARK, str(self.token), str(self.path)],
             stdin=subprocess.PIPE,
             start_new_session=True,
+            env=passed_on(os.environ),
         )
         try:
             self.path.mkdir(mode=0o700)

@@ -1,14 +1,21 @@
 """Completion files: written last, read back without ever failing a run."""
 
+import contextlib
 import re
 from pathlib import Path
 
-from pydantic import ValidationError
-
-from rayprep.host.atomic import write_text
 from rayprep.host.layout import Layout
+from rayprep.host.locks import held_if_free
 from rayprep.model.base import Record
 from rayprep.model.completion import Completion, Identity
+from rayprep.model.completion_text import (
+    CompletionDamaged,
+    cleaned,
+    completion_text,
+    latest_of_each,
+    parse_completion,
+)
+from rayprep.model.sealed import is_sealed
 from rayprep.model.stages import StageName
 from rayprep.model.text import printable
 
@@ -23,10 +30,10 @@ class Unreadable(Record):
 
 
 def write_completion(layout: Layout, completion: Completion) -> Path:
+    """Writes it without secrets, under the key that it then has. Raises OSError."""
+    completion = cleaned(completion)
     path = layout.completion(completion.stage, completion.key)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # One line: it lists every file, and indenting them would add a third to what each `ensure` has to read.
-    write_text(path, completion.model_dump_json() + "\n")
+    layout.store.write(path, completion_text(completion))
     _drop_parts(layout, completion)
     return path
 
@@ -36,40 +43,93 @@ def _drop_parts(layout: Layout, whole: Completion) -> None:
     found, _ = read_completions(layout, whole.stage, whole.identity.model_slug, whole.identity.tp)
     for each in found:
         if each.identity.part and each.identity.model_copy(update={"part": ""}) == whole.identity:
-            layout.completion(each.stage, each.key).unlink(missing_ok=True)
+            layout.store.unlink(layout.completion(each.stage, each.key), missing_ok=True)
 
 
 def read_completions(
     layout: Layout, stage: StageName, slug: str | None = None, tp: int | None = None
 ) -> tuple[list[Completion], list[Unreadable]]:
-    """All completions of a stage, or only those whose key is of `slug` and `tp`."""
-    folder = layout.completions(stage)
+    """All completions of a stage, or only those whose key is of `slug` and `tp`.
+
+    One in which an earlier version wrote a secret is given without it, and its file is replaced where that can be done
+    now: a look neither waits nor fails for it.
+    """
     good: list[Completion] = []
     bad: list[Unreadable] = []
-    for path in sorted(folder.glob("*.json")) if folder.is_dir() else []:
-        match = _KEY.fullmatch(path.stem)
-        wanted = (slug is None or (match and match["slug"] == slug)) and (
-            tp is None or (match and int(match["tp"]) == tp)
-        )
-        if not wanted:
-            continue
+    hiding: list[Path] = []
+    for path in _files(layout, stage, slug, tp):
         try:
-            completion = Completion.model_validate_json(path.read_bytes(), extra="ignore")
-        except (OSError, ValidationError) as error:
-            bad.append(Unreadable(path=printable(str(path)), why=_first_line(error)))
+            completion = parse_completion(layout.store.read(path))
+        except (OSError, CompletionDamaged) as error:
+            bad.append(Unreadable(path=printable(str(path)), why=str(error).splitlines()[0]))
             continue
-        # A file under a name that is not its own key was copied by hand, and must not stand in for it.
-        if completion.key == path.stem and completion.stage is stage:
-            good.append(completion)
+        if _is_at(path, stage, completion):
+            clean = cleaned(completion)
+            good.append(clean)
+            hiding += [path] if clean is not completion else []
+    if hiding:
+        with contextlib.suppress(OSError), held_if_free(layout.store_lock) as ours:
+            for path in hiding if ours else ():
+                _rewrite(layout, stage, path)
+        good = latest_of_each(good)
     return good, bad
+
+
+def rewrite_outdated(layout: Layout) -> None:
+    """Replaces the completions of an earlier format, and those with a secret. The caller holds the store's lock.
+
+    One that this user cannot replace stays, and is read as it is.
+    """
+    for stage in StageName:
+        for path in _files(layout, stage):
+            with contextlib.suppress(OSError):
+                _rewrite(layout, stage, path)
+
+
+def _rewrite(layout: Layout, stage: StageName, path: Path) -> None:
+    """Writes what a file says as it would be written today, under its key of today. Raises OSError."""
+    try:
+        data = layout.store.read(path)
+        completion = parse_completion(data)
+    except (FileNotFoundError, CompletionDamaged):
+        return  # somebody was faster, or it says nothing
+    clean = cleaned(completion)
+    if not _is_at(path, stage, completion) or (clean is completion and is_sealed(data)):
+        return
+    place = layout.completion(stage, clean.key)
+    if place == path or not _holds_a_later(layout, place, clean):
+        layout.store.write(place, completion_text(clean))
+    if place != path:
+        layout.store.unlink(path, missing_ok=True)
+
+
+def _holds_a_later(layout: Layout, place: Path, completion: Completion) -> bool:
+    try:
+        return parse_completion(layout.store.read(place)).finished_at >= completion.finished_at
+    except (OSError, CompletionDamaged):
+        return False
+
+
+def _files(layout: Layout, stage: StageName, slug: str | None = None, tp: int | None = None) -> list[Path]:
+    folder = layout.completions(stage)
+    names: list[str] = []
+    with contextlib.suppress(OSError):  # no folder, or one that cannot be read, holds none
+        names = layout.store.names(folder)
+    paths = [folder / name for name in names if name.endswith(".json") and name[0] != "."]
+    return [path for path in paths if _is_of(path.stem, slug, tp)]
+
+
+def _is_of(key: str, slug: str | None, tp: int | None) -> bool:
+    match = _KEY.fullmatch(key)
+    of_slug = slug is None or (match is not None and match["slug"] == slug)
+    return of_slug and (tp is None or (match is not None and int(match["tp"]) == tp))
+
+
+def _is_at(path: Path, stage: StageName, completion: Completion) -> bool:
+    """A file under a name that is not its own key was copied by hand, and must not stand in for it."""
+    return completion.key == path.stem and completion.stage is stage
 
 
 def of_identity(completions: list[Completion], identity: Identity) -> list[Completion]:
     """Those that are for exactly this model, layout and flags, whatever host built them."""
     return [each for each in completions if each.identity == identity]
-
-
-def _first_line(error: Exception) -> str:
-    if isinstance(error, ValidationError):
-        return error.errors()[0]["msg"]
-    return str(error).splitlines()[0]

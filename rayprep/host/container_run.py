@@ -9,10 +9,11 @@ from filelock import FileLock
 
 from rayprep.host.files import read_text as read_file
 from rayprep.host.owned import OwnedTree
-from rayprep.model.base import read_tolerant, to_json
+from rayprep.model.base import read_tolerant
 from rayprep.model.errors import BadRequest
 from rayprep.model.file_names import is_file_name
 from rayprep.model.manifest import MANIFEST_NAME, POINTER, POINTER_NAME, Manifest, merged, parse_pointer, pointer_text
+from rayprep.model.written import shown_text
 
 _LOCK_S = 10.0
 
@@ -45,7 +46,7 @@ def write_manifest(manifest: Manifest) -> None:
         OSError: one of them cannot be written.
     """
     tree = OwnedTree(Path(manifest.telemetry_root.container_path))
-    tree.write(Path(manifest.manifest.container_path), to_json(manifest))
+    tree.write(Path(manifest.manifest.container_path), shown_text(manifest))
     pointer, text = tree.root / POINTER_NAME, pointer_text(manifest.manifest)
     try:
         tree.write(pointer, text)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rayprep.host.layout import Layout
 from rayprep.model.caches import CacheName
-from rayprep.model.secrets import is_secret_variable
+from rayprep.model.secrets import may_hold_secret, redacted_settings
 
 STORE_MARK = "RAYPREP_STORE"
 """Carried by every process that works in a store, so that what a dead owner left can be found and ended."""
@@ -59,9 +59,8 @@ def child_env(environ: Mapping[str, str], layout: Layout, home: Path, invocation
 
     The Hugging Face folders are resolved before HOME changes, since their defaults lie below it.
     """
-    inherited = {name: value for name, value in environ.items() if is_passed_on(name)}
     return {
-        **inherited,
+        **passed_on(environ),
         **hub_folders(environ),
         **server_cache_env(layout),
         "HOME": str(home),
@@ -92,8 +91,11 @@ def on_every_core() -> dict[str, str]:
 
 
 def compiler_settings(environ: Mapping[str, str]) -> tuple[str, ...]:
-    """What of a child's environment changes which kernels are compiled: the compilers' switches, less their folders."""
-    return tuple(
+    """What of a child's environment changes which kernels are compiled: the compilers' switches, less their folders.
+
+    Whatever may hold a secret is left out: what comes of this stands in files that others read.
+    """
+    return redacted_settings(
         sorted(
             f"{name}={value}"
             for name, value in {**environ, **_EVERY_START_ALIKE}.items()
@@ -107,9 +109,14 @@ def store_mark(layout: Layout) -> str:
     return os.path.realpath(layout.profiles)
 
 
-def is_passed_on(name: str) -> bool:
-    """Whether a child may inherit the variable. Tokens and Ray's own are kept back."""
-    return not (name.startswith("RAY_") or name in _DROPPED or is_secret_variable(name))
+def passed_on(environ: Mapping[str, str]) -> dict[str, str]:
+    """The variables that a child may inherit."""
+    return {name: value for name, value in environ.items() if is_passed_on(name, value)}
+
+
+def is_passed_on(name: str, value: str = "") -> bool:
+    """Whether a child may inherit the variable. Whatever may hold a secret is kept back, and Ray's own."""
+    return not (name.startswith("RAY_") or name in _DROPPED or may_hold_secret(name, value))
 
 
 def hub_folders(environ: Mapping[str, str]) -> dict[str, str]:

@@ -3,11 +3,25 @@
 A publisher that was overtaken may not know it yet, and nobody may be left to tell it. So the receiver refuses.
 """
 
+import re
 from pathlib import Path
 
+from pydantic import Field
+
 from rayprep.host.layout import Layout
+from rayprep.model.base import Record
 from rayprep.model.errors import ErrorType, HostUnfit, StageError
 from rayprep.model.file_names import file_name
+from rayprep.model.sealed import read_sealed, sealed_line
+
+_PLAIN = re.compile(rb"\d{1,18}\n?")
+"""As an earlier version wrote it, without a checksum."""
+
+
+class Epoch(Record):
+    """The file's content."""
+
+    epoch: int = Field(ge=0)
 
 
 def advance_epoch(layout: Layout, key: str, epoch: int) -> None:
@@ -22,18 +36,20 @@ def advance_epoch(layout: Layout, key: str, epoch: int) -> None:
     if seen is not None and seen > epoch:
         raise StageError(ErrorType.LEASE_LOST, f"{key} arrives with epoch {epoch}, and epoch {seen} was here before")
     if seen is None or seen < epoch:
-        layout.store.write(_file(layout, key), f"{epoch}\n")
+        layout.store.write(_file(layout, key), sealed_line(Epoch(epoch=epoch)))
 
 
 def highest_epoch(layout: Layout, key: str) -> int | None:
     """None where nothing of this key came under a lease. Raises HostUnfit where that cannot be read."""
     path = _file(layout, key)
     try:
-        return int(layout.store.read(path).decode("ascii"))
+        data = layout.store.read(path)
+        return int(data) if _PLAIN.fullmatch(data) else read_sealed(Epoch, data).epoch
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise HostUnfit(f"epoch file {path} cannot be read: {error}", hint="remove it when no run goes on") from None
+        why = str(error).splitlines()[0]
+        raise HostUnfit(f"epoch file {path} cannot be read: {why}", hint="remove it when no run goes on") from None
 
 
 def _file(layout: Layout, key: str) -> Path:

@@ -1,20 +1,20 @@
 """The coordinator's lease table on disk, so that its next life knows who held what.
 
-JSON lines: the whole table, and below it a line for each grant since. A grant must be on disk before it is said, and a
-thousand hosts have thousands of leases: to write all of them each time would take the coordinator longer than all its
-other work. Anything but a grant is left out, for a new coordinator counts every lease anew, for one time to live.
+JSON lines, each with its checksum: the whole table, and below it a line for each grant since. A grant must be on disk
+before it is said, and a thousand hosts have thousands of leases: to write all of them each time would take the
+coordinator longer than all its other work. Anything but a grant is left out, for a new coordinator counts every lease
+anew, for one time to live.
 """
 
 import os
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from rayprep.host.layout import os_error_type
 from rayprep.host.owned import OwnedTree
-from rayprep.model.base import Record, read_tolerant
+from rayprep.model.base import Record
 from rayprep.model.errors import HostUnfit
 from rayprep.model.leases import Lease, LeaseTable
+from rayprep.model.sealed import read_sealed, sealed_line
 
 LEAST_GRANTS = 1000
 """So many lines may follow at least, before the whole is written anew."""
@@ -51,8 +51,8 @@ class LeaseFile:
             hint = "make it readable on the cluster's head, or remove it there while no run goes on"
             raise self._unfit("read", error, hint) from None
         try:
-            found = read_tolerant(LeaseTable, first)
-        except ValidationError:
+            found = read_sealed(LeaseTable, first)
+        except ValueError:  # damaged, or of an earlier version: whoever holds a lease there is waited for
             found = LeaseTable(ttl_s=ttl_s)
         leases = {store: dict(keys) for store, keys in found.leases.items()}
         for grant in filter(None, map(_grant, grants)):
@@ -76,22 +76,21 @@ class LeaseFile:
     def _keep(self, table: LeaseTable, store: str, key: str) -> None:
         room, self._room = self._room, 0
         if room:
-            line = Grant(store=store, key=key, lease=table.leases[store][key]).model_dump_json()
-            with os.fdopen(
-                self._tree.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "a", encoding="utf-8"
-            ) as file:
-                file.write(line + "\n")
+            line = sealed_line(Grant(store=store, key=key, lease=table.leases[store][key]))
+            descriptor = self._tree.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+            with os.fdopen(descriptor, "a", encoding="utf-8") as file:
+                file.write(line)
                 file.flush()
                 os.fsync(file.fileno())
             self._room = room - 1
         else:
-            self._tree.write(self._path, table.model_dump_json() + "\n")
+            self._tree.write(self._path, sealed_line(table))
             self._room = max(LEAST_GRANTS, sum(map(len, table.leases.values())))
 
 
 def _grant(line: bytes) -> Grant | None:
     """None for a line that a dying coordinator left half written, before anybody heard of it."""
     try:
-        return read_tolerant(Grant, line)
-    except ValidationError:
+        return read_sealed(Grant, line)
+    except ValueError:
         return None

@@ -279,6 +279,27 @@ def is_held(path: Path) -> bool:
         os.close(descriptor)
 
 
+@contextlib.contextmanager
+def held_if_free(path: Path) -> Iterator[bool]:
+    """Holds a lock that nobody holds, and does not wait for any other. Yields whether it is held."""
+    try:
+        descriptor = _open(path)
+    except HostUnfit:
+        yield False
+        return
+    try:
+        yield _is_ours(descriptor, path)
+    finally:
+        os.close(descriptor)
+
+
+def _is_ours(descriptor: int, path: Path) -> bool:
+    try:
+        return _try(descriptor, path) and _lies_at(descriptor, path)
+    except HostUnfit:
+        return False
+
+
 def gpu_lock_paths(uuids: Sequence[str]) -> list[Path]:
     """One lock for each GPU, by UUID, in one order. They belong to the host, whatever root is used."""
     return [GPU_LOCKS / f"{file_name(uuid)}.lock" for uuid in sorted(set(uuids))]

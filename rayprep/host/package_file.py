@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO, BinaryIO
 
 from rayprep.host.atomic import current_umask
+from rayprep.host.environment import passed_on
 from rayprep.host.layout import os_error_type
 from rayprep.model.errors import BadRequest, HostUnfit
 
@@ -115,7 +116,9 @@ def _zstd(
     arguments: list[str], stdin: int | BinaryIO | IO[bytes], stdout: int | BinaryIO | IO[bytes]
 ) -> subprocess.Popen[bytes]:
     try:
-        return subprocess.Popen(["zstd", "-q", *arguments], stdin=stdin, stdout=stdout, stderr=subprocess.PIPE)
+        return subprocess.Popen(
+            ["zstd", "-q", *arguments], stdin=stdin, stdout=stdout, stderr=subprocess.PIPE, env=passed_on(os.environ)
+        )
     except OSError as error:
         raise HostUnfit(
             f"the zstd program cannot be started: {error.strerror}", hint="install zstd, or leave .zst out"

@@ -15,11 +15,10 @@ from rayprep.host.markers import read_markers
 from rayprep.host.scan import scan_cache
 from rayprep.model.base import parse_utc
 from rayprep.model.caches import CACHES, CacheName, Entry, entry_of
-from rayprep.model.completion import Completion
+from rayprep.model.completion import COMPLETION_FORMAT, Completion
 from rayprep.model.errors import ErrorType, HostUnfit
 from rayprep.model.reset_filters import Filters
 from rayprep.model.reset_store import Claim, Found, Mark, Store
-from rayprep.model.signature import FORMAT_VERSION
 from rayprep.model.stages import StageName
 from rayprep.model.text import printable
 
@@ -80,7 +79,7 @@ def _claim(layout: Layout, completion: Completion) -> Claim:
         entries=frozenset(group_entries(completion.artifacts)),
         skipped=completion.outcome == "skipped",
         broken=completion.outcome == "unsupported" or not all_there(layout, completion.artifacts),
-        opaque=completion.schema_version != FORMAT_VERSION,
+        opaque=completion.schema_version != COMPLETION_FORMAT,
         finished=parse_utc(completion.finished_at).timestamp(),
     )
 

@@ -19,6 +19,8 @@ from rayprep.model.file_names import is_file_name
 from rayprep.model.fleet_result import FleetResult
 from rayprep.model.result import PrepResult
 from rayprep.model.run_record import LogTails, RunRecord, failed_without_tail, only_host
+from rayprep.model.sealed import SealBroken
+from rayprep.model.written import parse_result
 
 _TAIL_LINES = 12
 _NAMED = 3
@@ -78,13 +80,15 @@ def _read_or_refuse(kind: type[R], path: Path) -> R:
 def _read(kind: type[R], path: Path) -> R | str:
     """The file, or in one line what is wrong with it."""
     try:
-        return read_tolerant(kind, read_bytes(path))
+        return parse_result(kind, read_bytes(path))
     except OSError as error:
         return f"{path} cannot be read: {error.strerror}"
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         return f"{path} is damaged: {f'{where}: ' if where else ''}{first['msg']}"
+    except SealBroken as error:
+        return f"{path} is damaged: {error}"
 
 
 def _read_fleet(layout: Layout, run_id: str, fleet: FleetResult) -> RunRecord:

@@ -1,11 +1,13 @@
 """Following a log file that another process writes, however fast and in whatever encoding."""
 
+import contextlib
 import os
 import re
 from collections.abc import Callable
 from pathlib import Path
 
 from rayprep.host.files import open_file
+from rayprep.model.secrets import redacted_text
 
 _CHUNK = 1 << 20
 _LONGEST = 1 << 16
@@ -14,7 +16,10 @@ _BREAK = re.compile(rb"[\r\n]+")
 
 
 class LogFollower:
-    """Hands the lines that a log has grown by to `hear`; the pieces of a progress bar are lines, too."""
+    """Hands the lines that a log has grown by to `hear`; the pieces of a progress bar are lines, too.
+
+    A secret in them is overwritten where it stands: SGLang prints its arguments, and the log is for others to read.
+    """
 
     def __init__(self, log: Path, hear: Callable[[str], None]) -> None:
         self._log, self._hear = log, hear
@@ -30,12 +35,22 @@ class LogFollower:
         except FileNotFoundError:
             return False
         self._offset += len(chunk)
+        self._blot(self._rest + chunk)
         *lines, self._rest = _BREAK.split(self._rest + chunk)
         if len(self._rest) > _LONGEST:
             lines, self._rest = [*lines, self._rest], b""
         for line in lines:
             self._hear(line.decode(errors="replace"))
         return len(chunk) == _CHUNK
+
+    def _blot(self, data: bytes) -> None:
+        """Whoever writes the log appends to it, so that what is overwritten stays so."""
+        text = data.decode("latin-1")  # a character a byte
+        shown = redacted_text(text, lambda secret: "*" * len(secret))
+        if shown != text:
+            with contextlib.suppress(OSError), self._log.open("r+b") as file:
+                file.seek(self._offset - len(data))
+                file.write(shown.encode("latin-1"))
 
     def finish(self) -> None:
         """Hears the end of a log that nobody writes any more: its last megabyte, where it is far ahead."""

@@ -1,11 +1,18 @@
-"""The nonce of a profiles root, by which hosts find out that they share it: `<profiles>/.rayprep/store-id`."""
+"""The nonce of a profiles root, by which hosts find out that they share it: `<profiles>/.rayprep/store-id`.
+
+`<check>-<nonce>`: a nonce that was damaged would make two stores of one. Earlier versions wrote the nonce alone.
+"""
 
 import contextlib
-import errno
+import hashlib
 import os
+import re
 import secrets
 
 from rayprep.host.layout import Layout, root_unfit
+from rayprep.model.errors import HostUnfit
+
+_ID = re.compile(r"(?:([0-9a-f]{8})-)?([0-9a-f]{16})")
 
 _LONGEST = 100
 """Bytes."""
@@ -15,14 +22,14 @@ def store_id(layout: Layout) -> str:
     """Read it, or make it where there is none; of two hosts that make it at once, one wins.
 
     Raises:
-        HostUnfit: it can be neither read nor made.
+        HostUnfit: it can be neither read nor made, or is damaged.
     """
     path = layout.store_id
     try:
         with contextlib.suppress(FileNotFoundError):
             return _read(layout)
-        aside = f".store-id.{secrets.token_hex(6)}.tmp"
-        layout.store.write(path.with_name(aside), secrets.token_hex(8) + "\n")
+        aside, nonce = f".store-id.{secrets.token_hex(6)}.tmp", secrets.token_hex(8)
+        layout.store.write(path.with_name(aside), f"{_check(nonce)}-{nonce}\n")
         with layout.store.folder(path.parent) as folder:
             try:
                 # Not a rename, which would take the winner's away.
@@ -31,10 +38,17 @@ def store_id(layout: Layout) -> str:
             finally:
                 os.unlink(aside, dir_fd=folder)
         return _read(layout)
-    except (OSError, UnicodeDecodeError) as error:
-        unfit = error if isinstance(error, OSError) else OSError(errno.EILSEQ, "it is no text", str(path))
-        raise root_unfit(layout.profiles, "profiles", unfit) from None
+    except OSError as error:
+        raise root_unfit(layout.profiles, "profiles", error) from None
 
 
 def _read(layout: Layout) -> str:
-    return layout.store.read(layout.store_id, _LONGEST).decode("ascii").strip()
+    text = layout.store.read(layout.store_id, _LONGEST).decode("ascii", errors="replace").strip()
+    found = _ID.fullmatch(text)
+    if found is None or found[1] not in (None, _check(found[2])):
+        raise HostUnfit(f"store id {layout.store_id} is damaged", hint="remove it when no run goes on")
+    return text
+
+
+def _check(nonce: str) -> str:
+    return hashlib.sha256(nonce.encode()).hexdigest()[:8]

@@ -14,6 +14,7 @@ import sysconfig
 from collections.abc import Mapping
 from pathlib import Path
 
+from rayprep.host.environment import passed_on
 from rayprep.host.files import read_text
 from rayprep.model.tracing import PACKAGES
 
@@ -121,7 +122,7 @@ def _output(command: list[str], environ: Mapping[str, str]) -> str:
             timeout=_TIMEOUT_S,
             check=True,
             # The compiler that the environment's PATH leads to, and as it will behave there.
-            env=dict(environ),
+            env=passed_on(environ),
         )
     except (OSError, subprocess.SubprocessError):
         return ""

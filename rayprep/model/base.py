@@ -19,7 +19,13 @@ class Record(BaseModel):
     """A frozen model that forbids unknown keys."""
 
     # Built when first used: a command that only looks needs few of them.
-    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        defer_build=True,
+        # A schema of what is written has all fields, also those that have a default for whoever makes the record.
+        json_schema_serialization_defaults_required=True,
+    )
 
 
 R = TypeVar("R", bound=Record)
@@ -32,6 +38,17 @@ def read_tolerant(kind: type[R], text: str | bytes) -> R:
         pydantic.ValidationError: the text is not JSON, or a known field is missing or wrongly typed.
     """
     return kind.model_validate_json(text, extra="ignore")
+
+
+def left_out(record: Record) -> list[str]:
+    """The fields, at any depth, that were not given when the record was made, and so have their defaults."""
+    missing = [name for name in type(record).model_fields if name not in record.model_fields_set]
+    for name in record.model_fields_set:
+        inner = getattr(record, name)
+        for part in inner if isinstance(inner, tuple) else (inner,):
+            if isinstance(part, Record):
+                missing += [f"{name}.{deeper}" for deeper in left_out(part)]
+    return missing
 
 
 def to_json(record: Record) -> str:

@@ -10,14 +10,19 @@ from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from rayprep.model.base import Record, Utc
+from rayprep.model.base import Record, Utc, left_out
 from rayprep.model.located import Located
-from rayprep.model.signature import FORMAT_VERSION, Difference, Signature, binding_digest, differences
+from rayprep.model.sealed import Sealed
+from rayprep.model.signature import Difference, Signature, binding_digest, differences
 from rayprep.model.stages import StageName
 from rayprep.model.tuning import Tuning
 from rayprep.model.verification import Verification
+
+COMPLETION_FORMAT = "2"
+READ_FORMATS = ("1", COMPLETION_FORMAT)
+"""Format 1 is format 2 without the checksum."""
 
 
 class Identity(Record):
@@ -42,10 +47,13 @@ def cache_key(stage: StageName, identity: Identity, signature: Signature) -> str
     return f"{identity.model_slug}-tp{identity.tp}-{digits}"
 
 
-class Completion(Record):
-    """A stage that was finished: for whom, under which signature, covering what, made of which files."""
+class Completion(Sealed):
+    """A stage that was finished: for whom, under which signature, covering what, made of which files.
 
-    schema_version: str = FORMAT_VERSION
+    The defaults are for those who make one. Read, it has to have every field, for each of them decides.
+    """
+
+    schema_version: str = COMPLETION_FORMAT
     stage: StageName
     key: str
     identity: Identity
@@ -93,6 +101,12 @@ class Completion(Record):
                 raise ValueError(f"{path!r} is no plain path below the profiles root")
         return artifacts
 
+    @model_validator(mode="after")
+    def _be_whole(self, info: ValidationInfo) -> "Completion":
+        if info.mode == "json" and (missing := left_out(self)):
+            raise ValueError(f"it has no {missing[0]}")
+        return self
+
 
 class CheckState(StrEnum):
     """How a completion stands against this host and this request."""
@@ -139,10 +153,10 @@ def check_completion(
         units: what has to be covered.
         wrong_hashes: paths whose content was hashed and differs; empty where nothing was hashed.
     """
-    if completion.schema_version != FORMAT_VERSION:
+    if completion.schema_version != COMPLETION_FORMAT:
         return Check(
             state=CheckState.NEWER_FORMAT,
-            detail=f"format {completion.schema_version}, this rayprep reads {FORMAT_VERSION}",
+            detail=f"format {completion.schema_version}, this rayprep reads {COMPLETION_FORMAT}",
         )
     if differing := differences(completion.stage, completion.signature, now):
         return Check(

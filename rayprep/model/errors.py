@@ -15,6 +15,7 @@ pickling, since they cross Ray's process boundaries.
 from enum import StrEnum
 
 from rayprep.model.base import encodable
+from rayprep.model.secrets import redacted_text
 from rayprep.model.text import one_line
 
 
@@ -103,10 +104,11 @@ class RayprepError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, *, hint: str = "", error_type: ErrorType | None = None) -> None:
-        # A path with stray bytes must not make the error itself impossible to print or to write.
-        self.message = encodable(message)
+        # A path with stray bytes must not make the error itself impossible to print or to write. A URL that is quoted
+        # in it may hold a password.
+        self.message = redacted_text(encodable(message))
         super().__init__(self.message)
-        self.hint = encodable(hint) or (MEANING[error_type][1] if error_type else "")
+        self.hint = redacted_text(encodable(hint)) or (MEANING[error_type][1] if error_type else "")
         self.error_type = error_type
 
     def __reduce__(self) -> tuple[object, ...]:

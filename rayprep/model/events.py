@@ -4,6 +4,7 @@ from enum import StrEnum
 
 from rayprep.model.base import Record, Utc, utc_now
 from rayprep.model.errors import ErrorType, RayprepError
+from rayprep.model.secrets import redacted_json, redacted_text
 from rayprep.model.text import one_line, printable_json
 
 Settings = dict[str, str | int | float | tuple[int, ...] | None]
@@ -42,13 +43,13 @@ class Event(Record):
 
     @property
     def json_line(self) -> str:
-        return "OPTIMIZE_JSON " + printable_json(self.model_dump_json(exclude_none=True))
+        return "OPTIMIZE_JSON " + printable_json(redacted_json(self.model_dump_json(exclude_none=True)))
 
     @property
     def human_line(self) -> str:
         """`[OPTIMIZE deep_gemm] starting {model=..., tp=...}` and its like."""
         where = f"{self.host}: " if self.host else ""
-        return one_line(f"[OPTIMIZE {self.name}] {where}{self._words()}")
+        return redacted_text(one_line(f"[OPTIMIZE {self.name}] {where}{self._words()}"))
 
     @property
     def remark(self) -> str:

@@ -11,6 +11,7 @@ from rayprep.model.fleet import FleetSpec
 from rayprep.model.oddities import Oddity
 from rayprep.model.result import PrepResult, Received, RunStatus
 from rayprep.model.rollout import HostPhase
+from rayprep.model.sealed import Sealed
 from rayprep.model.stages import StageName, StageStatus, exit_code
 
 
@@ -76,7 +77,7 @@ class FleetRun(Record):
     spec: FleetSpec
 
 
-class FleetResult(Record):
+class FleetResult(Sealed):
     """The whole file."""
 
     schema_version: str = "1"

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from pydantic import Field
 
 from rayprep.model.base import Record, Utf8
+from rayprep.model.sealed import Sealed
 
 
 def may_publish(seen_epoch: int, epoch: int) -> bool:
@@ -104,7 +105,7 @@ def _lasting(turn: Turn, since: float, until: float) -> Turn:
     return Turn(holder=turn.holder, since=since, until=until)
 
 
-class LeaseTable(Record):
+class LeaseTable(Sealed):
     """All leases, and the coordinator's state file. Every change gives a new table; the old one stays as it was."""
 
     schema_version: str = "1"

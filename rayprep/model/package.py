@@ -14,9 +14,9 @@ from pydantic import Field, ValidationError
 
 from rayprep.model.base import Record, read_tolerant
 from rayprep.model.caches import CacheName, Entry, FileKind, classify, entry_of
-from rayprep.model.completion import Completion, cache_key
+from rayprep.model.completion import READ_FORMATS, Completion, cache_key
 from rayprep.model.errors import BadRequest, HostUnfit
-from rayprep.model.signature import FORMAT_VERSION, Signature, differences
+from rayprep.model.signature import Signature, differences
 from rayprep.model.slug import model_slug
 from rayprep.model.stages import StageName
 
@@ -141,8 +141,9 @@ def check_manifest(manifest: PackageManifest) -> None:
 
 
 def _check_completion(each: Completion) -> None:
-    if each.schema_version != FORMAT_VERSION:
-        raise _refused(f"completion {each.key} has format {each.schema_version}, this rayprep reads {FORMAT_VERSION}")
+    if each.schema_version not in READ_FORMATS:
+        reads = " and ".join(READ_FORMATS)
+        raise _refused(f"completion {each.key} has format {each.schema_version}, this rayprep reads {reads}")
     slug = each.identity.model_slug
     # The slug and the key become names of files.
     if model_slug(slug) != slug or each.key != cache_key(each.stage, each.identity, each.signature):

@@ -9,6 +9,7 @@ from rayprep.model.base import Record, Utc, Utf8
 from rayprep.model.cleanup import Cleanup
 from rayprep.model.errors import ErrorType
 from rayprep.model.located import Located
+from rayprep.model.sealed import Sealed
 from rayprep.model.signature import Signature
 from rayprep.model.slices import Asked
 from rayprep.model.snapshot import ProfileSnapshot
@@ -216,7 +217,7 @@ class NodeBlock(Record):
     received: tuple[Received, ...] = ()
 
 
-class PrepResult(Record):
+class PrepResult(Sealed):
     """The whole file."""
 
     schema_version: str = "1"

@@ -4,7 +4,7 @@ Source of the names: `python -m sglang.launch_server --help`, sglang 0.5.16.
 """
 
 from rayprep.model.errors import BadRequest
-from rayprep.model.secrets import BLOTTED, is_secret_flag
+from rayprep.model.secrets import is_secret_flag, redacted_flags
 
 _LAYOUTS = {
     name: words
@@ -98,13 +98,12 @@ def kernel_flags(server_args: tuple[str, ...]) -> tuple[str, ...]:
     """
     open_ones = [(_plain(name), value) for name, value in pairs(server_args) if not is_secret_flag(name)]
     named = sorted(open_ones, key=lambda pair: pair[0])
-    return tuple(f"{name}={value}" for name, value in named if name not in _WITHOUT_KERNELS)
+    return redacted_flags(f"{name}={value}" for name, value in named if name not in _WITHOUT_KERNELS)
 
 
 def redacted(server_args: tuple[str, ...]) -> tuple[str, ...]:
     """The arguments as they may be written down: `--flag=value` each, keys blotted out."""
-    shown = ((name, BLOTTED if is_secret_flag(name) else value) for name, value in pairs(server_args))
-    return tuple(f"{name}={value}" if value else name for name, value in shown)
+    return redacted_flags(f"{name}={value}" if value else name for name, value in pairs(server_args))
 
 
 def _plain(name: str) -> str:

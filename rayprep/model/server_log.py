@@ -15,7 +15,7 @@ from collections import deque
 from rayprep.model.base import Record
 from rayprep.model.gemm import GemmShape
 from rayprep.model.moe_configs import MoeConfigs, heard
-from rayprep.model.secrets import redacted_line
+from rayprep.model.secrets import redacted_text
 from rayprep.model.server_failure import (
     GENERAL,
     OUT_OF_MEMORY,
@@ -199,9 +199,9 @@ class LogReader:
             return
         self.hint = hint_of(line) or self.hint
         if "it/s]" not in line[-12:] and "s/it]" not in line[-12:]:
-            self.tail.append(redacted_line(line)[:_SHOWN])
+            self.tail.append(redacted_text(line)[:_SHOWN])
         if sign := sign_of(line):
-            shown = redacted_line(line)[:_SHOWN]
+            shown = redacted_text(line)[:_SHOWN]
             self._keep(sign, shown)
         if len(self.jit_events) < MAX_EVENTS and (event := jit_events(line)):
             self.jit_events.append(event)

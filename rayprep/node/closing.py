@@ -2,14 +2,13 @@
 
 from collections.abc import Sequence
 
-from pydantic import ValidationError
-
 from rayprep.host.markers import read_marker
-from rayprep.model.base import parse_utc, read_tolerant, to_json, utc_now
+from rayprep.model.base import parse_utc, utc_now
 from rayprep.model.errors import ErrorType, RayprepError, StageError
 from rayprep.model.result import PrepResult, RunError, StageResult, overall_status
 from rayprep.model.stages import StageName, StageStatus
 from rayprep.model.verification import VerifyResult
+from rayprep.model.written import parse_result, result_text
 from rayprep.node.record import Recorder, failed_result
 from rayprep.node.request import NodeRequest
 from rayprep.node.survey import Survey
@@ -22,15 +21,15 @@ def close_result(request: NodeRequest, survey: Survey, error: RayprepError) -> P
     """
     path = survey.layout.result(request.run_id)
     try:
-        found = read_tolerant(PrepResult, survey.layout.runs.read(path))
-    except (OSError, ValidationError):
+        found = parse_result(PrepResult, survey.layout.runs.read(path))
+    except (OSError, ValueError):
         found = None
     if found is None or found.run.invocation != request.invocation:
         found = Recorder(request, survey).result  # which keeps an earlier run's as history
     if found.run.finished_at is not None:
         return found  # the agent had written its last before it died
     result = closed(found, error, _running_stages(request, survey))
-    survey.layout.runs.write(path, to_json(result))
+    survey.layout.runs.write(path, result_text(result))
     return result
 
 
@@ -68,7 +67,7 @@ def _running_stages(request: NodeRequest, survey: Survey) -> list[StageName]:
     for stage in StageName:
         try:
             marker = read_marker(survey.layout, survey.model.slug, stage)
-        except (OSError, ValidationError):
+        except (OSError, ValueError):
             continue
         if marker.invocation == request.invocation:
             running.append(stage)

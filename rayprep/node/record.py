@@ -11,7 +11,7 @@ from rayprep import __version__
 from rayprep.host.environment import server_cache_env
 from rayprep.host.layout import root_unfit
 from rayprep.host.owned import OwnedTree
-from rayprep.model.base import to_json, utc_now
+from rayprep.model.base import utc_now
 from rayprep.model.errors import ErrorType, RayprepError, StageError
 from rayprep.model.events import Event, Phase
 from rayprep.model.plan import Action, Decision
@@ -32,6 +32,7 @@ from rayprep.model.spec import SPEC_VERSION
 from rayprep.model.stages import STAGES, StageName, StageStatus
 from rayprep.model.telemetry import TelemetryProbe, query_of
 from rayprep.model.verification import VerifyResult
+from rayprep.model.written import result_text
 from rayprep.node.request import NodeRequest
 from rayprep.node.survey import Survey
 
@@ -115,7 +116,7 @@ class Recorder:
     def write(self) -> PrepResult:
         result = self.result
         try:
-            self._survey.layout.runs.write(self.path, to_json(result))
+            self._survey.layout.runs.write(self.path, result_text(result))
         except OSError as error:
             raise root_unfit(self._survey.layout.telemetry, "telemetry", error) from None
         return result

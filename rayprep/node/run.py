@@ -8,6 +8,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
 
+from rayprep.host.completions import rewrite_outdated
 from rayprep.host.environment import child_env
 from rayprep.host.layout import Layout, clear_scratch, make_scratch, os_error_type, root_unfit
 from rayprep.host.leftovers import leftovers
@@ -100,6 +101,7 @@ class _NodeRun:
         ]
         with self._locked(paths) as locks:
             self._end_leftovers()
+            rewrite_outdated(layout)
             # Whoever held the lock before us may have built what we came for.
             self.survey = take_survey(self.request, self.environ, self.survey.seen_gpus)
             scratch = layout.scratch

@@ -6,10 +6,9 @@ import stat
 from collections.abc import Collection
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from rayprep.model.errors import ErrorType, HostUnfit
 from rayprep.model.moe_trial import Measurement, Trial
+from rayprep.model.sealed import read_sealed, sealed_line
 
 
 class MeasurementLog:
@@ -24,7 +23,9 @@ class MeasurementLog:
         self._path = path
         self.done: dict[Trial, Measurement] = {}
         self.unreadable = 0
-        """Lines that are no measurement: what a killed writer, or a full disk, left of its last."""
+        """Lines that are no measurement: what a killed writer, or a full disk, left, or without a right checksum.
+
+        An earlier version's have none: what they say is measured again."""
         for line in self._lines():
             self._take(line)
 
@@ -45,8 +46,8 @@ class MeasurementLog:
 
     def _take(self, line: bytes) -> None:
         try:
-            found = Measurement.model_validate_json(line)
-        except ValidationError:
+            found = read_sealed(Measurement, line)
+        except ValueError:
             self.unreadable += 1
         else:
             self.done[found.trial] = found
@@ -63,7 +64,7 @@ class MeasurementLog:
             end = os.fstat(descriptor).st_size
             # After half a line a new one begins.
             start = b"" if not end or os.pread(descriptor, 1, end - 1) == b"\n" else b"\n"
-            data = start + measured.model_dump_json().encode() + b"\n"
+            data = start + sealed_line(measured).encode()
             while data:
                 data = data[os.write(descriptor, data) :]
         finally:

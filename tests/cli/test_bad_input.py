@@ -11,6 +11,7 @@ import pytest
 from tests.conftest import ENSURE_TINY, REPOSITORY, Built, Roots, write_model
 from tests.needs import needs_fuse, needs_namespaces, needs_root, needs_torch
 from tests.processes import import_s, wait_for
+from tests.sealing import resealed
 
 
 def assert_one_line(done: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
@@ -320,14 +321,21 @@ def test_a_folder_in_the_cache_that_cannot_be_written(roots: Roots) -> None:
         (lambda text: text[: len(text) // 2], "completion_unreadable"),
         (lambda _: "", "completion_unreadable"),
         (
-            lambda text: text.replace('"schema_version":"1"', '"schema_version":"99"', 1),
+            lambda text: resealed(
+                text, lambda inner: inner.replace('"schema_version":"2"', '"schema_version":"99"', 1)
+            ),
             "completion_of_another_format",
         ),
         (lambda text: text.replace('"stage":"inductor"', '"stage":"from_the_future"', 1), "completion_unreadable"),
         (lambda text: text.replace('"torchinductor/', '"torchinductor/../../../', 1), "completion_unreadable"),
-        (lambda text: text.replace('"torchinductor/', '"torchinductor/gone', 1), "files_missing"),
+        (lambda text: text.replace('"torchinductor/', '"torchinductor/gone', 1), "completion_unreadable"),
+        (
+            lambda text: resealed(text, lambda inner: inner.replace('"torchinductor/', '"torchinductor/gone', 1)),
+            "files_missing",
+        ),
+        (lambda text: text.replace('"artifacts"', '"aruifacts"', 1), "completion_unreadable"),
     ],
-    ids=["truncated", "empty", "newer", "unknown-stage", "escaping", "missing-file"],
+    ids=["truncated", "empty", "newer", "unknown-stage", "escaping", "changed", "missing-file", "flipped-bit"],
 )
 def test_completions_that_cannot_be_believed_mean_build_again(
     built: Built, roots: Roots, damage: object, reason: str

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from rayprep.model.sealed import open_seal, seal
 from tests.conftest import ENSURE_TINY, Built, Roots, write_model
 from tests.needs import needs_torch
 
@@ -67,9 +68,9 @@ def test_paths_are_relative_to_home_where_they_can_be(roots: Roots) -> None:
 def test_a_signature_that_differs_is_named_field_by_field(built: Built, roots: Roots) -> None:
     built.copy_to(roots)
     path = next((roots.profiles / ".rayprep" / "inductor").glob("*.json"))
-    completion = json.loads(path.read_text(encoding="utf-8"))
+    completion = json.loads(open_seal(path.read_bytes()))
     completion["signature"] |= {"torch_version": "1.0.0", "cpu_isa": "mmx", "driver_version": "1"}
-    path.write_text(json.dumps(completion), encoding="utf-8")
+    path.write_text(seal(json.dumps(completion)), encoding="utf-8")
     cache = roots.inspect()["torchinductor"]
     assert (cache["valid"], cache["reason"]) == (False, "signature_mismatch")
     assert {each["field"] for each in cache["differences"]} == {"torch_version", "cpu_isa"}

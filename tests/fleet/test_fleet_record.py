@@ -4,8 +4,8 @@ from pathlib import Path
 
 from rayprep.fleet.fleet_record import write_unless_there
 from rayprep.host.layout import Layout
-from rayprep.model.base import to_json
 from rayprep.model.stages import StageName, StageStatus
+from rayprep.model.written import result_text
 from tests.model.samples import prep_result
 
 
@@ -16,7 +16,7 @@ def test_a_file_that_the_coordinator_has_written_is_left_alone(tmp_path: Path) -
     written = path.stat().st_ino
     write_unless_there(Layout(tmp_path, tmp_path), path, result)
     assert path.stat().st_ino == written, "each write makes a new file"
-    for other in (b"", b"\xff", to_json(prep_result({})).encode()):
+    for other in (b"", b"\xff", result_text(prep_result({})).encode()):
         path.write_bytes(other)
         write_unless_there(Layout(tmp_path, tmp_path), path, result)
-        assert path.read_text(encoding="utf-8") == to_json(result)
+        assert path.read_text(encoding="utf-8") == result_text(result)

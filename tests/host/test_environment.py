@@ -99,6 +99,25 @@ def test_a_server_that_uses_torch_compile_starts_the_same_way_each_time() -> Non
     assert compiler_settings(theirs) == (ours[0], "TORCHINDUCTOR_MAX_AUTOTUNE=1", ours[1])
 
 
+def test_what_may_hold_a_secret_joins_no_identity_and_no_child() -> None:
+    environ = {
+        "TORCHINDUCTOR_REDIS_URL": "redis://:hunter2@cache:6379/0",
+        "TORCHINDUCTOR_REMOTE_CACHE_TOKEN": "hunter3",
+        "NVCC_APPEND_FLAGS": "-DURL=http://u:hunter4@h/",
+        "http_proxy": "u:hunter5@h:3128",
+        "https_proxy": "http://h:3128",
+        "TORCHINDUCTOR_MAX_AUTOTUNE": "1",
+    }
+    settings = compiler_settings(environ)
+    assert "hunter" not in str(settings)
+    assert "TORCHINDUCTOR_MAX_AUTOTUNE=1" in settings
+    env = child_env(environ, LAYOUT, Path("/scratch"), "run-1")
+    assert "hunter" not in str(env)
+    assert (env["https_proxy"], env["TORCHINDUCTOR_MAX_AUTOTUNE"]) == ("http://h:3128", "1")
+    plain = {"TORCHINDUCTOR_REDIS_URL": "redis://cache:6379/0"}
+    assert child_env(plain, LAYOUT, Path("/scratch"), "run-1").items() >= plain.items()
+
+
 def test_making_an_environment_changes_none() -> None:
     before = dict(os.environ)
     given = {"HOME": "/home/me", "HF_TOKEN": "x"}

@@ -89,3 +89,23 @@ def test_a_damaged_table_is_still_a_sign_of_an_earlier_life(tmp_path: Path) -> N
     path = tmp_path / "leases"
     path.write_text("no table\n", encoding="utf-8")
     assert LeaseFile(path).read(TTL_S, 5.0).restored_at == 5.0
+
+
+def test_no_damaged_bit_names_another_holder(tmp_path: Path) -> None:
+    path = tmp_path / "leases"
+    file, table = LeaseFile(path), LeaseTable(ttl_s=TTL_S)
+    for number in range(2):
+        table = grant(file, table, number)
+    whole, known = path.read_bytes(), holders(table)
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        found = LeaseFile(path).read(TTL_S, 5.0)
+        assert holders(found).items() <= known.items()
+        assert found.restored_at == 5.0, "whoever holds what was lost is waited for"
+
+
+def test_a_table_of_an_earlier_version_is_a_sign_of_an_earlier_life(tmp_path: Path) -> None:
+    path = tmp_path / "leases"
+    table = grant(LeaseFile(path), LeaseTable(ttl_s=TTL_S), 0)
+    path.write_text(table.model_dump_json() + "\n", encoding="utf-8")
+    assert LeaseFile(path).read(TTL_S, 5.0) == LeaseTable(ttl_s=TTL_S).restored(5.0)

@@ -52,3 +52,16 @@ def test_a_flood_is_heard_in_parts_and_its_end_in_any_case(log: Path) -> None:
     follower.finish()
     assert heard[-1] == "last"
     assert sum(map(len, heard)) < 2_300_000, "the middle is left out"
+
+
+def test_a_secret_in_the_log_is_overwritten_where_it_stands(log: Path) -> None:
+    """Also one that was half written when it was read, and beside bytes that are no text."""
+    heard: list[str] = []
+    follower = LogFollower(log, heard.append)
+    add(log, b"\xff args(api_key='sk-hunter2', x=1)\nredis://:hun")
+    follower.follow()
+    assert b"hunter2" not in log.read_bytes()
+    add(log, b"ter3@h/0 \xc3\xa9\nlast")
+    follower.finish()
+    assert log.read_bytes() == (b"\xff args(api_key=************, x=1)\nredis://********@h/0 \xc3\xa9\nlast")
+    assert heard[-1] == "last"

@@ -139,7 +139,7 @@ def test_a_completion_that_cannot_be_read(layout: Layout, content: str) -> None:
 
 
 def test_a_completion_of_another_format(layout: Layout) -> None:
-    write_completion(layout, built(layout).model_copy(update={"schema_version": "2"}))
+    write_completion(layout, built(layout).model_copy(update={"schema_version": "3"}))
     assert verdict(inductor(layout)) == (False, "completion_of_another_format")
 
 

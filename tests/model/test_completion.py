@@ -30,7 +30,7 @@ def test_a_completion_that_holds_is_valid() -> None:
 
 
 def test_a_format_that_is_not_ours_is_never_guessed_at() -> None:
-    assert state(schema_version="2") is CheckState.NEWER_FORMAT
+    assert state(schema_version="3") is CheckState.NEWER_FORMAT
     assert state(schema_version="0", outcome="skipped") is CheckState.NEWER_FORMAT
 
 
@@ -70,7 +70,7 @@ def test_what_is_not_covered_is_listed_in_the_order_asked() -> None:
 
 def test_the_worst_reason_comes_first() -> None:
     asked = ("bs64",)
-    assert state({}, asked, schema_version="2", signature=signature(python="2.7")) is CheckState.NEWER_FORMAT
+    assert state({}, asked, schema_version="3", signature=signature(python="2.7")) is CheckState.NEWER_FORMAT
     assert state({}, asked, signature=signature(python="2.7")) is CheckState.SIGNATURE_MISMATCH
     assert state({}, asked) is CheckState.FILES_MISSING
     assert state(FILES, asked) is CheckState.NOT_COVERED

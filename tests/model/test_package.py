@@ -60,7 +60,7 @@ def test_what_pack_writes_is_taken() -> None:
         (manifest(completions=(flashinfer(), flashinfer())), "twice"),
         (manifest(completions=(flashinfer(key="../../etc/x-tp1-0123456789abcdef"),)), "not under the key"),
         (manifest(completions=(flashinfer("../x"),)), "not under the key"),
-        (manifest(completions=(flashinfer(schema_version="2"),)), "format 2"),
+        (manifest(completions=(flashinfer(schema_version="3"),)), "format 3"),
         (manifest(NINJA), "and not both"),
         (manifest(SO, companions=[NINJA]), "and not both"),
         (manifest(NINJA, SO, companions=[]), "and not both"),

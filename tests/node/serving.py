@@ -24,6 +24,7 @@ from rayprep.model.events import Event
 from rayprep.model.result import PrepResult
 from rayprep.model.spec import StageOp, resolve
 from rayprep.model.stages import StageName
+from rayprep.model.written import parse_result
 from rayprep.node import NodeRequest, ensure, take_survey
 from tests.host.test_ports import free_port
 
@@ -103,7 +104,7 @@ class Host:
         survey = take_survey(asked, environ, gpus=self.gpus)
         result = ensure(asked, environ, self.events.append, cancelled, survey)
         written = self.layout.result(asked.run_id).read_bytes()
-        assert PrepResult.model_validate_json(written) == result
+        assert parse_result(PrepResult, written) == result
         jsonschema.validate(json.loads(written), schema("prep_result"), jsonschema.Draft202012Validator)
         assert self.processes() == []
         return result

@@ -10,6 +10,7 @@ from rayprep.model.errors import ErrorType, HostUnfit, Interrupted
 from rayprep.model.result import PrepResult, RunStatus
 from rayprep.model.spec import resolve
 from rayprep.model.stages import StageName, StageStatus
+from rayprep.model.written import parse_result
 from rayprep.node import NodeRequest, close_result, ensure, take_survey
 from rayprep.node.closing import lost
 from rayprep.node.run import _NodeRun
@@ -30,7 +31,7 @@ def request(roots: Roots, run_id: str = "run", **flags: object) -> NodeRequest:
 
 
 def on_disk(asked: NodeRequest) -> PrepResult:
-    return PrepResult.model_validate_json(asked.layout.result(asked.run_id).read_bytes())
+    return parse_result(PrepResult, asked.layout.result(asked.run_id).read_bytes())
 
 
 def test_a_run_that_never_began(roots: Roots) -> None:
@@ -62,7 +63,7 @@ def test_an_earlier_run_of_the_same_id_becomes_history(roots: Roots, finished: b
     assert result.run.invocation == later.invocation
     assert on_disk(later) == result
     kept = later.layout.run("run") / "history" / "prep_result.1.json"
-    assert PrepResult.model_validate_json(kept.read_bytes()).run.invocation == earlier.invocation
+    assert parse_result(PrepResult, kept.read_bytes()).run.invocation == earlier.invocation
 
 
 def test_every_stage_that_ran_at_once_has_failed(roots: Roots) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from rayprep.host.layout import Layout
-from rayprep.model.completion import Completion
+from rayprep.model.completion_text import parse_completion
 from rayprep.model.errors import ErrorType
 from rayprep.model.located import Located
 from rayprep.model.moe_configs import MoeConfigs
@@ -53,7 +53,7 @@ def test_the_word_is_kept_and_a_completion_that_was_not_borne_out_goes(tmp_path:
         keep_word(layout, done, judged)
         assert kept.exists() is left
         if left:
-            found = Completion.model_validate_json(kept.read_bytes())
+            found = parse_completion(kept.read_bytes())
             assert (found.verified_in_log, found.verify_log) == (True, LOG)
     keep_word(layout, None, judged)
 

@@ -22,6 +22,7 @@ from rayprep.model.moe import MoeShape
 from rayprep.model.moe_search import SEED, tuning_digest
 from rayprep.model.moe_trial import Measurement
 from rayprep.model.result import Artifacts
+from rayprep.model.sealed import read_sealed
 from rayprep.model.spec import MoeStrategy, StageOp
 from rayprep.model.stages import StageName
 from rayprep.model.tuning import Tuning
@@ -82,7 +83,7 @@ class MoeHost(Host):
         return logs[0].read_bytes().splitlines() if logs else []
 
     def measured(self) -> list[Measurement]:
-        return [Measurement.model_validate_json(line) for line in self.log_lines() if not line.endswith(b'"conf')]
+        return [read_sealed(Measurement, line) for line in self.log_lines() if not line.endswith(b'"conf')]
 
 
 @pytest.fixture

@@ -119,3 +119,16 @@ def test_what_is_no_plain_file_is_neither_read_nor_written(tmp_path: Path, make:
     assert (tmp_path / "victim").read_bytes() == b""
     said = failure(caught.value)
     assert (said.error_type, said.message) == ("permissions_unexpected", caught.value.line)
+
+
+def test_a_measurement_whose_checksum_is_wrong_or_not_there_is_made_again(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    log = MeasurementLog(path)
+    log.append(measurement(1))
+    log.append(measurement(2))
+    first, second = path.read_bytes().splitlines()
+    plain = measurement(3).model_dump_json().encode()
+    for damaged in (first.replace(b"1.5", b"1.4"), first.replace(b'"us"', b'"ur"'), plain):
+        path.write_bytes(b"\n".join([damaged, second, b""]))
+        found = MeasurementLog(path)
+        assert (list(found.done), found.unreadable) == ([measurement(2).trial], 1)

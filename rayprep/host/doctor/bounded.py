@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from rayprep.host.environment import passed_on
+
 T = TypeVar("T")
 
 _START_S = 5.0
@@ -87,7 +89,7 @@ def _run(
 ) -> Ran:
     with subprocess.Popen(
         command,
-        env=dict(environ),
+        env=passed_on(environ),
         cwd=folder,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

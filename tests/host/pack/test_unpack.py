@@ -8,7 +8,9 @@ import pytest
 from rayprep.host.layout import Layout
 from rayprep.host.markers import Marker, write_marker
 from rayprep.host.moe_folder import kept_copies
+from rayprep.host.pack import blocks, make_manifest
 from rayprep.host.unpack import preview
+from rayprep.model.completion import cache_key
 from rayprep.model.errors import BadRequest
 from rayprep.model.stages import StageName
 from tests.host.caches import fill
@@ -99,3 +101,14 @@ def test_a_dry_run_proves_and_writes_nothing(source: Layout, target: Layout) -> 
     assert list(target.profiles.iterdir()) == []
     with pytest.raises(BadRequest, match="content of"):
         preview(target, io.BytesIO(data.replace(b"norm\0", b"NORM\0")), signature())
+
+
+def test_a_secret_that_an_earlier_version_has_packed_is_not_written_here(source: Layout, target: Layout) -> None:
+    first = every(source)[0]
+    whose = first.identity.model_copy(update={"compiler_settings": ("TORCHINDUCTOR_REDIS_URL=redis://:hunter2@h",)})
+    hiding = first.model_copy(update={"identity": whose, "key": cache_key(first.stage, whose, first.signature)})
+    manifest = make_manifest(source, [hiding])
+    take(target, b"".join(blocks(source, manifest)))
+    (found,) = every(target)
+    assert found.identity == first.identity
+    assert not any(b"hunter" in path.read_bytes() for path in target.profiles.rglob("*") if path.is_file())
