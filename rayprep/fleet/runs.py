@@ -12,8 +12,9 @@ from rayprep.model.fleet_result import FleetResult
 from rayprep.model.fleet_status import FleetStatus, HostNow
 from rayprep.model.metrics import Sample, fleet_samples, host_samples, state_samples
 from rayprep.model.result import PrepResult
+from rayprep.model.sealed import Sealed
 from rayprep.model.snapshot import ProfileSnapshot
-from rayprep.model.written import result_text
+from rayprep.model.written import result_text, shown_text
 from rayprep.report.session_log import SessionLog
 
 
@@ -109,4 +110,5 @@ class KeptRun:
         folder = run / "hosts" / host if host else run
         with self._where_it_can():
             folder.mkdir(parents=True, exist_ok=True)
-            write_text(folder / name, result_text(content))
+            text = result_text(content) if isinstance(content, Sealed) else shown_text(content)
+            write_text(folder / name, text)
