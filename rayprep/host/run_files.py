@@ -6,6 +6,7 @@ Nothing that these files say is followed as a path: they may come from other hos
 import os
 import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -25,6 +26,10 @@ from rayprep.model.written import parse_result
 _TAIL_LINES = 12
 _NAMED = 3
 _JSON = "OPTIMIZE_JSON "
+_LONGEST_LINE = 1 << 20
+"""Characters. What has no end is looked at in parts, none of which is an event."""
+_MOST = 1 << 30
+"""Characters of a log that are looked at: more than a campaign of a thousand hosts writes."""
 _TS = re.compile(r'"ts":"([-0-9T:]{19}Z)"')
 _PROGRESS = '"phase":"progress"'
 
@@ -142,9 +147,12 @@ def _events(log: Path, since: str) -> tuple[tuple[Event, ...], str | None]:
     Lines of progress, which are most of it, are only asked for their time. A line that a kill has cut is left out.
     """
     events: list[Event] = []
-    last_ts = None
+    last_ts, left = None, _MOST
     with os.fdopen(open_file(log, os.O_RDONLY), encoding="utf-8", errors="replace") as lines:
-        for line in lines:
+        for line in iter(partial(lines.readline, _LONGEST_LINE), ""):
+            left -= len(line)
+            if left < 0:
+                break
             said = _TS.search(line) if line.startswith(_JSON) else None
             if said is None or (last_ts is None and said[1] < since):
                 continue

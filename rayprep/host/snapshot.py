@@ -81,8 +81,15 @@ def take_inventory(layout: Layout, slug: str | None = None, tp: int | None = Non
 def wrong_hashes(profiles: Path, completion: Completion, paths: Iterable[str] | None = None) -> tuple[str, ...]:
     """Find which of the listed `paths`, or of all, have not the content that was listed, or cannot be read to tell."""
     listed = list(completion.artifacts if paths is None else paths)
-    now = hash_files(profiles, listed)
+    # What has another size is wrong whatever is in it, and may have no end.
+    now = hash_files(profiles, (path for path in listed if _size(profiles / path) == completion.artifacts[path][0]))
     return tuple(path for path in listed if now.get(path) != completion.artifacts[path][1])
+
+
+def _size(path: Path) -> int | None:
+    with contextlib.suppress(OSError):
+        return path.lstat().st_size
+    return None
 
 
 def known_wrong(profiles: Path, completion: Completion, changed: Mapping[str, float], *, deep: bool) -> tuple[str, ...]:
