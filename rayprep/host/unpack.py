@@ -27,6 +27,7 @@ from rayprep.host.placing import clear_aborted, move_in, sync
 from rayprep.host.unpack_survey import look, read_back
 from rayprep.model.base import utc_now
 from rayprep.model.completion import Completion
+from rayprep.model.completion_text import cleaned
 from rayprep.model.errors import ErrorType, HostUnfit
 from rayprep.model.package import Key, PackageManifest, PackageReport, PackedFile, check_binding
 from rayprep.model.placement import Placement, place
@@ -139,7 +140,7 @@ class _Receiver:
         self._check_epochs()
         for each in self.placement.completions:
             write_completion(self.layout, each)
-        read_back(self.layout, self.placement.completions, now)
+        read_back(self.layout, [cleaned(each) for each in self.placement.completions], now)
         for each in self.placement.completions:
             remove_marker(self.layout, each.identity.model_slug, each.stage)
 

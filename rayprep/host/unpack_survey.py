@@ -61,7 +61,7 @@ def read_back(layout: Layout, written: Sequence[Completion], now: Signature) -> 
     there = files_of(scan_cache(layout.profiles, cache) for cache in caches)
     wrong = [(each, why) for each in _lasting(written) if (why := _differs(layout, each, now, there))]
     for each, _ in wrong:
-        layout.completion(each.stage, each.key).unlink(missing_ok=True)
+        layout.store.unlink(layout.completion(each.stage, each.key), missing_ok=True)
     if wrong:
         each, why = wrong[0]
         raise HostUnfit(
