@@ -131,13 +131,15 @@ show() {
 # What the run says of itself: the manifest's path, inside and on the host.
 print_pointer() { ask exec "$NAME" cat "$POINTER"; }
 
-# One start at a time on this host: two could have one name, one pointer, or the same ports. A kill frees the lock.
+# One start of this user's at a time: two could have one name, one pointer, or the same ports. A kill frees the lock.
 lock_starts() {
-    local lock=${TMPDIR:-/tmp}/rayprep-start.lock until=$((SECONDS + 3 * start_s + ANSWER_S))
-    # Whoever comes first makes it, and anybody can read it: a file of another user's in /tmp is not to be opened for
-    # writing, not even by root (fs.protected_regular).
-    [ -e "$lock" ] || (set -o noclobber && : >"$lock") 2>/dev/null || true
-    [ -r "$lock" ] || fail "$lock cannot be read (remove it, or set TMPDIR)"
+    local lock=${TMPDIR:-/tmp}/rayprep-start-$UID.lock until=$((SECONDS + 3 * start_s + ANSWER_S))
+    # Nobody else may open it: whoever can read a file can lock it. And what others have put there is not opened, for a
+    # pipe would hold this up.
+    [ -e "$lock" ] || (umask 077 && set -o noclobber && : >"$lock") 2>/dev/null || true
+    { [ ! -L "$lock" ] && [ -f "$lock" ] && [ -O "$lock" ]; } ||
+        fail "$lock is not a file of yours (remove it, or set TMPDIR)"
+    chmod 600 "$lock"
     exec 9<"$lock"
     flock --nonblock 9 || say "another start goes on: it is waited for" >&2
     until flock --nonblock 9; do

@@ -13,6 +13,7 @@ from rayprep.cli.campaign import run_each
 from rayprep.cli.kept import Kept
 from rayprep.cli.main import say, set_ray_environment
 from rayprep.cli.request import Flags, node_requests
+from rayprep.host.environment import for_ray
 from rayprep.host.interrupts import Interrupts
 from rayprep.host.layout import prepare_root, root_unfit
 from rayprep.host.locks import acquire_run
@@ -109,7 +110,7 @@ def _attached(address: str, interrupts: Interrupts, *, debug: bool) -> "Iterator
     from rayprep.fleet.runtime import CLUSTER_ENVIRONMENT
 
     gc.enable()  # work may take hours
-    with RayProcess(interrupts, {**os.environ, **CLUSTER_ENVIRONMENT}) as process:
+    with RayProcess(interrupts, for_ray(os.environ, CLUSTER_ENVIRONMENT)) as process:
         process.attach(address, debug=debug)
         interrupts.as_flag()
         yield process
@@ -130,7 +131,7 @@ class _Run:
         run_id, layout = self.request.run_id, self.request.layout
         prepare_root(layout.telemetry, "telemetry")
         layout.refuse_strange_runs(run_id)
-        with acquire_run(layout.run_lock(run_id), run_id, lambda: self.interrupts.asked):
+        with acquire_run(layout.run_lock(run_id), run_id, lambda: self.interrupts.asked, layout.runs):
             result = self._drive(ray, json_lines=json_lines)
             for error in result.errors:
                 say(error.error_type.value, error.message, error.exit_code)

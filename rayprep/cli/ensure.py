@@ -14,6 +14,7 @@ from rayprep.cli.explain import look_at_each, print_plans
 from rayprep.cli.kept import Kept
 from rayprep.cli.main import say, say_error
 from rayprep.cli.request import Flags, Requests, node_requests
+from rayprep.host.environment import for_ray
 from rayprep.host.interrupts import Interrupts
 from rayprep.host.layout import only_readable, prepare_root, root_unfit
 from rayprep.host.locks import acquire_run
@@ -69,7 +70,7 @@ def _run_one(
     if survey.plan.needs_work:  # where nothing is to be done, whoever may look may ask
         prepare_root(profiles, "profiles")
     lock = request.layout.run_lock(request.run_id)
-    with acquire_run(lock, request.run_id, lambda: interrupts.asked):
+    with acquire_run(lock, request.run_id, lambda: interrupts.asked, request.layout.runs):
         result = _Run(request, survey, environ, view, ray, debug).go()
         output.for_programs(f"RESULT_JSON {request.layout.result(request.run_id)}")
         output.for_programs(f"RESULT_STATUS {result.status_line}")
@@ -84,7 +85,7 @@ def _attached(address: str | None, interrupts: Interrupts, *, debug: bool) -> "I
     gc.enable()  # work may take hours
     with ExitStack() as stack:
         folder = None if address else stack.enter_context(RayFolder())
-        env = {**os.environ, **(folder.environment() if folder else CLUSTER_ENVIRONMENT)}
+        env = for_ray(os.environ, folder.environment() if folder else CLUSTER_ENVIRONMENT)
         process = stack.enter_context(RayProcess(interrupts, env))
         process.attach(address, folder.sessions if folder else None, debug=debug)
         interrupts.as_flag()

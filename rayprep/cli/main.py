@@ -6,7 +6,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, TextIO
 
-from rayprep.host.sharing import set_umask
+from rayprep import umask_for
 
 if TYPE_CHECKING:
     import typer
@@ -24,7 +24,7 @@ def main() -> int:
 def run(app: "typer.Typer", argv: list[str] | None = None) -> int:
     """Runs one command line and returns its exit status. `--debug` lets traces through."""
     arguments = sys.argv[1:] if argv is None else argv
-    set_umask()
+    os.umask(umask_for(os.umask(0o077)))
     _never_fail_to_encode(sys.stdout, sys.stderr)
     # A look at 100,000 files makes as many objects and no cycles: the collector would walk them all again and again.
     gc.disable()
@@ -95,9 +95,9 @@ def set_ray_environment(values: dict[str, str]) -> None:
 
     Ray's processes get no secret but Ray's own.
     """
-    from rayprep.model.secrets import may_hold_secret
+    from rayprep.host.environment import for_ray
 
-    for name in [name for name, value in os.environ.items() if may_hold_secret(name, value)]:
-        if not name.startswith("RAY_"):
-            del os.environ[name]
+    kept = for_ray(os.environ, values)
+    for name in os.environ.keys() - kept.keys():
+        del os.environ[name]
     os.environ.update(values)

@@ -52,8 +52,9 @@ def run(run_id: str, layout: Layout, on_host: OnHost, port_base: int, programs: 
     found = dict(parse_program(text) for text in programs)
     path = layout.run(run_id) / MANIFEST_NAME
     try:
-        if path.exists():
-            update_manifest(path, lambda text: with_programs(text, str(path), found, utc_now() if stopped else None))
+        if layout.runs.is_file(path):
+            ended = utc_now() if stopped else None
+            update_manifest(path, lambda text: with_programs(text, str(path), found, ended), layout.runs)
         else:
             write_manifest(_manifest(run_id, layout, path, on_host, port_base, found))
             output.for_programs(f"MANIFEST {path}")

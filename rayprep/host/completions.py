@@ -68,7 +68,7 @@ def read_completions(
             good.append(clean)
             hiding += [path] if clean is not completion else []
     if hiding:
-        with contextlib.suppress(OSError), held_if_free(layout.store_lock) as ours:
+        with contextlib.suppress(OSError), held_if_free(layout.store_lock, layout.store) as ours:
             for path in hiding if ours else ():
                 _rewrite(layout, stage, path)
         good = latest_of_each(good)

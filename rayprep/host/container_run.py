@@ -5,9 +5,7 @@ import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from filelock import FileLock
-
-from rayprep.host.files import read_text as read_file
+from rayprep.host.locks import acquire
 from rayprep.host.owned import OwnedTree
 from rayprep.model.base import read_tolerant
 from rayprep.model.errors import BadRequest
@@ -73,17 +71,23 @@ def update_manifest(path: Path, change: Callable[[str], str], tree: OwnedTree | 
 
     Raises:
         BadRequest: it cannot be read, or is no manifest; it is then as it was.
-        OSError: it cannot be written, or somebody has had its lock for too long.
+        LockTimeout, HostUnfit: somebody has had its lock for too long, or it cannot be locked.
+        OSError: it cannot be written.
     """
-    with FileLock(path.with_name(f".{path.name}.lock"), timeout=_LOCK_S, mode=0o664):
-        owned = tree or OwnedTree(path.parent)
-        owned.write(path, change(read_text(path)))
+    owned = tree or OwnedTree(path.parent)
+    lock = path.with_name(f".{path.name}.lock")
+    with acquire([lock], "manifest", _LOCK_S, lambda *_: None, lambda: False, owned):
+        owned.write(path, change(_text(owned, path)))
 
 
 def read_text(path: Path) -> str:
-    """A manifest's text. Raises BadRequest where it cannot be read."""
+    """The text of a manifest that the user named. Raises BadRequest where it cannot be read."""
+    return _text(OwnedTree(path.parent), path)
+
+
+def _text(tree: OwnedTree, path: Path) -> str:
     try:
-        return read_file(path)
+        return tree.read(path).decode()
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else str(error)
         raise BadRequest(f"manifest {path} cannot be read: {why}", hint="give a container run's manifest") from None

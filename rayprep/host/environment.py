@@ -114,6 +114,17 @@ def passed_on(environ: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environ.items() if is_passed_on(name, value)}
 
 
+def for_ray(environ: Mapping[str, str], values: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a process that starts or joins Ray: all but secrets, with Ray's own, and `values`.
+
+    Its workers read in it what the user has set, and what they start gets less (`child_env`).
+    """
+    kept = {
+        name: value for name, value in environ.items() if name.startswith("RAY_") or not may_hold_secret(name, value)
+    }
+    return {**kept, **values}
+
+
 def is_passed_on(name: str, value: str = "") -> bool:
     """Whether a child may inherit the variable. Whatever may hold a secret is kept back, and Ray's own."""
     return not (name.startswith("RAY_") or name in _DROPPED or may_hold_secret(name, value))

@@ -7,7 +7,6 @@ import errno
 import os
 import stat
 from pathlib import Path
-from typing import BinaryIO
 
 LARGEST_BYTES = 64 << 20
 """More than any file that is read whole: a completion of a hundred thousand files has about 20 MB."""
@@ -33,18 +32,8 @@ def read_text(path: Path | str, most: int = LARGEST_BYTES) -> str:
     return read_bytes(path, most).decode()
 
 
-def open_log(path: Path) -> BinaryIO:
-    """Open a log to append to it, or make it in its folder. It is neither a link nor somebody's pipe.
-
-    Raises:
-        OSError: it cannot be opened, or is something else.
-    """
-    return os.fdopen(open_file(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW), "ab")
-
-
-def read_end(path: Path | str, most: int = 8192, *, folder: int | None = None) -> str:
-    """Read the last `most` bytes of a log that is no link. Raises OSError."""
-    descriptor = open_file(path, os.O_RDONLY | os.O_NOFOLLOW, folder=folder)
+def read_end(descriptor: int, most: int = 8192) -> str:
+    """Read the last `most` bytes of an open log, and close it. Raises OSError."""
     try:
         size = os.fstat(descriptor).st_size
         return os.pread(descriptor, most, max(0, size - most)).decode(errors="replace")

@@ -18,9 +18,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
-from rayprep.host.owned import OwnedTree
+from rayprep.host.files import open_file
+from rayprep.host.owned import OwnedTree, why_strange
 from rayprep.model.caches import CACHES, CacheName
 from rayprep.model.errors import BadRequest, ErrorType, HostUnfit
 from rayprep.model.file_names import file_name
@@ -258,8 +259,14 @@ def prepare_root(path: Path, what: str) -> None:
 
 
 def make_scratch(layout: Layout) -> None:
-    """Make the scratch folder, for this user alone. Raises OSError."""
-    layout.store.make(layout.scratch, 0o700)
+    """Make the scratch folder, for this user alone: children have their homes in it, and what is still to be proved.
+
+    Raises:
+        OSError: it cannot be made, or another user's is there and could not be removed (EPERM).
+    """
+    with layout.store.folder(layout.scratch, make=True, mode=0o700) as folder:
+        if stranger := why_strange(folder):
+            raise PermissionError(errno.EPERM, f"{stranger} (remove it)", str(layout.scratch))
 
 
 def clear_scratch(layout: Layout) -> None:
@@ -271,6 +278,22 @@ def clear_scratch(layout: Layout) -> None:
 def only_readable(path: Path) -> bool:
     """Tell whether a root is there that this user may look into, and may not write to."""
     return path.is_dir() and os.access(path, os.R_OK | os.X_OK) and not os.access(path, os.W_OK)
+
+
+def open_in_run(path: Path, flags: int) -> int:
+    """Open a stage's log, or another file of a run's folder: from the telemetry root on, by plain folders alone.
+
+    Raises:
+        OSError: it cannot be opened, is no regular file, or is behind a link.
+    """
+    depth = next((depth for depth in (2, 4) if path.parts[-1 - depth :][:1] == ("container_runs",)), 0)
+    with OwnedTree(path.parents[depth]).folder(path.parent) as folder:
+        return open_file(path.name, flags | os.O_NOFOLLOW, folder=folder)
+
+
+def open_log(path: Path) -> BinaryIO:
+    """Open a stage's log to append to it, or make it in its folder. Raises OSError, as `open_in_run`."""
+    return os.fdopen(open_in_run(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "ab")
 
 
 def root_unfit(path: Path, what: str, error: OSError) -> HostUnfit:

@@ -71,6 +71,8 @@ class HeldLocks:
 
     def __init__(self) -> None:
         self._files: dict[Path, int] = {}
+        self.warnings: list[str] = []
+        """Of locks that were left out."""
 
     @property
     def descriptors(self) -> tuple[int, ...]:
@@ -105,26 +107,36 @@ def acquire(
     timeout_s: float,
     on_wait: OnWait,
     cancelled: Callable[[], bool],
+    tree: OwnedTree | None = None,
 ) -> HeldLocks:
     """Takes all locks, in the order given; callers all use one order, so two of them never wait for each other.
+
+    Args:
+        tree: what the locks lie in, but for those of GPUs; null: the folder above a lock's own.
 
     Raises:
         LockTimeout: somebody held one of them for `timeout_s` seconds, and for longer than a look takes.
         Interrupted: `cancelled()` became true.
-        HostUnfit: a lock file cannot be made or read.
+        HostUnfit: a lock file cannot be made or read. That of a GPU is left out, with a warning.
     """
     held = HeldLocks()
     deadline = time.monotonic() + max(timeout_s, LOOK_S)
     try:
         for path in paths:
-            held.add(path, _acquire_one(path, run_id, deadline, on_wait, cancelled))
+            try:
+                held.add(path, _acquire_one(tree, path, run_id, deadline, on_wait, cancelled))
+            except HostUnfit as error:
+                # Every user of the host can put something there, and is not to keep the others from their GPUs.
+                if path.parent != GPU_LOCKS:
+                    raise
+                held.warnings.append(f"{error.line}: another run could use this GPU meanwhile")
     except BaseException:
         held.release()
         raise
     return held
 
 
-def acquire_run(path: Path, run_id: str, cancelled: Callable[[], bool]) -> HeldLocks:
+def acquire_run(path: Path, run_id: str, cancelled: Callable[[], bool], tree: OwnedTree | None = None) -> HeldLocks:
     """The lock of a run's own files, at once or not at all: to wait for it would be to write over what it wrote.
 
     Raises:
@@ -132,15 +144,22 @@ def acquire_run(path: Path, run_id: str, cancelled: Callable[[], bool]) -> HeldL
         HostUnfit: the lock file cannot be made or read.
     """
     try:
-        return acquire([path], run_id, 0, lambda *_: None, cancelled)
+        return acquire([path], run_id, 0, lambda *_: None, cancelled, tree)
     except LockTimeout:
         message = f"run {run_id!r} goes on already: lock {path} is held by {read_holder(path) or 'somebody unknown'}"
         raise LockTimeout(message, hint="give another --run-id, or wait for that run") from None
 
 
-def _acquire_one(path: Path, run_id: str, deadline: float, on_wait: OnWait, cancelled: Callable[[], bool]) -> int:
+def _acquire_one(
+    tree: OwnedTree | None,
+    path: Path,
+    run_id: str,
+    deadline: float,
+    on_wait: OnWait,
+    cancelled: Callable[[], bool],
+) -> int:
     while True:
-        descriptor = _open(path)
+        descriptor = _open(tree, path)
         try:
             _wait(descriptor, path, deadline, on_wait, cancelled)
             if _lies_at(descriptor, path):
@@ -183,13 +202,13 @@ def _lies_at(descriptor: int, path: Path) -> bool:
         return False
 
 
-def _open(path: Path) -> int:
+def _open(tree: OwnedTree | None, path: Path) -> int:
     of_gpu = path.parent == GPU_LOCKS
     try:
         with (
             _gpu_locks(path.parent)
             if of_gpu
-            else OwnedTree(path.parent.parent).folder(path.parent, make=True) as folder
+            else (tree or OwnedTree(path.parent.parent)).folder(path.parent, make=True) as folder
         ):
             descriptor = _open_in(folder, path.name, 0o666 if of_gpu else _GROUP_ONLY)
         if not of_gpu:
@@ -280,10 +299,10 @@ def is_held(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def held_if_free(path: Path) -> Iterator[bool]:
+def held_if_free(path: Path, tree: OwnedTree) -> Iterator[bool]:
     """Holds a lock that nobody holds, and does not wait for any other. Yields whether it is held."""
     try:
-        descriptor = _open(path)
+        descriptor = _open(tree, path)
     except HostUnfit:
         yield False
         return

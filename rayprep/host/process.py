@@ -15,8 +15,8 @@ import psutil
 from pydantic import ValidationError
 
 from rayprep.host.environment import CHILD_MARK
-from rayprep.host.files import open_log
 from rayprep.host.guard import lives
+from rayprep.host.layout import open_log
 from rayprep.model.cleanup import Cleanup
 from rayprep.model.errors import ErrorType, Interrupted, StageError
 

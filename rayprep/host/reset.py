@@ -15,6 +15,7 @@ from rayprep.host.leftovers import refuse_leftovers
 from rayprep.host.locks import HeldLocks, acquire, is_held, read_holder
 from rayprep.host.markers import read_markers, remove_marker
 from rayprep.host.moe_folder import drop_dangling_links
+from rayprep.host.owned import OwnedTree
 from rayprep.host.reset_survey import all_there, look
 from rayprep.model.caches import CacheName, Entry
 from rayprep.model.errors import LockTimeout
@@ -50,7 +51,7 @@ def reset(
     if not layout.profiles.exists():  # which taking a lock would change
         return preview(layout, filters, run_id).model_copy(update={"dry_run": False})
     layout.refuse_strange_store()
-    with _locked(_lock_paths(layout, filters), run_id):
+    with _locked(layout.store, _lock_paths(layout, filters), run_id):
         refuse_leftovers(layout)
         store = look(layout, filters)
         plan = report_of(store, planned(store), run_id, str(layout.profiles), dry_run=False)
@@ -60,9 +61,9 @@ def reset(
         return report_of(store, done, run_id, str(layout.profiles), dry_run=False)
 
 
-def _locked(paths: Sequence[Path], run_id: str) -> HeldLocks:
+def _locked(store: OwnedTree, paths: Sequence[Path], run_id: str) -> HeldLocks:
     try:
-        return acquire(paths, run_id, 0.0, lambda *_: None, lambda: False)
+        return acquire(paths, run_id, 0.0, lambda *_: None, lambda: False, store)
     except LockTimeout as error:
         raise LockTimeout(error.message, hint="wait until the named holder is done, then reset again") from None
 

@@ -119,8 +119,7 @@ def _log_tails(layout: Layout, run_id: str, results: dict[str, PrepResult]) -> L
 def _tail(layout: Layout, path: Path) -> tuple[str, ...]:
     """Empty where there is no such file."""
     try:
-        with layout.runs.folder(path.parent) as folder:
-            return tuple(read_end(path.name, folder=folder).splitlines()[-_TAIL_LINES:])
+        return tuple(read_end(layout.runs.open(path, os.O_RDONLY)).splitlines()[-_TAIL_LINES:])
     except OSError:
         return ()
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from rayprep.host.files import open_file
+from rayprep.host.layout import open_in_run
 from rayprep.model.secrets import redacted_text
 
 _CHUNK = 1 << 20
@@ -29,7 +29,7 @@ class LogFollower:
     def follow(self) -> bool:
         """Hears at most one megabyte. Returns whether there is more already."""
         try:
-            with os.fdopen(open_file(self._log, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
+            with os.fdopen(open_in_run(self._log, os.O_RDONLY), "rb") as file:
                 file.seek(self._offset)
                 chunk = file.read(_CHUNK)
         except FileNotFoundError:
@@ -48,8 +48,7 @@ class LogFollower:
         text = data.decode("latin-1")  # a character a byte
         shown = redacted_text(text, lambda secret: "*" * len(secret))
         if shown != text:
-            flags = os.O_RDWR | os.O_NOFOLLOW
-            with contextlib.suppress(OSError), os.fdopen(open_file(self._log, flags), "r+b") as file:
+            with contextlib.suppress(OSError), os.fdopen(open_in_run(self._log, os.O_RDWR), "r+b") as file:
                 file.seek(self._offset - len(data))
                 file.write(shown.encode("latin-1"))
 

@@ -5,31 +5,21 @@ import os
 import stat
 from pathlib import Path
 
+from rayprep import umask_for
 from rayprep.host.atomic import current_umask
 
-SHARED_UMASK = 0o002
-"""The contract's: the group may write what we make."""
 _GROUP = stat.S_IRGRP | stat.S_IWGRP
 _ANY_EXECUTE = stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH
 
 
-def umask_for(inherited: int) -> int:
-    """Let the group write, but for a user whose umask takes everything from it: then nothing is shared.
-
-    What the user's umask takes from all others stays taken.
-    """
-    private = inherited & stat.S_IRWXG == stat.S_IRWXG
-    return SHARED_UMASK | inherited & stat.S_IRWXO | (stat.S_IRWXG if private else 0)
-
-
 def set_umask() -> None:
-    """Set this process's umask, before it has threads."""
+    """Set the umask of a process that others have started."""
     os.umask(umask_for(current_umask()))
 
 
 def shares() -> bool:
     """Tell whether the group may use what this process makes."""
-    return not current_umask() & stat.S_IRWXG
+    return current_umask() & stat.S_IRWXG != stat.S_IRWXG
 
 
 def share_with_group(root: Path) -> int:

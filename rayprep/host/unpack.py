@@ -78,7 +78,7 @@ def receive(
     layout.refuse_strange_store()
     slugs = {each.identity.model_slug for each in reader.manifest.completions}
     paths = [*(layout.slug_lock(slug) for slug in sorted(slugs)), layout.store_lock]
-    with acquire(paths, receipt.run_id, timeout_s, on_wait, cancelled):
+    with acquire(paths, receipt.run_id, timeout_s, on_wait, cancelled, layout.store):
         return receive_locked(layout, reader, now, receipt)
 
 

@@ -13,6 +13,7 @@ from rayprep.host.environment import child_env
 from rayprep.host.layout import Layout, clear_scratch, make_scratch, os_error_type, root_unfit
 from rayprep.host.leftovers import leftovers
 from rayprep.host.locks import HeldLocks, acquire, gpu_lock_paths
+from rayprep.host.owned import raise_refused
 from rayprep.host.process import end_marked
 from rayprep.model.errors import ErrorType, HostUnfit, Interrupted, RayprepError
 from rayprep.model.plan import Action, Decision, is_served_without, prevents_proof, waves
@@ -100,6 +101,8 @@ class _NodeRun:
             *gpu_lock_paths([gpu.uuid for gpu in self.survey.gpus]),
         ]
         with self._locked(paths) as locks:
+            for warning in locks.warnings:
+                self.telling.warn(warning)
             self._end_leftovers()
             rewrite_outdated(layout)
             # Whoever held the lock before us may have built what we came for.
@@ -114,7 +117,9 @@ class _NodeRun:
     def _locked(self, paths: Sequence[Path]) -> HeldLocks:
         timeout, started = self.request.resolved.spec.timeout_s, time.monotonic()
         try:
-            return acquire(paths, self.request.run_id, timeout, self.telling.waiting, self.cancelled)
+            return acquire(
+                paths, self.request.run_id, timeout, self.telling.waiting, self.cancelled, self.survey.layout.store
+            )
         finally:
             self.recorder.waited(time.monotonic() - started)
 
@@ -225,8 +230,9 @@ def _made(layout: Layout, folder: Path) -> Path:
     try:
         make_scratch(layout)
         with layout.store.folder(folder.parent) as parent:
-            os.mkdir(folder.name, dir_fd=parent)
+            os.mkdir(folder.name, 0o700, dir_fd=parent)
     except OSError as error:
+        raise_refused(error)
         raise HostUnfit(
             f"scratch folder {folder}: {error.strerror}", hint="remove it", error_type=os_error_type(error)
         ) from None

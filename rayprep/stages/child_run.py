@@ -1,5 +1,6 @@
 """One child process of a stage as its parent sees it: started under a guard, heard line by line, always ended."""
 
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -7,7 +8,8 @@ from typing import TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from rayprep.host.files import open_log, read_end
+from rayprep.host.files import read_end
+from rayprep.host.layout import open_in_run, open_log
 from rayprep.host.process import Child
 from rayprep.model.base import Record
 from rayprep.model.errors import ErrorType, StageError
@@ -112,6 +114,6 @@ def _error(status: int, failed: FailLine | None, what: str, died: ErrorType, con
 def log_tail(context: BuildContext) -> tuple[str, ...]:
     """The last lines of the stage's log."""
     try:
-        return tuple(read_end(context.log).splitlines()[-_LOG_TAIL:])
+        return tuple(read_end(open_in_run(context.log, os.O_RDONLY)).splitlines()[-_LOG_TAIL:])
     except OSError:
         return ()

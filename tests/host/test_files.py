@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from rayprep.host.files import open_file, open_log, read_bytes, read_end, read_text
+from rayprep.host.files import open_file, read_bytes, read_end, read_text
+from rayprep.host.layout import open_in_run, open_log
 
 
 def test_a_file_is_read_whole_also_through_a_link(tmp_path: Path) -> None:
@@ -44,6 +45,10 @@ def make_socket(path: Path) -> None:
         listener.bind(str(path))
 
 
+def read_log(path: Path) -> str:
+    return read_end(open_in_run(path, os.O_RDONLY))
+
+
 @pytest.mark.parametrize(
     "make",
     [
@@ -56,7 +61,7 @@ def make_socket(path: Path) -> None:
     ],
     ids=["pipe", "socket", "zero", "stdin", "link to a pipe", "folder"],
 )
-@pytest.mark.parametrize("use", [read_bytes, read_text, read_end, open_log], ids=lambda use: str(use.__name__))
+@pytest.mark.parametrize("use", [read_bytes, read_text, read_log, open_log], ids=lambda use: str(use.__name__))
 def test_what_is_no_file_is_neither_read_nor_waited_for(
     tmp_path: Path, make: Callable[[Path], None], use: Callable[[Path], object]
 ) -> None:
@@ -84,8 +89,22 @@ def test_the_end_of_a_log(tmp_path: Path) -> None:
     for words in (b"first\n", b"l\xe4st\n"):
         with open_log(tmp_path / "log") as log:
             log.write(words)
-    assert read_end(tmp_path / "log") == "first\nl\ufffdst\n"
-    assert read_end(tmp_path / "log", 3) == "st\n"
+    assert read_log(tmp_path / "log") == "first\nl\ufffdst\n"
+    assert read_end(open_in_run(tmp_path / "log", os.O_RDONLY), 3) == "st\n"
+
+
+@pytest.mark.parametrize("name", ["container_runs", "container_runs/r1", "container_runs/r1/hosts/gpu-1"])
+def test_a_stages_log_is_behind_no_link(tmp_path: Path, name: str) -> None:
+    (tmp_path / "victim" / "r1" / "hosts" / "gpu-1").mkdir(parents=True)
+    log = tmp_path / "container_runs" / "r1" / "hosts" / "gpu-1" / "serve.log"
+    if name.count("/") < 3:
+        log = tmp_path / "container_runs" / "r1" / "serve.log"
+    place = tmp_path / name
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.symlink_to(tmp_path / "victim")
+    with pytest.raises(OSError, match="a link, which is not followed"):
+        open_log(log)
+    assert not [path for path in (tmp_path / "victim").rglob("*") if path.is_file()]
 
 
 def test_no_descriptor_is_left_open(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -358,9 +358,32 @@ def test_a_link_in_place_of_the_gpu_locks_is_not_followed(shared: Path, monkeypa
     monkeypatch.setattr(locks, "GPU_LOCKS", shared / "gpu-locks")
     (shared / "victim").mkdir()
     (shared / "gpu-locks").symlink_to(shared / "victim")
-    with pytest.raises(HostUnfit, match="cannot be opened"):
-        take(*gpu_lock_paths(["GPU-a"]))
+    with take(*gpu_lock_paths(["GPU-a"])) as held:
+        assert (held.descriptors, len(held.warnings)) == ((), 1)
     assert not list((shared / "victim").iterdir())
+
+
+def make_unreadable(path: Path) -> None:
+    path.touch(mode=0o600)
+
+
+@needs_root()
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("/etc/passwd"), make_unreadable])
+def test_nobody_keeps_others_from_a_gpu_by_what_is_no_lock(
+    shared: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[Path], None]
+) -> None:
+    monkeypatch.setattr(locks, "GPU_LOCKS", shared / "gpu-locks")
+    first, second = gpu_lock_paths(["GPU-a", "GPU-b"])
+    take(second).release()
+    make(first)
+
+    def lock_them() -> list[str]:
+        with take(first, second) as held:
+            assert len(held.descriptors) == 1
+            return held.warnings
+
+    (warning,) = as_user(NOBODY, lock_them)
+    assert str(first) in warning
 
 
 def test_the_folder_of_the_gpu_locks_is_everybodys_from_its_first_moment(

@@ -1,5 +1,6 @@
 """The scripts that drive the container, against stand-ins for docker and podman. A real one is in tests/container."""
 
+import os
 import re
 import signal
 import subprocess
@@ -236,7 +237,10 @@ def test_what_does_not_end_is_waited_for_no_longer_than_said(tmp_path: Path) -> 
     finally:
         locked.open_gate()
     assert ended(first).returncode == 0
-    assert f"another start has held {locked.base}/rayprep-start.lock for too long" in said[0].stderr.splitlines()[-1]
+    assert (
+        f"another start has held {locked.base}/rayprep-start-{os.getuid()}.lock for too long"
+        in said[0].stderr.splitlines()[-1]
+    )
     assert "no container engine can be used: docker has not answered within 1 s (" in said[1].stderr
     longer = "(see whether it is well; {} gives it longer)\n"
     for done, line in zip(
