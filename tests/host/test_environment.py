@@ -10,6 +10,7 @@ from rayprep.host.environment import (
     STORE_MARK,
     child_env,
     compiler_settings,
+    for_ray,
     hub_folders,
     is_passed_on,
     on_every_core,
@@ -149,3 +150,14 @@ def test_the_hugging_face_folders_are_those_of_the_user_not_of_the_childs_home(
     assert hub_folders(environ) == {"HF_HOME": home, "HF_HUB_CACHE": hub}
     env = child_env(environ, LAYOUT, Path("/scratch"), "run-1")
     assert (env["HF_HOME"], env["HF_HUB_CACHE"]) == (home, hub)
+
+
+def test_rays_processes_get_what_the_user_has_set_but_no_secret() -> None:
+    environ = {"PATH": "/bin", "MYSQL_PWD": "hunter2", "RAY_AUTH_TOKEN_PATH": "/t", "XDG_CACHE_HOME": "/c", "A": "1"}
+    assert for_ray(environ, {"A": "2", "B": "3"}) == {
+        "PATH": "/bin",
+        "RAY_AUTH_TOKEN_PATH": "/t",
+        "XDG_CACHE_HOME": "/c",
+        "A": "2",
+        "B": "3",
+    }

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rayprep.host.layout import Layout, choose_roots, os_error_type, prepare_root
+from rayprep.host.layout import Layout, choose_roots, clear_scratch, make_scratch, os_error_type, prepare_root
 from rayprep.model.caches import CacheName
 from rayprep.model.errors import BadRequest, ErrorType, HostUnfit
 from rayprep.model.stages import StageName
@@ -224,3 +224,20 @@ def test_what_the_os_refuses_has_a_type() -> None:
 def test_outside_a_container_a_path_has_one_name() -> None:
     located = LAYOUT.located(Path("/profiles/triton"))
     assert located.container_path == located.host_path == "/profiles/triton"
+
+
+@needs_root()
+@pytest.mark.parametrize(("owner", "mode"), [(NOBODY, 0o2775), (0, 0o777), (0, 0o770)])
+def test_a_scratch_folder_that_others_can_enter_is_not_used(tmp_path: Path, owner: int, mode: int) -> None:
+    layout = Layout(tmp_path / "profiles", tmp_path)
+    make_scratch(layout)
+    os.chown(layout.profiles, -1, NOBODY)
+    layout.profiles.chmod(0o2775)
+    make_scratch(layout)
+    assert layout.scratch.stat().st_mode & 0o777 == 0o700
+    os.chown(layout.scratch, owner, NOBODY)
+    layout.scratch.chmod(mode)
+    with pytest.raises(PermissionError):
+        make_scratch(layout)
+    clear_scratch(layout)
+    make_scratch(layout)

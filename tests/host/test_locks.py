@@ -14,6 +14,7 @@ import pytest
 
 from rayprep.host import locks
 from rayprep.host.locks import HeldLocks, Holder, acquire, acquire_run, gpu_lock_paths, is_held, read_holder
+from rayprep.host.owned import OwnedTree
 from rayprep.model.base import utc_now
 from rayprep.model.errors import ErrorType, HostUnfit, Interrupted, LockTimeout
 from tests.host.other_user import NOBODY, as_user
@@ -411,6 +412,15 @@ def test_a_link_in_place_of_a_lock_file_is_not_followed(tmp_path: Path) -> None:
     with pytest.raises(HostUnfit, match="cannot be opened"):
         take(tmp_path / "lock")
     assert target.read_text(encoding="utf-8") == "content"
+
+
+def test_a_runs_lock_is_made_through_no_link_above_its_folder_either(tmp_path: Path) -> None:
+    (tmp_path / "victim" / "r1").mkdir(parents=True)
+    (tmp_path / "victim" / "r1" / ".lock").write_text("content", encoding="utf-8")
+    (tmp_path / "container_runs").symlink_to(tmp_path / "victim")
+    with pytest.raises(HostUnfit, match="a link, which is not followed"):
+        acquire_run(tmp_path / "container_runs" / "r1" / ".lock", "r1", lambda: False, OwnedTree(tmp_path))
+    assert (tmp_path / "victim" / "r1" / ".lock").read_text(encoding="utf-8") == "content"
 
 
 def test_a_file_in_place_of_the_locks_folder_is_one_line(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import gc
 import itertools
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -17,7 +18,9 @@ from rayprep.host.environment import CHILD_MARK, STORE_MARK
 from rayprep.host.locks import acquire, is_held
 from rayprep.host.process import Child, end_processes, marked_processes
 from rayprep.model.errors import ErrorType, Interrupted, StageError
+from tests.host.other_user import NOBODY
 from tests.host.programs import TREE, ended, next_line
+from tests.needs import needs_root, needs_tool
 from tests.processes import alive, wait_for
 
 OWNER = """
@@ -349,6 +352,19 @@ def test_marks_find_only_the_processes_that_carry_exactly_them() -> None:
             process.kill()
             process.wait()
     assert marked_processes("RAYPREP_TEST", unique) == []
+
+
+@needs_root()
+@needs_tool("setpriv")
+def test_a_mark_that_another_user_has_set_finds_nothing() -> None:
+    """Or anybody could have their processes ended, or hold up who waits for them to end."""
+    unique = secrets.token_hex(8)
+    barred = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "sleep", "60"]
+    with ended(subprocess.Popen(barred, env={**os.environ, "RAYPREP_TEST": unique})) as process:
+        status = Path(f"/proc/{process.pid}/status")
+        wait_for(lambda: f"Uid:\t{NOBODY}" in status.read_text(encoding="utf-8"), "it is the other user's")
+        assert f"RAYPREP_TEST={unique}".encode() in Path(f"/proc/{process.pid}/environ").read_bytes()
+        assert marked_processes("RAYPREP_TEST", unique) == []
 
 
 def test_ending_tries_gently_first_and_then_hard() -> None:

@@ -4,6 +4,7 @@ import mmap
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -109,3 +110,32 @@ def test_where_no_access_times_are_kept_everything_counts(tmp_path: Path, option
     command = ["unshare", "-rm", "sh", "-c", mounted, sys.executable, program, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == f"{works} {[] if works else ['a']}"
+
+
+def test_trying_out_leaves_nothing_in_the_root_that_anybody_could_replace(root: Path) -> None:
+    """A member of the group who saw a name could put a link there, which is then written to."""
+    over, names = threading.Event(), set[str]()
+
+    def look() -> None:
+        while not over.is_set():
+            names.update(path.name for path in root.iterdir())
+
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    try:
+        for _ in range(100):
+            ReadTracker(root, ())
+    finally:
+        over.set()
+        watcher.join(30)
+    assert names == set(NAMES)
+
+
+def test_no_times_are_set_through_a_link(root: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    victim = tmp_path_factory.mktemp("victim")
+    (victim / "file").touch()
+    before = (victim / "file").stat()
+    (root / "folder").symlink_to(victim)
+    tracker = ReadTracker(root, ["folder/file"])
+    assert (victim / "file").stat() == before
+    assert tracker.read_of(["folder/file"]) <= {"folder/file"}

@@ -14,7 +14,7 @@ from markupsafe import escape
 from rayprep.cli import report as command
 from rayprep.host.run_files import read_run
 from rayprep.model.base import to_json
-from rayprep.model.errors import BadRequest, ErrorType
+from rayprep.model.errors import BadRequest, ErrorType, HostUnfit
 from rayprep.model.events import Event, Phase
 from rayprep.model.fleet_result import FleetError
 from rayprep.model.result import PrepResult, RunStatus
@@ -360,3 +360,28 @@ def test_the_fleets_file_is_one_that_a_run_writes(tmp_path: Path) -> None:
     left = fleet(tmp_path, HOSTS, failed=HOSTS[3:5], lost=HOSTS[6:7]).write()
     document = json.loads((left.folder / "fleet_result.json").read_text(encoding="utf-8"))
     jsonschema.validate(document, schema("fleet_result"), jsonschema.Draft202012Validator)
+
+
+@pytest.mark.parametrize("what", ["device", "pipe", "link", "folder"])
+def test_a_page_goes_nowhere_but_into_the_runs_folder(tmp_path: Path, what: str) -> None:
+    left = single(tmp_path).write()
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (victim / "report.html").write_text("precious", encoding="utf-8")
+    folder = left.layout.run("run-1")
+    page = folder / "report.html"
+    if what == "folder":
+        folder.rename(tmp_path / "kept")
+        folder.symlink_to(victim)
+    elif what == "pipe":
+        os.mkfifo(page)
+    else:
+        page.symlink_to("/dev/full" if what == "device" else victim / "report.html")
+    if what == "folder":
+        with pytest.raises(HostUnfit, match="is not used: it is a link"):
+            command.run("run-1", str(left.layout.telemetry), None)
+    else:
+        command.run("run-1", str(left.layout.telemetry), None)
+        assert page.is_file()
+        assert not page.is_symlink()
+    assert (victim / "report.html").read_text(encoding="utf-8") == "precious"

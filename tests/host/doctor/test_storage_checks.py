@@ -1,6 +1,9 @@
 """Mounts, from facts, and roots, tried out on real folders."""
 
+import contextlib
 import socket
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -129,3 +132,40 @@ class TestRoots:
             listener.bind(str(tmp_path / "socket"))
             (finding,) = examine_root("telemetry", tmp_path / "socket", holds_libraries=False)
         assert finding.state is FAIL
+
+
+def test_a_root_is_tried_out_through_no_link(tmp_path: Path) -> None:
+    """A member of the group renames the probe's folder away, and puts one of theirs there."""
+    root, victim, over = tmp_path / "root", tmp_path / "precious", threading.Event()
+    root.mkdir()
+    victim.write_text("precious", encoding="utf-8")
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "lock").symlink_to(victim)
+
+    def swap() -> None:
+        while not over.is_set():
+            for number, path in enumerate(root.glob(".rayprep-doctor-*")):
+                with contextlib.suppress(OSError):
+                    path.rename(root / f"away-{number}-{time.monotonic_ns()}")
+                    path.symlink_to(tmp_path / "theirs")
+
+    attacker = threading.Thread(target=swap)
+    attacker.start()
+    try:
+        for _ in range(200):
+            with contextlib.suppress(OSError):
+                try_out(root)
+    finally:
+        over.set()
+        attacker.join(30)
+    assert victim.read_text(encoding="utf-8") == "precious"
+
+
+@pytest.mark.parametrize(("mode", "state"), [(0o755, OK), (0o775, OK), (0o777, WARN), (0o1777, OK)])
+def test_who_may_write_to_a_root_is_said(tmp_path: Path, mode: int, state: State) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    root.chmod(mode)
+    (finding,) = [each for each in examine_root("profiles", root, holds_libraries=True) if each.check.endswith("trust")]
+    assert finding.state is state
+    assert ("everybody" in finding.message) == (state is WARN)
