@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rayprep.cli import output
@@ -110,7 +111,7 @@ def _attached(address: str, interrupts: Interrupts, *, debug: bool) -> "Iterator
     from rayprep.fleet.runtime import CLUSTER_ENVIRONMENT
 
     gc.enable()  # work may take hours
-    with RayProcess(interrupts, for_ray(os.environ, CLUSTER_ENVIRONMENT)) as process:
+    with RayProcess(interrupts, for_ray(os.environ, CLUSTER_ENVIRONMENT), Path("/")) as process:
         process.attach(address, debug=debug)
         interrupts.as_flag()
         yield process

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rayprep.cli import output
@@ -86,7 +87,7 @@ def _attached(address: str | None, interrupts: Interrupts, *, debug: bool) -> "I
     with ExitStack() as stack:
         folder = None if address else stack.enter_context(RayFolder())
         env = for_ray(os.environ, folder.environment() if folder else CLUSTER_ENVIRONMENT)
-        process = stack.enter_context(RayProcess(interrupts, env))
+        process = stack.enter_context(RayProcess(interrupts, env, folder.path if folder else Path("/")))
         process.attach(address, folder.sessions if folder else None, debug=debug)
         interrupts.as_flag()
         yield process

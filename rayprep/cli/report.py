@@ -35,7 +35,7 @@ def _write(layout: Layout, path: Path, text: str, *, named: bool) -> None:
     try:
         if not named:
             layout.runs.write(path, text)
-        elif path.exists() and not path.is_file():
+        elif path.is_relative_to("/dev") or path.is_relative_to("/proc"):
             path.write_text(text, encoding="utf-8")  # such as /dev/stdout, which no file may take the place of
         else:
             write_text(path, text)

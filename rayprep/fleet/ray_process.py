@@ -45,9 +45,10 @@ class RayProcess:
     Args:
         interrupts: passed on, once they are a flag.
         env: of the process, and of a Ray that it starts.
+        folder: that it runs in. Ray's workers import what lies there, so it is none that others may write to.
     """
 
-    def __init__(self, interrupts: Interrupts, env: Mapping[str, str]) -> None:
+    def __init__(self, interrupts: Interrupts, env: Mapping[str, str], folder: Path) -> None:
         self._interrupts = interrupts
         self._messages = queue.SimpleQueue[object]()
         self._agent: psutil.Process | None = None
@@ -59,6 +60,7 @@ class RayProcess:
             self._process = subprocess.Popen(
                 command,
                 env=env,
+                cwd=folder,
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=_STANDARD_ERROR,  # Ray tells there of a worker that died, and ours is read by tools

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from rayprep.host.environment import passed_on
 from rayprep.host.files import read_text
-from rayprep.host.sweeper import sweep
+from rayprep.host.sweeper import remove_own, sweep
 from rayprep.model.base import read_tolerant
 from rayprep.model.errors import ErrorType, HostUnfit
 from rayprep.model.ray_versions import RayVersions
@@ -64,16 +64,20 @@ class RayFolder:
 
         Source: ray/_common/utils.py, `try_to_create_directory`.
         """
-        # Before there is anything to sweep: an interrupt that came in between would leave it for ever.
-        self._sweeper = subprocess.Popen(
-            # -P: a file of the user's that is called like one of Python's own must not be imported in its place.
-            [sys.executable, "-P", "-m", "rayprep.host.sweeper", _MARK, str(self.token), str(self.path)],
-            stdin=subprocess.PIPE,
-            start_new_session=True,
-            env=passed_on(os.environ),
-        )
         try:
+            # First: the sweeper's command line tells everybody its name.
             self.path.mkdir(mode=0o700)
+            self._sweeper = subprocess.Popen(
+                # -P: a file of the user's that is called like one of Python's own must not be imported in its place.
+                [sys.executable, "-P", "-m", "rayprep.host.sweeper", _MARK, str(self.token), str(self.path)],
+                stdin=subprocess.PIPE,
+                start_new_session=True,
+                env=passed_on(os.environ),
+            )
+        except BaseException:  # an interrupt in between would leave it for ever
+            remove_own(str(self.path))
+            raise
+        try:
             self.token.touch(mode=0o600)
             self.token.write_text(secrets.token_hex(32), encoding="ascii")
         except BaseException:

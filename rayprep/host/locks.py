@@ -7,6 +7,7 @@ file's content names the holder, for people; only the kernel says whether it is 
 """
 
 import contextlib
+import errno
 import os
 import socket
 import stat
@@ -211,8 +212,8 @@ def _open(tree: OwnedTree | None, path: Path) -> int:
             else (tree or OwnedTree(path.parent.parent)).folder(path.parent, make=True) as folder
         ):
             descriptor = _open_in(folder, path.name, 0o666 if of_gpu else _GROUP_ONLY)
-        if not of_gpu:
-            _close_to_others(descriptor)
+            if not of_gpu:
+                _leave_to_the_group(descriptor, os.fstat(folder).st_gid)
         return descriptor
     except OSError as error:
         raise _unfit(path, "opened", error) from None
@@ -221,19 +222,31 @@ def _open(tree: OwnedTree | None, path: Path) -> int:
 def _open_in(folder: int, name: str, mode: int) -> int:
     try:
         return open_file(name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, folder=folder, mode=mode)
-    except PermissionError as error:
-        # Another user's lock file can be locked too: flock asks for no write permission.
+    except OSError as error:
+        # Another user's lock file can be locked too: flock asks for no write permission. One that has another name
+        # is not written to: it may be anybody's.
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EMLINK):
+            raise
         try:
             return open_file(name, os.O_RDONLY | os.O_NOFOLLOW, folder=folder)
         except FileNotFoundError:
             raise error from None
 
 
-def _close_to_others(descriptor: int) -> None:
-    """Take from others what an earlier rayprep gave them: a reader's lock held up every build."""
+def _leave_to_the_group(descriptor: int, group: int) -> None:
+    """Have our own lock file open to the group of its folder alone: a stranger's lock would hold up every build.
+
+    Where it cannot be given to that group everybody may read it, or the group's other members could not lock.
+    """
     status = os.fstat(descriptor)
-    if status.st_mode & stat.S_IRWXO and status.st_uid == os.geteuid():
-        os.fchmod(descriptor, stat.S_IMODE(status.st_mode) & ~stat.S_IRWXO)
+    if status.st_uid != os.geteuid() or status.st_nlink > 1:
+        return
+    with contextlib.suppress(OSError):  # this user is not of that group
+        if status.st_gid != group:
+            os.fchown(descriptor, -1, group)
+    others = 0 if os.fstat(descriptor).st_gid == group else stat.S_IROTH
+    if (wanted := stat.S_IMODE(status.st_mode) & ~stat.S_IRWXO | others) != stat.S_IMODE(status.st_mode):
+        os.fchmod(descriptor, wanted)
 
 
 @contextlib.contextmanager

@@ -224,6 +224,7 @@ def _enter(folder: int, place: Path, mode: int | None) -> int:
         if mode is not None:
             with contextlib.suppress(FileExistsError):
                 os.mkdir(name, mode, dir_fd=folder)
+                _share(name, folder)
         try:
             return os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=folder)
         except OSError as error:
@@ -236,19 +237,23 @@ def _enter(folder: int, place: Path, mode: int | None) -> int:
             raise
 
 
+def _share(name: str, folder: int) -> None:
+    """Give a new folder the group of the one that it is in, as the set-group-ID bit would."""
+    with contextlib.suppress(OSError):  # this user is not of that group
+        group = os.fstat(folder).st_gid
+        if os.stat(name, dir_fd=folder, follow_symlinks=False).st_gid != group:
+            os.chown(name, -1, group, dir_fd=folder, follow_symlinks=False)
+
+
 def _distrust(folder: os.stat_result, root: os.stat_result) -> str | None:
     """Say why a folder below the root is not to be used; None where it may be."""
-    open_to_all = _everybody_writes(root)
-    if _everybody_writes(folder) and not open_to_all:
+    open_to_all = root.st_mode & stat.S_IWOTH
+    if folder.st_mode & stat.S_IWOTH and not open_to_all:
         return "everybody may write to it (chmod o-w it)"
     of_the_group = folder.st_gid == root.st_gid and root.st_mode & stat.S_IWGRP and not open_to_all
     if folder.st_uid in (os.geteuid(), 0, root.st_uid) or of_the_group:
         return None
     return f"it belongs to {user_name(folder.st_uid)}, who neither owns the root nor shares it by its group"
-
-
-def _everybody_writes(status: os.stat_result) -> bool:
-    return bool(status.st_mode & stat.S_IWOTH) and not status.st_mode & stat.S_ISVTX
 
 
 def why_strange(folder: int) -> str | None:
@@ -265,7 +270,9 @@ def open_to_all(root: Path) -> list[Path]:
     place = Path(os.path.realpath(root))
     for folder in (place, *place.parents):
         with contextlib.suppress(OSError):
-            if _everybody_writes(folder.stat()):
+            mode = folder.stat().st_mode
+            # The sticky bit keeps them from replacing what is there, and from nothing else.
+            if mode & stat.S_IWOTH and (folder == place or not mode & stat.S_ISVTX):
                 found.append(folder)
     return found
 

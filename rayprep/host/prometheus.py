@@ -1,6 +1,7 @@
 """Asks Prometheus about a run. It may be missing, or hang: that is an answer, too."""
 
 import http.client
+import time
 import urllib.parse
 
 from pydantic import ValidationError
@@ -28,16 +29,29 @@ def probe(container: Manifest | None, run_id: str, start: float, end: float) -> 
     )
 
 
+def _read(response: http.client.HTTPResponse, deadline: float) -> bytes:
+    """The whole body, up to a bound. Raises TimeoutError where it comes too slowly."""
+    parts, left = [], _LARGEST
+    while left and (part := response.read1(left)):
+        parts.append(part)
+        left -= len(part)
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"it has not answered whole within {TIMEOUT_S:.0f} s")
+    return b"".join(parts)
+
+
 def count_points(url: str, query: str, start: float, end: float) -> int:
     """Raises OSError or http.client.HTTPException where nothing answers, ValueError where it is no Prometheus."""
     parts = urllib.parse.urlsplit(url)
+    if parts.scheme != "http" or parts.hostname not in ("127.0.0.1", "localhost", "::1"):
+        raise ValueError("it is not on this host")  # others can write to the manifest
     first, step = points_between(start, end)
     asked = {"query": query, "start": f"{first:.3f}", "end": f"{end:.3f}", "step": f"{step:.3f}"}
     connection = http.client.HTTPConnection(parts.hostname or "127.0.0.1", parts.port, timeout=TIMEOUT_S)
     try:
         connection.request("GET", f"{parts.path}/api/v1/query_range?{urllib.parse.urlencode(asked)}")
         response = connection.getresponse()
-        body = response.read(_LARGEST)
+        body = _read(response, time.monotonic() + TIMEOUT_S)
     finally:
         connection.close()
     if response.status != http.client.OK:

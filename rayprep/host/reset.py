@@ -19,6 +19,7 @@ from rayprep.host.owned import OwnedTree
 from rayprep.host.reset_survey import all_there, look
 from rayprep.model.caches import CacheName, Entry
 from rayprep.model.errors import LockTimeout
+from rayprep.model.file_names import is_file_name
 from rayprep.model.reset import Outcome, ResetReport, planned, report_of
 from rayprep.model.reset_filters import Filters
 from rayprep.model.reset_store import Claim, Found, Store
@@ -75,7 +76,11 @@ def _lock_paths(layout: Layout, filters: Filters) -> list[Path]:
         slug for slug, _ in read_markers(layout)
     }
     # A first build has no completion yet.
-    slugs |= {Path(name).stem for name in layout.store.names(layout.store_lock.parent) if name.endswith(".lock")}
+    slugs |= {
+        Path(name).stem
+        for name in layout.store.names(layout.store_lock.parent)
+        if is_file_name(name) and name.endswith(".lock")
+    }
     paths = {layout.slug_lock(slug) for slug in slugs if slug and filters.fits_slug(slug)}
     return [*sorted(paths - {layout.store_lock}), layout.store_lock]
 

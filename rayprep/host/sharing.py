@@ -54,7 +54,9 @@ def _change(name: str, folder: int, mode: int) -> None:
     """Not by its name: somebody else in the group could put a link there meanwhile."""
     descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
     try:
-        if os.fstat(descriptor).st_uid == os.geteuid():
+        status = os.fstat(descriptor)
+        # What has another name may be somebody's private file elsewhere, which a member of the group has linked here.
+        if status.st_uid == os.geteuid() and (stat.S_ISDIR(status.st_mode) or status.st_nlink == 1):
             os.fchmod(descriptor, mode)
     finally:
         os.close(descriptor)

@@ -5,8 +5,10 @@ removes FOLDER. A guard owns one tree that it started; this is for processes tha
 two of Ray's agents outlive a driver that was killed, for as long as they wait for a head that is gone.
 """
 
+import contextlib
 import os
 import shutil
+import stat
 import sys
 
 from rayprep.host.process import end_marked, marked_processes
@@ -25,7 +27,15 @@ def main(argv: list[str]) -> int:
 def sweep(name: str, value: str, folder: str) -> None:
     """Ends every process whose environment has `name=value`, and removes `folder`."""
     end_marked(lambda: marked_processes(name, value), GRACE_S)
-    shutil.rmtree(folder, ignore_errors=True)
+    remove_own(folder)
+
+
+def remove_own(folder: str) -> None:
+    """Removes a folder, if it is this user's and no link. What cannot be removed stays."""
+    with contextlib.suppress(OSError):
+        status = os.lstat(folder)
+        if stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from prometheus_client.core import Metric as Family
 
 LOCK_S = 10.0
-_LARGEST = 8 << 20
-"""Bytes: a thousand hosts' samples have less than one megabyte."""
+_LARGEST = 1 << 20
+"""Bytes: one host's samples have some kilobytes, and what is larger takes a hundred times its size to read."""
 
 
 def add_to_metrics_file(path: Path, samples: Iterable[Sample]) -> None:

@@ -124,7 +124,8 @@ def test_a_root_behind_a_link_is_a_root(root: Path) -> None:
         ((SOMEBODY, NOBODY, 0o2775), (SOMEBODY - 1, SOMEBODY - 1, 0o775), False),
         ((SOMEBODY, NOBODY, 0o2755), (SOMEBODY - 1, NOBODY, 0o2775), False),
         ((0, 0, 0o755), (0, 0, 0o777), False),
-        ((0, 0, 0o755), (0, 0, 0o1777), True),
+        ((0, 0, 0o755), (0, 0, 0o1777), False),
+        ((0, NOBODY, 0o3777), (SOMEBODY, NOBODY, 0o2775), False),
         ((0, 0, 0o777), (0, 0, 0o777), True),
         ((0, NOBODY, 0o777), (SOMEBODY, NOBODY, 0o775), False),
     ],
@@ -220,3 +221,15 @@ def test_what_everybody_may_replace_is_named(root: Path) -> None:
     assert open_to_all(root / "open" / "profiles") == [root / "open" / "profiles", root / "open"]
     (root / "open").chmod(0o1777)
     assert open_to_all(root / "open" / "profiles") == [root / "open" / "profiles"]
+    (root / "open" / "profiles").chmod(0o1777)
+    assert open_to_all(root / "open" / "profiles") == [root / "open" / "profiles"]
+    (root / "open" / "profiles").chmod(0o1775)
+    assert open_to_all(root / "open" / "profiles") == []
+
+
+@needs_root()
+def test_a_new_folder_is_of_the_group_that_shares_the_root(root: Path) -> None:
+    os.chown(root, -1, NOBODY)
+    root.chmod(0o775)
+    OwnedTree(root).make(root / "a" / "b")
+    assert {(root / name).stat().st_gid for name in ("a", "a/b")} == {NOBODY}

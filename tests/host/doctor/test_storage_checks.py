@@ -161,7 +161,7 @@ def test_a_root_is_tried_out_through_no_link(tmp_path: Path) -> None:
     assert victim.read_text(encoding="utf-8") == "precious"
 
 
-@pytest.mark.parametrize(("mode", "state"), [(0o755, OK), (0o775, OK), (0o777, WARN), (0o1777, OK)])
+@pytest.mark.parametrize(("mode", "state"), [(0o755, OK), (0o775, OK), (0o777, WARN), (0o1777, WARN)])
 def test_who_may_write_to_a_root_is_said(tmp_path: Path, mode: int, state: State) -> None:
     root = tmp_path / "root"
     root.mkdir()
