@@ -13,7 +13,7 @@ from rayprep.host.survey import choose_device, read_signature
 from rayprep.host.unpack import Receipt, preview, receive
 from rayprep.model.base import to_json
 from rayprep.model.errors import BadRequest
-from rayprep.model.package import PackageReport
+from rayprep.model.package import PackageReport, parse_digest
 from rayprep.model.signature import Signature
 from rayprep.model.spec import DeviceChoice
 
@@ -47,19 +47,22 @@ def run_pack(place: Place, names: list[str], output: str, tp: int | None, *, jso
     completions = choose(place.layout, names, tp or 1, place.signature)
     with open_to_write(output) as out:
         report = pack(place.layout, completions, out)
+    report = report.model_copy(update={"sha256": out.sha256})
     _print(report, output, json_output=json_output, to_stderr=output == STDIO)
 
 
-def run_unpack(place: Place, source: str, *, dry_run: bool, json_output: bool) -> None:
+def run_unpack(place: Place, source: str, sha256: str | None, *, dry_run: bool, json_output: bool) -> None:
     """Takes the archive in, or with `dry_run` only proves it, and prints the report."""
+    expected = None if sha256 is None else parse_digest(sha256)
     if source == STDIO and sys.stdin.isatty():
         raise BadRequest("there is no archive on a terminal", hint="give FILE, or a pipe")
     now = place.signature()
-    with open_to_read(source) as stream:
+    with open_to_read(source, expected) as stream:
         if dry_run:
             report = preview(place.layout, stream, now)
         else:
             report = receive(place.layout, stream, now, Receipt(run_id=new_run_id("unpack")))
+    report = report.model_copy(update={"sha256": expected})
     _print(report, source, json_output=json_output)
 
 
@@ -73,6 +76,7 @@ def _in_words(report: PackageReport, archive: str) -> str:
     done = "packed into" if report.action == "pack" else "unpacked from"
     size = f"{report.entries} entries, {report.files} files, {report.bytes / 2**20:.1f} MiB"
     lines = [f"{report.profiles_root}: {size} {would}{done} {archive}"]
+    lines += [f"  {report.sha256}"] if report.sha256 else []
     lines += [f"  {name}" for name in report.completions]
     lines += [f"  {name}  valid here already, stays" for name in report.kept]
     lines += [f"  {name}  was damaged, {would}dropped: `rayprep ensure` builds it again" for name in report.dropped]

@@ -12,6 +12,7 @@ import socket
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 
 from rayprep.host.completions import write_completion
 from rayprep.host.epochs import advance_epoch
@@ -23,7 +24,7 @@ from rayprep.host.moe_folder import keep_aside
 from rayprep.host.package_stream import PackageReader, Source
 from rayprep.host.placing import clear_aborted, move_in, sync
 from rayprep.host.scan import printable
-from rayprep.host.unpack_survey import look
+from rayprep.host.unpack_survey import look, read_back
 from rayprep.model.base import utc_now
 from rayprep.model.completion import Completion
 from rayprep.model.errors import ErrorType, HostUnfit
@@ -86,7 +87,7 @@ def receive_locked(layout: Layout, reader: PackageReader, now: Signature, receip
         here = look(layout, reader.manifest, now)
         here = replace(here, valid=frozenset(here.valid) - receipt.replace)
         placement = place(reader.manifest, here)
-        _Receiver(layout, reader, placement, receipt).go()
+        _Receiver(layout, reader, placement, receipt).go(now)
     except OSError as error:
         raise HostUnfit(
             f"{printable(str(error.filename or layout.profiles))}: {error.strerror or error}",
@@ -103,6 +104,7 @@ def preview(layout: Layout, stream: Source, now: Signature) -> PackageReport:
     reader = PackageReader(stream)
     check_binding(reader.manifest, now)
     placement = place(reader.manifest, look(layout, reader.manifest, now))
+    _check_disk(layout.profiles, reader.manifest, placement)
     for file in reader.manifest.files:
         reader.copy(file, _leave)
     reader.end()
@@ -118,7 +120,7 @@ class _Receiver:
         self.marked: dict[tuple[str, StageName], float] = {}
         """The markers that stood before, with since when."""
 
-    def go(self) -> None:
+    def go(self, now: Signature) -> None:
         self._check_epochs()
         self._unpack()
         if not self.placement.completions:
@@ -134,6 +136,7 @@ class _Receiver:
         self._check_epochs()
         for each in self.placement.completions:
             write_completion(self.layout, each)
+        read_back(self.layout, self.placement.completions, now)
         for each in self.placement.completions:
             remove_marker(self.layout, each.identity.model_slug, each.stage)
 
@@ -146,7 +149,7 @@ class _Receiver:
         """Reads the archive to its end; what is needed of it lies in the scratch folder then, as it was packed."""
         needed = self.placement.needed
         files = self.reader.manifest.files
-        self._check_disk(sum(file.size for file in files if file.path in needed))
+        _check_disk(self.layout.profiles, self.reader.manifest, self.placement)
         last = None
         for file in files:
             if file.path not in needed:
@@ -167,14 +170,6 @@ class _Receiver:
         finally:
             os.close(descriptor)
 
-    def _check_disk(self, required: int) -> None:
-        free = shutil.disk_usage(self.layout.profiles).free
-        if required > free:
-            raise HostUnfit(
-                f"{self.layout.profiles} has {free} bytes free, the package needs {required}",
-                error_type=ErrorType.INSUFFICIENT_DISK,
-            )
-
     def _mark(self) -> None:
         marker = Marker(
             owner_pid=os.getpid(),
@@ -192,6 +187,18 @@ class _Receiver:
         """Before the files that they list."""
         for each in (*self.placement.dropped, *self.placement.completions):
             self.layout.completion(each.stage, each.key).unlink(missing_ok=True)
+
+
+def _check_disk(profiles: Path, manifest: PackageManifest, placement: Placement) -> None:
+    """Before any of it is written. Also for a root that is still to be made."""
+    needed = placement.needed
+    required = sum(file.size for file in manifest.files if file.path in needed)
+    there = next(folder for folder in (profiles, *profiles.absolute().parents) if folder.exists())
+    if required > (free := shutil.disk_usage(there).free):
+        raise HostUnfit(
+            f"{profiles} has {free} bytes free, the package needs {required}",
+            error_type=ErrorType.INSUFFICIENT_DISK,
+        )
 
 
 def _leave(_: memoryview) -> None:

@@ -20,6 +20,9 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
 
+FINITE = ConfigDict(allow_inf_nan=False)
+"""For a model in whose file a number must not read back as another one: JSON has no NaN, and nothing infinite."""
+
 R = TypeVar("R", bound=Record)
 
 

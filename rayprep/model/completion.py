@@ -12,7 +12,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from rayprep.model.base import Record, Utc
+from rayprep.model.base import FINITE, Record, Utc
 from rayprep.model.located import Located
 from rayprep.model.signature import FORMAT_VERSION, Difference, Signature, binding_digest, differences
 from rayprep.model.stages import StageName
@@ -44,6 +44,8 @@ def cache_key(stage: StageName, identity: Identity, signature: Signature) -> str
 
 class Completion(Record):
     """A stage that was finished: for whom, under which signature, covering what, made of which files."""
+
+    model_config = FINITE
 
     schema_version: str = FORMAT_VERSION
     stage: StageName

@@ -13,6 +13,7 @@ from rayprep.model.package import (
     PackageManifest,
     check_binding,
     check_manifest,
+    manifest_text,
     parse_manifest,
 )
 from rayprep.model.placement import Here, Placement, place
@@ -50,7 +51,7 @@ def test_what_pack_writes_is_taken() -> None:
     good = manifest()
     check_manifest(good)
     check_binding(good, signature(driver_version="999"))
-    assert parse_manifest(to_json(good).encode()) == good
+    assert parse_manifest(manifest_text(good)) == good
 
 
 @pytest.mark.parametrize(
@@ -101,8 +102,8 @@ def test_what_is_no_manifest(text: bytes) -> None:
 
 
 def test_another_format_is_said_whatever_else_it_holds() -> None:
-    with pytest.raises(BadRequest, match="format 2, this rayprep reads 1"):
-        parse_manifest(b'{"schema_version": "2", "shards": []}')
+    with pytest.raises(BadRequest, match="format 3, this rayprep reads 1 and 2"):
+        parse_manifest(b'{"schema_version": "3", "shards": []}')
 
 
 @pytest.mark.parametrize(
