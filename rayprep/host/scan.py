@@ -13,6 +13,7 @@ from rayprep.model.snapshot import NewestFile
 
 NEWEST = 5
 """How many of the newest files a scan names."""
+_HASHED_AT_ONCE = 1000
 
 
 @dataclass
@@ -196,5 +197,7 @@ def hash_files(root: Path, paths: Iterable[str]) -> dict[str, str]:
 
     # hashlib lets go of the interpreter lock, so threads do run side by side.
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        digests = list(pool.map(digest, listed))
+        # Some at a time: the pool keeps more than a kilobyte for each that it was given.
+        starts = range(0, len(listed), _HASHED_AT_ONCE)
+        digests = [found for at in starts for found in pool.map(digest, listed[at : at + _HASHED_AT_ONCE])]
     return {path: found for path, found in zip(listed, digests, strict=True) if found}
