@@ -57,10 +57,11 @@ def _opened(name: str) -> Iterator[tuple[BinaryIO, int]]:
         descriptor = os.open(name, os.O_RDONLY | os.O_NONBLOCK)
     except (OSError, ValueError) as error:
         raise _unreadable(name, error) from None
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(descriptor)
+        raise BadRequest(f"package {name} is no plain file", hint=f"give a FILE, or {STDIO} for standard input")
     with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise BadRequest(f"package {name} is no plain file", hint=f"give a FILE, or {STDIO} for standard input")
         yield file, status.st_size
 
 

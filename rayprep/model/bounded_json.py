@@ -34,11 +34,12 @@ class OutOfBounds(ValueError):
     """A text is no JSON, or larger than may be; its message, of one line, says how."""
 
 
-def check_sizes(text: bytes, most_bytes: int, most_values: int) -> None:
+def check_sizes(text: bytes, most_bytes: int, most_values: int, most_objects: int) -> None:
     """Bounds what a parser can make of a text.
 
     Args:
         most_values: arrays, objects, and the members of all of them. Their marks inside a string count too.
+        most_objects: of which a model may say of each that all its fields are missing.
 
     Raises:
         OutOfBounds: it is larger.
@@ -53,6 +54,8 @@ def check_sizes(text: bytes, most_bytes: int, most_values: int) -> None:
         raise OutOfBounds(f"more than {MOST_WIDE} bytes of it are strings that are not ASCII")
     if (values := sum(text.count(mark) for mark in (b",", b"[", b"{"))) > most_values:
         raise OutOfBounds(f"it has {values} values, {most_values} are the most")
+    if (objects := text.count(b"{")) > most_objects:
+        raise OutOfBounds(f"it has {objects} objects, {most_objects} are the most")
 
 
 def _runs(text: bytes) -> Iterator[bytes]:
@@ -66,8 +69,8 @@ def check_values(text: bytes, most_keys: int) -> None:
         most_keys: of all objects together.
 
     Raises:
-        OutOfBounds: it has more, is nested too deep, names a key twice in an object, or holds a number that is none: NaN,
-            Infinity, one of too many digits.
+        OutOfBounds: it has more, is nested too deep, names a key twice in an object, or holds a number that is none:
+            NaN, Infinity, one of too many digits.
     """
     outer: list[set[bytes]] = []
     names: set[bytes] = set()

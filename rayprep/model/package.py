@@ -12,9 +12,10 @@ from itertools import pairwise
 from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field, ValidationError
+from pydantic_core import from_json
 
-from rayprep.model.base import Record, read_tolerant
-from rayprep.model.bounded_json import check_sizes, check_values
+from rayprep.model.base import Record
+from rayprep.model.bounded_json import OutOfBounds, check_sizes, check_values
 from rayprep.model.caches import CacheName, Entry, FileKind, classify, entry_of
 from rayprep.model.completion import Completion, cache_key
 from rayprep.model.errors import BadRequest, HostUnfit
@@ -33,6 +34,8 @@ MOST_VALUES = 450_000
 """In a manifest. A file takes four, and three more for each further completion that lists it."""
 MOST_KEYS = 260_000
 """In all objects of a manifest: a file is listed, and has its time."""
+MOST_OBJECTS = 20_000
+"""A completion has four, and one for each size that a MoE kernel was tuned for."""
 MOST_COMPLETIONS = 500
 """Fewer than the files that a process may have open, as it holds a lock for each slug."""
 _MOST_ERRORS = 100
@@ -103,10 +106,6 @@ class PackageReport(Record):
     """Of the archive as it lies there, `sha256:...`: what `unpack` was given, or what `pack` has written."""
 
 
-class _Format(Record):
-    schema_version: str
-
-
 def parse_digest(text: str) -> str:
     """`sha256:...` of 64 hex digits, with or without that prefix, in any case. Raises BadRequest."""
     if not (found := _DIGEST.fullmatch(text)):
@@ -118,7 +117,7 @@ def manifest_text(manifest: PackageManifest) -> bytes:
     """The archive's first member. Raises BadRequest where it is larger than any receiver takes."""
     text = seal(manifest.model_dump_json()).encode()
     try:
-        check_sizes(text, LARGEST_MANIFEST, MOST_VALUES)
+        check_sizes(text, LARGEST_MANIFEST, MOST_VALUES, MOST_OBJECTS)
     except ValueError as error:
         raise BadRequest(f"the package has too many files: its manifest: {error}", hint="pack fewer at once") from None
     return text
@@ -127,15 +126,15 @@ def manifest_text(manifest: PackageManifest) -> bytes:
 def parse_manifest(text: bytes) -> PackageManifest:
     """Reads the archive's first member. Raises BadRequest where it is none, or of another format."""
     try:
-        check_sizes(text, LARGEST_MANIFEST, MOST_VALUES)
+        check_sizes(text, LARGEST_MANIFEST, MOST_VALUES, MOST_OBJECTS)
         check_values(text, MOST_KEYS)
-        found = read_tolerant(_Format, text).schema_version
+        found = _format_of(text)
         if found == UNSEALED_FORMAT:
-            return _shared(PackageManifest.model_validate_json(text))
+            return _read(text, "forbid")
         if found == PACKAGE_FORMAT:
             content = open_seal(text)
             del text  # tens of megabytes, and the parser takes as much again
-            return _shared(read_tolerant(PackageManifest, content))
+            return _read(content, "ignore")
     except ValueError as error:
         raise _refused(f"the manifest cannot be read: {_in_one_line(error)}") from None
     raise BadRequest(
@@ -144,8 +143,18 @@ def parse_manifest(text: bytes) -> PackageManifest:
     )
 
 
-def _shared(manifest: PackageManifest) -> PackageManifest:
-    """With one string for each path, of which the parser has made two: a tenth of what it takes."""
+def _format_of(text: bytes) -> str:
+    tree = from_json(text)
+    found = tree.get("schema_version") if isinstance(tree, dict) else None
+    if not isinstance(found, str):
+        raise OutOfBounds("it is no object with a schema_version")
+    return found
+
+
+def _read(text: bytes, extra: Literal["ignore", "forbid"]) -> PackageManifest:
+    # From objects, since each error of a model that reads JSON keeps a copy of all that it was found in.
+    manifest = PackageManifest.model_validate(from_json(text), extra=extra)
+    # One string for each path, of which the parser has made two: a tenth of what it takes.
     names = {path: path for each in manifest.completions for path in each.artifacts}
     mtimes = {names.get(path, path): mtime_ns for path, mtime_ns in manifest.mtimes.items()}
     return manifest.model_copy(update={"mtimes": mtimes})

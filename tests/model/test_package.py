@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import pytest
 
-from rayprep.model.base import to_json
 from rayprep.model.completion import Completion
 from rayprep.model.errors import BadRequest, HostUnfit
 from rayprep.model.located import Located
