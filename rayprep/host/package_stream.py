@@ -109,9 +109,12 @@ class PackageReader:
         """Reads the next file, which has to be `file`, and hands its content to `write`, in pieces."""
         self._take_header(file)
         digest = hashlib.sha256()
-        for chunk in self._content(file.size):
+        left = file.size
+        while left:
+            chunk = self._some(left)
             digest.update(chunk)
             write(chunk)
+            left -= len(chunk)
         self._exactly(-file.size % _BLOCK)
         if f"sha256:{digest.hexdigest()}" != file.sha256:
             raise _refused(f"the content of {file.path} is not what its manifest says")
@@ -119,12 +122,17 @@ class PackageReader:
     def _content(self, size: int) -> Iterator[memoryview]:
         """As much of the stream, in whatever pieces it comes."""
         while size:
-            self._fill(1)
-            chunk = self._take(size)
-            if not chunk:
-                raise _refused("it ends too early")
+            chunk = self._some(size)
             yield chunk
             size -= len(chunk)
+
+    def _some(self, most: int) -> memoryview:
+        """What comes next, and no more than `most`."""
+        self._fill(1)
+        chunk = self._take(most)
+        if not chunk:
+            raise _refused("it ends too early")
+        return chunk
 
     def _take_header(self, file: PackedFile) -> None:
         expected = header(file.path, file.size, file.mtime_ns)

@@ -19,7 +19,7 @@ from rayprep.model.bounded_json import OutOfBounds, check_sizes, check_values
 from rayprep.model.caches import CacheName, Entry, FileKind, classify, entry_of
 from rayprep.model.completion import Completion, cache_key
 from rayprep.model.errors import BadRequest, HostUnfit
-from rayprep.model.sealed import Sealed, open_seal, seal
+from rayprep.model.sealed import Sealed, Unsealed, open_seal, seal
 from rayprep.model.signature import FORMAT_VERSION, Signature, differences
 from rayprep.model.slug import model_slug
 from rayprep.model.stages import StageName
@@ -128,13 +128,16 @@ def parse_manifest(text: bytes) -> PackageManifest:
     try:
         check_sizes(text, LARGEST_MANIFEST, MOST_VALUES, MOST_OBJECTS)
         check_values(text, MOST_KEYS)
-        found = _format_of(text)
-        if found == UNSEALED_FORMAT:
-            return _read(text, "forbid")
-        if found == PACKAGE_FORMAT:
-            content = open_seal(text)
-            del text  # tens of megabytes, and the parser takes as much again
-            return _read(content, "ignore")
+        content, sealed = _opened(text)
+        del text  # tens of megabytes, and the parser takes as much again
+        tree = from_json(content)
+        found = _format_of(tree)
+        if found == UNSEALED_FORMAT and not sealed:
+            return _read(tree, "forbid")
+        if found == PACKAGE_FORMAT and sealed:
+            return _read(tree, "ignore")
+        if found in (UNSEALED_FORMAT, PACKAGE_FORMAT):
+            raise OutOfBounds(f"format {found} with{'' if sealed else 'out'} a checksum")
     except ValueError as error:
         raise _refused(f"the manifest cannot be read: {_in_one_line(error)}") from None
     raise BadRequest(
@@ -143,17 +146,24 @@ def parse_manifest(text: bytes) -> PackageManifest:
     )
 
 
-def _format_of(text: bytes) -> str:
-    tree = from_json(text)
+def _opened(text: bytes) -> tuple[bytes, bool]:
+    """The JSON object, and whether it was sealed. Raises ValueError where its seal is broken."""
+    try:
+        return open_seal(text), True
+    except Unsealed:
+        return text, False
+
+
+def _format_of(tree: object) -> str:
     found = tree.get("schema_version") if isinstance(tree, dict) else None
     if not isinstance(found, str):
         raise OutOfBounds("it is no object with a schema_version")
     return found
 
 
-def _read(text: bytes, extra: Literal["ignore", "forbid"]) -> PackageManifest:
+def _read(tree: object, extra: Literal["ignore", "forbid"]) -> PackageManifest:
     # From objects, since each error of a model that reads JSON keeps a copy of all that it was found in.
-    manifest = PackageManifest.model_validate(from_json(text), extra=extra)
+    manifest = PackageManifest.model_validate(tree, extra=extra)
     # One string for each path, of which the parser has made two: a tenth of what it takes.
     names = {path: path for each in manifest.completions for path in each.artifacts}
     mtimes = {names.get(path, path): mtime_ns for path, mtime_ns in manifest.mtimes.items()}

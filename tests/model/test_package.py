@@ -124,7 +124,7 @@ def test_a_bit_that_changed_in_a_sealed_manifest_is_found() -> None:
         damaged[at] ^= 1 << at % 8
         with pytest.raises(BadRequest):
             parse_manifest(bytes(damaged))
-    with pytest.raises(BadRequest, match="no checksum"):
+    with pytest.raises(BadRequest, match="without a checksum"):
         parse_manifest(to_json(manifest()).encode())
 
 
