@@ -67,6 +67,12 @@ check_variables() {
 
 make_folders() {
     local each why
+    # As root, on a folder that a group may share: what is reached through a link could be anywhere.
+    for each in "$TELEMETRY/"{logs,prometheus,jaeger,container_runs} "$TELEMETRY/"{prometheus,jaeger}"/$RUN" \
+        "$FOLDER" "$LOG" "$POINTER"; do
+        [[ ! -L $each ]] || fail 3 "$each is a link, which is not followed (move it away)"
+        [[ ! -e $each || -d $each || -f $each ]] || fail 3 "$each is neither a file nor a folder (move it away)"
+    done
     for each in "$TELEMETRY/logs" "$FOLDER" "$TELEMETRY/"{prometheus,jaeger}"/$RUN"; do
         why=$(mkdir -p "$each" 2>&1) || fail 3 "${why#mkdir: } (mend the mount, or its owner)"
         [[ -w $each ]] || fail 3 "$each cannot be written (mend the mount, or its owner)"

@@ -123,6 +123,10 @@ def pack(
 
 def unpack(
     file: Annotated[str, typer.Argument(help="An archive that `pack` made; - is standard input.")],
+    sha256: Annotated[
+        str | None,
+        typer.Option("--sha256", metavar="DIGEST", help="Take no other archive than the one whose digest this is."),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Prove the archive, and change nothing.")] = False,
     device: Device = None,
     profiles_root: ProfilesRoot = None,
@@ -131,8 +135,11 @@ def unpack(
 ) -> None:
     """Take in an archive that `pack` made. Every file is proved before any is moved.
 
+    Its checksums show damage, and not who made it. --sha256 does, where the digest that `pack` printed, or `sha256sum
+    FILE`, came by a way that you trust.
+
     Refused on another kind of host, and while a run holds a lock here.
     """
     from rayprep.cli import pack as command
 
-    command.run_unpack(command.Place(device, profiles_root), file, dry_run=dry_run, json_output=json)
+    command.run_unpack(command.Place(device, profiles_root), file, sha256, dry_run=dry_run, json_output=json)

@@ -15,7 +15,7 @@ from rayprep.cli.kept import Kept
 from rayprep.cli.main import say, say_error
 from rayprep.cli.request import Flags, Requests, node_requests
 from rayprep.host.interrupts import Interrupts
-from rayprep.host.layout import prepare_root, root_unfit
+from rayprep.host.layout import only_readable, prepare_root, root_unfit
 from rayprep.host.locks import acquire_run
 from rayprep.model.errors import ErrorType, Interrupted, RayprepError
 from rayprep.model.events import Event, Phase, event, run_end
@@ -60,10 +60,14 @@ def _run_one(
     *,
     debug: bool,
 ) -> PrepResult:
-    prepare_root(request.layout.profiles, "profiles")
+    profiles = request.layout.profiles
+    if not only_readable(profiles):
+        prepare_root(profiles, "profiles")
     prepare_root(request.layout.telemetry, "telemetry")
     request.layout.refuse_strange_runs(request.run_id)
     survey = take_survey(request, environ)
+    if survey.plan.needs_work:  # where nothing is to be done, whoever may look may ask
+        prepare_root(profiles, "profiles")
     lock = request.layout.run_lock(request.run_id)
     with acquire_run(lock, request.run_id, lambda: interrupts.asked):
         result = _Run(request, survey, environ, view, ray, debug).go()

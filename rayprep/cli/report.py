@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rayprep.cli import output
 from rayprep.host.atomic import write_text
-from rayprep.host.layout import choose_roots
+from rayprep.host.layout import Layout, choose_roots
 from rayprep.host.run_files import read_run
 from rayprep.model.base import counted
 from rayprep.model.errors import BadRequest
@@ -20,18 +20,22 @@ def run(run_id: str, telemetry_root: str | None, page: Path | None) -> None:
             last case the page is there all the same, and shows what the other files say.
     """
     layout = choose_roots(dict(os.environ), telemetry=telemetry_root)
+    layout.refuse_strange_runs(run_id)
     record = read_run(layout, run_id)
     path = page or layout.run(run_id) / "report.html"
-    _write(path, render(record))
+    _write(layout, path, render(record), named=output is not None)
     output.for_programs(str(path))
     if record.damaged:
         more = f", and {counted(len(record.damaged) - 1, 'more such file')}" if record.damaged[1:] else ""
         raise BadRequest(f"{record.damaged[0]}{more}", hint="the page shows what the other files say")
 
 
-def _write(path: Path, text: str) -> None:
+def _write(layout: Layout, path: Path, text: str, *, named: bool) -> None:
+    """`named` by the user, it may be anywhere; else it belongs to the run's folder, which others may write to."""
     try:
-        if path.exists() and not path.is_file():
+        if not named:
+            layout.runs.write(path, text)
+        elif path.exists() and not path.is_file():
             path.write_text(text, encoding="utf-8")  # such as /dev/stdout, which no file may take the place of
         else:
             write_text(path, text)

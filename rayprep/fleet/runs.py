@@ -12,8 +12,9 @@ from rayprep.model.fleet_result import FleetResult
 from rayprep.model.fleet_status import FleetStatus, HostNow
 from rayprep.model.metrics import Sample, fleet_samples, host_samples, state_samples
 from rayprep.model.result import PrepResult
+from rayprep.model.sealed import Sealed
 from rayprep.model.snapshot import ProfileSnapshot
-from rayprep.model.written import result_text
+from rayprep.model.written import result_text, shown_text
 from rayprep.report.session_log import SessionLog
 
 
@@ -107,4 +108,5 @@ class KeptRun:
     def _write(self, host: str | None, name: str, content: Record) -> None:
         folder = replace(self._layout, host=host).run(self.run_id)
         with self._where_it_can():
-            self._layout.runs.write(folder / name, result_text(content))
+            text = result_text(content) if isinstance(content, Sealed) else shown_text(content)
+            self._layout.runs.write(folder / name, text)

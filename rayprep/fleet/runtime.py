@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from rayprep.host.environment import passed_on
+from rayprep.host.files import read_text
 from rayprep.host.sweeper import sweep
 from rayprep.model.base import read_tolerant
 from rayprep.model.errors import ErrorType, HostUnfit
@@ -193,7 +194,7 @@ def _check_token_file(path: str | None) -> None:
     if path is None:
         return
     try:
-        empty = not Path(path).read_text(encoding="utf-8").strip()
+        empty = not read_text(path).strip()
     except (OSError, ValueError) as error:
         raise _unavailable(
             f"RAY_AUTH_TOKEN_PATH={path} cannot be read: {error}", "copy the head's token there"

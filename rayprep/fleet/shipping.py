@@ -88,6 +88,8 @@ class PieceStream:
             if not ray.wait([self._generator], timeout=SILENCE_S)[0]:
                 raise self._failed(f"has sent nothing for {SILENCE_S:.0f} s")
             piece: memoryview = ray.get(next(self._generator), timeout=SILENCE_S)
+            if len(piece) > 2 * PIECE:
+                raise self._failed(f"has sent {len(piece)} bytes in one piece")
             ray.wait([self._generator], timeout=0)  # fetches the next one while this one is unpacked
             return piece
         except StopIteration:

@@ -42,9 +42,9 @@ def open_log(path: Path) -> BinaryIO:
     return os.fdopen(open_file(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW), "ab")
 
 
-def read_end(path: Path, most: int = 8192) -> str:
+def read_end(path: Path | str, most: int = 8192, *, folder: int | None = None) -> str:
     """Read the last `most` bytes of a log that is no link. Raises OSError."""
-    descriptor = open_file(path, os.O_RDONLY | os.O_NOFOLLOW)
+    descriptor = open_file(path, os.O_RDONLY | os.O_NOFOLLOW, folder=folder)
     try:
         size = os.fstat(descriptor).st_size
         return os.pread(descriptor, most, max(0, size - most)).decode(errors="replace")

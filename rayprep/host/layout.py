@@ -268,6 +268,11 @@ def clear_scratch(layout: Layout) -> None:
         layout.store.remove(layout.scratch)
 
 
+def only_readable(path: Path) -> bool:
+    """Tell whether a root is there that this user may look into, and may not write to."""
+    return path.is_dir() and os.access(path, os.R_OK | os.X_OK) and not os.access(path, os.W_OK)
+
+
 def root_unfit(path: Path, what: str, error: OSError) -> HostUnfit:
     """The one-line form of an OS error on a root, or on what lies below it."""
     place = nearest(Path(error.filename), path) if isinstance(error.filename, str) else path

@@ -251,6 +251,14 @@ def _everybody_writes(status: os.stat_result) -> bool:
     return bool(status.st_mode & stat.S_IWOTH) and not status.st_mode & stat.S_ISVTX
 
 
+def why_strange(folder: int) -> str | None:
+    """Say why an open folder is not one that this user has made for itself; None where it is."""
+    status = os.fstat(folder)
+    if status.st_uid != os.geteuid():
+        return f"it belongs to {user_name(status.st_uid)}"
+    return "others may write to it" if status.st_mode & 0o022 else None
+
+
 def open_to_all(root: Path) -> list[Path]:
     """Find which of a root and the folders above it everybody on the host may put something of theirs in place of."""
     found = []

@@ -7,7 +7,7 @@ import re
 import stat
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Protocol
 
 from rayprep import __version__
 from rayprep.host.completions import read_completions
@@ -29,6 +29,7 @@ from rayprep.model.package import (
     entry_at,
     folders_above,
     listed_by,
+    manifest_text,
 )
 from rayprep.model.signature import Signature, differences
 from rayprep.model.stages import StageName
@@ -98,7 +99,13 @@ def _of_slug(layout: Layout, slug: str, tp: int, now: Callable[[], Signature]) -
     return fitting
 
 
-def pack(layout: Layout, completions: Sequence[Completion], out: BinaryIO) -> PackageReport:
+class Sink(Protocol):
+    """Where an archive is written to."""
+
+    def write(self, data: bytes, /) -> object: ...
+
+
+def pack(layout: Layout, completions: Sequence[Completion], out: Sink) -> PackageReport:
     """Writes the archive to `out`.
 
     Raises:
@@ -124,9 +131,10 @@ def blocks(layout: Layout, manifest: PackageManifest, start: int = 0) -> Iterato
     Args:
         start: so many bytes of it are left out. Files that lie before are not read, so that going on costs little.
     """
-    text = manifest.model_dump_json().encode()
+    text = manifest_text(manifest)
     first = header(MANIFEST_NAME, len(text)) + text + padding(len(text))
-    yield first[start:]
+    for place in range(start, len(first), CHUNK):
+        yield first[place : place + CHUNK]
     left = max(0, start - len(first))
     for file in manifest.files:
         if not left:

@@ -1,55 +1,144 @@
 """A package as a file, compressed where its name says so, or as standard input and output."""
 
 import contextlib
+import hashlib
 import os
-import subprocess
+import stat
 import sys
 import tempfile
 from collections.abc import Iterator
+from io import BufferedRandom
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import BinaryIO
 
 from rayprep.host.atomic import current_umask
-from rayprep.host.environment import passed_on
 from rayprep.host.layout import os_error_type
-from rayprep.model.errors import BadRequest, HostUnfit
+from rayprep.host.package_stream import CHUNK, Source
+from rayprep.host.zstd import compressed, decompressed, most_bytes
+from rayprep.model.errors import BadRequest, HostUnfit, RayprepError
 
 STDIO = "-"
-END_TIMEOUT_S = 600.0
-"""For zstd to write what it still holds, once everything was handed to it."""
+_DRAINED = 4 << 30
+"""Bytes that are read of a refused archive, to say whether it is the one that was meant."""
 
 
 @contextlib.contextmanager
-def open_to_read(name: str) -> Iterator[BinaryIO]:
+def open_to_read(name: str, sha256: str | None = None) -> Iterator[Source]:
     """A package's tar stream: of the file `name`, through zstd where it ends in `.zst`, or of stdin.
 
+    Args:
+        sha256: of the archive as it lies there, `sha256:...`. The stream then ends only where that is so.
+
     Raises:
-        BadRequest: the file cannot be read.
+        BadRequest: the file cannot be read, or, while it is read, is damaged or has another digest.
         HostUnfit: there is no zstd program.
     """
-    if name == STDIO:
-        yield sys.stdin.buffer
-        return
-    try:
-        file = Path(name).open("rb")  # noqa: SIM115 - closed below, where an error is the reader's and not this one's
-    except OSError as error:
-        raise BadRequest(f"package {name} cannot be read: {error.strerror}", hint="give another FILE") from None
-    with file:
-        if not name.endswith(".zst"):
-            yield file
-            return
-        # Ends by itself if we are killed: nobody reads what it writes.
-        process = _zstd(["-dc"], stdin=file, stdout=subprocess.PIPE)
+    with _opened(name) as (file, size):
+        archive = _Archive(name, file, sha256)
         try:
-            assert process.stdout is not None
-            yield process.stdout  # type: ignore[misc]
-        finally:
-            _end(process)
+            if name.endswith(".zst"):
+                with decompressed(archive, size) as stream:
+                    yield stream
+            else:
+                yield archive
+        except BadRequest:
+            archive.drain()
+            raise
 
 
 @contextlib.contextmanager
-def open_to_write(name: str) -> Iterator[BinaryIO]:
-    """A stream that becomes the file `name` when the block ends well: compressed where it ends in `.zst`; or stdout.
+def _opened(name: str) -> Iterator[tuple[BinaryIO, int]]:
+    """The file and its size; a pipe has none."""
+    if name == STDIO:
+        yield sys.stdin.buffer, 0
+        return
+    try:
+        # O_NONBLOCK: nobody may write to what is a pipe.
+        descriptor = os.open(name, os.O_RDONLY | os.O_NONBLOCK)
+    except (OSError, ValueError) as error:
+        raise _unreadable(name, error) from None
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(descriptor)
+        raise BadRequest(f"package {name} is no plain file", hint=f"give a FILE, or {STDIO} for standard input")
+    with os.fdopen(descriptor, "rb") as file:
+        yield file, status.st_size
+
+
+class _Archive:
+    """An archive's bytes as they are read, which prove to have their digest at the end."""
+
+    def __init__(self, name: str, file: BinaryIO, sha256: str | None) -> None:
+        self._name, self._file, self._expected = name, file, sha256
+        self._digest = hashlib.sha256()
+
+    def read(self, size: int, /) -> bytes:
+        """The next bytes; none at the end. Raises BadRequest where they cannot be read, or were not those meant."""
+        try:
+            data = self._file.read(size)
+        except OSError as error:
+            raise _unreadable(self._name, error) from None
+        if self._expected:
+            self._digest.update(data)
+            if not data:
+                self._check()
+        return data
+
+    def drain(self) -> None:
+        """Reads the rest, within bounds, where that may show that it is another archive than was meant."""
+        left = _DRAINED if self._expected else 0
+        while left > 0 and (data := self.read(CHUNK)):
+            left -= len(data)
+
+    def _check(self) -> None:
+        if (found := f"sha256:{self._digest.hexdigest()}") != self._expected:
+            raise BadRequest(
+                f"package {self._name} has the digest {found}, not {self._expected}",
+                hint="it is not what was packed: copy it again from where you trust it",
+            )
+
+
+class Output:
+    """Where an archive goes."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self.size = 0
+        """Bytes of the archive, before it is compressed."""
+        self.digest = hashlib.sha256()
+
+    def write(self, data: bytes, /) -> None:
+        self._stream.write(data)
+        self.digest.update(data)
+        self.size += len(data)
+
+    @property
+    def sha256(self) -> str:
+        """Of the archive as it lies there. Ask for it after the block that wrote it."""
+        return f"sha256:{self.digest.hexdigest()}"
+
+
+class _Compressed(Output):
+    """Which zstd writes into `file`."""
+
+    def write(self, data: bytes, /) -> None:
+        self._stream.write(data)
+        self.size += len(data)
+
+    def finish(self, name: str, file: BufferedRandom) -> None:
+        """Raises HostUnfit where nobody would take it for a package."""
+        if self.size > most_bytes(os.fstat(file.fileno()).st_size):
+            raise HostUnfit(
+                f"package {name} would be out of proportion to its content, which unpack refuses",
+                hint="leave .zst out of --output",
+            )
+        file.seek(0)
+        self.digest = hashlib.file_digest(file, "sha256")
+
+
+@contextlib.contextmanager
+def open_to_write(name: str) -> Iterator[Output]:
+    """Becomes the file `name` when the block ends well: compressed where it ends in `.zst`; or stdout.
 
     Raises:
         BadRequest: the file cannot be made.
@@ -57,11 +146,11 @@ def open_to_write(name: str) -> Iterator[BinaryIO]:
     """
     try:
         if name == STDIO:
-            yield sys.stdout.buffer
+            yield Output(sys.stdout.buffer)
             sys.stdout.buffer.flush()
         else:
-            with _replaced(name) as stream:
-                yield stream
+            with _replaced(name) as out:
+                yield out
     except OSError as error:
         raise HostUnfit(
             f"package {name} cannot be written: {error.strerror}",
@@ -71,7 +160,7 @@ def open_to_write(name: str) -> Iterator[BinaryIO]:
 
 
 @contextlib.contextmanager
-def _replaced(name: str) -> Iterator[BinaryIO]:
+def _replaced(name: str) -> Iterator[Output]:
     """Beside the file until the block has ended well. Raises as `open_to_write`, and OSError."""
     path = Path(name)
     try:
@@ -80,10 +169,10 @@ def _replaced(name: str) -> Iterator[BinaryIO]:
         why = f"package {name} cannot be written: {error.strerror}"
         raise BadRequest(why, hint="choose another --output") from None
     try:
-        with os.fdopen(handle, "wb") as file:
+        with os.fdopen(handle, "w+b") as file:
             os.fchmod(file.fileno(), 0o666 & ~current_umask())
-            with _compressed(file) if name.endswith(".zst") else contextlib.nullcontext(file) as stream:
-                yield stream
+            with _written(name, file) as out:
+                yield out
             file.flush()
             os.fsync(file.fileno())
         Path(temporary).rename(path)
@@ -94,41 +183,16 @@ def _replaced(name: str) -> Iterator[BinaryIO]:
 
 
 @contextlib.contextmanager
-def _compressed(file: BinaryIO) -> Iterator[BinaryIO]:
-    # Ends by itself if we are killed: its input ends.
-    process = _zstd(["-c", "-T0"], stdin=subprocess.PIPE, stdout=file)
-    assert process.stdin is not None
-    try:
-        broken = False
-        try:
-            yield process.stdin  # type: ignore[misc]
-            process.stdin.close()
-        except BrokenPipeError:
-            broken = True  # it has ended, and says why
-        if process.wait(END_TIMEOUT_S) != 0 or broken:
-            assert process.stderr is not None
-            raise HostUnfit(f"zstd failed: {process.stderr.read().decode(errors='backslashreplace').strip()}")
-    finally:
-        _end(process)
+def _written(name: str, file: BufferedRandom) -> Iterator[Output]:
+    if not name.endswith(".zst"):
+        yield Output(file)
+        return
+    with compressed(file) as stream:
+        out = _Compressed(stream)
+        yield out
+    out.finish(name, file)
 
 
-def _zstd(
-    arguments: list[str], stdin: int | BinaryIO | IO[bytes], stdout: int | BinaryIO | IO[bytes]
-) -> subprocess.Popen[bytes]:
-    try:
-        return subprocess.Popen(
-            ["zstd", "-q", *arguments], stdin=stdin, stdout=stdout, stderr=subprocess.PIPE, env=passed_on(os.environ)
-        )
-    except OSError as error:
-        raise HostUnfit(
-            f"the zstd program cannot be started: {error.strerror}", hint="install zstd, or leave .zst out"
-        ) from None
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    process.kill()
-    process.wait()
-    for stream in (process.stdin, process.stdout, process.stderr):
-        if stream is not None:
-            with contextlib.suppress(OSError):
-                stream.close()
+def _unreadable(name: str, error: OSError | ValueError) -> RayprepError:
+    why = error.strerror if isinstance(error, OSError) else error
+    return BadRequest(f"package {name} cannot be read: {why}", hint="give another FILE")

@@ -6,17 +6,23 @@ file has to come next and takes nothing else, so an archive can neither place no
 
 import hashlib
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from rayprep.model.base import encodable
 from rayprep.model.errors import BadRequest
-from rayprep.model.package import MANIFEST_NAME, PackageManifest, PackedFile, check_manifest, parse_manifest
+from rayprep.model.package import (
+    LARGEST_MANIFEST,
+    MANIFEST_NAME,
+    PackageManifest,
+    PackedFile,
+    check_manifest,
+    parse_manifest,
+)
 
 CHUNK = 1 << 20
 _BLOCK = tarfile.BLOCKSIZE
-_LARGEST_MANIFEST = 1 << 29
-_LONGEST_NAME = 1 << 14
+_LONGEST_NAME = 1 << 11
 _LONGEST_PADDING = 1 << 20
 _OWNER = b"0000000\0" * 2
 _END_OF_HEADER = bytes(100) + tarfile.GNU_MAGIC.ljust(255, b"\0")
@@ -91,11 +97,11 @@ class PackageReader:
         info = self._next_member()
         if info.name != MANIFEST_NAME or info.type != tarfile.REGTYPE:
             raise _refused(f"its first member is {info.name}, not {MANIFEST_NAME}")
-        if info.size > _LARGEST_MANIFEST:
-            raise _refused(f"its manifest has {info.size} bytes")
-        text = bytes(self._exactly(info.size))
+        if info.size > LARGEST_MANIFEST:
+            raise _refused(f"its manifest has {info.size} bytes, {LARGEST_MANIFEST} are the most")
+        # Nothing here holds the text while it is parsed.
+        manifest = parse_manifest(b"".join(self._content(info.size)))
         self._exactly(-info.size % _BLOCK)
-        manifest = parse_manifest(text)
         check_manifest(manifest)
         return manifest
 
@@ -103,18 +109,22 @@ class PackageReader:
         """Reads the next file, which has to be `file`, and hands its content to `write`, in pieces."""
         self._take_header(file)
         digest = hashlib.sha256()
-        left = file.size
-        while left:
-            self._fill(1)
-            chunk = self._take(left)
-            if not chunk:
-                raise _refused("it ends too early")
+        for chunk in self._content(file.size):
             digest.update(chunk)
             write(chunk)
-            left -= len(chunk)
         self._exactly(-file.size % _BLOCK)
         if f"sha256:{digest.hexdigest()}" != file.sha256:
             raise _refused(f"the content of {file.path} is not what its manifest says")
+
+    def _content(self, size: int) -> Iterator[memoryview]:
+        """As much of the stream, in whatever pieces it comes."""
+        while size:
+            self._fill(1)
+            chunk = self._take(size)
+            if not chunk:
+                raise _refused("it ends too early")
+            yield chunk
+            size -= len(chunk)
 
     def _take_header(self, file: PackedFile) -> None:
         expected = header(file.path, file.size, file.mtime_ns)
@@ -178,7 +188,7 @@ class PackageReader:
         if len(self._ahead) >= size:
             return
         parts, have = [self._ahead], len(self._ahead)
-        while have < size and (part := self._stream.read(max(CHUNK, size - have))):  # a socket gives what it has
+        while have < size and (part := self._stream.read(CHUNK)):  # a socket gives what it has
             parts.append(memoryview(part))
             have += len(part)
         self._ahead = parts[-1] if len(parts) < 3 and not parts[0] else memoryview(b"".join(parts))

@@ -173,16 +173,17 @@ def marked_processes(name: str, value: str) -> list[psutil.Process]:
     """Living processes of this user whose environment has `name=value`.
 
     Whoever holds a store's lock knows that all which carry its STORE_MARK were left behind by an owner that died
-    together with its guard.
+    together with its guard. Anybody can set a variable, so another user's process is none of ours, and neither is one
+    that runs as this user by a set-user-ID bit.
     """
-    mark = f"{name}={value}".encode()
+    mark, own = f"{name}={value}".encode(), {os.geteuid()}
     found = []
     for process in psutil.process_iter():
         try:
             environ = Path(f"/proc/{process.pid}/environ").read_bytes()
-            if mark in environ.split(b"\0") and lives(process):
+            if mark in environ.split(b"\0") and set(process.uids()) == own and lives(process):
                 found.append(process)
-        except OSError:
+        except (OSError, psutil.Error):
             continue  # ended meanwhile, or another user's
     return found
 

@@ -6,11 +6,12 @@ Nothing that these files say is followed as a path: they may come from other hos
 import os
 import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from rayprep.host.files import open_file, read_bytes, read_end
+from rayprep.host.files import read_end
 from rayprep.host.layout import Layout
 from rayprep.model.base import R, parse_utc, read_tolerant
 from rayprep.model.errors import BadRequest
@@ -25,6 +26,10 @@ from rayprep.model.written import parse_result
 _TAIL_LINES = 12
 _NAMED = 3
 _JSON = "OPTIMIZE_JSON "
+_LONGEST_LINE = 1 << 20
+"""Characters. What has no end is looked at in parts, none of which is an event."""
+_MOST = 1 << 30
+"""Characters of a log that are looked at: more than a campaign of a thousand hosts writes."""
 _TS = re.compile(r'"ts":"([-0-9T:]{19}Z)"')
 _PROGRESS = '"phase":"progress"'
 
@@ -41,16 +46,16 @@ def read_run(layout: Layout, run_id: str) -> RunRecord:
         raise BadRequest(f"run {run_id!r} cannot be a folder's name", hint="give the run's id, and no path")
     folder = layout.run(run_id)
     fleet_file, own_file = folder / "fleet_result.json", layout.result(run_id)
-    if _is_file(fleet_file):
-        record = _read_fleet(layout, run_id, _read_or_refuse(FleetResult, fleet_file))
-    elif _is_file(own_file):
-        result = _read_or_refuse(PrepResult, own_file)
+    if layout.runs.is_file(fleet_file):
+        record = _read_fleet(layout, run_id, _read_or_refuse(layout, FleetResult, fleet_file))
+    elif layout.runs.is_file(own_file):
+        result = _read_or_refuse(layout, PrepResult, own_file)
         host = result.run.host
         record = RunRecord(run_id, None, {host: only_host(result)}, {host: result})
         record = replace(record, log_tails=_log_tails(layout, run_id, {host: result}))
     else:
         raise BadRequest(f"{folder} has neither a fleet_result.json nor a prep_result.json", hint=_hint(folder))
-    return _with_events(record, layout.session_log(run_id))
+    return _with_events(record, layout, layout.session_log(run_id))
 
 
 def _hint(folder: Path) -> str:
@@ -62,25 +67,17 @@ def _hint(folder: Path) -> str:
     return f"the latest runs there: {', '.join(named)}" if named else "give the --telemetry-root that the run had"
 
 
-def _is_file(path: Path) -> bool:
-    """False as well where the name is one that no file can have."""
-    try:
-        return path.is_file()
-    except OSError:
-        return False
-
-
-def _read_or_refuse(kind: type[R], path: Path) -> R:
-    found = _read(kind, path)
+def _read_or_refuse(layout: Layout, kind: type[R], path: Path) -> R:
+    found = _read(layout, kind, path)
     if isinstance(found, str):
         raise BadRequest(found, hint="no report can be made of it; run ensure again")
     return found
 
 
-def _read(kind: type[R], path: Path) -> R | str:
+def _read(layout: Layout, kind: type[R], path: Path) -> R | str:
     """The file, or in one line what is wrong with it."""
     try:
-        return parse_result(kind, read_bytes(path))
+        return parse_result(kind, layout.runs.read(path))
     except OSError as error:
         return f"{path} cannot be read: {error.strerror}"
     except ValidationError as error:
@@ -96,11 +93,11 @@ def _read_fleet(layout: Layout, run_id: str, fleet: FleetResult) -> RunRecord:
     damaged = []
     for host, known in fleet.hosts.items():
         path = Layout(layout.profiles, layout.telemetry, host).result(run_id)
-        if not _is_file(path):
+        if not layout.runs.is_file(path):
             # Before a host has ended it may have none. A driver away from the head has no host's at all.
             damaged += [f"{known.result} is missing below {layout.run(run_id)}"] if known.result else []
             continue
-        found = _read(PrepResult, path)
+        found = _read(layout, PrepResult, path)
         if isinstance(found, str):
             damaged.append(found)
         elif found.run.invocation == fleet.run.invocation:  # else it is of an earlier run of this id
@@ -114,37 +111,41 @@ def _log_tails(layout: Layout, run_id: str, results: dict[str, PrepResult]) -> L
     for host, result in results.items():
         folder = Layout(layout.profiles, layout.telemetry, host if result.node else None).run(run_id)
         for stage in failed_without_tail(result):
-            if lines := _tail(folder / f"{stage}.log"):
+            if lines := _tail(layout, folder / f"{stage}.log"):
                 tails[host, stage] = lines
     return tails
 
 
-def _tail(path: Path) -> tuple[str, ...]:
+def _tail(layout: Layout, path: Path) -> tuple[str, ...]:
     """Empty where there is no such file."""
     try:
-        return tuple(read_end(path).splitlines()[-_TAIL_LINES:])
+        with layout.runs.folder(path.parent) as folder:
+            return tuple(read_end(path.name, folder=folder).splitlines()[-_TAIL_LINES:])
     except OSError:
         return ()
 
 
-def _with_events(record: RunRecord, log: Path) -> RunRecord:
+def _with_events(record: RunRecord, layout: Layout, log: Path) -> RunRecord:
     try:
-        events, last_ts = _events(log, record.result.run.started_at)
+        events, last_ts = _events(layout, log, record.result.run.started_at)
     except OSError as error:
         why = f"{log} cannot be read: {error.strerror}"
         return replace(record, damaged=(*record.damaged, why))
     return replace(record, events=events, last_ts=last_ts)
 
 
-def _events(log: Path, since: str) -> tuple[tuple[Event, ...], str | None]:
+def _events(layout: Layout, log: Path, since: str) -> tuple[tuple[Event, ...], str | None]:
     """The events from the first that is not before `since`, for an earlier run of this id may stand in the log.
 
     Lines of progress, which are most of it, are only asked for their time. A line that a kill has cut is left out.
     """
     events: list[Event] = []
-    last_ts = None
-    with os.fdopen(open_file(log, os.O_RDONLY), encoding="utf-8", errors="replace") as lines:
-        for line in lines:
+    last_ts, left = None, _MOST
+    with os.fdopen(layout.runs.open(log, os.O_RDONLY), encoding="utf-8", errors="replace") as lines:
+        for line in iter(partial(lines.readline, _LONGEST_LINE), ""):
+            left -= len(line)
+            if left < 0:
+                break
             said = _TS.search(line) if line.startswith(_JSON) else None
             if said is None or (last_ts is None and said[1] < since):
                 continue

@@ -5,6 +5,7 @@ import os
 import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 
 from rayprep.model.base import utc_from_timestamp
@@ -14,6 +15,7 @@ from rayprep.model.text import printable
 
 NEWEST = 5
 """How many of the newest files a scan names."""
+_HASHED_AT_ONCE = 1000
 
 
 @dataclass
@@ -26,6 +28,8 @@ class CacheScan:
     """Why the folder must not be used: it is a link, or no folder."""
     files: dict[str, int] = field(default_factory=dict)
     """Path below the profiles root -> bytes."""
+    changed: dict[str, float] = field(default_factory=dict)
+    """Those of them that were changed after a given moment -> when, in seconds since the epoch."""
     size_bytes: int = 0
     file_count: int = 0
     newest: list[tuple[float, str, int]] = field(default_factory=list)
@@ -65,11 +69,12 @@ class CacheScan:
         return tuple(found)
 
 
-def scan_cache(root: Path, cache: CacheName, *, list_files: bool = True) -> CacheScan:
+def scan_cache(root: Path, cache: CacheName, *, list_files: bool = True, since: float = inf) -> CacheScan:
     """Walks `<root>/<cache>`. A folder that is not there, or cannot be read, is told apart in the answer.
 
     Args:
         list_files: fill `files`; without, a scan of many files is a little faster and much smaller.
+        since: the moment from which on `changed` names them, in seconds since the epoch.
     """
     top = root / cache.value
     try:
@@ -83,10 +88,10 @@ def scan_cache(root: Path, cache: CacheName, *, list_files: bool = True) -> Cach
         return CacheScan(cache, exists=True, obstacle=f"{top} is a link to {target}, which is not followed")
     if not stat.S_ISDIR(mode):
         return CacheScan(cache, exists=True, obstacle=f"{top} is not a folder")
-    return _walk(str(top), cache, list_files)
+    return _walk(str(top), cache, list_files, since)
 
 
-def _walk(top: str, cache: CacheName, list_files: bool) -> CacheScan:
+def _walk(top: str, cache: CacheName, list_files: bool, since: float) -> CacheScan:
     found = CacheScan(cache, exists=True)
     pending = [""]
     while pending:
@@ -101,7 +106,7 @@ def _walk(top: str, cache: CacheName, list_files: bool) -> CacheScan:
             continue
         try:
             with os.scandir(descriptor) as entries:
-                pending += _count(entries, top, below, found, list_files)
+                pending += _count(entries, top, below, found, list_files, since)
         finally:
             os.close(descriptor)
     found.newest.sort(reverse=True)
@@ -109,7 +114,7 @@ def _walk(top: str, cache: CacheName, list_files: bool) -> CacheScan:
 
 
 def _count(  # noqa: PLR0912 - one flat loop on purpose: a call for each of 100,000 files would double the time
-    entries: Iterator[os.DirEntry[str]], top: str, below: str, found: CacheScan, list_files: bool
+    entries: Iterator[os.DirEntry[str]], top: str, below: str, found: CacheScan, list_files: bool, since: float
 ) -> list[str]:
     """Adds one folder's artifacts to `found`; returns the folders in it, by their path below the cache's."""
     facts = CACHES[found.cache]
@@ -149,6 +154,8 @@ def _count(  # noqa: PLR0912 - one flat loop on purpose: a call for each of 100,
         file_count += 1
         if list_files:
             files[prefix + name] = size
+            if status.st_mtime > since:
+                found.changed[prefix + name] = status.st_mtime
         if status.st_uid != mine:
             found.foreign += 1
         if status.st_mtime > oldest_kept:
@@ -192,5 +199,7 @@ def hash_files(root: Path, paths: Iterable[str]) -> dict[str, str]:
 
     # hashlib lets go of the interpreter lock, so threads do run side by side.
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        digests = list(pool.map(digest, listed))
+        # Some at a time: the pool keeps more than a kilobyte for each that it was given.
+        starts = range(0, len(listed), _HASHED_AT_ONCE)
+        digests = [found for at in starts for found in pool.map(digest, listed[at : at + _HASHED_AT_ONCE])]
     return {path: found for path, found in zip(listed, digests, strict=True) if found}

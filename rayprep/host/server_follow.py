@@ -48,7 +48,8 @@ class LogFollower:
         text = data.decode("latin-1")  # a character a byte
         shown = redacted_text(text, lambda secret: "*" * len(secret))
         if shown != text:
-            with contextlib.suppress(OSError), self._log.open("r+b") as file:
+            flags = os.O_RDWR | os.O_NOFOLLOW
+            with contextlib.suppress(OSError), os.fdopen(open_file(self._log, flags), "r+b") as file:
                 file.seek(self._offset - len(data))
                 file.write(shown.encode("latin-1"))
 

@@ -3,15 +3,16 @@
 import contextlib
 import time
 from collections import ChainMap
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 
 from rayprep.host.completions import Unreadable, read_completions
 from rayprep.host.layout import Layout
 from rayprep.host.markers import read_markers
 from rayprep.host.scan import CacheScan, hash_files, scan_cache
-from rayprep.model.base import utc_from_timestamp, utc_now
+from rayprep.model.base import parse_utc, utc_from_timestamp, utc_now
 from rayprep.model.caches import CacheName
 from rayprep.model.completion import Check, CheckState, Completion, best, check_completion
 from rayprep.model.signature import Signature
@@ -20,6 +21,8 @@ from rayprep.model.stages import ANSWERS_FOR, STAGES, StageName
 
 _ALWAYS_HASHED = frozenset({StageName.MOE_TUNE})
 """One or two small files, which are read anyway: the result tells their hash, and that a server has used them."""
+_CLOCK_MARGIN_S = 2.0
+"""A completion knows no parts of a second, and its clock may be another than that of the files."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,10 @@ class Inventory:
     completions: Mapping[StageName, list[Completion]]
     unreadable: Mapping[StageName, list[Unreadable]]
 
+    def changed(self, stage: StageName) -> Mapping[str, float]:
+        """Those of its artifacts that were changed after the oldest completion -> when."""
+        return ChainMap(*(self.scans[cache].changed for cache in STAGES[stage].caches))
+
     def files(self, stage: StageName) -> Mapping[str, int]:
         """The artifacts in the caches that `stage` fills; empty where no completion asks for them."""
         own, *others = (self.scans[cache].files for cache in STAGES[stage].caches)
@@ -58,25 +65,47 @@ def take_inventory(layout: Layout, slug: str | None = None, tp: int | None = Non
     """
     layout.refuse_strange_store()
     stages = {stage: read_completions(layout, stage, slug, tp) for stage in StageName}
+    oldest = min((_finished(each) for found, _ in stages.values() for each in found), default=inf)
     named = {cache for stage, (found, _) in stages.items() if found for cache in STAGES[stage].caches}
     return Inventory(
         # Only a completion's check needs the files by name.
-        scans={cache: scan_cache(layout.profiles, cache, list_files=cache in named) for cache in ANSWERS_FOR},
+        scans={
+            cache: scan_cache(layout.profiles, cache, list_files=cache in named, since=oldest) for cache in ANSWERS_FOR
+        },
         markers=read_markers(layout),
         completions={stage: good for stage, (good, _) in stages.items()},
         unreadable={stage: bad for stage, (_, bad) in stages.items()},
     )
 
 
-def wrong_hashes(profiles: Path, completion: Completion) -> tuple[str, ...]:
-    """Listed files whose content is not what was listed, or that cannot be read to tell. Reads all of them."""
-    now = hash_files(profiles, completion.artifacts)
-    return tuple(path for path, (_, digest) in completion.artifacts.items() if now.get(path) != digest)
+def wrong_hashes(profiles: Path, completion: Completion, paths: Iterable[str] | None = None) -> tuple[str, ...]:
+    """Find which of the listed `paths`, or of all, have not the content that was listed, or cannot be read to tell."""
+    listed = list(completion.artifacts if paths is None else paths)
+    # What has another size is wrong whatever is in it, and may have no end.
+    now = hash_files(profiles, (path for path in listed if _size(profiles / path) == completion.artifacts[path][0]))
+    return tuple(path for path in listed if now.get(path) != completion.artifacts[path][1])
 
 
-def known_wrong(profiles: Path, completion: Completion, *, deep: bool) -> tuple[str, ...]:
-    """`wrong_hashes` of what is always hashed; with `deep` of any completion."""
-    return wrong_hashes(profiles, completion) if deep or completion.stage in _ALWAYS_HASHED else ()
+def _size(path: Path) -> int | None:
+    with contextlib.suppress(OSError):
+        return path.lstat().st_size
+    return None
+
+
+def known_wrong(profiles: Path, completion: Completion, changed: Mapping[str, float], *, deep: bool) -> tuple[str, ...]:
+    """`wrong_hashes` of what is always hashed, and of what was changed since it was listed; with `deep` of all.
+
+    A file that is damaged without a change of its time or its size is found with `deep` alone.
+    """
+    if deep or completion.stage in _ALWAYS_HASHED:
+        return wrong_hashes(profiles, completion)
+    finished = _finished(completion) + _CLOCK_MARGIN_S
+    later = (path for path, when in changed.items() if when > finished and path in completion.artifacts)
+    return wrong_hashes(profiles, completion, later)
+
+
+def _finished(completion: Completion) -> float:
+    return parse_utc(completion.finished_at).timestamp()
 
 
 def take_snapshot(
@@ -139,7 +168,8 @@ class _Judge:
         return self._checked[stage]
 
     def _check(self, completion: Completion) -> Check:
-        wrong = known_wrong(self.layout.profiles, completion, deep=self.deep)
+        changed = self.inventory.changed(completion.stage)
+        wrong = known_wrong(self.layout.profiles, completion, changed, deep=self.deep)
         return check_completion(completion, self.signature, self.inventory.files(completion.stage), wrong_hashes=wrong)
 
     def _marker(self, stage: StageName) -> PartialInfo | None:

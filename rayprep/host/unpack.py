@@ -12,6 +12,7 @@ import socket
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 
 from rayprep.host.completions import write_completion
 from rayprep.host.epochs import advance_epoch
@@ -23,9 +24,10 @@ from rayprep.host.moe_folder import keep_aside
 from rayprep.host.owned import Places
 from rayprep.host.package_stream import PackageReader, Source
 from rayprep.host.placing import clear_aborted, move_in, sync
-from rayprep.host.unpack_survey import look
+from rayprep.host.unpack_survey import look, read_back
 from rayprep.model.base import utc_now
 from rayprep.model.completion import Completion
+from rayprep.model.completion_text import cleaned
 from rayprep.model.errors import ErrorType, HostUnfit
 from rayprep.model.package import Key, PackageManifest, PackageReport, PackedFile, check_binding
 from rayprep.model.placement import Placement, place
@@ -88,7 +90,7 @@ def receive_locked(layout: Layout, reader: PackageReader, now: Signature, receip
         here = look(layout, reader.manifest, now)
         here = replace(here, valid=frozenset(here.valid) - receipt.replace)
         placement = place(reader.manifest, here)
-        _Receiver(layout, reader, placement, receipt).go()
+        _Receiver(layout, reader, placement, receipt).go(now)
     except OSError as error:
         raise HostUnfit(
             f"{printable(str(error.filename or layout.profiles))}: {error.strerror or error}",
@@ -106,6 +108,7 @@ def preview(layout: Layout, stream: Source, now: Signature) -> PackageReport:
     check_binding(reader.manifest, now)
     layout.refuse_strange_store()
     placement = place(reader.manifest, look(layout, reader.manifest, now))
+    _check_disk(layout.profiles, reader.manifest, placement)
     for file in reader.manifest.files:
         reader.copy(file, _leave)
     reader.end()
@@ -121,7 +124,7 @@ class _Receiver:
         self.marked: dict[tuple[str, StageName], float] = {}
         """The markers that stood before, with since when."""
 
-    def go(self) -> None:
+    def go(self, now: Signature) -> None:
         self._check_epochs()
         self._unpack()
         if not self.placement.completions:
@@ -137,6 +140,7 @@ class _Receiver:
         self._check_epochs()
         for each in self.placement.completions:
             write_completion(self.layout, each)
+        read_back(self.layout, [cleaned(each) for each in self.placement.completions], now)
         for each in self.placement.completions:
             remove_marker(self.layout, each.identity.model_slug, each.stage)
 
@@ -149,7 +153,7 @@ class _Receiver:
         """Reads the archive to its end; what is needed of it lies in the scratch folder then, as it was packed."""
         needed = self.placement.needed
         files = self.reader.manifest.files
-        self._check_disk(sum(file.size for file in files if file.path in needed))
+        _check_disk(self.layout.profiles, self.reader.manifest, self.placement)
         make_scratch(self.layout)
         with Places(self.layout.caches) as places:
             for file in files:
@@ -169,14 +173,6 @@ class _Receiver:
         finally:
             os.close(descriptor)
 
-    def _check_disk(self, required: int) -> None:
-        free = shutil.disk_usage(self.layout.profiles).free
-        if required > free:
-            raise HostUnfit(
-                f"{self.layout.profiles} has {free} bytes free, the package needs {required}",
-                error_type=ErrorType.INSUFFICIENT_DISK,
-            )
-
     def _mark(self) -> None:
         marker = Marker(
             owner_pid=os.getpid(),
@@ -194,6 +190,18 @@ class _Receiver:
         """Before the files that they list."""
         for each in (*self.placement.dropped, *self.placement.completions):
             self.layout.store.unlink(self.layout.completion(each.stage, each.key), missing_ok=True)
+
+
+def _check_disk(profiles: Path, manifest: PackageManifest, placement: Placement) -> None:
+    """Before any of it is written. Also for a root that is still to be made."""
+    needed = placement.needed
+    required = sum(file.size for file in manifest.files if file.path in needed)
+    there = next(folder for folder in (profiles, *profiles.absolute().parents) if folder.exists())
+    if required > (free := shutil.disk_usage(there).free):
+        raise HostUnfit(
+            f"{profiles} has {free} bytes free, the package needs {required}",
+            error_type=ErrorType.INSUFFICIENT_DISK,
+        )
 
 
 def _leave(_: memoryview) -> None:

@@ -1,7 +1,7 @@
 """What lies under a root of what a package holds."""
 
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from rayprep.host.completions import read_completions
@@ -9,12 +9,13 @@ from rayprep.host.layout import Layout
 from rayprep.host.markers import read_markers
 from rayprep.host.scan import files_of, hash_files, scan_cache
 from rayprep.model.caches import CacheName
-from rayprep.model.completion import Completion, check_completion
+from rayprep.model.completion import CheckState, Completion, check_completion
 from rayprep.model.errors import HostUnfit
 from rayprep.model.package import Key, PackageManifest
 from rayprep.model.placement import Here
 from rayprep.model.signature import Signature
 from rayprep.model.stages import STAGES, StageName
+from rayprep.model.text import printable
 
 
 def look(layout: Layout, manifest: PackageManifest, now: Signature) -> Here:
@@ -48,6 +49,44 @@ def look(layout: Layout, manifest: PackageManifest, now: Signature) -> Here:
             and _holds(each, now, there, hashes)
         },
     )
+
+
+def read_back(layout: Layout, written: Sequence[Completion], now: Signature) -> None:
+    """That what was unpacked is found, and found valid, by the reader that every other command uses.
+
+    Raises:
+        HostUnfit: names the first that is not. Those that are not are removed.
+    """
+    caches = {cache for each in written for cache in STAGES[each.stage].caches}
+    there = files_of(scan_cache(layout.profiles, cache) for cache in caches)
+    wrong = [(each, why) for each in _lasting(written) if (why := _differs(layout, each, now, there))]
+    for each, _ in wrong:
+        layout.store.unlink(layout.completion(each.stage, each.key), missing_ok=True)
+    if wrong:
+        each, why = wrong[0]
+        raise HostUnfit(
+            f"{each.stage}/{each.key} was unpacked, and is not valid here: {why}",
+            hint="run `rayprep ensure`, which builds what is missing",
+        )
+
+
+def _lasting(written: Sequence[Completion]) -> list[Completion]:
+    """Without the parts of what came whole: writing that has dropped them."""
+    whole = {each.identity for each in written if not each.identity.part}
+    return [each for each in written if each.identity.model_copy(update={"part": ""}) not in whole - {each.identity}]
+
+
+def _differs(layout: Layout, each: Completion, now: Signature, there: Mapping[str, int]) -> str:
+    """Empty where the completion that lies here is the one that was written."""
+    good, bad = read_completions(layout, each.stage, each.identity.model_slug, each.identity.tp)
+    found = next((other for other in good if other.key == each.key), None)
+    if found is None:
+        path = str(layout.completion(each.stage, each.key))
+        return next((other.why for other in bad if other.path == printable(path)), "it is not there")
+    if (found.outcome, found.units, found.artifacts) != (each.outcome, each.units, each.artifacts):
+        return "it reads otherwise than it was written"
+    check = check_completion(found, now, there)
+    return "" if check.valid or check.state is CheckState.UNSUPPORTED else f"{check.state} {check.detail}".strip()
 
 
 def _caches(manifest: PackageManifest) -> list[CacheName]:

@@ -28,6 +28,9 @@ class Record(BaseModel):
     )
 
 
+FINITE = ConfigDict(allow_inf_nan=False)
+"""For a model in whose file a number must not read back as another one: JSON has no NaN, and nothing infinite."""
+
 R = TypeVar("R", bound=Record)
 
 

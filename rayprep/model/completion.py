@@ -12,7 +12,7 @@ from typing import Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from rayprep.model.base import Record, Utc, left_out
+from rayprep.model.base import FINITE, Record, Utc, left_out
 from rayprep.model.located import Located
 from rayprep.model.sealed import Sealed
 from rayprep.model.signature import Difference, Signature, binding_digest, differences
@@ -52,6 +52,8 @@ class Completion(Sealed):
 
     The defaults are for those who make one. Read, it has to have every field, for each of them decides.
     """
+
+    model_config = FINITE
 
     schema_version: str = COMPLETION_FORMAT
     stage: StageName

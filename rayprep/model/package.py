@@ -1,27 +1,48 @@
 """A package: the caches of finished stages as one tar archive, and what a host does with one.
 
-The archive's first member is the manifest, `rayprep-package.json`; then come exactly the files that it lists, in its
-order, under their paths below the profiles root. Only plain files: GNU tar's format (POSIX 1003.1-1990 headers, and
-a long-name member before names over 100 bytes), so every tar can list it.
+The archive's first member is the manifest, `rayprep-package.json`, which carries its own checksum; then come exactly
+the files that it lists, in its order, under their paths below the profiles root. Only plain files: GNU tar's format
+(POSIX 1003.1-1990 headers, and a long-name member before names over 100 bytes), so every tar can list it.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cached_property
 from itertools import pairwise
 from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field, ValidationError
+from pydantic_core import from_json
 
-from rayprep.model.base import Record, read_tolerant
+from rayprep.model.base import Record
+from rayprep.model.bounded_json import OutOfBounds, check_sizes, check_values
 from rayprep.model.caches import CacheName, Entry, FileKind, classify, entry_of
 from rayprep.model.completion import READ_FORMATS, Completion, cache_key
 from rayprep.model.errors import BadRequest, HostUnfit
+from rayprep.model.sealed import Sealed, open_seal, seal
 from rayprep.model.signature import Signature, differences
 from rayprep.model.slug import model_slug
 from rayprep.model.stages import StageName
 
 MANIFEST_NAME = "rayprep-package.json"
-PACKAGE_FORMAT = "1"
+PACKAGE_FORMAT = "2"
+UNSEALED_FORMAT = "1"
+"""As before, without a checksum."""
+LARGEST_MANIFEST = 40 << 20
+"""Bytes. 100,000 files take 33 million, and make a receiver of 250 MiB."""
+MOST_VALUES = 450_000
+"""In a manifest. A file takes four, and three more for each further completion that lists it."""
+MOST_KEYS = 260_000
+"""In all objects of a manifest: a file is listed, and has its time."""
+MOST_OBJECTS = 20_000
+"""A completion has four, and one for each size that a MoE kernel was tuned for."""
+MOST_COMPLETIONS = 500
+"""Fewer than the files that a process may have open, as it holds a lock for each slug."""
+_MOST_ERRORS = 100
+_MOST_CONFIGS = 1000
+_LONGEST_PATH = 1024
+"""Bytes."""
+_DIGEST = re.compile(r"(?:sha256:)?([0-9a-f]{64})", re.IGNORECASE | re.ASCII)
 _CACHES = {cache.value: cache for cache in CacheName}
 
 Listed = tuple[int, str]
@@ -46,12 +67,12 @@ class PackedFile(NamedTuple):
         return (self.size, self.sha256)
 
 
-class PackageManifest(Record):
+class PackageManifest(Sealed):
     """What is in the archive: the completions, and the files that they list with the companions of their entries."""
 
     schema_version: str = PACKAGE_FORMAT
     rayprep_version: str
-    completions: tuple[Completion, ...]
+    completions: tuple[Completion, ...] = Field(max_length=MOST_COMPLETIONS)
     companions: dict[str, Listed]
     """Path below the profiles root -> (bytes, `sha256:...`), as a completion has it for all other files."""
     mtimes: dict[str, MtimeNs]
@@ -81,34 +102,71 @@ class PackageReport(Record):
     """Packed, or moved in."""
     files: int
     bytes: int
+    sha256: str | None = None
+    """Of the archive as it lies there, `sha256:...`: what `unpack` was given, or what `pack` has written."""
 
 
-class _Format(Record):
-    schema_version: str
+def parse_digest(text: str) -> str:
+    """`sha256:...` of 64 hex digits, with or without that prefix, in any case. Raises BadRequest."""
+    if not (found := _DIGEST.fullmatch(text)):
+        raise BadRequest(f"{text[:100]!r} is no SHA-256 digest", hint="give 64 hex digits, as sha256sum prints them")
+    return f"sha256:{found[1].lower()}"
+
+
+def manifest_text(manifest: PackageManifest) -> bytes:
+    """The archive's first member. Raises BadRequest where it is larger than any receiver takes."""
+    text = seal(manifest.model_dump_json()).encode()
+    try:
+        check_sizes(text, LARGEST_MANIFEST, MOST_VALUES, MOST_OBJECTS)
+    except ValueError as error:
+        raise BadRequest(f"the package has too many files: its manifest: {error}", hint="pack fewer at once") from None
+    return text
 
 
 def parse_manifest(text: bytes) -> PackageManifest:
     """Reads the archive's first member. Raises BadRequest where it is none, or of another format."""
     try:
-        try:
-            manifest = read_tolerant(PackageManifest, text)
-        except ValidationError:
-            _check_format(read_tolerant(_Format, text).schema_version)
-            raise
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise _refused(f"the manifest cannot be read: {where}: {first['msg']}") from None
-    _check_format(manifest.schema_version)
-    return manifest
+        check_sizes(text, LARGEST_MANIFEST, MOST_VALUES, MOST_OBJECTS)
+        check_values(text, MOST_KEYS)
+        found = _format_of(text)
+        if found == UNSEALED_FORMAT:
+            return _read(text, "forbid")
+        if found == PACKAGE_FORMAT:
+            content = open_seal(text)
+            del text  # tens of megabytes, and the parser takes as much again
+            return _read(content, "ignore")
+    except ValueError as error:
+        raise _refused(f"the manifest cannot be read: {_in_one_line(error)}") from None
+    raise BadRequest(
+        f"the package has format {found[:20]}, this rayprep reads {UNSEALED_FORMAT} and {PACKAGE_FORMAT}",
+        hint="pack and unpack with the same version of rayprep",
+    )
 
 
-def _check_format(found: str) -> None:
-    if found != PACKAGE_FORMAT:
-        raise BadRequest(
-            f"the package has format {found}, this rayprep reads {PACKAGE_FORMAT}",
-            hint="pack and unpack with the same version of rayprep",
-        )
+def _format_of(text: bytes) -> str:
+    tree = from_json(text)
+    found = tree.get("schema_version") if isinstance(tree, dict) else None
+    if not isinstance(found, str):
+        raise OutOfBounds("it is no object with a schema_version")
+    return found
+
+
+def _read(text: bytes, extra: Literal["ignore", "forbid"]) -> PackageManifest:
+    # From objects, since each error of a model that reads JSON keeps a copy of all that it was found in.
+    manifest = PackageManifest.model_validate(from_json(text), extra=extra)
+    # One string for each path, of which the parser has made two: a tenth of what it takes.
+    names = {path: path for each in manifest.completions for path in each.artifacts}
+    mtimes = {names.get(path, path): mtime_ns for path, mtime_ns in manifest.mtimes.items()}
+    return manifest.model_copy(update={"mtimes": mtimes})
+
+
+def _in_one_line(error: ValueError) -> str:
+    if not isinstance(error, ValidationError):
+        return str(error)
+    if error.error_count() > _MOST_ERRORS:  # to list them takes a kilobyte each
+        return f"{error.error_count()} fields of it are wrong or missing"
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
 
 
 def check_manifest(manifest: PackageManifest) -> None:
@@ -136,14 +194,18 @@ def check_manifest(manifest: PackageManifest) -> None:
         raise _refused(f"{large} has {sizes[large][0]} bytes")
     if behind := next((path for last, path in pairwise(paths) if path <= last), None):
         raise _refused(f"{behind} is not in order")
-    if both := paths & folders_above(paths):
-        raise _refused(f"{min(both)} is a file and a folder at once")
+    if long := next((path for path in paths if len(path.encode()) > _LONGEST_PATH), None):
+        raise _refused(f"{long[:100]}... is longer than {_LONGEST_PATH} bytes")
+    if both := next((folder for path in paths for folder in _above(path) if folder in paths), None):
+        raise _refused(f"{both} is a file and a folder at once")
 
 
 def _check_completion(each: Completion) -> None:
     if each.schema_version not in READ_FORMATS:
         reads = " and ".join(READ_FORMATS)
         raise _refused(f"completion {each.key} has format {each.schema_version}, this rayprep reads {reads}")
+    if len(each.moe_configs) > _MOST_CONFIGS:
+        raise _refused(f"completion {each.key} names {len(each.moe_configs)} MoE configs")
     slug = each.identity.model_slug
     # The slug and the key become names of files.
     if model_slug(slug) != slug or each.key != cache_key(each.stage, each.identity, each.signature):
@@ -166,11 +228,17 @@ def folders_above(paths: Iterable[str]) -> set[str]:
     """All of them, by their own paths."""
     found: set[str] = set()
     for path in paths:
-        above = path.rpartition("/")[0]
-        while above and above not in found:
+        for above in _above(path):
+            if above in found:
+                break
             found.add(above)
-            above = above.rpartition("/")[0]
     return found
+
+
+def _above(path: str) -> Iterator[str]:
+    """The folders that a path lies in, the nearest first."""
+    while path := path.rpartition("/")[0]:
+        yield path
 
 
 def listed_by(completions: Iterable[Completion]) -> dict[str, Listed]:

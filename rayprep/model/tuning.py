@@ -1,10 +1,12 @@
 """How a MoE kernel was tuned, as results and completions tell it."""
 
-from rayprep.model.base import Record
+from rayprep.model.base import FINITE, Record
 
 
 class TunedSize(Record):
     """What tuning came to for one number of tokens."""
+
+    model_config = FINITE
 
     batch_size: int
     default_us: float | None
@@ -18,6 +20,8 @@ class TunedSize(Record):
 
 class TuningCounts(Record):
     """What a tuning came to. Times in seconds."""
+
+    model_config = FINITE
 
     gpus: int = 0
     """On which it was measured, side by side; 0 where a script tuned."""

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Literal
 
-from rayprep.model.base import Record, Utc
+from rayprep.model.base import FINITE, Record, Utc
 from rayprep.model.caches import CacheName, FileKind, classify, entry_of
 from rayprep.model.cleanup import Cleanup
 from rayprep.model.errors import ErrorType
@@ -20,6 +20,8 @@ NAMED = 50
 
 class Verification(Record):
     """A proof that succeeded, kept in the completion of `serve`."""
+
+    model_config = FINITE
 
     verified_at: Utc
     command: tuple[str, ...]

@@ -238,7 +238,8 @@ class _Decider:
         return best(checks)
 
     def _check_one(self, completion: Completion, units: tuple[str, ...]) -> Check:
-        wrong = known_wrong(self.layout.profiles, completion, deep=self.deep)
+        changed = self.inventory.changed(completion.stage)
+        wrong = known_wrong(self.layout.profiles, completion, changed, deep=self.deep)
         files = self.inventory.files(completion.stage)
         check = check_completion(completion, self.request.signature, files, units, wrong)
         return (self._of_moe(completion) or check) if check.valid else check

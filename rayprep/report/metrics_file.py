@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from prometheus_client.core import Metric as Family
 
 LOCK_S = 10.0
+_LARGEST = 8 << 20
+"""Bytes: a thousand hosts' samples have less than one megabyte."""
 
 
 def add_to_metrics_file(path: Path, samples: Iterable[Sample]) -> None:
@@ -38,7 +40,7 @@ def _read(tree: OwnedTree, path: Path) -> list[Sample]:
 
     by_name = {metric.name: metric for metric in METRICS}
     try:
-        families = list(text_string_to_metric_families(tree.read(path).decode()))
+        families = list(text_string_to_metric_families(tree.read(path, _LARGEST).decode()))
     except (FileNotFoundError, ValueError):
         return []
     found = [each for family in families for each in family.samples if each.name in by_name]

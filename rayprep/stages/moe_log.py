@@ -1,11 +1,11 @@
 """The log of a tuning's measurements: one line of JSON each, written as it is made, so that none is made twice."""
 
-import contextlib
+import errno
 import os
-import stat
 from collections.abc import Collection
 from pathlib import Path
 
+from rayprep.host.files import open_file, read_whole
 from rayprep.model.errors import ErrorType, HostUnfit
 from rayprep.model.moe_trial import Measurement, Trial
 from rayprep.model.sealed import read_sealed, sealed_line
@@ -31,18 +31,22 @@ class MeasurementLog:
 
     def _lines(self) -> list[bytes]:
         try:
-            with os.fdopen(self._open(os.O_RDONLY), "rb") as file:
-                return file.read().splitlines()
+            descriptor = self._open(os.O_RDONLY)
         except FileNotFoundError:
             return []
+        try:
+            return read_whole(descriptor, str(self._path)).splitlines()
+        finally:
+            os.close(descriptor)
 
     def _open(self, flags: int) -> int:
-        """O_NONBLOCK: it could be a pipe that nobody writes to."""
-        with contextlib.suppress(FileNotFoundError):
-            if not stat.S_ISREG(self._path.lstat().st_mode):
-                message = f"{self._path} is no plain file, and the tuner writes its measurements there"
-                raise HostUnfit(message, hint="move it away", error_type=ErrorType.PERMISSIONS_UNEXPECTED)
-        return os.open(self._path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+        try:
+            return open_file(self._path, flags | os.O_NOFOLLOW)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ELOOP, errno.EISDIR, errno.EMLINK):
+                raise
+            message = f"{self._path} is no plain file, and the tuner writes its measurements there"
+            raise HostUnfit(message, hint="move it away", error_type=ErrorType.PERMISSIONS_UNEXPECTED) from None
 
     def _take(self, line: bytes) -> None:
         try:

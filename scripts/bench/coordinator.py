@@ -186,7 +186,7 @@ def rules(folder: Path, result: FleetResult) -> dict[str, float]:
         "next_step": lambda: next_step(rollout, states),
         "result written": lambda: kept.update(result),
         "rows of status": lambda: fleet_table(status),
-        "live table": lambda: view._console.render_lines(view._draw()),
+        "live table": lambda: view._screen.grid(view._draw()),
     }
     return {name: round(median_s(work) * 1000, 1) for name, work in timed.items()}
 

@@ -355,7 +355,8 @@ def test_completions_that_cannot_be_believed_mean_build_again(
 def test_a_field_that_is_not_known_is_ignored(built: Built, roots: Roots) -> None:
     built.copy_to(roots)
     path = next((roots.profiles / ".rayprep" / "inductor").glob("*.json"))
-    path.write_text('{"added_later": [1, 2],' + path.read_text(encoding="utf-8")[1:], encoding="utf-8")
+    text = resealed(path.read_text(encoding="utf-8"), lambda inner: '{"added_later": [1, 2],' + inner[1:])
+    path.write_text(text, encoding="utf-8")
     assert roots.inspect()["torchinductor"]["valid"] is True
 
 

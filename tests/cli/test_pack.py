@@ -1,5 +1,6 @@
 """`rayprep pack` and `unpack` as a user runs them: from a built cache to a host without it."""
 
+import hashlib
 import json
 import subprocess
 from pathlib import Path
@@ -27,11 +28,18 @@ def test_a_model_goes_where_its_caches_are_looked_for(built: Built, roots: Roots
     file = tmp_path / "tiny.tar.zst"
     packed = printed(built.roots.run("pack", "tiny-dense", "--device", "cpu", "--output", str(file), "--json"))
     assert packed["files"] > 5
+    assert packed["sha256"] == f"sha256:{hashlib.sha256(file.read_bytes()).hexdigest()}"
     listing = ["tar", "-x", "--zstd", "-O", "-f", str(file), MANIFEST_NAME]
     manifest = subprocess.run(listing, capture_output=True, check=True)
     check("package_manifest", json.loads(manifest.stdout))
     same = printed(built.roots.run("unpack", str(file), "--device", "cpu", "--dry-run", "--json"))
     assert (same["kept"], same["completions"], same["files"]) == (packed["completions"], [], 0)
+    digest = packed["sha256"].removeprefix("sha256:").upper()
+    meant = printed(built.roots.run("unpack", str(file), "--device", "cpu", "--dry-run", "--json", "--sha256", digest))
+    assert meant == same | {"sha256": packed["sha256"]}
+    other = built.roots.run("unpack", str(file), "--device", "cpu", "--sha256", "0" * 64)
+    assert (other.returncode, len(other.stderr.splitlines())) == (2, 1)
+    assert {packed["sha256"], "sha256:" + "0" * 64} <= set(other.stderr.replace(",", " ").split())
     elsewhere = roots.run("unpack", str(file), "--device", "cpu")
     assert (elsewhere.returncode, len(elsewhere.stderr.splitlines())) == (3, 1)
     assert f"profiles_root was {built.roots.profiles}, is {roots.profiles}" in elsewhere.stderr
@@ -64,6 +72,7 @@ def test_a_key_goes_through_a_pipe_and_needs_no_build_then(built: Built, roots: 
         (("snapshot", "--manifest", "none.json"), 2, "none.json cannot be read: No such file or directory (give a"),
         (("unpack", "none.tar", "--device", "tpu"), 2, "use auto, cuda or cpu"),
         (("unpack", __file__, "--device", "cpu"), 2, "no tar archive"),
+        (("unpack", "none.tar", "--device", "cpu", "--sha256", "abc"), 2, "'abc' is no SHA-256 digest"),
     ],
 )
 def test_what_cannot_be_done_is_one_line(

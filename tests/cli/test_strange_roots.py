@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import ENSURE_TINY, Built, Roots
 from tests.host.other_user import NOBODY
-from tests.needs import needs_root, needs_torch
+from tests.needs import needs_root, needs_tool, needs_torch
 
 OF_THE_STORE = [".rayprep", ".rayprep/inductor", ".rayprep/scratch", ".locks", ".in_progress", "moe_configs/tuning"]
 OF_A_RUN = ["logs", "container_runs", "container_runs/r1", "container_runs/r1/history"]
@@ -194,6 +194,30 @@ def test_a_root_that_everybody_may_write_to_is_named(roots: Roots, built: Built)
     done = roots.run("ensure", *ENSURE_TINY, "--run-id", "r1")
     assert f"everybody on this host may write to {roots.profiles}" in done.stdout
     assert any("everybody" in warning for warning in roots.result("r1")["warnings"])
+
+
+@needs_torch()
+@needs_root()
+@needs_tool("setpriv")
+def test_who_may_only_look_finds_that_nothing_is_to_be_done(roots: Roots, built: Built) -> None:
+    """Root without its right to go everywhere, on caches of another user's."""
+    built.copy_to(roots)
+    for path in (roots.profiles, *roots.profiles.rglob("*")):
+        os.chown(path, NOBODY, NOBODY)
+    before = seen(roots.profiles)
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        barred = ("setpriv", "--bounding-set", "-dac_override,-dac_read_search")
+        command = [*barred, *roots.command("ensure", *arguments)]
+        return subprocess.run(command, env=roots.env, capture_output=True, text=True, timeout=60, check=False)
+
+    done = run(*ENSURE_TINY, "--run-id", "r1")
+    assert done.returncode == 0, done.stderr
+    assert roots.result("r1")["stages"]["inductor"]["status"] == "noop"
+    other = run(*ENSURE_TINY, "--tp", "2", "--run-id", "r2")
+    assert other.returncode == 3
+    assert f"profiles root {roots.profiles} cannot be used: not writable" in other.stderr
+    assert seen(roots.profiles) == before
 
 
 @needs_torch()

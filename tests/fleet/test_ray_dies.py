@@ -17,7 +17,7 @@ from tests.processes import alive, family, named, wait_for
 
 pytestmark = [pytest.mark.ray, pytest.mark.torch, needs_torch()]
 
-GCS, RAYLET, ATTACHED, AGENT = "gcs_server", "raylet/raylet", "rayprep.fleet.attached", "ray::Agent"
+GCS, RAYLET, ATTACHED = "gcs_server", "raylet/raylet", "rayprep.fleet.attached"
 TOKEN = "RAY_AUTH_TOKEN_PATH"
 LOST_S = 40.0
 """Ray itself gives up after 60 s. From a death to the end, the compilers' grace included, on a busy machine."""

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from rayprep.host.package_stream import END, PackageReader, header, padding
 from rayprep.model.errors import BadRequest
-from rayprep.model.package import MANIFEST_NAME, PackageManifest, PackedFile
+from rayprep.model.package import MANIFEST_NAME, PackageManifest, PackedFile, manifest_text
 from tests.model.samples import completion
 
 NAMES = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=300)
@@ -37,7 +37,7 @@ def archive(file: PackedFile, form: int) -> bytes:
     made = completion(artifacts={file.path: file.listed})
     mtimes = {file.path: file.mtime_ns}
     manifest = PackageManifest.model_construct(rayprep_version="0", completions=(made,), companions={}, mtimes=mtimes)
-    text = manifest.model_dump_json().encode()
+    text = manifest_text(manifest)
     member = tarfile.TarInfo(file.path).tobuf(form)
     return header(MANIFEST_NAME, len(text)) + text + padding(len(text)) + member + END
 

@@ -1,6 +1,7 @@
 """The snapshot of real caches: each reason for being invalid, and the contract's shape."""
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -103,10 +104,22 @@ def test_a_file_of_another_size(layout: Layout) -> None:
 def test_a_file_of_another_content_is_found_by_looking_deep(layout: Layout) -> None:
     made = built(layout)
     assert wrong_hashes(layout.profiles, made) == ()
-    (layout.profiles / ARTIFACTS[0]).write_text("SO!", encoding="utf-8")
+    path = layout.profiles / ARTIFACTS[0]
+    path.write_text("SO!", encoding="utf-8")
+    os.utime(path, (0, 0))
     assert verdict(inductor(layout)) == (True, None)
     assert verdict(inductor(layout, deep=True)) == (False, "hash_mismatch")
     assert wrong_hashes(layout.profiles, made) == (ARTIFACTS[0],)
+
+
+def test_what_was_written_again_since_is_looked_into(layout: Layout) -> None:
+    """Whose size did not tell. What has been written again with the same content holds."""
+    built(layout)
+    for path in ARTIFACTS:
+        (layout.profiles / path).write_bytes((layout.profiles / path).read_bytes())
+    assert verdict(inductor(layout)) == (True, None)
+    (layout.profiles / ARTIFACTS[0]).write_text("SO!", encoding="utf-8")
+    assert verdict(inductor(layout)) == (False, "hash_mismatch")
 
 
 def test_a_tuned_config_of_another_content_is_always_found(layout: Layout) -> None:

@@ -13,9 +13,12 @@ from rayprep.model.package import (
     PackageManifest,
     check_binding,
     check_manifest,
+    manifest_text,
+    parse_digest,
     parse_manifest,
 )
 from rayprep.model.placement import Here, Placement, place
+from rayprep.model.sealed import seal
 from rayprep.model.stages import StageName
 from rayprep.model.verification import Verification
 from tests.model.samples import MOMENT, completion, identity, signature
@@ -50,7 +53,7 @@ def test_what_pack_writes_is_taken() -> None:
     good = manifest()
     check_manifest(good)
     check_binding(good, signature(driver_version="999"))
-    assert parse_manifest(to_json(good).encode()) == good
+    assert parse_manifest(manifest_text(good)) == good
 
 
 @pytest.mark.parametrize(
@@ -100,9 +103,65 @@ def test_what_is_no_manifest(text: bytes) -> None:
         parse_manifest(text)
 
 
+def test_the_format_without_a_checksum_is_taken_to_the_letter() -> None:
+    """So that no bit that changed in a name is passed over."""
+    good = manifest().model_copy(update={"schema_version": "1"})
+    text = to_json(good).encode()
+    assert parse_manifest(text) == good
+    for damage in (
+        text.replace(b'"outcome"', b'"outcomd"'),
+        text.replace(b'"companions"', b'"companionr"'),
+        seal(text.decode()).encode(),
+    ):
+        with pytest.raises(BadRequest, match="manifest cannot be read"):
+            parse_manifest(damage)
+
+
+def test_a_bit_that_changed_in_a_sealed_manifest_is_found() -> None:
+    text = manifest_text(manifest())
+    for at in range(0, len(text), 7):
+        damaged = bytearray(text)
+        damaged[at] ^= 1 << at % 8
+        with pytest.raises(BadRequest):
+            parse_manifest(bytes(damaged))
+    with pytest.raises(BadRequest, match="no checksum"):
+        parse_manifest(to_json(manifest()).encode())
+
+
+def test_what_no_receiver_takes_is_not_packed() -> None:
+    many = manifest(completions=[flashinfer(units=tuple(map(str, range(500_000))))])
+    with pytest.raises(BadRequest, match="too many files"):
+        manifest_text(many)
+
+
+DIGITS = "0123456789abcdef" * 4
+
+
+@pytest.mark.parametrize("text", [DIGITS, DIGITS.upper(), f"sha256:{DIGITS}", f"SHA256:{DIGITS.upper()}"])
+def test_a_digest_has_one_form(text: str) -> None:
+    assert parse_digest(text) == f"sha256:{DIGITS}"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "sha256:", DIGITS[1:], DIGITS + "0", "g" + DIGITS[1:], f"md5:{DIGITS}", f" {DIGITS}", "٣" * 64]
+)
+def test_what_is_no_digest(text: str) -> None:
+    with pytest.raises(BadRequest, match="no SHA-256 digest"):
+        parse_digest(text)
+
+
+@pytest.mark.parametrize(
+    "paths", [(f"{MODULE}/{'x' * 1024}", SO), (SO, f"{SO}-x", f"{SO}/x")], ids=["long", "a file between"]
+)
+def test_a_path_that_no_cache_has(paths: tuple[str, ...]) -> None:
+    bad = manifest(*sorted(paths), completions=[flashinfer(artifacts=dict.fromkeys(paths, OURS))])
+    with pytest.raises(BadRequest, match=r"longer than|a file and a folder"):
+        check_manifest(bad)
+
+
 def test_another_format_is_said_whatever_else_it_holds() -> None:
-    with pytest.raises(BadRequest, match="format 2, this rayprep reads 1"):
-        parse_manifest(b'{"schema_version": "2", "shards": []}')
+    with pytest.raises(BadRequest, match="format 3, this rayprep reads 1 and 2"):
+        parse_manifest(b'{"schema_version": "3", "shards": []}')
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,9 @@
 """The two roots: can they be written, do locks hold there, and is there room?"""
 
+import contextlib
+import errno
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +12,8 @@ from filelock import lock_descriptor
 
 from rayprep.host.doctor.mounts import Mount, judge_locks, judge_mount, mount_of, parse_mounts
 from rayprep.host.doctor.subject import Checks, Subject, gib
-from rayprep.host.owned import open_to_all, trusted
+from rayprep.host.files import open_file
+from rayprep.host.owned import OwnedTree, open_to_all, trusted, why_strange
 from rayprep.model.doctor import Finding, fail, ok, warn
 
 _SCARCE_BYTES = 20 << 30
@@ -71,16 +74,36 @@ def try_out(root: Path) -> Probe:
     """
     folder = nearest_folder(root)
     next(os.scandir(folder), None)  # a folder full of errors can be written, and not listed
-    with tempfile.TemporaryDirectory(prefix=".rayprep-doctor-", dir=folder) as probe:
-        file = Path(probe) / "lock"
+    with OwnedTree(folder, strict=False).folder(folder) as top:
+        probe = f".rayprep-doctor-{secrets.token_hex(6)}"
+        os.mkdir(probe, 0o700, dir_fd=top)
+        try:
+            # Others may write to the root: what has the name by now could be somebody else's, or a link.
+            inner = os.open(probe, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=top)
+            try:
+                if stranger := why_strange(inner):
+                    raise PermissionError(errno.EPERM, stranger, f"{folder}/{probe}")
+                return Probe(folder, second_lock_taken=_lock_twice(inner, f"{folder}/{probe}"))
+            finally:
+                os.close(inner)
+        finally:
+            os.rmdir(probe, dir_fd=top)
+
+
+def _lock_twice(folder: int, place: str) -> bool:
+    """Whether a second lock can be taken on a file that is locked. The file is made, and removed."""
+    with contextlib.ExitStack() as stack:
+        first = os.open("lock", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=folder)
+        stack.callback(os.close, first)
+        stack.callback(os.unlink, "lock", dir_fd=folder)
         # Written to the disk: a quota or a full disk is often not said before.
-        with file.open("wb") as first, file.open("rb") as second:
-            first.write(bytes(_PROBE_BYTES))
-            first.flush()
-            os.fsync(first.fileno())
-            if not lock_descriptor(first.fileno(), blocking=False):
-                raise BlockingIOError(f"nobody holds the lock on {file}, and it cannot be taken")
-            return Probe(folder, second_lock_taken=lock_descriptor(second.fileno(), blocking=False))
+        os.write(first, bytes(_PROBE_BYTES))
+        os.fsync(first)
+        second = open_file("lock", os.O_RDONLY | os.O_NOFOLLOW, folder=folder)
+        stack.callback(os.close, second)
+        if not lock_descriptor(first, blocking=False):
+            raise BlockingIOError(f"nobody holds the lock on {place}/lock, and it cannot be taken")
+        return lock_descriptor(second, blocking=False)
 
 
 def nearest_folder(root: Path) -> Path:

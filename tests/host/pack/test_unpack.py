@@ -2,21 +2,27 @@
 
 import io
 import os
+from pathlib import Path
 
 import pytest
 
+from rayprep.host import unpack
+from rayprep.host.completions import write_completion
 from rayprep.host.layout import Layout
 from rayprep.host.markers import Marker, write_marker
 from rayprep.host.moe_folder import kept_copies
 from rayprep.host.pack import blocks, make_manifest
+from rayprep.host.package_stream import header, padding
 from rayprep.host.unpack import preview
-from rayprep.model.completion import cache_key
-from rayprep.model.errors import BadRequest
+from rayprep.model.completion import Completion, cache_key
+from rayprep.model.errors import BadRequest, ErrorType, HostUnfit
+from rayprep.model.package import MANIFEST_NAME, PackageManifest, manifest_text
 from rayprep.model.stages import StageName
 from tests.host.caches import fill
 from tests.host.pack.archives import (
     DEAD,
     FLASHINFER,
+    INDUCTOR,
     MODULES,
     OLD,
     archive,
@@ -112,3 +118,55 @@ def test_a_secret_that_an_earlier_version_has_packed_is_not_written_here(source:
     (found,) = every(target)
     assert found.identity == first.identity
     assert not any(b"hunter" in path.read_bytes() for path in target.profiles.rglob("*") if path.is_file())
+
+
+def test_what_does_not_read_back_is_not_said_to_be_done(
+    source: Layout, target: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A root that does not keep what it is given: a completion that changes, or a file that is not there."""
+    data, right = archive(source), unpack.write_completion
+
+    def spoil(layout: Layout, made: Completion) -> Path:
+        path = right(layout, made)
+        path.write_text(path.read_text(encoding="utf-8").replace('"duration_s":10.0', '"duration_s":1e400'))
+        return path
+
+    def lose(layout: Layout, made: Completion) -> Path:
+        for name in made.artifacts:
+            (layout.profiles / name).unlink()
+        return right(layout, made)
+
+    for writer in (spoil, lose):
+        monkeypatch.setattr(unpack, "write_completion", writer)
+        with pytest.raises(HostUnfit, match="is not valid here"):
+            take(target, data)
+        assert every(target) == []
+        assert target.marker("qwen", FLASHINFER).exists()
+    monkeypatch.setattr(unpack, "write_completion", right)
+    take(target, data)
+    assert there(target) == packable(source)
+
+
+def test_a_part_and_its_whole_come_together(source: Layout, target: Layout) -> None:
+    """Writing the whole drops the part, which is then no failure."""
+    whole = every(source)[1]
+    for part in ("1 of 2", "2 of 2"):
+        write_completion(
+            source,
+            completion(INDUCTOR, identity=whole.identity.model_copy(update={"part": part}), artifacts=whole.artifacts),
+        )
+    assert len(every(source)) == 4
+    take(target, archive(source))
+    assert whole in every(target)
+
+
+def test_a_dry_run_says_too_that_the_disk_is_too_small(target: Layout) -> None:
+    path = "torchinductor/ab/large"
+    made = completion(artifacts={path: (1 << 62, "sha256:" + "0" * 64)})
+    text = manifest_text(PackageManifest(rayprep_version="0", completions=(made,), companions={}, mtimes={path: 0}))
+    data = header(MANIFEST_NAME, len(text)) + text + padding(len(text)) + header(path, 1 << 62)
+    for work in (lambda: take(target, data), lambda: preview(target, io.BytesIO(data), signature())):
+        with pytest.raises(HostUnfit, match="bytes free") as raised:
+            work()
+        assert raised.value.error_type is ErrorType.INSUFFICIENT_DISK
+    assert there(target) == {}
