@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from random import Random
 from types import FrameType
 
@@ -139,4 +140,5 @@ def fuzz_names(target: Target) -> list[Tally]:
 def fuzz_values(target: Target) -> list[Tally]:
     """Every one of its values, where that is asked for."""
     named = replace(target, name=f"{target.name} (values)")
-    return [fuzz(named, other_values(target.good))] if target.values else []
+    step = target.every_value
+    return [fuzz(named, islice(other_values(target.good), 0, None, step))] if step else []

@@ -31,8 +31,8 @@ class Target:
     """Reads it with one bit of its names turned, after which it must not read as `expected`. Null where all else of
     it may change, too."""
 
-    values: bool = False
-    """Whether each of its values is replaced by each that may be a surprise, too."""
+    every_value: int = 0
+    """1 has each of its values replaced by each that may be a surprise, too; N one of N such mutations; 0 none."""
 
 
 def require(holds: object, what: str) -> None:

@@ -93,7 +93,7 @@ def package_targets(folder: Path) -> list[Target]:
 
     return [
         Target("package", good, root.take, "taken", 0.6),
-        Target("manifest of a package", manifest, read_manifest, "taken", values=True),
+        Target("manifest of a package", manifest, read_manifest, "taken", every_value=2),
         *_compressed(folder / "compressed", good),
     ]
 

@@ -33,7 +33,7 @@ class ResultFile:
         earlier = to_json(self._result).encode()
         return [
             Target(f"{name}, sealed", self._good, self._read_sealed, "read", share),
-            Target(f"{name} of an earlier version", earlier, self._read, "read", share, values=True),
+            Target(f"{name} of an earlier version", earlier, self._read, "read", share, every_value=7),
             Target(f"{name}, sealed again", open_seal(self._good), self._read_resealed, "read", share),
         ]
 
@@ -92,7 +92,7 @@ def log_target(folder: Path) -> Target:
         render(record).encode()
         return "all" if len(record.events) == whole else "some"
 
-    return Target("session log", good, read, "all", 0.7, values=True)
+    return Target("session log", good, read, "all", 0.7, every_value=3)
 
 
 def metrics_target(folder: Path) -> Target:
@@ -135,7 +135,7 @@ def spec_target(folder: Path) -> Target:
             to_json(resolve_flags(Flags(model="tiny-dense"), request))
         return "read"
 
-    return Target("spec file", json.dumps(document, indent=2).encode(), read, "read", values=True)
+    return Target("spec file", json.dumps(document, indent=2).encode(), read, "read", every_value=1)
 
 
 def run_targets(folder: Path) -> list[Target]:

@@ -62,7 +62,7 @@ def measurement_targets(folder: Path) -> list[Target]:
     contents = b"\n".join(map(open_seal, good.splitlines())) + b"\n"
     return [
         Target("measurements.jsonl", good, read, "all", 1.2),
-        Target("measurements.jsonl, sealed again", contents, read_resealed, "read", 0.6, values=True),
+        Target("measurements.jsonl, sealed again", contents, read_resealed, "read", 0.6, every_value=1),
     ]
 
 
@@ -123,8 +123,8 @@ def model_targets(folder: Path) -> list[Target]:
         return "read"
 
     return [
-        Target("config.json of a dense model", dense, read, "read", 0.6, values=True),
-        Target("config.json of a model of experts", experts, read, "read", 0.6, values=True),
+        Target("config.json of a dense model", dense, read, "read", 0.6, every_value=1),
+        Target("config.json of a model of experts", experts, read, "read", 0.6, every_value=1),
         Target("refs/main of a model", b"0a1b2c\n", read_reference, "read", 0.4),
     ]
 
@@ -186,7 +186,7 @@ def child_targets() -> list[Target]:
                 known += _hear(kind, line.decode(errors="replace"))
             return "all" if known == 3 else "fewer"
 
-        return Target(f"lines of {name}'s child", good, read, "all", 0.3, values=True)
+        return Target(f"lines of {name}'s child", good, read, "all", 0.3, every_value=1)
 
     return [target(name, kind, good) for name, (kind, good) in _child_lines().items()]
 

@@ -142,7 +142,7 @@ def _resealed_completion(folder: Path) -> Target:
             completion_text(each)
         return VALID if valid else "read" if found else "unreadable"
 
-    return Target("completion, sealed again", good, read, VALID, 0.5, values=True)
+    return Target("completion, sealed again", good, read, VALID, 0.5, every_value=1)
 
 
 def marker_target(folder: Path) -> Target:
@@ -163,7 +163,7 @@ def marker_target(folder: Path) -> Target:
         info = found[slug, stage]
         return "told" if info.owner_pid is not None and info.owner else "damaged"
 
-    return Target("marker", path.read_bytes(), read, "told", values=True)
+    return Target("marker", path.read_bytes(), read, "told", every_value=1)
 
 
 def holder_target(folder: Path) -> Target:
@@ -182,7 +182,7 @@ def holder_target(folder: Path) -> Target:
             require(str(read_holder(path)).endswith("(run run-2)"), "its holder did not sign")
         return "told" if words else "unknown"
 
-    return Target("holder of a lock", good, read, "told", values=True)
+    return Target("holder of a lock", good, read, "told", every_value=1)
 
 
 def epoch_targets(folder: Path) -> list[Target]:
