@@ -30,8 +30,19 @@ class Facts(Record):
         return GpuInventory(gpus=self.gpus, driver_version=self.driver_version, cuda_version=self.cuda_version)
 
     def on(self, signature: Signature) -> Signature:
-        """`signature` with the fields that the file names. Raises ValidationError for one that there is not."""
-        return Signature.model_validate({**signature.model_dump(), **self.signature})
+        """`signature` with the fields that the file names.
+
+        Raises:
+            BadRequest: there is no such field, or it cannot be that.
+        """
+        try:
+            return Signature.model_validate({**signature.model_dump(), **self.signature})
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(map(str, first["loc"]))
+            raise BadRequest(
+                f"{VARIABLE}: the host's signature cannot have {name}: {first['msg']}", hint="mend the file"
+            ) from None
 
 
 def read_facts(environ: Mapping[str, str]) -> Facts | None:
@@ -42,4 +53,5 @@ def read_facts(environ: Mapping[str, str]) -> Facts | None:
     try:
         return read_tolerant(Facts, read_bytes(name))
     except (OSError, ValidationError) as error:
-        raise BadRequest(f"{VARIABLE}={name} cannot be read: {str(error).splitlines()[0]}") from None
+        why = str(error).splitlines()[0]
+        raise BadRequest(f"{VARIABLE}={name} cannot be read: {why}", hint="mend the file, or unset it") from None

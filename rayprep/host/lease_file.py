@@ -55,8 +55,8 @@ class LeaseFile:
         except ValueError:  # damaged, or of an earlier version: whoever holds a lease there is waited for
             found = LeaseTable(ttl_s=ttl_s)
         leases = {store: dict(keys) for store, keys in found.leases.items()}
-        for grant in filter(None, map(_grant, grants)):
-            leases.setdefault(grant.store, {})[grant.key] = grant.lease
+        for grant in filter(None, map(_grant, filter(None, grants))):
+            _take(leases.setdefault(grant.store, {}), grant)
         return found.model_copy(update={"leases": leases, "ttl_s": ttl_s}).restored(now)
 
     def keep(self, table: LeaseTable, store: str, key: str) -> None:
@@ -86,6 +86,13 @@ class LeaseFile:
         else:
             self._tree.write(self._path, sealed_line(table))
             self._room = max(LEAST_GRANTS, sum(map(len, table.leases.values())))
+
+
+def _take(keys: dict[str, Lease], grant: Grant) -> None:
+    """Keep the latest: a line that is there twice must not bring a holder back that has gone."""
+    known = keys.get(grant.key)
+    if known is None or grant.lease.epoch >= known.epoch:
+        keys[grant.key] = grant.lease
 
 
 def _grant(line: bytes) -> Grant | None:

@@ -1,7 +1,8 @@
 """A completion as its file's text: sealed, read strictly, and free of secrets.
 
 Format 2 ends with its checksum (model/sealed.py). Format 1, of earlier versions, has none and is read word for word:
-every name must be known and there once, so that one that was damaged is not a default.
+every name must be known and there once, so that one that was damaged is not a default, and one that only a checksum
+could prove must not be there.
 """
 
 import json
@@ -11,6 +12,7 @@ from pydantic import ValidationError
 
 from rayprep.model.base import Record, read_tolerant
 from rayprep.model.completion import COMPLETION_FORMAT, READ_FORMATS, Completion, cache_key
+from rayprep.model.moe_space import KernelConfig
 from rayprep.model.sealed import SealBroken, Unsealed, open_seal, sealed_line
 from rayprep.model.secrets import redacted_command, redacted_flags, redacted_settings, redacted_text
 
@@ -70,7 +72,21 @@ def _parse_unsealed(data: bytes) -> Completion:
         raise
     except ValueError as error:
         raise CompletionDamaged(str(error)) from None
+    if unproved := _unproved(completion):
+        raise CompletionDamaged(f"format {_UNSEALED_FORMAT} has no checksum, and nothing else proves {unproved}")
     return completion.model_copy(update={"schema_version": COMPLETION_FORMAT})
+
+
+def _unproved(completion: Completion) -> str:
+    """Name what decides and could be damaged unseen: no model knows these names, and no file bears them. Else empty."""
+    if completion.outcome == "built" and not completion.artifacts:
+        return "that it lists no file"
+    if completion.moe_configs:
+        return "which MoE configs its server looked for"
+    sizes = completion.tuning.sizes if completion.tuning else ()
+    names = {name for size in sizes for name in size.config or ()}
+    strange = sorted(names - KernelConfig.model_fields.keys())
+    return f"the setting {strange[0]}" if strange else ""
 
 
 def _refuse_twice(pairs: list[tuple[str, object]]) -> None:

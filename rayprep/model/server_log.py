@@ -63,7 +63,9 @@ class ResolvedArgs(Record):
     """Tokens that the KV cache holds."""
 
 
-_GEMM = re.compile(r"Try DeepGEMM JIT Compiling for <(\w+)> N=(\d+), K=(\d+), num_groups=(\d+)")
+_N = r"(\d{1,18})(?!\d)"
+"""A number that a server can mean: Python refuses to read one of thousands of digits."""
+_GEMM = re.compile(rf"Try DeepGEMM JIT Compiling for <(\w+)> N={_N}, K={_N}, num_groups={_N}")
 _POOL_END = "Memory pool end"
 _OUT_OF_MEMORY = re.compile(rf"{OUT_OF_MEMORY}|Not enough memory\. Please try")
 _NO_PREFILL_GRAPH = "Disabling auto-selected prefill CUDA graph: only"
@@ -74,20 +76,20 @@ _PORT = re.compile(r"""(?:['"], |\bport:? |(?<!\.py)(?<!\.cpp):)(\d{4,5})\b""")
 
 _WORD_ARGS = "attention_backend prefill_attention_backend decode_attention_backend sampling_backend moe_runner_backend"
 _ARGS = "server_args=ServerArgs("
-_DECODE_GRAPH = re.compile(r"cuda_graph_config=CudaGraphConfig\(decode=PhaseConfig\(backend='(\w+)', max_bs=(\d+)")
-_DECODE_BATCHES = re.compile(r"Capture target decode CUDA graph begin\..*\bbs=\[([\d, ]+)\]")
+_DECODE_GRAPH = re.compile(rf"cuda_graph_config=CudaGraphConfig\(decode=PhaseConfig\(backend='(\w+)', max_bs={_N}")
+_DECODE_BATCHES = re.compile(r"Capture target decode CUDA graph begin\..*\bbs=\[(\d{1,18}(?:, \d{1,18})*)\]")
 _LIMITS = {
-    "max_total_tokens": re.compile(r"\bmax_total_num_tokens=(\d+)"),
-    "chunked_prefill_size": re.compile(r"\bchunked_prefill_size=(-?\d+)"),
-    "max_running_requests": re.compile(r"\bmax_running_requests=(\d+)"),
-    "context_length": re.compile(r"\bcontext_len=(\d+)"),
+    "max_total_tokens": re.compile(rf"\bmax_total_num_tokens={_N}"),
+    "chunked_prefill_size": re.compile(r"\bchunked_prefill_size=(-?\d{1,18})(?!\d)"),
+    "max_running_requests": re.compile(rf"\bmax_running_requests={_N}"),
+    "context_length": re.compile(rf"\bcontext_len={_N}"),
 }
 
-_GRAPH = re.compile(r"Capturing (?:num tokens|batches) \(.*\| (\d+)/(\d+) \[")
-_GEMM_BAR = re.compile(r"DeepGEMM warmup:.*\| (\d+)/(\d+) \[")
-_SHARDS = re.compile(r"Loading .*checkpoint shards:.*\| (\d+)/(\d+) \[|Loading .*shards:.*Completed \| (\d+)/(\d+)")
+_GRAPH = re.compile(rf"Capturing (?:num tokens|batches) \(.*\| {_N}/{_N} \[")
+_GEMM_BAR = re.compile(rf"DeepGEMM warmup:.*\| {_N}/{_N} \[")
+_SHARDS = re.compile(rf"Loading .*checkpoint shards:.*\| {_N}/{_N} \[|Loading .*shards:.*Completed \| {_N}/{_N}")
 _NINJA_FOLDER = re.compile(r"ninja: Entering directory [`'].*/([^/']+)'")
-_NINJA_STEP = re.compile(r"^\[(\d+)/(\d+)\] .* -o (\S+)")
+_NINJA_STEP = re.compile(rf"^\[{_N}/{_N}\] .* -o (\S+)")
 
 _COMPILED = (
     (re.compile(r"Running NVCC command: .*"), "DeepGEMM compiled a kernel with nvcc"),

@@ -3,6 +3,7 @@
 Source: github.com/prometheus/node_exporter, "Textfile Collector".
 """
 
+import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,8 +48,16 @@ def _read(tree: OwnedTree, path: Path) -> list[Sample]:
     return [
         by_name[each.name].sample(each.value, *each.labels.values())
         for each in found
-        if tuple(each.labels) == by_name[each.name].labels  # else another version's
+        if tuple(each.labels) == by_name[each.name].labels and _is_finite(each.value)  # else another version's
     ]
+
+
+def _is_finite(value: float) -> bool:
+    """Whether something can be added to it. The parser gives whole numbers of any length."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 class _Collector:

@@ -1,7 +1,6 @@
 """One run of our tuner's child process, or of SGLang's own tuner, and the files that come of it."""
 
 import contextlib
-import json
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -11,7 +10,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from rayprep.host.files import read_text
+from rayprep.host.files import read_bytes
 from rayprep.host.gpu import visible_env
 from rayprep.host.layout import Layout, os_error_type
 from rayprep.host.moe_folder import shipped_configs
@@ -208,7 +207,7 @@ def _script_command(request: StageRequest, shape: MoeShape, folder: Path) -> lis
 
 def _read_script(request: StageRequest, shape: MoeShape, file: Path) -> TunedLine:
     try:
-        entries = _ENTRIES.validate_python(json.loads(read_text(file)))
+        entries = _ENTRIES.validate_json(read_bytes(file))
     except (OSError, ValueError) as error:
         problem = " ".join(str(error).split())[:300]
         raise StageError(ErrorType.TUNER_EXECUTION_ERROR, f"{file.name} is no config file: {problem}") from None

@@ -51,6 +51,17 @@ def test_a_second_grant_of_a_key_takes_the_place_of_the_first(tmp_path: Path) ->
     assert (lease.epoch, lease.held and lease.held.holder.host) == (2, "gpu-7")
 
 
+def test_a_line_that_is_there_twice_brings_no_earlier_holder_back(tmp_path: Path) -> None:
+    path = tmp_path / "leases"
+    file, table = LeaseFile(path), LeaseTable(ttl_s=TTL_S)
+    table = grant(file, grant(file, table, 1), 0).release("store", "key-0", who(0), 1, now=2.0)
+    table, _ = table.request("store", "key-0", who(7), now=3.0)
+    file.keep(table, "store", "key-0")
+    first, earlier, later = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(first + earlier + later + earlier)
+    assert holders(LeaseFile(path).read(TTL_S, 9.0)) == {"key-0": "gpu-7", "key-1": "gpu-1"}
+
+
 @pytest.mark.parametrize("cut", [1, 40])
 def test_half_a_line_is_as_if_it_had_not_been_granted(tmp_path: Path, cut: int) -> None:
     path = tmp_path / "leases"

@@ -17,6 +17,7 @@ from rayprep.model.completion_text import (
     parse_completion,
 )
 from rayprep.model.sealed import seal
+from rayprep.model.tuning import TunedSize, Tuning
 from rayprep.model.verification import Verification
 from tests.model.samples import MOMENT, completion, identity, signature
 
@@ -144,6 +145,35 @@ def test_another_format_is_given_as_far_as_it_is_known() -> None:
     for text in (completion_text(later), later.model_dump_json()):
         found = parse_completion(text.encode())
         assert check_completion(found, signature(), FILES).state is CheckState.NEWER_FORMAT
+
+
+MISNAMED = TunedSize(batch_size=1, default_us=None, tuned_us=None, speedup=None, config={"num_warpr": 4})
+KNOWN = MISNAMED.model_copy(update={"config": {"num_warps": 4}})
+
+
+def tuned(size: TunedSize) -> Tuning:
+    return Tuning(tuner_version=None, strategy="auto", grid="g", dtype="fp8", seed=None, sizes=(size,))
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"moe_configs": {"triton_3_6_0/E=8.json": ""}}, "MoE configs"),
+        ({"artifacts": {}}, "lists no file"),
+        ({"tuning": tuned(MISNAMED)}, "num_warpr"),
+    ],
+)
+def test_what_nothing_proves_is_taken_from_format_2_alone(changes: dict[str, object], why: str) -> None:
+    made = WHOLE.model_copy(update=changes)
+    assert parse_completion(completion_text(made).encode()) == made
+    with pytest.raises(CompletionDamaged, match=why):
+        parse_completion(made.model_copy(update={"schema_version": "1"}).model_dump_json().encode())
+
+
+def test_what_its_files_and_known_names_prove_is_taken_from_format_1_too() -> None:
+    for changes in ({"tuning": tuned(KNOWN)}, {"outcome": "skipped", "artifacts": {}}):
+        made = WHOLE.model_copy(update=changes)
+        assert read(made.model_copy(update={"schema_version": "1"}).model_dump_json().encode()) == made
 
 
 SECRET = identity(

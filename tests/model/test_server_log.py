@@ -309,3 +309,23 @@ def test_a_tuning_choice_that_does_not_fit_a_gpu_is_no_lack_of_memory() -> None:
 )
 def test_what_may_not_come_again_says_nothing_of_the_flags(line: str, passes: bool) -> None:
     assert is_accident(line) is passes
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "Capture target decode CUDA graph begin. bs=[1840 192]",
+        "Capture target decode CUDA graph begin. bs=[, ,]",
+        "Try DeepGEMM JIT Compiling for <GEMM> N={}, K=1, num_groups=1",
+        "max_total_num_tokens={}, chunked_prefill_size=-{}, max_running_requests={}, context_len={}",
+        "server_args=ServerArgs(chunked_prefill_size={}, cuda_graph_config=CudaGraphConfig(decode=PhaseConfig("
+        "backend='full', max_bs={}",
+        "Capturing batches (bs=1): | 1/{} [",
+        "DeepGEMM warmup: | {}/1 [",
+        "Loading safetensors checkpoint shards: 50% | {}/2 [",
+        "[1/{}] nvcc -o norm/norm.o",
+    ],
+)
+def test_numbers_that_no_server_means_are_not_read(line: str) -> None:
+    reader = read(line.replace("{}", "9" * 5000))
+    assert (reader.args, reader.gemm_shapes, reader.hint) == (LogReader().args, [], None)

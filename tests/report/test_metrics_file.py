@@ -31,7 +31,11 @@ def test_each_run_adds_to_the_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "left", ["{half", "\x00", f'{SHIPPED.name}{{gone="x"}} 3\n', "# TYPE other gauge\nother 1\n", ""]
+    "left",
+    [
+        *("{half", "\x00", f'{SHIPPED.name}{{gone="x"}} 3\n', "# TYPE other gauge\nother 1\n", ""),
+        *(f'{SHIPPED.name}{{host="a"}} {value}\n' for value in ("NaN", "+Inf", "1e999", "9" * 400)),
+    ],
 )
 def test_what_is_none_of_ours_is_written_anew(tmp_path: Path, left: str) -> None:
     path = tmp_path / "rayprep.prom"

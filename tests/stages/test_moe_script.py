@@ -77,6 +77,7 @@ def test_a_users_config_in_whose_place_it_comes_is_named(tmp_path: Path) -> None
         (f"open({NAME!r}, 'w').write('half')", "is no config file"),
         (f"open({NAME!r}, 'w').write('{{\"8\": {{}}}}')", "is no config file: 4 validation errors"),
         (f"open({NAME!r}, 'w').write('{{}}')", "has no entry"),
+        (f"open({NAME!r}, 'w').write('[' * 100_000)", "is no config file"),
         (f"json.dump({{'8': {ENTRY}}}, open('E=64,N=768.json', 'w'))", "is for other experts than E=128 N=768 K=2048"),
     ],
 )
