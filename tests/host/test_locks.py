@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from rayprep.host import locks
+from rayprep.host.atomic import current_umask
 from rayprep.host.locks import HeldLocks, Holder, acquire, acquire_run, gpu_lock_paths, is_held, read_holder
 from rayprep.host.owned import OwnedTree
 from rayprep.model.base import utc_now
@@ -274,6 +275,7 @@ def shared() -> Iterator[Path]:
 @needs_root()
 def test_another_users_read_only_lock_file_can_be_locked(shared: Path) -> None:
     path = shared / "lock"
+    os.chown(shared, -1, NOBODY)
     path.touch(mode=0o640)
     os.chown(path, -1, NOBODY)
 
@@ -302,6 +304,31 @@ def test_who_is_not_of_the_group_cannot_hold_a_store_up(shared: Path) -> None:
         assert lock.stat().st_mode & 0o007 == 0
         with pytest.raises(HostUnfit, match="cannot be opened"):
             as_user(NOBODY, lambda lock=lock: take(lock, timeout_s=0.2).release())
+
+
+@needs_root()
+def test_a_lock_is_open_to_the_group_that_shares_the_root(shared: Path) -> None:
+    """Whatever group its maker has: without the set-group-ID bit a new file has that."""
+    os.chown(shared, -1, NOBODY)
+    shared.chmod(0o775)
+    path = shared / ".locks" / "slug.lock"
+    take(path).release()
+    assert (path.stat().st_gid, path.stat().st_mode & 0o777) == (NOBODY, 0o660 & ~current_umask())
+
+    def lock_it() -> bool:
+        with take(path, timeout_s=5):
+            return is_held(path)
+
+    assert as_user(NOBODY, lock_it)
+
+
+def test_a_lock_file_that_has_another_name_locks_and_is_not_written_to(tmp_path: Path) -> None:
+    """Or whoever links it somewhere keeps everybody out; and it may be anybody's."""
+    (tmp_path / "theirs").write_text("content", encoding="utf-8")
+    (tmp_path / "lock").hardlink_to(tmp_path / "theirs")
+    with take(tmp_path / "lock"):
+        assert is_held(tmp_path / "lock")
+    assert (tmp_path / "theirs").read_text(encoding="utf-8") == "content"
 
 
 @needs_root()

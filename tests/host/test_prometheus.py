@@ -2,6 +2,7 @@
 
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
@@ -66,3 +67,42 @@ def test_something_else_answers(page: int) -> None:
     found = asked(page)
     assert found.reason is not None
     assert found.reason.endswith("what answers there is no Prometheus")
+
+
+def test_one_that_drips_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prometheus, "TIMEOUT_S", 0.5)
+    over = threading.Event()
+
+    def drip(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 16000000\r\n\r\n")
+            while not over.wait(0.05):
+                try:
+                    connection.sendall(b"x")
+                except OSError:
+                    return
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = threading.Thread(target=drip, args=(listener,))
+        server.start()
+        began = time.monotonic()
+        try:
+            found = asked(listener.getsockname()[1])
+            took = time.monotonic() - began
+        finally:
+            over.set()
+            server.join(10)
+    assert took < 5
+    assert found.reason is not None
+    assert "has not answered whole" in found.reason
+
+
+@pytest.mark.parametrize("url", ["http://10.0.0.1:9090", "http://example.org", "file:///etc/passwd", "ftp://127.0.0.1"])
+def test_nobody_is_asked_elsewhere(url: str) -> None:
+    """Others can write to the manifest."""
+    service = services(0)["prometheus"].model_copy(update={"url": url})
+    container: Manifest = manifest().model_copy(update={"services": {"prometheus": service}})
+    found = probe(container, "run-1", 0.0, 10.0)
+    assert found.reason is not None
+    assert "it is not on this host" in found.reason

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from rayprep import umask_for
 from rayprep.host.sharing import share_with_group
 from tests.host.other_user import NOBODY
 from tests.needs import needs_root
@@ -54,3 +55,18 @@ def test_what_another_user_owns_is_left_alone(root: Path) -> None:
     os.chown(root / "a", NOBODY, NOBODY)
     assert share_with_group(root) == 1
     assert (mode(theirs), mode(ours)) == (0o600, 0o660)
+
+
+def test_a_private_file_that_somebody_has_linked_here_stays_private(root: Path, tmp_path: Path) -> None:
+    secret = make(tmp_path / "elsewhere" / "secret", 0o600)
+    (root / "name").hardlink_to(secret)
+    share_with_group(root)
+    assert mode(secret) == 0o600
+
+
+@pytest.mark.parametrize(
+    ("inherited", "umask"),
+    [(0o022, 0o002), (0o002, 0o002), (0o000, 0o002), (0o027, 0o007), (0o077, 0o077), (0o070, 0o072)],
+)
+def test_a_umask_that_keeps_somebody_out_altogether_stands(inherited: int, umask: int) -> None:
+    assert umask_for(inherited) == umask
