@@ -122,9 +122,12 @@ def test_nobody_else_reaches_a_local_ray(roots: Roots, built: Built, record_prop
     folder = folder_of(run)
     listening = listeners(run.processes)
     entered_by = folder.stat()
+    # A worker imports what lies in the folder that it was started in.
+    homes = {process.name(): process.cwd() for process in run.processes if process.name().startswith(("gcs_", "ray"))}
     sockets = list(folder.glob("ray/session_2*/sockets/*"))
     run.driver.terminate()
     assert end(run, folder) == 130
+    assert {name for name, home in homes.items() if not Path(home).is_relative_to(folder)} == set()
     assert (entered_by.st_uid, entered_by.st_mode & 0o777) == (os.getuid(), 0o700)
     assert max(len(os.fsencode(path)) for path in sockets) + len("999999") <= SOCKET_BYTES, "with a longer process id"
     assert {"gcs_server", "raylet"} <= {name for name, _ in listening}
