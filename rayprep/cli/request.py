@@ -1,5 +1,6 @@
 """Flags to a request, or to those of a campaign: the spec file under them, the roots, the runs' ids."""
 
+import contextlib
 import os
 import re
 import secrets
@@ -161,9 +162,17 @@ def _node_request(flags: Flags, file: SpecFile | None, run_id: str, environ: Map
         run_id=run_id,
         profiles_root=str(roots.profiles),
         telemetry_root=str(roots.telemetry),
+        folder=_where_the_user_stands(),
         deep=flags.deep,
         verify_only=flags.verify_only,
     )
+
+
+def _where_the_user_stands() -> str | None:
+    """The current folder; none where it has been removed."""
+    with contextlib.suppress(OSError):
+        return str(Path.cwd())
+    return None
 
 
 def _with_absolute_model(spec: PrepSpec) -> PrepSpec:

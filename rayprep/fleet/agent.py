@@ -34,6 +34,10 @@ class Agent:
 
     def ensure(self, request: NodeRequest) -> PrepResult:
         """The `stage` group: runs to the end of the request."""
+        if request.folder:
+            # Not where Ray was started: its workers, and only they, import what lies there.
+            with contextlib.suppress(OSError):
+                os.chdir(request.folder)
         environ = dict(os.environ)
         survey = take_survey(request, environ)
         wanted = Wanted(survey.model.slug, survey.model.digest, request.resolved.spec.tp)

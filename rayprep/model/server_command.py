@@ -59,7 +59,8 @@ def server_command(settings: ServerSettings, port: int, mem_fraction: float, pyt
     for names, value, wanted in ours:
         if wanted and not any(_means(name, names) for name in said):
             words += [names[0]] if value is None else [names[0], value]
-    return (python, "-m", "sglang.launch_server", *words, *settings.server_args)
+    # -P: it runs where the user stands, and must not import a file there that is called like a module.
+    return (python, "-P", "-m", "sglang.launch_server", *words, *settings.server_args)
 
 
 def _means(name: str, flags: Sequence[str]) -> bool:

@@ -25,6 +25,8 @@ class NodeRequest(Record):
     """Tells two runs of one id apart; every process of the run carries it."""
     profiles_root: str
     telemetry_root: str
+    folder: str | None = None
+    """Where the user stands, from which paths in a server's flags are meant; null on the hosts of a fleet."""
     deep: bool = False
     """Hash every listed file before believing a completion."""
     verify_only: bool = False

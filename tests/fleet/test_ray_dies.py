@@ -123,7 +123,9 @@ def test_nobody_else_reaches_a_local_ray(roots: Roots, built: Built, record_prop
     listening = listeners(run.processes)
     entered_by = folder.stat()
     # A worker imports what lies in the folder that it was started in.
-    homes = {process.name(): process.cwd() for process in run.processes if process.name().startswith(("gcs_", "ray"))}
+    homes = {
+        process.name(): process.cwd() for process in run.processes if process.name().startswith(("gcs_", "raylet"))
+    }
     sockets = list(folder.glob("ray/session_2*/sockets/*"))
     run.driver.terminate()
     assert end(run, folder) == 130

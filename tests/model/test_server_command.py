@@ -26,7 +26,7 @@ def command(*server_args: str, **settings: object) -> tuple[str, ...]:
 
 def test_the_whole_command() -> None:
     assert command("--attention-backend", "flashinfer", context_length=8192, tp=2) == (
-        *("/venv/bin/python", "-m", "sglang.launch_server", "--model-path", "/m"),
+        *("/venv/bin/python", "-P", "-m", "sglang.launch_server", "--model-path", "/m"),
         *("--host", "127.0.0.1", "--port", "30999", "--tp-size", "2", "--mem-fraction-static", "0.96"),
         *("--load-format", "dummy", "--skip-tokenizer-init", "--context-length", "8192"),
         *("--watchdog-timeout", "3600", "--enable-metrics", "--attention-backend", "flashinfer"),

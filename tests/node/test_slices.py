@@ -30,7 +30,7 @@ def host(built: Host) -> Host:
 
 
 def servers(host: Host) -> int:
-    return sum(each.cmdline()[1:3] == ["-m", "sglang.launch_server"] for each in host.processes())
+    return sum(each.cmdline()[1:4] == ["-P", "-m", "sglang.launch_server"] for each in host.processes())
 
 
 def said(host: Host, log: str) -> dict[str, str]:
