@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
+from threading import Event
 
 from rayprep.model.base import utc_from_timestamp
 from rayprep.model.caches import CACHES, CacheName
@@ -15,6 +16,8 @@ from rayprep.model.text import printable
 
 NEWEST = 5
 """How many of the newest files a scan names."""
+_HASHED_PART = 1 << 20
+"""Bytes."""
 _HASHED_AT_ONCE = 1000
 
 
@@ -186,14 +189,17 @@ def hash_files(root: Path, paths: Iterable[str]) -> dict[str, str]:
     import hashlib
     from concurrent.futures import ThreadPoolExecutor
 
-    listed = list(paths)
+    listed, stopped = list(paths), Event()
 
     def digest(path: str) -> str | None:
         try:
             # O_NONBLOCK: what was a file when it was listed may be a pipe that nobody writes to.
             descriptor = os.open(root / path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-            with os.fdopen(descriptor, "rb") as file:
-                return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+            with os.fdopen(descriptor, "rb", buffering=0) as file:
+                content = hashlib.sha256()
+                while not stopped.is_set() and (part := file.read(_HASHED_PART)):
+                    content.update(part)
+                return None if stopped.is_set() else "sha256:" + content.hexdigest()
         except OSError:
             return None
 
@@ -201,5 +207,9 @@ def hash_files(root: Path, paths: Iterable[str]) -> dict[str, str]:
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         # Some at a time: the pool keeps more than a kilobyte for each that it was given.
         starts = range(0, len(listed), _HASHED_AT_ONCE)
-        digests = [found for at in starts for found in pool.map(digest, listed[at : at + _HASHED_AT_ONCE])]
+        try:
+            digests = [found for at in starts for found in pool.map(digest, listed[at : at + _HASHED_AT_ONCE])]
+        except BaseException:
+            stopped.set()  # an interrupt does not wait for a file that is large, or has no end
+            raise
     return {path: found for path, found in zip(listed, digests, strict=True) if found}

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,6 +21,7 @@ from rayprep.model.caches import CACHES, CacheName, FileKind, classify
 from tests.host.other_user import NOBODY, as_user
 from tests.host.programs import ended, next_line
 from tests.needs import needs_root
+from tests.processes import wait_for
 
 TRITON = CacheName.TRITON
 
@@ -275,3 +278,22 @@ def test_many_files_keep_their_own_hashes(tmp_path: Path) -> None:
     assert hash_files(tmp_path, paths) == {
         path: "sha256:" + hashlib.sha256(path.encode()).hexdigest() for path in paths
     }
+
+
+def test_an_interrupt_does_not_wait_for_a_file_that_is_being_hashed(tmp_path: Path) -> None:
+    with (tmp_path / "endless").open("wb") as file:
+        file.truncate(1 << 43)
+    program = (
+        "import pathlib, sys\n"
+        "from rayprep.host.interrupts import Interrupts\n"
+        "from rayprep.host.scan import hash_files\n"
+        "with Interrupts():\n"
+        "    print('hashing', flush=True)\n"
+        "    hash_files(pathlib.Path(sys.argv[1]), ['endless'])"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    with ended(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)) as process:
+        assert next_line(process) == "hashing"
+        wait_for(lambda: psutil.Process(process.pid).io_counters().read_chars > 50 << 20, "it is being hashed")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) != 0
