@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING
 
 from rayprep.cli import output
@@ -72,7 +73,7 @@ def _run_one(
         prepare_root(profiles, "profiles")
     lock = request.layout.run_lock(request.run_id)
     with acquire_run(lock, request.run_id, lambda: interrupts.asked, request.layout.runs):
-        result = _Run(request, survey, environ, view, ray, debug).go()
+        result = _Run(request, survey, environ, _Heard(view), ray, debug).go()
         output.for_programs(f"RESULT_JSON {request.layout.result(request.run_id)}")
         output.for_programs(f"RESULT_STATUS {result.status_line}")
         return result
@@ -109,6 +110,30 @@ def _show_plans(requests: Requests, environ: Mapping[str, str], *, json_lines: b
     return code
 
 
+class _Heard:
+    """The run's view, which knows as well whether it was said that the run is over."""
+
+    def __init__(self, view: View) -> None:
+        self._view = view
+        self.ended = False
+
+    def show(self, event: Event) -> None:
+        self.ended |= event.name == "ensure" and event.phase is Phase.END
+        self._view.show(event)
+
+    def refresh(self) -> None:
+        self._view.refresh()
+
+    def __enter__(self) -> "_Heard":
+        self._view.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._view.__exit__(kind, error, trace)
+
+
 @dataclass(frozen=True)
 class _Run:
     """One run from the look at the host to a result that is written, whatever happens."""
@@ -116,7 +141,7 @@ class _Run:
     request: NodeRequest
     survey: Survey
     environ: Mapping[str, str]
-    view: View
+    view: _Heard
     ray: "Kept[RayProcess]"
     debug: bool
 
@@ -181,7 +206,7 @@ class _Run:
 
     def _close(self, error: RayprepError) -> PrepResult:
         """Writes the end that the agent could not write, and says it."""
-        result = close_result(self.request, self.survey, error)
+        result = close_result(self.request, self.survey, error, ended=self.view.ended)
         said = run_end(result.status.value, error if result.errors else None)
         with contextlib.suppress(RayprepError, OSError):
             self._log().record(said)

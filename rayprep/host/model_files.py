@@ -16,6 +16,8 @@ from rayprep.model.base import encodable
 from rayprep.model.errors import BadRequest
 from rayprep.model.slug import model_slug
 
+_LARGEST = 4 << 20
+"""Bytes of a config.json; real ones have some kilobytes, a hundred where they list each layer's quantisation."""
 SHIPPED = Path(rayprep.__file__).parent / "configs"
 """Small models that come with the package, for trying things out: `tiny-dense`, `tiny-moe`."""
 
@@ -39,7 +41,7 @@ def find_model(name: str, environ: Mapping[str, str]) -> ModelFiles:
     try:
         local = _in_file_system(name)
         source = local or _shipped(name) or _in_hub_cache(name, environ)
-        text = read_text(source)
+        text = read_text(source, _LARGEST)
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else str(error)
         hint = "mend it, or give another model"

@@ -14,6 +14,9 @@ from rayprep.model import experts
 from rayprep.model.base import Record
 from rayprep.model.errors import BadRequest
 
+_LAYERS, _WIDTH, _VOCABULARY = 10_000, 10_000_000, 1_000_000_000
+"""No model has as many. A file can come from anywhere, and what is planned grows with these."""
+
 
 class WeightScheme(Record):
     """How compressed-tensors stores one group of weights."""
@@ -69,24 +72,28 @@ class Architecture(Record):
 
     architectures: tuple[str, ...] = ()
     model_type: str = "unknown"
-    hidden_size: int = Field(gt=0)
-    intermediate_size: int = Field(gt=0, validation_alias=AliasChoices("intermediate_size", "ffn_hidden_size"))
-    num_hidden_layers: int = Field(gt=0, validation_alias=AliasChoices("num_hidden_layers", "num_layers"))
-    num_attention_heads: int = Field(gt=0)
-    num_key_value_heads: int = Field(gt=0)
-    head_dim: int = Field(gt=0)
-    vocab_size: int = Field(gt=0)
+    hidden_size: int = Field(gt=0, le=_WIDTH)
+    intermediate_size: int = Field(
+        gt=0, le=_WIDTH, validation_alias=AliasChoices("intermediate_size", "ffn_hidden_size")
+    )
+    num_hidden_layers: int = Field(gt=0, le=_LAYERS, validation_alias=AliasChoices("num_hidden_layers", "num_layers"))
+    num_attention_heads: int = Field(gt=0, le=_WIDTH)
+    num_key_value_heads: int = Field(gt=0, le=_WIDTH)
+    head_dim: int = Field(gt=0, le=_WIDTH)
+    vocab_size: int = Field(gt=0, le=_VOCABULARY)
     max_position_embeddings: int = Field(default=4096, gt=0)
     rms_norm_eps: float = 1e-6
     rope_theta: float = 10000.0
     dtype: str = Field(default="bfloat16", validation_alias=AliasChoices("torch_dtype", "dtype"))
-    num_experts: int = Field(default=0, ge=0, validation_alias=AliasChoices(*experts.COUNT))
-    num_experts_per_tok: int = Field(default=0, ge=0, validation_alias=AliasChoices(*experts.TOP_K))
-    moe_intermediate_size: int | None = Field(default=None, gt=0, validation_alias=AliasChoices(*experts.WIDTH))
+    num_experts: int = Field(default=0, ge=0, le=_WIDTH, validation_alias=AliasChoices(*experts.COUNT))
+    num_experts_per_tok: int = Field(default=0, ge=0, le=_WIDTH, validation_alias=AliasChoices(*experts.TOP_K))
+    moe_intermediate_size: int | None = Field(
+        default=None, gt=0, le=_WIDTH, validation_alias=AliasChoices(*experts.WIDTH)
+    )
     experts_unread: str = ""
     """Why the three above do not tell which experts the model has; empty where they do."""
-    n_shared_experts: int = Field(default=0, ge=0)
-    shared_expert_intermediate_size: int = Field(default=0, ge=0)
+    n_shared_experts: int = Field(default=0, ge=0, le=_WIDTH)
+    shared_expert_intermediate_size: int = Field(default=0, ge=0, le=_WIDTH)
     """Qwen2-MoE's way to say how wide its one shared expert is; DeepSeek counts experts instead."""
     first_k_dense_replace: int = Field(default=0, ge=0)
     """How many of the first layers of a DeepSeek MoE model are dense."""
@@ -96,12 +103,12 @@ class Architecture(Record):
     """Every how many layers of a Qwen MoE model are sparse."""
     mlp_only_layers: tuple[int, ...] = ()
     """Layers of a Qwen MoE model that are dense all the same."""
-    q_lora_rank: int | None = Field(default=None, gt=0)
-    kv_lora_rank: int | None = Field(default=None, gt=0)
+    q_lora_rank: int | None = Field(default=None, gt=0, le=_WIDTH)
+    kv_lora_rank: int | None = Field(default=None, gt=0, le=_WIDTH)
     """Set for multi-head latent attention (MLA), and only there."""
-    qk_nope_head_dim: int = Field(default=0, ge=0)
-    qk_rope_head_dim: int = Field(default=0, ge=0)
-    v_head_dim: int | None = Field(default=None, gt=0)
+    qk_nope_head_dim: int = Field(default=0, ge=0, le=_WIDTH)
+    qk_rope_head_dim: int = Field(default=0, ge=0, le=_WIDTH)
+    v_head_dim: int | None = Field(default=None, gt=0, le=_WIDTH)
     quantization: Quantization | None = Field(
         default=None, validation_alias=AliasChoices("quantization_config", "quantization")
     )

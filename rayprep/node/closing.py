@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from rayprep.host.markers import read_marker
 from rayprep.model.base import parse_utc, utc_now
 from rayprep.model.errors import ErrorType, RayprepError, StageError
-from rayprep.model.result import PrepResult, RunError, StageResult, overall_status
+from rayprep.model.result import PrepResult, RunError, RunStatus, StageResult, overall_status
 from rayprep.model.stages import StageName, StageStatus
 from rayprep.model.verification import VerifyResult
 from rayprep.model.written import parse_result, result_text
@@ -14,10 +14,14 @@ from rayprep.node.request import NodeRequest
 from rayprep.node.survey import Survey
 
 
-def close_result(request: NodeRequest, survey: Survey, error: RayprepError) -> PrepResult:
+def close_result(request: NodeRequest, survey: Survey, error: RayprepError, *, ended: bool = True) -> PrepResult:
     """Writes the end of the run into its result: the stage that was running failed with `error`.
 
     Only for a run whose own agent is dead, or never lived; otherwise the agent is the one that writes.
+
+    Args:
+        ended: the agent has said that the run is over. Without its word a result that says so by itself is not
+            believed: others may write there, too.
     """
     path = survey.layout.result(request.run_id)
     try:
@@ -26,7 +30,7 @@ def close_result(request: NodeRequest, survey: Survey, error: RayprepError) -> P
         found = None
     if found is None or found.run.invocation != request.invocation:
         found = Recorder(request, survey).result  # which keeps an earlier run's as history
-    if found.run.finished_at is not None:
+    if found.run.finished_at is not None and (ended or found.status is not RunStatus.OK):
         return found  # the agent had written its last before it died
     result = closed(found, error, _running_stages(request, survey))
     survey.layout.runs.write(path, result_text(result))

@@ -142,7 +142,7 @@ class Recorder:
         )
 
 
-_KEPT = re.compile(r"prep_result\.([0-9]{1,9})\.json")
+_KEPT = re.compile(r"prep_result\.([0-9]{1,18})\.json")
 
 
 def _keep_as_history(runs: OwnedTree, path: Path) -> None:

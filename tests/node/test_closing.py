@@ -96,3 +96,16 @@ def test_no_key_of_the_users_is_written_down(roots: Roots) -> None:
     text = asked.layout.result("run").read_text(encoding="utf-8")
     assert "sk-" not in text
     assert on_disk(asked).run.settings.server_args == ("--api-key=***", "--admin-api-key=***", "--context-length=8192")
+
+
+def test_a_result_that_says_itself_that_it_is_ok_is_not_believed(roots: Roots) -> None:
+    """Of a run whose agent has not said that it is over: others can write to the telemetry root."""
+    asked = request(roots, selected=(StageName.DEEP_GEMM,))
+    survey = take_survey(asked, ENVIRON)
+    done = ensure(asked, ENVIRON, lambda _: None, survey=survey)
+    assert done.status is RunStatus.OK
+    assert close_result(asked, survey, lost()) == done
+    closed = close_result(asked, survey, lost(), ended=False)
+    assert closed.status is not RunStatus.OK
+    assert closed.errors[-1].error_type is ErrorType.NODE_LOST
+    assert on_disk(asked) == closed
