@@ -33,7 +33,7 @@ class ResultFile:
         earlier = to_json(self._result).encode()
         return [
             Target(f"{name}, sealed", self._good, self._read_sealed, "read", share),
-            Target(f"{name} of an earlier version", earlier, self._read, "read", share, every_value=11),
+            Target(f"{name} of an earlier version", earlier, self._read, "read", share, every_value=23),
             Target(f"{name}, sealed again", open_seal(self._good), self._read_resealed, "read", share),
         ]
 
@@ -72,7 +72,7 @@ def result_targets(folder: Path) -> list[Target]:
     return [
         *one.targets("result of a host", 0.4),
         *whole.targets("result of a fleet", 0.3),
-        *part.targets("result of a host of a fleet", 0.2),
+        *part.targets("result of a host of a fleet", 0.1),
     ]
 
 
