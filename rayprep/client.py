@@ -20,7 +20,15 @@ from rayprep.host.files import read_bytes, read_text
 from rayprep.host.layout import choose_roots
 from rayprep.model.base import R
 from rayprep.model.errors import HostUnfit
-from rayprep.model.manifest import POINTER, POINTER_NAME, POINTER_ON_HOST, Manifest, Optimization, parse_pointer
+from rayprep.model.manifest import (
+    LONGEST_POINTER,
+    POINTER,
+    POINTER_NAME,
+    POINTER_ON_HOST,
+    Manifest,
+    Optimization,
+    parse_pointer,
+)
 from rayprep.model.result import PrepResult
 from rayprep.model.sealed import SealBroken
 from rayprep.model.snapshot import CacheSnapshot
@@ -41,7 +49,7 @@ def find_manifest(environ: Mapping[str, str] | None = None) -> Path:
     """
     pointer = choose_roots(os.environ if environ is None else environ).telemetry / POINTER_NAME
     try:
-        variables = parse_pointer(read_text(pointer))
+        variables = parse_pointer(read_text(pointer, LONGEST_POINTER))
     except (OSError, UnicodeDecodeError) as error:
         raise HostUnfit(f"pointer {pointer} cannot be read: {error}", hint=_START) from None
     named = [Path(variables[name]) for name in (POINTER_ON_HOST, POINTER) if name in variables]

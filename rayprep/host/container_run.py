@@ -10,7 +10,16 @@ from rayprep.host.owned import OwnedTree
 from rayprep.model.base import read_tolerant
 from rayprep.model.errors import BadRequest
 from rayprep.model.file_names import is_file_name
-from rayprep.model.manifest import MANIFEST_NAME, POINTER, POINTER_NAME, Manifest, merged, parse_pointer, pointer_text
+from rayprep.model.manifest import (
+    LONGEST_POINTER,
+    MANIFEST_NAME,
+    POINTER,
+    POINTER_NAME,
+    Manifest,
+    merged,
+    parse_pointer,
+    pointer_text,
+)
 from rayprep.model.written import shown_text
 
 _LOCK_S = 10.0
@@ -24,7 +33,7 @@ def read_container_run(telemetry: Path) -> Manifest | None:
     """
     tree = OwnedTree(telemetry)
     try:
-        path = parse_pointer(tree.read(telemetry / POINTER_NAME).decode())[POINTER]
+        path = parse_pointer(tree.read(telemetry / POINTER_NAME, LONGEST_POINTER).decode())[POINTER]
         manifest = read_tolerant(Manifest, tree.read(Path(path)))
     except (OSError, ValueError, KeyError):  # of which ValidationError and UnicodeDecodeError are
         return None

@@ -1,6 +1,7 @@
 """The nonce of a profiles root, by which hosts find out that they share it: `<profiles>/.rayprep/store-id`.
 
-`<check>-<nonce>`: a nonce that was damaged would make two stores of one. Earlier versions wrote the nonce alone.
+`<check>-<nonce>.`: a nonce that was damaged would make two stores of one. Earlier versions wrote the nonce alone, and
+the full stop has no piece of today's form, with anything taken out of it, look like one.
 """
 
 import contextlib
@@ -12,7 +13,7 @@ import secrets
 from rayprep.host.layout import Layout, root_unfit
 from rayprep.model.errors import HostUnfit
 
-_ID = re.compile(r"(?:([0-9a-f]{8})-)?([0-9a-f]{16})")
+_ID = re.compile(r"(?:(?P<check>[0-9a-f]{8})-(?P<proved>[0-9a-f]{16})\.?|(?P<plain>[0-9a-f]{16}))")
 
 _LONGEST = 100
 """Bytes."""
@@ -29,7 +30,7 @@ def store_id(layout: Layout) -> str:
         with contextlib.suppress(FileNotFoundError):
             return _read(layout)
         aside, nonce = f".store-id.{secrets.token_hex(6)}.tmp", secrets.token_hex(8)
-        layout.store.write(path.with_name(aside), f"{_check(nonce)}-{nonce}\n")
+        layout.store.write(path.with_name(aside), f"{_check(nonce)}-{nonce}.\n")
         with layout.store.folder(path.parent) as folder:
             try:
                 # Not a rename, which would take the winner's away.
@@ -45,9 +46,10 @@ def store_id(layout: Layout) -> str:
 def _read(layout: Layout) -> str:
     text = layout.store.read(layout.store_id, _LONGEST).decode("ascii", errors="replace").strip()
     found = _ID.fullmatch(text)
-    if found is None or found[1] not in (None, _check(found[2])):
+    nonce = (found["proved"] or found["plain"]) if found else ""
+    if found is None or found["check"] not in (None, _check(nonce)):
         raise HostUnfit(f"store id {layout.store_id} is damaged", hint="remove it when no run goes on")
-    return text
+    return nonce
 
 
 def _check(nonce: str) -> str:

@@ -41,11 +41,10 @@ def package_commit(name: str) -> str | None:
     """
     try:
         text = importlib.metadata.distribution(name).read_text("direct_url.json")
+        commit = json.loads(text or "{}").get("vcs_info", {}).get("commit_id")
     except importlib.metadata.PackageNotFoundError:
         return None
-    try:
-        commit = json.loads(text or "{}").get("vcs_info", {}).get("commit_id")
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         return None  # not of the form that PEP 610 has
     return str(commit) if commit else None
 

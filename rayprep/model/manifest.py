@@ -23,6 +23,8 @@ POINTER_NAME = "container_run_meta.env"
 POINTER = "CONTAINER_RUN_META_JSON"
 """In the pointer: the manifest's path inside the container."""
 POINTER_ON_HOST = "CONTAINER_RUN_META_JSON_HOST"
+LONGEST_POINTER = 1 << 16
+"""Bytes of the file: two paths, each letter of which may be quoted. `shlex` takes minutes for a word of megabytes."""
 
 
 class SurfaceStatus(StrEnum):

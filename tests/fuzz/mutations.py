@@ -13,6 +13,7 @@ _NAME = re.compile(r'"((?:[^"\\]|\\.)*)"\s*:\s*')
 _DIGITS = re.compile(rb"\d+(?:\.\d+)?")
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
 _DEPTH = 100_000
+_LARGE = 1 << 20
 _NUMBERS = (
     *(b"NaN", b"Infinity", b"-Infinity", b"-1", b"0", b"1e999", b"-0.0", b"1e-400", b"1" + b"0" * 400),
     b"9" * 5000,
@@ -191,6 +192,16 @@ def _blanks(data: bytes, random: Random) -> bytes:
     return data[:place] + random.choice((b" ", b"\n", b"\t", b"\x00")) * (1 << 20) + data[place:]
 
 
+def _enlarge(data: bytes, random: Random) -> bytes:
+    """A megabyte within a string, or anywhere: what takes the square of its length would not come to an end."""
+    strings = list(_STRING.finditer(data))
+    place = random.randrange(len(data) + 1)
+    if strings and random.random() < 0.5:
+        place = random.choice(strings).start() + 1
+    part = random.choice((b"x", b"0", b" ", b"'", b'"', b"\\", b"/", b"{", b"x ", b"x=", b"x: ", b'"",', b"\x00"))
+    return data[:place] + part * (_LARGE // len(part)) + data[place:]
+
+
 def _twice(data: bytes, random: Random) -> bytes:
     return random.choice((data, data.rstrip(b"\n"))) + data
 
@@ -220,6 +231,7 @@ MUTATORS: dict[str, tuple[Mutator, int]] = {
     "utf-16": (_to_utf16, 1),
     "empty": (_empty, 1),
     "blanks": (_blanks, 1),
+    "large": (_enlarge, 2),
     "twice": (_twice, 3),
     "document": (_document, 3),
 }

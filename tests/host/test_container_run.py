@@ -4,14 +4,17 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
+from rayprep.client import find_manifest
 from rayprep.host.container_run import read_container_run, update_manifest, write_manifest
 from rayprep.model.base import to_json
+from rayprep.model.errors import HostUnfit
 from rayprep.model.located import Located
-from rayprep.model.manifest import POINTER, Manifest, merged, parse_pointer
+from rayprep.model.manifest import LONGEST_POINTER, POINTER, Manifest, merged, parse_pointer, pointer_text
 from tests.model.samples import MOMENT
 from tests.model.test_manifest import manifest
 from tests.needs import needs_namespaces
@@ -49,6 +52,22 @@ def test_a_container_that_has_stopped_is_nobodys(tmp_path: Path) -> None:
 def test_a_damaged_pointer_is_none(tmp_path: Path, text: bytes) -> None:
     (tmp_path / "container_run_meta.env").write_bytes(text)
     assert read_container_run(tmp_path) is None
+
+
+def test_a_pointer_of_megabytes_is_refused_at_once(tmp_path: Path) -> None:
+    (tmp_path / "container_run_meta.env").write_bytes(b"CONTAINER_RUN_META_JSON=" + b"x" * (1 << 20))
+    started = time.monotonic()
+    assert read_container_run(tmp_path) is None
+    with pytest.raises(HostUnfit, match="cannot be read"):
+        find_manifest({"HOST_TELEMETRY_ROOT": str(tmp_path)})
+    assert time.monotonic() - started < 5
+
+
+def test_the_longest_paths_that_there_are_fit_into_a_pointer(tmp_path: Path) -> None:
+    longest = "/" + "'" * 4094
+    text = pointer_text(Located(container_path=longest, host_path=longest))
+    assert len(text.encode()) <= LONGEST_POINTER
+    assert parse_pointer(text)[POINTER] == longest
 
 
 def test_changes_made_at_once_are_all_there(tmp_path: Path) -> None:

@@ -109,13 +109,14 @@ def test_an_nvcc_that_does_not_run_has_no_version(tmp_path: Path) -> None:
     assert toolchain.nvcc_version(env(tmp_path)) is None
 
 
-def install(folder: Path, name: str, direct_url: str | None) -> None:
+def install(folder: Path, name: str, direct_url: str | bytes | None) -> None:
     """A distribution as pip leaves it."""
     info = folder / f"{name.replace('-', '_')}-1.2.3.dist-info"
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.2.3\n", encoding="utf-8")
     if direct_url is not None:
-        (info / "direct_url.json").write_text(direct_url, encoding="utf-8")
+        data = direct_url.encode() if isinstance(direct_url, str) else direct_url
+        (info / "direct_url.json").write_bytes(data)
 
 
 @pytest.mark.parametrize(
@@ -129,10 +130,12 @@ def install(folder: Path, name: str, direct_url: str | None) -> None:
         ('{"vcs_info": null}', None),
         ("{", None),
         ("[]", None),
+        ("[" * 100_000, None),
+        (b"\xff", None),
     ],
 )
 def test_the_commit_of_an_installation_from_git(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, direct_url: str | None, commit: str | None
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, direct_url: str | bytes | None, commit: str | None
 ) -> None:
     install(tmp_path, "rayprep-test-package", direct_url)
     monkeypatch.syspath_prepend(str(tmp_path))

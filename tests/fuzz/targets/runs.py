@@ -33,7 +33,7 @@ class ResultFile:
         earlier = to_json(self._result).encode()
         return [
             Target(f"{name}, sealed", self._good, self._read_sealed, "read", share),
-            Target(f"{name} of an earlier version", earlier, self._read, "read", share, every_value=7),
+            Target(f"{name} of an earlier version", earlier, self._read, "read", share, every_value=23),
             Target(f"{name}, sealed again", open_seal(self._good), self._read_resealed, "read", share),
         ]
 
@@ -70,9 +70,9 @@ def result_targets(folder: Path) -> list[Target]:
     other = fleet(folder / "hosts", ("gpu-0", "gpu-1"), failed=["gpu-1"]).write()
     part = ResultFile(other, other.host_file("gpu-1"), other.results["gpu-1"])
     return [
-        *one.targets("result of a host", 0.6),
-        *whole.targets("result of a fleet", 0.4),
-        *part.targets("result of a host of a fleet", 0.3),
+        *one.targets("result of a host", 0.4),
+        *whole.targets("result of a fleet", 0.3),
+        *part.targets("result of a host of a fleet", 0.1),
     ]
 
 
@@ -92,7 +92,7 @@ def log_target(folder: Path) -> Target:
         render(record).encode()
         return "all" if len(record.events) == whole else "some"
 
-    return Target("session log", good, read, "all", 0.7, every_value=3)
+    return Target("session log", good, read, "all", 0.4, every_value=5)
 
 
 def metrics_target(folder: Path) -> Target:
