@@ -201,10 +201,10 @@ def _check_token_file(path: str | None) -> None:
         empty = not read_text(path).strip()
     except (OSError, ValueError) as error:
         raise _unavailable(
-            f"RAY_AUTH_TOKEN_PATH={path} cannot be read: {error}", "copy the head's token there"
+            f"the token file {path} cannot be read: {error}", "copy the head's token there"
         ) from None
     if empty:
-        raise _unavailable(f"RAY_AUTH_TOKEN_PATH={path} is empty", "copy the head's token there")
+        raise _unavailable(f"the token file {path} is empty", "copy the head's token there")
 
 
 def _ask(address: str) -> None:
