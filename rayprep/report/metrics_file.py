@@ -3,6 +3,7 @@
 Source: github.com/prometheus/node_exporter, "Textfile Collector".
 """
 
+import errno
 import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -49,6 +50,10 @@ def _read(tree: OwnedTree, path: Path) -> list[Sample]:
         families = list(text_string_to_metric_families(text))
     except (FileNotFoundError, ValueError):
         return []
+    except OSError as error:
+        if error.errno == errno.EFBIG:
+            return []
+        raise
     found = [each for family in families for each in family.samples if each.name in by_name]
     return [
         by_name[each.name].sample(each.value, *each.labels.values())

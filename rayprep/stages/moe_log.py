@@ -30,12 +30,13 @@ class MeasurementLog:
             self._take(line)
 
     def _lines(self) -> list[bytes]:
+        """All but the empty ones: of these a file can hold millions, and parsing each takes longer than reading all."""
         try:
             descriptor = self._open(os.O_RDONLY)
         except FileNotFoundError:
             return []
         try:
-            return read_whole(descriptor, str(self._path)).splitlines()
+            return list(filter(None, read_whole(descriptor, str(self._path)).split(b"\n")))
         finally:
             os.close(descriptor)
 

@@ -34,8 +34,9 @@ def test_each_run_adds_to_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "left",
     [
+        pytest.param("# \n" * (1 << 20), id="large"),
         *("{half", "\x00", f'{SHIPPED.name}{{gone="x"}} 3\n', "# TYPE other gauge\nother 1\n", ""),
-        f'# TYPE {SHIPPED.name}{" " * (1 << 20)}counter\n{SHIPPED.name}{{host="a"}} 3\n',
+        pytest.param(f'# TYPE {SHIPPED.name}{" " * (1 << 19)}counter\n{SHIPPED.name}{{host="a"}} 3\n', id="long line"),
         *(f'{SHIPPED.name}{{host="a"}} {value}\n' for value in ("NaN", "+Inf", "1e999", "9" * 400)),
     ],
 )

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -132,3 +133,13 @@ def test_a_measurement_whose_checksum_is_wrong_or_not_there_is_made_again(tmp_pa
         path.write_bytes(b"\n".join([damaged, second, b""]))
         found = MeasurementLog(path)
         assert (list(found.done), found.unreadable) == ([measurement(2).trial], 1)
+
+
+def test_empty_lines_are_no_damage_and_take_no_time(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    MeasurementLog(path).append(measurement(1))
+    path.write_bytes(b"\n" * (4 << 20) + path.read_bytes())
+    started = time.monotonic()
+    found = MeasurementLog(path)
+    assert (list(found.done.values()), found.unreadable) == ([measurement(1)], 0)
+    assert time.monotonic() - started < 5
