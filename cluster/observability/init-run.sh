@@ -74,7 +74,7 @@ make_folders() {
         [[ ! -e $each || -d $each || -f $each ]] || fail 3 "$each is neither a file nor a folder (move it away)"
     done
     for each in "$TELEMETRY/logs" "$FOLDER" "$TELEMETRY/"{prometheus,jaeger}"/$RUN"; do
-        why=$(mkdir -p "$each" 2>&1) || fail 3 "${why#mkdir: } (mend the mount, or its owner)"
+        why=$(LC_ALL=C mkdir -p "$each" 2>&1) || fail 3 "${why#mkdir: } (mend the mount, or its owner)"
         [[ -w $each ]] || fail 3 "$each cannot be written (mend the mount, or its owner)"
     done
     : >>"$LOG" || fail 3 "$LOG cannot be written (mend the mount, or its owner)"

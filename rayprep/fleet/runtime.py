@@ -200,9 +200,7 @@ def _check_token_file(path: str | None) -> None:
     try:
         empty = not read_text(path).strip()
     except (OSError, ValueError) as error:
-        raise _unavailable(
-            f"the token file {path} cannot be read: {error}", "copy the head's token there"
-        ) from None
+        raise _unavailable(f"the token file {path} cannot be read: {error}", "copy the head's token there") from None
     if empty:
         raise _unavailable(f"the token file {path} is empty", "copy the head's token there")
 

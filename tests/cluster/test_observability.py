@@ -214,16 +214,23 @@ class TestFaults:
                 folder.chmod(0o2777)
             for theirs in (run.telemetry, run.telemetry / "logs"):
                 os.chown(theirs, 4400, 4400)
-            (run.telemetry / "prometheus").symlink_to(run.profiles)
             run.start("sh", "-c", ":", PATH=str(run.programs), RUN_FILE_UID="4321", RUN_FILE_GID="4322")
             status, said = run.end_by_itself()
             assert status == 0, said
-            owners = {path.name: path.stat().st_uid for path in (run.telemetry, *run.telemetry.iterdir(), run.profiles)}
-            assert owners == {
-                **{"telemetry": 4400, "logs": 4400, "prometheus": 0, "profiles": 0},
-                **{"jaeger": 4321, "container_runs": 4321},
-            }
+            owners = {path.name: path.stat().st_uid for path in (run.telemetry, *run.telemetry.iterdir())}
+            theirs = {"telemetry": 4400, "logs": 4400}
+            assert owners == {**theirs, "prometheus": 4321, "jaeger": 4321, "container_runs": 4321}
             assert {path.stat().st_uid for path in run.telemetry.rglob("*") if RUN_ID in str(path)} == {4321}
+
+    @pytest.mark.parametrize("name", ["logs", "prometheus", "container_runs"])
+    def test_a_link_in_the_telemetry_root_is_refused(self, own: ContainerRun, name: str) -> None:
+        own.telemetry.mkdir()
+        (own.telemetry / name).symlink_to(own.profiles)
+        own.start("true")
+        status, said = own.end_by_itself()
+        assert status == 3
+        (line,) = said.splitlines()
+        assert f"{own.telemetry}/{name} is a link, which is not followed" in line
 
     @pytest.mark.slow
     def test_programs_that_do_not_answer_are_waited_for_together(self, own: ContainerRun) -> None:

@@ -122,7 +122,7 @@ ONE = FORMAT_1.decode()
         (ONE.replace(',"slices":1', ""), "it has no verification.slices"),
         (ONE.replace('"missed":', '"missed":[],"missed":'), "a key twice"),
         (ONE.replace('"tp":1', '"tp":1,"tp":1'), "a key twice"),
-        (ONE.replace('"duration_s":10.0', '"duration_s":NaN'), "NaN is no number"),
+        (ONE.replace('"duration_s":10.0', '"duration_s":NaN'), "a finite number"),
         (seal(PLAIN.replace('"missed": [\n    "bs8"\n  ],', "")), "it has no missed"),
         (FORMAT_2.decode().replace("bs8", "bs9", 1), "not what its checksum says"),
         ("[" * 100_000, "recursion"),
