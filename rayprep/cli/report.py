@@ -1,6 +1,7 @@
 """`rayprep report`: one HTML page of what a run has left."""
 
 import os
+import stat
 from pathlib import Path
 
 from rayprep.cli import output
@@ -30,12 +31,23 @@ def run(run_id: str, telemetry_root: str | None, page: Path | None) -> None:
         raise BadRequest(f"{record.damaged[0]}{more}", hint="the page shows what the other files say")
 
 
+def _is_special(path: Path) -> bool:
+    """Whether it is a pipe or a device, itself: a link to one may be somebody else's, but for those in /dev."""
+    if path.is_relative_to("/dev") or path.is_relative_to("/proc"):
+        return True
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)
+
+
 def _write(layout: Layout, path: Path, text: str, *, named: bool) -> None:
     """`named` by the user, it may be anywhere; else it belongs to the run's folder, which others may write to."""
     try:
         if not named:
             layout.runs.write(path, text)
-        elif path.is_relative_to("/dev") or path.is_relative_to("/proc"):
+        elif _is_special(path):
             path.write_text(text, encoding="utf-8")  # such as /dev/stdout, which no file may take the place of
         else:
             write_text(path, text)

@@ -23,6 +23,7 @@ from rayprep.fleet.runtime import joined_ray, local_ray
 from rayprep.model.errors import ErrorType, Interrupted, RayprepError
 from rayprep.model.fleet_result import FleetResult
 from rayprep.model.result import PrepResult
+from rayprep.report.screen import write_line
 
 _PR_SET_PDEATHSIG = 1
 
@@ -55,7 +56,9 @@ def _as_ours(error: Exception, *, debug: bool) -> RayprepError:
     if isinstance(error, RayprepError):
         return error
     if debug:
-        traceback.print_exception(error)
+        for part in traceback.format_exception(error):
+            for line in part.rstrip("\n").split("\n"):
+                write_line(line, sys.stderr)
     return RayprepError(f"{type(error).__name__}: {error}", error_type=ErrorType.INTERNAL_ERROR)
 
 

@@ -145,6 +145,6 @@ def test_nothing_of_a_tuning_is_written_or_removed_through_a_link(tmp_path: Path
     link.parent.mkdir(parents=True)
     link.symlink_to(tmp_path / "theirs")
     context = build_context(layout, tmp_path / "log", tmp_path, {}, lambda _: None)
-    with pytest.raises(StageError, match=f"{link.name} is a link, which is not followed"):
+    with pytest.raises(StageError, match=f"{link.name}: it is a link, which is not followed"):
         tune(asked, shape, context)
     assert [path for path in kept.parents[1].rglob("*") if path.is_file()] == [kept]
