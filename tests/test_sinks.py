@@ -22,6 +22,8 @@ SINKS = {
     # Lines of JSON from a child to its stage.
     "stages/child_lines.py": {"print"},
     "stages/sglang_jit_child.py": {"print"},
+    # A trace that was asked for, by way of the screen.
+    "fleet/attached.py": {"sys.stderr"},
     # An archive.
     "host/package_file.py": {"sys.stdout"},
 }

@@ -1,7 +1,9 @@
 """`rayprep report`: one HTML page of what a run has left."""
 
+import errno
 import os
 import stat
+import time
 from pathlib import Path
 
 from rayprep.cli import output
@@ -11,6 +13,10 @@ from rayprep.host.run_files import read_run
 from rayprep.model.base import counted
 from rayprep.model.errors import BadRequest
 from rayprep.report.page import render
+
+_READER_S = 10.0
+"""For a pipe's reader to come."""
+_POLL_S = 0.05
 
 
 def run(run_id: str, telemetry_root: str | None, page: Path | None) -> None:
@@ -24,11 +30,27 @@ def run(run_id: str, telemetry_root: str | None, page: Path | None) -> None:
     layout.refuse_strange_runs(run_id)
     record = read_run(layout, run_id)
     path = page or layout.run(run_id) / "report.html"
-    _write(layout, path, render(record), named=output is not None)
+    _write(layout, path, render(record), named=page is not None)
     output.for_programs(str(path))
     if record.damaged:
         more = f", and {counted(len(record.damaged) - 1, 'more such file')}" if record.damaged[1:] else ""
         raise BadRequest(f"{record.damaged[0]}{more}", hint="the page shows what the other files say")
+
+
+def _write_special(path: Path, data: bytes) -> None:
+    """Write to a pipe or a device. Raises OSError, also where nobody reads the pipe."""
+    deadline = time.monotonic() + _READER_S
+    while True:
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
+            break
+        except OSError as error:
+            if error.errno != errno.ENXIO or time.monotonic() > deadline:
+                raise
+            time.sleep(_POLL_S)
+    os.set_blocking(descriptor, True)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
 
 
 def _is_special(path: Path) -> bool:
@@ -48,7 +70,7 @@ def _write(layout: Layout, path: Path, text: str, *, named: bool) -> None:
         if not named:
             layout.runs.write(path, text)
         elif _is_special(path):
-            path.write_text(text, encoding="utf-8")  # such as /dev/stdout, which no file may take the place of
+            _write_special(path, text.encode())  # such as /dev/stdout, which no file may take the place of
         else:
             write_text(path, text)
     except OSError as error:
