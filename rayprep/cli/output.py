@@ -2,12 +2,11 @@
 
 import os
 import sys
-import traceback
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from rayprep.model.text import one_line, printable
-from rayprep.report.screen import write_json, write_line
+from rayprep.report.screen import write_json, write_line, write_trace
 
 if TYPE_CHECKING:
     from rayprep.model.base import Record
@@ -69,5 +68,4 @@ def warn(text: str) -> None:
 
 def trace(problem: BaseException) -> None:
     """Where an exception came from, as Python shows it."""
-    for part in traceback.format_exception(problem):
-        lines(part.rstrip("\n").split("\n"), to_stderr=True)
+    write_trace(problem, sys.stderr)

@@ -10,7 +10,6 @@ import ctypes
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
 
@@ -23,7 +22,7 @@ from rayprep.fleet.runtime import joined_ray, local_ray
 from rayprep.model.errors import ErrorType, Interrupted, RayprepError
 from rayprep.model.fleet_result import FleetResult
 from rayprep.model.result import PrepResult
-from rayprep.report.screen import write_line
+from rayprep.report.screen import write_trace
 
 _PR_SET_PDEATHSIG = 1
 
@@ -56,9 +55,7 @@ def _as_ours(error: Exception, *, debug: bool) -> RayprepError:
     if isinstance(error, RayprepError):
         return error
     if debug:
-        for part in traceback.format_exception(error):
-            for line in part.rstrip("\n").split("\n"):
-                write_line(line, sys.stderr)
+        write_trace(error, sys.stderr)
     return RayprepError(f"{type(error).__name__}: {error}", error_type=ErrorType.INTERNAL_ERROR)
 
 

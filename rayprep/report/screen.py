@@ -3,6 +3,7 @@
 Nothing else here or in the commands prints: a line ends where the call ends, and no text in it can end it earlier.
 """
 
+import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal, TextIO
 
@@ -16,6 +17,13 @@ if TYPE_CHECKING:
 def write_line(text: str, stream: TextIO) -> None:
     """Writes one line, at once. Raises OSError where nobody reads it any more."""
     print(printable(text), file=stream, flush=True)
+
+
+def write_trace(problem: BaseException, stream: TextIO) -> None:
+    """Write where an exception came from, as Python shows it."""
+    for part in traceback.format_exception(problem):
+        for line in part.rstrip("\n").split("\n"):
+            write_line(line, stream)
 
 
 def write_json(text: str, stream: TextIO) -> None:
