@@ -41,6 +41,7 @@ class ErrorType(StrEnum):
     COMPILE_FAILED = "compile_failed"
     RAY_UNAVAILABLE = "ray_unavailable"
     UNSUPPORTED = "unsupported"
+    WITHDRAWN = "withdrawn"
     INTERRUPTED = "interrupted"
     INTERNAL_ERROR = "internal_error"
 
@@ -92,6 +93,10 @@ MEANING: dict[ErrorType, tuple[str, str]] = {
     ErrorType.COMPILE_FAILED: ("a kernel did not compile, or computed something else", "read the stage's log"),
     ErrorType.RAY_UNAVAILABLE: ("Ray cannot be started or joined", "check --address, or run `rayprep doctor`"),
     ErrorType.UNSUPPORTED: ("this version of rayprep cannot do that here", "leave the stage out with --skip"),
+    ErrorType.WITHDRAWN: (
+        "a server died of what the stage had made, and lives without it",
+        "nothing: it is set aside with the reason, and servers do without it; report what died",
+    ),
     ErrorType.INTERNAL_ERROR: ("rayprep itself failed", "run again with --debug, and report what it shows"),
     ErrorType.INTERRUPTED: ("stopped by Ctrl-C or SIGTERM", "run ensure again; it goes on where it stopped"),
 }

@@ -16,7 +16,7 @@ from rayprep.model.moe_trial import Done, Trial
 from rayprep.model.signature import Signature
 from rayprep.model.spec import MoeStrategy
 
-TUNER_VERSION = "4"
+TUNER_VERSION = "5"
 """Of the method: measurements of another one are not compared with ours."""
 SEED = 0
 """Of the made-up weights, inputs and routings."""
@@ -35,6 +35,8 @@ _CONTAINED = {
 }
 """A longer search does what is asked of a shorter one."""
 
+WORTH = 1.02
+"""So many times as fast as SGLang's own a config has to be, or that stays: measurements of one config differ by 1 %."""
 _HOPELESS = 3.0
 """So many times as slow as the best, a config is not measured to its end."""
 
@@ -171,7 +173,7 @@ def _us(trial: Trial, done: Done) -> float | None:
 
 def choose(tokens: int, done: Done) -> Choice | None:
     """The fastest of those that were measured together with SGLang's own, on the last rung on which that ran; SGLang's
-    own where nothing is faster.
+    own where nothing is faster by WORTH.
 
     Where that ran on none of them the fastest of the last rung. None where nothing ran.
     """
@@ -184,6 +186,8 @@ def choose(tokens: int, done: Done) -> Choice | None:
     if not rung:
         return None
     fastest = min(rung, key=lambda each: (each.us or 0.0, each.trial.config is not None, str(each.trial.config)))
+    if beside and (beside.us or 0.0) < WORTH * (fastest.us or 0.0):
+        fastest = beside
     return Choice(
         tokens=tokens,
         config=fastest.trial.config,

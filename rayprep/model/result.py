@@ -15,7 +15,7 @@ from rayprep.model.slices import Asked
 from rayprep.model.snapshot import ProfileSnapshot
 from rayprep.model.stages import StageName, StageStatus, exit_code
 from rayprep.model.telemetry import TelemetryProbe
-from rayprep.model.tuning import Tuning
+from rayprep.model.tuning import RefusedEntry, Tuning
 from rayprep.model.verification import VerifyResult
 
 
@@ -46,6 +46,8 @@ class Artifacts(Record):
     """A server's log says that it uses the config file."""
     verify_log: Located | None = None
     tuning: Tuning | None = None
+    refused: tuple[RefusedEntry, ...] | None = None
+    """Entries that no server could have launched; none of them is in the file."""
     log_file: Located | None = None
     cubins: Tally | None = None
     files: Tally | None = None

@@ -18,13 +18,24 @@ class TunedSize(Record):
     """Null where nothing was faster than the default, which is then what the file says."""
 
 
+class RefusedEntry(Record):
+    """An entry that a server could not have launched, and is not in the file."""
+
+    batch_size: int
+    config: dict[str, int | bool]
+    error: str
+    """Of the launch, with how many tokens."""
+    own_runs: bool
+    """SGLang's own values are there in its place; else those of the neighbouring entries count."""
+
+
 class TuningCounts(Record):
     """What a tuning came to. Times in seconds."""
 
     model_config = FINITE
 
     gpus: int = 0
-    """On which it was measured, side by side; 0 where a script tuned."""
+    """On which it was measured, side by side, or its file tried; 0 in what an earlier rayprep wrote of a script."""
     measured: int = 0
     reused: int = 0
     """Measurements that an earlier run, which was stopped, had made."""

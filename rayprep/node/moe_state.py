@@ -1,13 +1,20 @@
-"""What a server finds where it looks for its MoE configs: another config makes it compile other kernels."""
+"""The MoE configs where a server looks for them: which there are, and whether one of ours may be there."""
 
 from collections.abc import Iterable
 
 from rayprep.host.files import read_bytes
 from rayprep.host.layout import Layout
 from rayprep.host.moe_folder import digest_of, shipped_configs
+from rayprep.host.moe_withdrawn import withdrawal_of
 from rayprep.model.caches import CacheName
 from rayprep.model.completion import Check, CheckState, Completion
+from rayprep.model.moe import MoeShape
+from rayprep.model.moe_search import TUNER_VERSION, tuning_digest
+from rayprep.model.plan import NotNeeded
 from rayprep.model.stages import StageName
+from rayprep.model.tuning import Tuning
+from rayprep.stages import StageRequest
+from rayprep.stages.moe_tune import shape_of, tuner_of
 
 
 def found_configs(layout: Layout, names: Iterable[str]) -> dict[str, str]:
@@ -38,3 +45,21 @@ def served_with_others(layout: Layout, completion: Completion) -> Check | None:
     if not changed:
         return None
     return Check(state=CheckState.NOT_COVERED, detail=f"a server reads another MoE config now: {changed[0]}")
+
+
+def is_tried(tuning: Tuning | None) -> bool:
+    """Whether every entry of the file was launched before it was put before servers.
+
+    Earlier versions of the tuner launched what they had measured alone, and no script's file at all.
+    """
+    return tuning is None or (tuning.gpus > 0 and tuning.tuner_version in (None, TUNER_VERSION))
+
+
+def withdrawn(layout: Layout, request: StageRequest) -> NotNeeded | None:
+    """Why a config is not tuned again: a server died of what the same tuner had made of the same shape."""
+    shape = shape_of(request)
+    known = withdrawal_of(layout, tuning_digest(request.signature, shape)) if isinstance(shape, MoeShape) else None
+    if known is None or known.tuner != tuner_of(request.spec):
+        return None
+    since = f"since {known.since}, --rebuild {StageName.MOE_TUNE} tunes anew"
+    return NotNeeded(reason="withdrawn", detail=f"{known.reason}; {since}")

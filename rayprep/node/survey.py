@@ -38,7 +38,7 @@ from rayprep.model.slices import count_slices, deal
 from rayprep.model.spec import DeviceChoice, PrepSpec, StageOp, check_against_model
 from rayprep.model.stages import StageName
 from rayprep.model.torch_compile import without
-from rayprep.node.moe_state import served_with_others
+from rayprep.node.moe_state import is_tried, served_with_others, withdrawn
 from rayprep.node.request import NodeRequest
 from rayprep.stages import BY_NAME, StageRequest
 from rayprep.stages.serve import serve_follows
@@ -200,7 +200,7 @@ class _Decider:
 
     def _is_unheard(self, completion: Completion | None) -> bool:
         """A config that was tuned, and of which no server has spoken yet."""
-        return completion is not None and completion.outcome == "built" and not completion.verified_in_log
+        return completion is not None and bool(completion.artifacts) and not completion.verified_in_log
 
     def _plan(self, stage: StageName) -> StagePlan:
         request = self.request
@@ -215,6 +215,7 @@ class _Decider:
             plan = only(plan, self.part[stage]) if stage in self.part else plan
             if self.spec.op(stage) is not StageOp.REBUILD:
                 plan = known_unable(plan, self.exact(stage), self.request.signature) or plan
+                plan = (withdrawn(self.layout, request) if stage is StageName.MOE_TUNE else None) or plan
         return plan
 
     def key(self, stage: StageName) -> str:
@@ -248,7 +249,10 @@ class _Decider:
         """Why a completion is not enough that holds by itself: for the MoE config that a server reads."""
         if completion.stage is StageName.SERVE:
             return served_with_others(self.layout, completion)
-        unheard = completion.stage is StageName.MOE_TUNE and self._is_unheard(completion)
-        if not unheard or serve_follows(self.spec):
+        if completion.stage is not StageName.MOE_TUNE:
+            return None
+        if not is_tried(completion.tuning):
+            return Check(state=CheckState.NOT_COVERED, detail="nobody has tried whether a server can launch each entry")
+        if not self._is_unheard(completion) or serve_follows(self.spec):
             return None
         return Check(state=CheckState.NOT_COVERED, detail="no server has said yet that it uses the config")

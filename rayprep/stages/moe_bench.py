@@ -9,6 +9,7 @@ Source of what is called: sglang 0.5.16, `srt/layers/moe/moe_runner/triton_utils
 benchmark/kernels/fused_moe_triton.
 """
 
+import importlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -25,13 +26,13 @@ from sglang.srt.layers.moe.moe_runner.triton_utils.fused_moe import fused_moe
 from sglang.srt.server_args import ServerArgs, set_global_server_args_for_scheduler
 
 from rayprep.model.moe import FP8, MoeShape
-from rayprep.model.moe_entries import Stock
+from rayprep.model.moe_entries import Launch, Stock
 from rayprep.model.moe_search import is_hopeless
 from rayprep.model.moe_space import KernelConfig
 from rayprep.model.moe_trial import Measurement, Trial
 from rayprep.stages.moe_layer import Inputs, MadeUpLayer
 from rayprep.stages.moe_timing import graph_us
-from rayprep.stages.moe_tune_protocol import BenchFacts, KernelJob, Recorded, one_line
+from rayprep.stages.moe_tune_protocol import BenchFacts, Call, KernelJob, Recorded, one_line
 
 _KERNELS = ("fused_moe_kernel",)
 """How the names of the kernels begin that a config changes."""
@@ -58,6 +59,8 @@ class MoeBench:
         copies = max(1, min(_MOST_COPIES, -(-_L2_TIMES * l2 // size)))
         self._weight_sets = [first, *(self._layer.weights() for _ in range(copies - 1))]
         self._inputs: Inputs | None = None
+        self._seen: set[tuple[str, str]] = set()
+        """The kernels' modules and names, as far as one was recorded."""
         self._best: dict[int, float] = {}
         """Microseconds, by the number of tokens."""
         self._measured(_WARM_UP)
@@ -107,12 +110,33 @@ class MoeBench:
         )
         return tuple(sorted({size for found in entries for size in found or ()}))
 
-    def record(self, trial: Trial) -> Recorded:
-        """The kernels that the trial would compile. They are not compiled, and nothing of them runs."""
+    def record(self, call: Call) -> Recorded:
+        """The kernels that the call needs. They are not compiled, and nothing of them runs."""
         jobs: list[KernelJob] = []
+        self._forget_kernels()
         with _recording(jobs):
-            self._call(trial, self._inputs_for(trial.tokens), 0)
+            if isinstance(call, Launch):
+                self._serve(call)
+            else:
+                self._call(call, self._inputs_for(call.tokens), 0)
+        self._seen |= {(job.module, job.name) for job in jobs}
         return Recorded(tuple(jobs))
+
+    def _forget_kernels(self) -> None:
+        """Triton asks nothing of a kernel that this process has loaded. It is read again from the cache on disk."""
+        for module, name in self._seen:
+            for loaded, *_ in getattr(importlib.import_module(module), name).device_caches.values():
+                loaded.clear()
+
+    def launch(self, launch: Launch) -> str | None:
+        """Makes the call. Returns why it does not run, or None."""
+        try:
+            self._serve(launch)
+            torch.cuda.synchronize()
+        except Exception as error:  # noqa: BLE001 - an entry that does not fit is an answer
+            _end_without_context(error)
+            return one_line(error)
+        return None
 
     def measure(self, trial: Trial) -> Measurement:
         """Runs it. The measurement says why, where it cannot."""
@@ -145,20 +169,28 @@ class MoeBench:
         return graph_us(run, lambda: inputs.states.copy_(inputs.fresh), replays)
 
     def _call(self, trial: Trial, inputs: Inputs, number: int) -> None:
+        with _overridden(trial.config):
+            self._run(inputs, number)
+
+    def _serve(self, launch: Launch) -> None:
+        """One call in which SGLang chooses the configs itself, of the launch's entries."""
+        with _reading(launch):
+            self._run(self._inputs_for(launch.tokens), 0)
+
+    def _run(self, inputs: Inputs, number: int) -> None:
         weights = self._weight_sets[number % len(self._weight_sets)]
-        with override_config(trial.config.entry() if trial.config else None):
-            fused_moe(
-                inputs.states[number],
-                weights.gate_up,
-                weights.down,
-                inputs.routing[number],
-                moe_runner_config=self._runner,
-                use_fp8_w8a8=self.shape.dtype == FP8,
-                per_channel_quant=self.shape.per_channel,
-                w1_scale=weights.gate_up_scale,
-                w2_scale=weights.down_scale,
-                block_shape=list(self.shape.block) if self.shape.block else None,
-            )
+        fused_moe(
+            inputs.states[number],
+            weights.gate_up,
+            weights.down,
+            inputs.routing[number],
+            moe_runner_config=self._runner,
+            use_fp8_w8a8=self.shape.dtype == FP8,
+            per_channel_quant=self.shape.per_channel,
+            w1_scale=weights.gate_up_scale,
+            w2_scale=weights.down_scale,
+            block_shape=list(self.shape.block) if self.shape.block else None,
+        )
 
     def _inputs_for(self, tokens: int) -> Inputs:
         """Made once for a size; the same for the same seed, whatever was measured before."""
@@ -175,6 +207,40 @@ def _end_without_context(error: Exception) -> None:
     except Exception:  # noqa: BLE001 - whatever it says, nothing more can run here
         print(one_line(error), file=sys.stderr, flush=True)
         os._exit(_CONTEXT_LOST)
+
+
+@contextmanager
+def _overridden(config: KernelConfig | None) -> Iterator[None]:
+    """Has both products run with a config; with None, with what SGLang chooses.
+
+    Nothing may be raised out of SGLang's own `override_config`: it would leave the config in place, and `stock` take
+    that for SGLang's own (`triton_utils/__init__.py` of sglang 0.5.16: its `yield` is in no `try`).
+    """
+    failure: Exception | None = None
+    with override_config(config.entry() if config else None):
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - raised again behind it
+            failure = error
+    if failure is not None:
+        raise failure
+
+
+@contextmanager
+def _reading(launch: Launch) -> Iterator[None]:
+    """Has SGLang find these entries where it reads its config files, and nothing else."""
+
+    def entries(*_: object, down_moe: bool = False, **__: object) -> dict[int, dict[str, int | bool]]:
+        # Where there is no file for the second product, SGLang takes the first one's entry.
+        config = launch.down if down_moe and launch.down else launch.up
+        return {launch.tokens: config.entry()}
+
+    before = sglang_configs.get_moe_configs
+    sglang_configs.get_moe_configs = entries
+    try:
+        yield
+    finally:
+        sglang_configs.get_moe_configs = before
 
 
 @contextmanager
@@ -215,7 +281,13 @@ def answers(bench: MoeBench) -> Callable[[Question], object]:
             return bench.stock(argument)
         if name == "shipped_sizes":
             return bench.shipped_sizes()
+        if name == "launch":
+            assert isinstance(argument, Launch)
+            return bench.launch(argument)
+        assert isinstance(argument, Trial | Launch)
+        if name == "record":
+            return bench.record(argument)
         assert isinstance(argument, Trial)
-        return bench.record(argument) if name == "record" else bench.measure(argument)
+        return bench.measure(argument)
 
     return answer

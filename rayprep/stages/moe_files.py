@@ -93,18 +93,26 @@ def warn_of_hidden(layout: Layout) -> str | None:
     return f"{count} of the MoE configs that SGLang ships are not in {where}, where servers look" if count else None
 
 
-def write_config(layout: Layout, folder: str, name: str, entries: Mapping[int, KernelConfig]) -> Path:
-    """Writes a config file as SGLang reads it: number of tokens -> config. A user's that is there is kept aside.
+def config_text(entries: Mapping[int, KernelConfig]) -> bytes:
+    """A config file as SGLang reads it: number of tokens -> config."""
+    document = {str(size): config.entry() for size, config in sorted(entries.items())}
+    return (json.dumps(document, indent=4) + "\n").encode()
+
+
+def place_config(layout: Layout, folder: str, name: str, content: bytes | None) -> Path:
+    """Puts a config where servers look, or SGLang's own where there is none of ours. A user's that is there is kept
+    aside.
 
     Raises:
         OSError: it cannot be written, or would be written through a link.
     """
-    home = plain_folder(layout.cache(CacheName.MOE_CONFIGS), f"configs/{folder}")
-    path, document = home / name, {str(size): config.entry() for size, config in sorted(entries.items())}
-    text = json.dumps(document, indent=4) + "\n"
-    if not layout.caches.is_file(path) or layout.caches.read(path) != text.encode():
+    path = plain_folder(layout.cache(CacheName.MOE_CONFIGS), f"configs/{folder}") / name
+    if layout.caches.is_file(path) and layout.caches.read(path) != content:
         keep_aside(layout, [str(path.relative_to(layout.profiles))])
-    layout.caches.write(path, text)
+    if content is None:
+        layout.caches.unlink(path, missing_ok=True)
+    else:
+        layout.caches.write(path, content)
     return path
 
 

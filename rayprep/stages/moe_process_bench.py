@@ -1,18 +1,23 @@
 """What the tuner measures and compiles with: processes that stay, one for each GPU and as many as there are CPUs."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import compress
 from multiprocessing import get_context
+from types import MappingProxyType
 from typing import TypeVar
 
-from rayprep.model.moe_entries import Stock
+from rayprep.model.moe_entries import Launch, Stock
 from rayprep.model.moe_search import Group
 from rayprep.model.moe_trial import Measurement, Trial
 from rayprep.stages.moe_compile import CompileSetup
-from rayprep.stages.moe_tune_protocol import BenchFacts, KernelJob, Recorded, TuneRequest
+from rayprep.stages.moe_tune_protocol import BenchFacts, Call, KernelJob, Recorded, TuneRequest
 from rayprep.stages.moe_workers import Worker, WorkerFailed, WorkerLost, ask_all
 
 T = TypeVar("T")
+Question = tuple[str, object]
+"""The name of one of the methods of the bench in the process, and its argument."""
+Questions = Sequence[Question]
+"""For one GPU, one after another."""
 _SGLANG_KERNELS = "sglang.srt.layers.moe.fused_moe_triton"
 
 
@@ -93,23 +98,33 @@ class ProcessBench:
         assert isinstance(answer, kind)
         return answer
 
-    def record(self, trials: Sequence[Trial]) -> Iterator[tuple[Trial, Recorded]]:
-        for (_, trial), answer, error in self._ask_gpus("record", [Group((trial,)) for trial in trials]):
-            yield trial, answer if isinstance(answer, Recorded) else Recorded((), error)
+    def record(self, calls: Sequence[Call]) -> Iterator[tuple[Call, Recorded]]:
+        for (_, call), answer, error in self._ask_gpus([[("record", call)] for call in calls]):
+            assert isinstance(call, Trial | Launch)
+            yield call, answer if isinstance(answer, Recorded) else Recorded((), error)
+
+    def launch(self, launches: Sequence[Launch]) -> Iterator[tuple[Launch, str | None]]:
+        for (_, launch), answer, error in self._ask_gpus([[("launch", launch)] for launch in launches]):
+            assert isinstance(launch, Launch)
+            yield launch, error or (str(answer) if answer else None)
 
     def measure(self, groups: Sequence[Group]) -> Iterator[Measurement]:
-        for (_, trial), answer, error in self._ask_gpus("measure", groups):
-            yield answer if isinstance(answer, Measurement) else Measurement(trial=trial, error=error)
-
-    def _ask_gpus(self, what: str, groups: Sequence[Group]) -> Iterator[tuple[tuple[str, Trial], object, str | None]]:
-        shared: list[list[tuple[str, object]]] = []
-        own: dict[int, list[list[tuple[str, object]]]] = {}
+        shared: list[list[Question]] = []
+        own: dict[int, list[list[Question]]] = {}
         for trials, gpu in groups:
             where = own.setdefault(self._index[gpu], []) if gpu in self._index else shared
-            where.append([(what, trial) for trial in trials])
-        for (name, trial), answer, error in ask_all(self._gpus, shared, self._request.deadline_s, own):
+            where.append([("measure", trial) for trial in trials])
+        for (_, trial), answer, error in self._ask_gpus(shared, own):
             assert isinstance(trial, Trial)
-            yield (name, trial), answer, error
+            yield answer if isinstance(answer, Measurement) else Measurement(trial=trial, error=error)
+
+    def _ask_gpus(
+        self,
+        shared: Sequence[Sequence[Question]],
+        own: Mapping[int, Sequence[Sequence[Question]]] = MappingProxyType({}),
+    ) -> Iterator[tuple[Question, object, str | None]]:
+        """Questions by who answers them: whoever is free, and in `own` one GPU, by its index."""
+        return ask_all(self._gpus, shared, self._request.deadline_s, own)
 
     def compile(self, jobs: Sequence[KernelJob]) -> Iterator[tuple[KernelJob, str | None]]:
         for job, _, error in ask_all(self._compilers, [(job,) for job in jobs], self._request.deadline_s):

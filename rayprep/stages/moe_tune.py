@@ -50,14 +50,15 @@ class MoeTuneStage:
         return _work(request.spec, shape, sizes, units)
 
     def build(self, request: StageRequest, work: Work, context: BuildContext) -> Built:
-        from rayprep.stages.moe_run import tune, tune_by_script  # what runs processes is not imported to plan
+        from rayprep.stages.moe_run import tune  # what runs processes is not imported to plan
+        from rayprep.stages.moe_script import tune_by_script
 
         shape = shape_of(request)
         if not isinstance(shape, MoeShape):
             raise StageError(ErrorType.UNSUPPORTED, "there is nothing to tune for this model")
         run = tune_by_script if request.spec.moe_tuner_script else tune
         built = run(request, shape, context)
-        if serve_follows(request.spec):
+        if serve_follows(request.spec) or not built.used:
             return built
         from rayprep.stages.moe_server import confirm_by_server
 
@@ -86,6 +87,11 @@ def sizes_of(spec: PrepSpec) -> tuple[int, ...]:
 
 def label_of(spec: PrepSpec) -> str:
     return "script" if spec.moe_tuner_script else spec.moe_strategy.value
+
+
+def tuner_of(spec: PrepSpec) -> str:
+    """Who makes the config file."""
+    return spec.moe_tuner_script or "rayprep"
 
 
 def unit_name(label: str, shape: MoeShape, tokens: int) -> str:

@@ -14,14 +14,14 @@ from pydantic import Field, TypeAdapter
 from rayprep.model.base import Record
 from rayprep.model.errors import ErrorType, RayprepError
 from rayprep.model.moe import MoeShape
-from rayprep.model.moe_entries import ConfigFiles, Stock
+from rayprep.model.moe_entries import ConfigFiles, Launch, Stock
 from rayprep.model.moe_search import Choice, Group
 from rayprep.model.moe_space import KernelConfig
 from rayprep.model.moe_trial import Measurement, Trial
 from rayprep.model.server_failure import NO_SPACE
 from rayprep.model.spec import MoeStrategy
 from rayprep.model.text import printable
-from rayprep.model.tuning import TuningCounts
+from rayprep.model.tuning import RefusedEntry, TuningCounts
 from rayprep.stages.child_lines import FailLine, StepLine
 
 
@@ -34,6 +34,8 @@ class TuneRequest(Record):
     """Numbers of tokens to tune for."""
     space: tuple[KernelConfig, ...] = ()
     """Tried in place of the strategy's own, where there is one."""
+    given: ConfigFiles | None = None
+    """Another tuner's files, to be tried as ours are; nothing is measured then."""
     log: str
     """Takes the measurements."""
     kernels: str
@@ -65,7 +67,9 @@ class TunedLine(Record):
     triton_version: str
     shipped: str
     """The folder of the configs that ship with SGLang."""
-    files: ConfigFiles
+    files: ConfigFiles | None
+    """Each entry was launched as a server does. None where SGLang does as well without a file of ours."""
+    refused: tuple[RefusedEntry, ...] = ()
     choices: tuple[Choice, ...]
     """For all sizes that were tuned and that the file tells of, now or by an earlier run."""
     counts: TuningCounts
@@ -104,6 +108,10 @@ class BenchFacts(NamedTuple):
     shipped: str
 
 
+Call = Trial | Launch
+"""What needs kernels."""
+
+
 class Bench(Protocol):
     """What compiles and measures."""
 
@@ -116,13 +124,17 @@ class Bench(Protocol):
         """Of which SGLang's own files say something."""
         ...
 
-    def record(self, trials: Sequence[Trial]) -> Iterator[tuple[Trial, Recorded]]: ...
+    def record(self, calls: Sequence[Call]) -> Iterator[tuple[Call, Recorded]]: ...
     def compile(self, jobs: Sequence[KernelJob]) -> Iterator[tuple[KernelJob, str | None]]:
         """Each with why it could not be compiled, or None."""
         ...
 
     def measure(self, groups: Sequence[Group]) -> Iterator[Measurement]:
         """Each group on one GPU, on its own where that is here, in its order."""
+        ...
+
+    def launch(self, launches: Sequence[Launch]) -> Iterator[tuple[Launch, str | None]]:
+        """Each with why it does not run, or None."""
         ...
 
 

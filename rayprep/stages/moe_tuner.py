@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from rayprep.model.moe import default_batch_sizes
-from rayprep.model.moe_entries import config_files, served_trials
+from rayprep.model.moe_entries import ConfigFiles, Launch, Stock, config_files, launches, without
 from rayprep.model.moe_search import (
     Choice,
     choices,
@@ -20,10 +20,10 @@ from rayprep.model.moe_space import KernelConfig, accumulators, specialisation
 from rayprep.model.moe_trial import Measurement, Trial, may_pass
 from rayprep.model.server_failure import NO_SPACE
 from rayprep.model.spec import MoeStrategy
-from rayprep.model.tuning import TuningCounts
+from rayprep.model.tuning import RefusedEntry, TuningCounts
 from rayprep.stages.child_lines import Emit, StepLine
 from rayprep.stages.moe_log import MeasurementLog
-from rayprep.stages.moe_tune_protocol import Bench, BenchFacts, KernelJob, TunedLine, TuneRequest
+from rayprep.stages.moe_tune_protocol import Bench, BenchFacts, Call, KernelJob, TunedLine, TuneRequest
 
 _SAID_EACH_S = 1.0
 _SOON = 128
@@ -49,7 +49,7 @@ class Tuner:
         self._compiled: set[KernelJob] = set()
         self._broken: dict[KernelJob, str] = {}
         self._jobs: dict[object, tuple[KernelJob, ...]] = {}
-        """Of each kind of trial. What this process has once recorded, and then run, it would not record again."""
+        """Of each kind of call."""
         self._said = 0.0
         self._setup_s = self._compile_s = self._measure_s = 0.0
 
@@ -88,11 +88,11 @@ class Tuner:
             part = [trial for trial in trials if _is_late(trial) is late]
             self._measure(self._ready(part, compiling))
 
-    def _compiling(self, trials: Sequence[Trial]) -> Iterator[KernelJob]:
+    def _compiling(self, calls: Sequence[Call]) -> Iterator[KernelJob]:
         """Compiles what they need, each way of specialising a config once. It goes on while nobody asks for more."""
         # The longest first: begun last, it would be waited for alone.
-        heaviest = sorted(trials, key=lambda trial: -accumulators(trial.config))
-        needed = dict.fromkeys(job for trial in heaviest for job in self._jobs[self._kind(trial)])
+        heaviest = sorted(calls, key=lambda call: -accumulators(_config(call)))
+        needed = dict.fromkeys(job for call in heaviest for job in self._jobs[self._kind(call)])
         fresh = tuple(job for job in needed if job not in self._compiled)
         for n, (job, error) in enumerate(self.bench.compile(fresh), 1):
             if error is not None and re.search(NO_SPACE, error):
@@ -113,7 +113,7 @@ class Tuner:
             raise Untunable(f"no kernel can be compiled: {next(iter(self._broken.values()))}")
         ready = []
         for trial in trials:
-            why = next((self._broken[job] for job in self._jobs[self._kind(trial)] if job in self._broken), None)
+            why = self._uncompilable(trial)
             if why is None:
                 ready.append(trial)
             else:
@@ -121,21 +121,27 @@ class Tuner:
         self._compile_s += time.monotonic() - started
         return tuple(ready)
 
-    def _record(self, trials: Sequence[Trial]) -> None:
-        """Lists the kernels of each kind. What cannot even be called says so once more when it is measured."""
-        kinds: dict[object, Trial] = {}
-        for trial in trials:
-            if (kind := self._kind(trial)) not in self._jobs:
-                kinds.setdefault(kind, trial)  # the smallest of its kind, which is the soonest done
-        for n, (trial, recorded) in enumerate(self.bench.record(tuple(kinds.values())), 1):
-            self._jobs[self._kind(trial)] = recorded.jobs
+    def _uncompilable(self, call: Call) -> str | None:
+        """Why a kernel of the call cannot be compiled, or None."""
+        return next((self._broken[job] for job in self._jobs[self._kind(call)] if job in self._broken), None)
+
+    def _record(self, calls: Sequence[Call]) -> None:
+        """Lists the kernels of each kind. What cannot even be called says so once more when it is made."""
+        kinds: dict[object, Call] = {}
+        for call in calls:
+            if (kind := self._kind(call)) not in self._jobs:
+                kinds.setdefault(kind, call)  # the smallest of its kind, which is the soonest done
+        for n, (call, recorded) in enumerate(self.bench.record(tuple(kinds.values())), 1):
+            self._jobs[self._kind(call)] = recorded.jobs
             self._say("listing kernels", n, len(kinds))
 
-    def _kind(self, trial: Trial) -> object:
-        """Trials of one kind run the same kernels."""
-        if trial.config is None:
-            return trial.tokens
-        return trial.config, specialisation(self.request.shape, trial.tokens, trial.config.BLOCK_SIZE_M)
+    def _kind(self, call: Call) -> object:
+        """Calls of one kind run the same kernels."""
+        config = _config(call)
+        if config is None:
+            return call.tokens
+        second = call.down if isinstance(call, Launch) and call.down != config else None
+        return config, second, specialisation(self.request.shape, call.tokens, config.BLOCK_SIZE_M)
 
     def _measure(self, trials: Sequence[Trial]) -> None:
         started = time.monotonic()
@@ -158,13 +164,21 @@ class Tuner:
         # The file is the model's, whatever flags and sizes a run asks for: it says what all of them have come to.
         chosen = self._choices()
         tuned = {choice.tokens for choice in chosen}
-        sizes = sorted({*tuned, *default_batch_sizes(()), *self.bench.shipped_sizes()})
-        stock = {size: self.bench.stock(size) for size in sizes}
-        files = config_files(sizes, chosen, stock)
-        served = self._serve(files.up) if self.request.campaign else 0
+        sizes = {*tuned, *default_batch_sizes(()), *self.bench.shipped_sizes()}
+        given = self.request.given
+        stock = {size: self.bench.stock(size) for size in sorted(sizes | (given.up.keys() if given else set()))}
+        wanted = given or (config_files(sizes, chosen, stock) if any(choice.config for choice in chosen) else None)
+        files, refused = self._tried(wanted, stock)
+        served = self._compile_ahead(files or config_files(sizes, (), stock)) if self.request.campaign else 0
+        kept = {entry.batch_size for entry in refused}
+        chosen = tuple(
+            choice.model_copy(update={"config": None, "us": choice.stock_us}) if choice.tokens in kept else choice
+            for choice in chosen
+        )
         return TunedLine(
             **facts._asdict(),
             files=files,
+            refused=refused,
             choices=chosen,
             counts=self._counts(served),
             warnings=tuple(self._warnings(chosen)),
@@ -192,19 +206,51 @@ class Tuner:
         if passed := [each.error for each in self.log.done.values() if each.may_pass and each.run == self._run]:
             yield f"{len(passed)} measurements failed for a reason that may pass, such as {passed[0]}"
         for each in chosen:
-            if each.stock_error:
+            if each.config and each.stock_error:
                 what = f"SGLang's own config does not run for {each.tokens} tokens, and what was tuned stands alone"
                 yield f"{what}: {each.stock_error}"
 
-    def _serve(self, entries: Mapping[int, KernelConfig]) -> int:
+    def _tried(
+        self, files: ConfigFiles | None, stock: Mapping[int, Stock]
+    ) -> tuple[ConfigFiles | None, tuple[RefusedEntry, ...]]:
+        """Makes every call that a server makes with the files. What fails gives way to SGLang's own values."""
+        whole = files
+        refused: list[RefusedEntry] = []
+        while whole is not None and (failing := self._failing(whole)):
+            refused += [_refused(size, error, whole, stock[size]) for size, error in failing.items()]
+            whole = without(whole, failing, stock)
+        return whole, tuple(refused)
+
+    def _failing(self, files: ConfigFiles) -> dict[int, str]:
+        """The entries with which a call fails, each with the first error.
+
+        Raises Untunable where it failed of what says nothing of the entry.
+        """
+        calls = [(size, launch) for size, made in launches(files, self.request.shape).items() for launch in made]
+        made = tuple(dict.fromkeys(launch for _, launch in calls))
+        self._record(made)
+        for _ in self._compiling(made):
+            pass
+        errors = {launch: error for launch in made if (error := self._uncompilable(launch))}
+        sound = tuple(launch for launch in made if launch not in errors)
+        for n, (launch, error) in enumerate(self.bench.launch(sound), 1):
+            self._say("launching every entry", n, len(sound))
+            if error is not None:
+                errors[launch] = error
+        for launch, error in errors.items():
+            if may_pass(error):
+                raise Untunable(f"the config for {launch.tokens} tokens could not be tried: {error}")
+        return {size: f"{errors[call]} (with {call.tokens} tokens)" for size, call in reversed(calls) if call in errors}
+
+    def _compile_ahead(self, files: ConfigFiles) -> int:
         """Compiles into the servers' cache what they will run, or each would do it one after another as it starts.
 
         What cannot be compiled is left to the server. Returns how many could.
         """
-        trials = served_trials(entries, self.request.shape)
-        self._record(trials)
+        calls = [launch for made in launches(files, self.request.shape).values() for launch in made]
+        self._record(calls)
         jobs = dict.fromkeys(
-            job._replace(cache=self.request.campaign) for trial in trials for job in self._jobs[self._kind(trial)]
+            job._replace(cache=self.request.campaign) for call in calls for job in self._jobs[self._kind(call)]
         )
         made = 0
         for n, (_, error) in enumerate(self.bench.compile(tuple(jobs)), 1):
@@ -222,6 +268,17 @@ class Tuner:
             if may_pass(choice.stock_error):  # measured the next time, it may be the fastest
                 raise Untunable(f"SGLang's own config was not measured for {size} tokens: {choice.stock_error}")
         return found
+
+
+def _config(call: Call) -> KernelConfig | None:
+    return call.up if isinstance(call, Launch) else call.config
+
+
+def _refused(size: int, error: str, files: ConfigFiles, own: Stock) -> RefusedEntry:
+    down = files.down[size] if files.down else None
+    own_runs = (files.up[size], down or own.second) != (own.config, own.second)
+    config = files.up[size] if files.up[size] != own.config else down or own.config
+    return RefusedEntry(batch_size=size, config=config.entry(), error=error, own_runs=own_runs)
 
 
 def _is_late(trial: Trial) -> bool:

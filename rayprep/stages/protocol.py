@@ -70,6 +70,8 @@ class Built:
     units: tuple[str, ...]
     whole: bool = False
     """The build wrote anew what an earlier one had left, so that nothing of that one's units may be left."""
+    may_be_empty: bool = False
+    """It was looked into, and there may rightly be no file to list."""
     used: frozenset[str] = frozenset()
     compiled: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()

@@ -1,0 +1,99 @@
+"""MoE configs that a server died of: kept where none looks, with the reason, and not put back.
+
+<profiles>/moe_configs/tuning/<digest>.withdrawn/<name>.json    the files, as they were
+<profiles>/moe_configs/tuning/<digest>.withdrawn/reason.json    what died, and of which files
+
+The digest names the tuning (`tuning_digest`): it changes with the tuner's version, with the experts' shape, and with
+what the host runs, and what was withdrawn before then binds nobody any more.
+"""
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from rayprep.host.completions import read_completions
+from rayprep.host.layout import Layout
+from rayprep.host.moe_folder import digest_of, drop_dangling_links, shipped_configs
+from rayprep.model.base import Record, Utc, utc_now
+from rayprep.model.caches import CacheName
+from rayprep.model.errors import ErrorType, StageError
+from rayprep.model.sealed import SealBroken, read_sealed, sealed_line
+from rayprep.model.stages import StageName
+
+
+class Withdrawal(Record):
+    """Why files are not before servers any more."""
+
+    tuner: str
+    """`rayprep`, or the script that tuned."""
+    files: dict[str, str]
+    """Path below the profiles root -> `sha256:...`."""
+    reason: str
+    since: Utc
+    run_id: str
+
+
+def withdrawal_of(layout: Layout, digest: str) -> Withdrawal | None:
+    """What was withdrawn of a tuning; None where nothing was, or it cannot be read."""
+    with contextlib.suppress(OSError, ValidationError, SealBroken):
+        return read_sealed(Withdrawal, layout.caches.read(_home(layout, digest) / "reason.json"))
+    return None
+
+
+def refuse_withdrawn(layout: Layout, digest: str, contents: Sequence[bytes]) -> None:
+    """Raise StageError where one of these is what was withdrawn before."""
+    known = withdrawal_of(layout, digest)
+    if known and (again := {digest_of(content) for content in contents} & set(known.files.values())):
+        message = f"the tuner came to the config again that was withdrawn on {known.since} ({again.pop()[:19]}...)"
+        raise StageError(ErrorType.WITHDRAWN, f"{message}: {known.reason}")
+
+
+def tuned_files(layout: Layout) -> frozenset[str]:
+    """The configs that `moe_tune` put before servers, below the profiles root, as its completions list them."""
+    completions, _ = read_completions(layout, StageName.MOE_TUNE)
+    return frozenset(path for completion in completions for path in completion.artifacts)
+
+
+def withdraw(layout: Layout, digest: str, withdrawal: Withdrawal) -> None:
+    """Takes the files from where servers look, with every completion that lists one, and puts SGLang's own back.
+
+    Raises:
+        OSError: a file cannot be moved, or the reason not be kept.
+    """
+    home = _home(layout, digest)
+    layout.caches.make(home)
+    layout.caches.write(home / "reason.json", sealed_line(withdrawal))
+    completions, _ = read_completions(layout, StageName.MOE_TUNE)
+    for completion in completions:
+        if withdrawal.files.keys() & completion.artifacts.keys():
+            layout.store.unlink(layout.completion(StageName.MOE_TUNE, completion.key), missing_ok=True)
+    for path in map(layout.profiles.joinpath, withdrawal.files):
+        with contextlib.suppress(FileNotFoundError):
+            layout.caches.rename(path, home / path.name)
+        _put_back_shipped(layout, path)
+    drop_dangling_links(layout)
+
+
+def release(layout: Layout, digest: str) -> None:
+    """Forgets a withdrawal: another config is in its place. Raises OSError."""
+    with contextlib.suppress(FileNotFoundError):
+        layout.caches.remove(_home(layout, digest))
+
+
+def _put_back_shipped(layout: Layout, path: Path) -> None:
+    shipped = shipped_configs()
+    own = shipped / path.parent.name / path.name if shipped else None
+    if own and own.is_file():
+        layout.caches.write(path, own.read_bytes())
+
+
+def _home(layout: Layout, digest: str) -> Path:
+    return layout.cache(CacheName.MOE_CONFIGS) / "tuning" / f"{digest}.withdrawn"
+
+
+def withdrawal_for(files: dict[str, bytes], tuner: str, reason: str, run_id: str) -> Withdrawal:
+    """The record of a withdrawal made now. `files`: path below the profiles root -> its content."""
+    digests = {path: digest_of(content) for path, content in files.items()}
+    return Withdrawal(tuner=tuner, files=digests, reason=reason, since=utc_now(), run_id=run_id)
