@@ -39,6 +39,14 @@ def digest_of(config: bytes) -> str:
     return "sha256:" + hashlib.sha256(config).hexdigest()
 
 
+def put_back_shipped(layout: Layout, path: Path) -> None:
+    """Copies what ships with SGLang under the name of a config that is gone, if anything does. Raises OSError."""
+    shipped = shipped_configs()
+    own = shipped / path.parent.name / path.name if shipped else None
+    if own and own.is_file():
+        layout.caches.write(path, read_bytes(own))
+
+
 def is_config(data: bytes) -> bool:
     """Whether a server could read it: a JSON object."""
     try:

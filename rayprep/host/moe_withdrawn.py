@@ -8,14 +8,14 @@ what the host runs, and what was withdrawn before then binds nobody any more.
 """
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from rayprep.host.completions import read_completions
 from rayprep.host.layout import Layout
-from rayprep.host.moe_folder import digest_of, drop_dangling_links, shipped_configs
+from rayprep.host.moe_folder import digest_of, drop_dangling_links
 from rayprep.model.base import Record, Utc, utc_now
 from rayprep.model.caches import CacheName
 from rayprep.model.errors import ErrorType, StageError
@@ -32,7 +32,6 @@ class Withdrawal(Record):
     """Path below the profiles root -> `sha256:...`."""
     reason: str
     since: Utc
-    run_id: str
 
 
 def withdrawal_of(layout: Layout, digest: str) -> Withdrawal | None:
@@ -56,24 +55,28 @@ def tuned_files(layout: Layout) -> frozenset[str]:
     return frozenset(path for completion in completions for path in completion.artifacts)
 
 
-def withdraw(layout: Layout, digest: str, withdrawal: Withdrawal) -> None:
-    """Takes the files from where servers look, with every completion that lists one, and puts SGLang's own back.
+def withdraw(layout: Layout, digest: str, moved: Mapping[str, Path], tuner: str, reason: str) -> Withdrawal:
+    """Keeps files that are out of servers' sight already, says why, and takes away every completion that lists one.
+
+    Args:
+        moved: where each was, below the profiles root -> where it is.
 
     Raises:
         OSError: a file cannot be moved, or the reason not be kept.
     """
+    digests = {path: digest_of(layout.caches.read(place)) for path, place in moved.items()}
+    withdrawal = Withdrawal(tuner=tuner, files=digests, reason=reason, since=utc_now())
     home = _home(layout, digest)
     layout.caches.make(home)
     layout.caches.write(home / "reason.json", sealed_line(withdrawal))
+    for path, place in moved.items():
+        layout.caches.rename(place, home / path.rpartition("/")[2])
     completions, _ = read_completions(layout, StageName.MOE_TUNE)
     for completion in completions:
-        if withdrawal.files.keys() & completion.artifacts.keys():
+        if digests.keys() & completion.artifacts.keys():
             layout.store.unlink(layout.completion(StageName.MOE_TUNE, completion.key), missing_ok=True)
-    for path in map(layout.profiles.joinpath, withdrawal.files):
-        with contextlib.suppress(FileNotFoundError):
-            layout.caches.rename(path, home / path.name)
-        _put_back_shipped(layout, path)
     drop_dangling_links(layout)
+    return withdrawal
 
 
 def release(layout: Layout, digest: str) -> None:
@@ -82,18 +85,5 @@ def release(layout: Layout, digest: str) -> None:
         layout.caches.remove(_home(layout, digest))
 
 
-def _put_back_shipped(layout: Layout, path: Path) -> None:
-    shipped = shipped_configs()
-    own = shipped / path.parent.name / path.name if shipped else None
-    if own and own.is_file():
-        layout.caches.write(path, own.read_bytes())
-
-
 def _home(layout: Layout, digest: str) -> Path:
     return layout.cache(CacheName.MOE_CONFIGS) / "tuning" / f"{digest}.withdrawn"
-
-
-def withdrawal_for(files: dict[str, bytes], tuner: str, reason: str, run_id: str) -> Withdrawal:
-    """The record of a withdrawal made now. `files`: path below the profiles root -> its content."""
-    digests = {path: digest_of(content) for path, content in files.items()}
-    return Withdrawal(tuner=tuner, files=digests, reason=reason, since=utc_now(), run_id=run_id)

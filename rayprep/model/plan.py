@@ -209,9 +209,9 @@ def prevents_proof(stage: StageName, error_type: ErrorType | None, command: Sequ
     """Whether there is nothing to prove after this stage has failed.
 
     Args:
-        command: the user's own server, if any: it leaves nothing out.
+        command: the user's own server, if any: it leaves nothing out but what is not there any more.
     """
-    return bool(command) or not is_served_without(stage, error_type)
+    return error_type is not ErrorType.WITHDRAWN and (bool(command) or not is_served_without(stage, error_type))
 
 
 class VerifyDecision(Record):

@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from rayprep.host.cache_watch import entry_name
 from rayprep.host.completions import write_completion
+from rayprep.host.layout import Layout
 from rayprep.host.scan import hash_files
 from rayprep.model.base import utc_now
 from rayprep.model.completion import Completion
@@ -54,19 +55,21 @@ def _widen(
 ) -> None:
     decision = next(each for each in survey.plan.decisions if each.stage is stage)
     base = own or new_completion(survey, decision, run_id, utc_now())
-    hashes = hash_files(survey.layout.profiles, extra)
-    added = {path: ((survey.layout.profiles / path).lstat().st_size, digest) for path, digest in hashes.items()}
-    widened = base.model_copy(
-        update={
-            "outcome": "built",
-            "reason": None,
-            "units": tuple(sorted({*base.units, *units})),
-            "missed": tuple(sorted({*base.missed, *units})),
-            "artifacts": dict(sorted({**base.artifacts, **added}.items())),
-            "finished_at": utc_now(),
-        }
-    )
-    write_completion(survey.layout, widened)
+    changes = {
+        "outcome": "built",
+        "reason": None,
+        "units": tuple(sorted({*base.units, *units})),
+        "missed": tuple(sorted({*base.missed, *units})),
+    }
+    write_completion(survey.layout, widened(survey.layout, base, extra).model_copy(update=changes))
+
+
+def widened(layout: Layout, completion: Completion, extra: Collection[str]) -> Completion:
+    """A completion that lists these files, too, as they are now."""
+    hashes = hash_files(layout.profiles, extra)
+    added = {path: ((layout.profiles / path).lstat().st_size, digest) for path, digest in hashes.items()}
+    artifacts = dict(sorted({**completion.artifacts, **added}.items()))
+    return completion.model_copy(update={"artifacts": artifacts, "finished_at": utc_now()})
 
 
 def _missed_units(

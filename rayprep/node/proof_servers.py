@@ -78,7 +78,7 @@ class ProofServers:
     survey: Survey
     env: Mapping[str, str]
     scratch: Path
-    """An empty folder, the first one's HOME. The others' are made beside it."""
+    """The first one's HOME, not made yet. The others' are made beside it."""
     log: Path
     """The first one's; the others' are beside it."""
     lock_descriptors: Sequence[int]
@@ -88,6 +88,7 @@ class ProofServers:
     def own(self, command: Sequence[str]) -> ProofServer:
         """The user's own, with every GPU that the user let it see."""
         gpus = self.survey.gpus
+        self.scratch.mkdir()
         env = self._env(self.scratch)
         server = open_own_server(command, env, self.log, self.watch(0), self.lock_descriptors, gpus)
         return ProofServer(0, gpus, server, self.scratch, self.log)
@@ -100,7 +101,7 @@ class ProofServers:
 
     def on_slice(self, spec: PrepSpec, command_for: CommandFor, index: int) -> ProofServer:
         home = self.scratch.with_name(f"verify-{index}") if index else self.scratch
-        home.mkdir(exist_ok=not index)
+        home.mkdir()
         log = self.log.with_name(f"verify-{index}.log") if index else self.log
         gpus, env = self.survey.slices[index], self._env(home)
         server = open_server(spec, command_for, env, log, self.watch(index), self.lock_descriptors, gpus, index)

@@ -22,7 +22,7 @@ from rayprep.model.stages import StageName, StageStatus
 from rayprep.model.torch_compile import ENABLE, without
 from rayprep.node.collect import drop_proof
 from rayprep.node.request import NodeRequest
-from rayprep.node.server_word import take_in
+from rayprep.node.server_word import take_in, tell_set_aside
 from rayprep.node.stage_run import StageRun
 from rayprep.node.survey import Survey, exact_completions, take_survey
 from rayprep.node.telling import Emit, Telling
@@ -154,6 +154,7 @@ class _NodeRun:
                 self._collect(waiting)
             finally:
                 self._abandoned.set()  # whatever still runs, because nobody could go on here, ends now
+        tell_set_aside(self.telling, [aside for run in runs.values() for aside in run.set_aside])
         if StageName.SERVE in runs and (built := runs[StageName.SERVE].built):
             take_in(self.survey, self.request.run_id, self.telling, built, runs[StageName.SERVE].log)
         self._prove(locks, scratch)
@@ -221,7 +222,9 @@ class _NodeRun:
         from rayprep.node.verify import Verify  # and with it what runs a server, which a run with nothing to do spares
 
         proof = Verify(self.request, survey, env, home, locks, self.telling.emit, self.cancelled, tuple(warnings))
-        self.recorder.verify(proof.go())
+        proved = proof.go()
+        tell_set_aside(self.telling, proof.set_aside)
+        self.recorder.verify(proved)
         take_in(self.survey, self.request.run_id, self.telling, proof, proof.log)
 
 

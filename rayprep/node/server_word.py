@@ -1,15 +1,19 @@
 """What a server that answered everything has used and said joins the stages that it concerns."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
 from rayprep.model.gemm import GemmShape
 from rayprep.model.moe_configs import MoeConfigs
+from rayprep.model.result import Artifacts
 from rayprep.model.stages import StageName, StageStatus
 from rayprep.node.adopt import adopt
 from rayprep.node.moe_check import confirmed, keep_word
+from rayprep.node.record import failed_result
 from rayprep.node.survey import Survey, exact_completions
 from rayprep.node.telling import Telling, end_event
+from rayprep.stages.second_try import SetAside, withdrawn_error
 
 
 class ServerWord(Protocol):
@@ -32,6 +36,21 @@ def take_in(survey: Survey, run_id: str, telling: Telling, word: ServerWord, log
         telling.warn(f"{stage}: the server needed more than was planned: {', '.join(units) or 'new files'}")
     if word.moe_configs is not None:
         _confirm_moe(survey, telling, word.moe_configs, log)
+
+
+def tell_set_aside(telling: Telling, asides: Iterable[SetAside]) -> None:
+    """Has the result say what servers died of. A config that was withdrawn is what `moe_tune` failed with."""
+    for aside in asides:
+        if aside.stage is not StageName.MOE_TUNE:
+            telling.warn(f"{aside.stage}: {aside.message}")
+            continue
+        before = telling.recorder.result.stages.get(StageName.MOE_TUNE)
+        ran, took = (before.ran, before.duration_s) if before else (False, 0.0)
+        failed = failed_result(StageName.MOE_TUNE, withdrawn_error(aside), ran=ran, duration_s=took)
+        tuning = before.artifacts.tuning if before and before.artifacts else None
+        failed = failed.model_copy(update={"artifacts": Artifacts(tuning=tuning)})
+        telling.emit(end_event(StageName.MOE_TUNE, failed))
+        telling.recorder.stage(StageName.MOE_TUNE, failed)
 
 
 def _confirm_moe(survey: Survey, telling: Telling, said: MoeConfigs, log: Path) -> None:

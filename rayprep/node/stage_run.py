@@ -30,6 +30,7 @@ from rayprep.node.request import NodeRequest
 from rayprep.node.survey import Survey
 from rayprep.node.telling import end_event
 from rayprep.stages import BY_NAME, BuildContext, Built
+from rayprep.stages.second_try import SecondTry, SetAside
 
 HEADROOM_FACTOR = 1.25
 """Free disk asked for, over what the stage is reckoned to write."""
@@ -62,6 +63,8 @@ class StageRun:
         self.headroom: Headroom | None = None
         self.cleanup: Cleanup | None = None
         self.warnings: list[str] = []
+        self.set_aside: tuple[SetAside, ...] = ()
+        """What its server died of, and then did without."""
         self.built: Built | None = None
         """What came of the build, where it succeeded."""
 
@@ -142,7 +145,7 @@ class StageRun:
 
     def _build(self, before: list[CacheScan], since: float | None) -> StageResult:
         own = self._repair(before, since)
-        built = self.built = self.stage.build(self.survey.request, self.work, self._context())
+        built = self.built = self._first_or_second()
         after = self._scan()
         empty = new_completion(self.survey, self.decision, self.request.run_id, self.started_at)
         told = built.artifacts or Artifacts()
@@ -154,6 +157,19 @@ class StageRun:
         completion = complete(self.survey, empty, built, after, own)
         self._unmark()
         return self._ok(built, before, after, completion)
+
+    def _first_or_second(self) -> Built:
+        """Builds; and once more, where a server died, without what it may have died of."""
+
+        def build() -> Built:
+            return self.stage.build(self.survey.request, self.work, self._context())
+
+        if self.name is StageName.MOE_TUNE:  # which would only tune again
+            return build()
+        say = partial(self.pulse.report, done=None, total=None)
+        built, self.set_aside = SecondTry(self.survey.request, self.layout, build, say).go()
+        self.warnings += (aside.message for aside in self.set_aside)
+        return built
 
     def _repair(self, scans: list[CacheScan], since: float | None) -> Completion | None:
         """Takes away what cannot be built upon. Returns the stage's own completion if all of it is still good."""

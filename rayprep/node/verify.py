@@ -2,10 +2,12 @@
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
-from rayprep.host.cache_watch import CacheWatch
+from rayprep.host.cache_watch import CacheUse, CacheWatch
 from rayprep.host.completions import write_completion
 from rayprep.host.locks import HeldLocks
 from rayprep.host.markers import remove_marker, standing_since, write_marker
@@ -15,18 +17,28 @@ from rayprep.model.caches import CacheName
 from rayprep.model.errors import ErrorType, Interrupted, RayprepError, StageError
 from rayprep.model.events import Event, Phase, event
 from rayprep.model.gemm import GemmShape
-from rayprep.model.moe_configs import MoeConfigs
+from rayprep.model.moe_configs import MoeConfigs, looked_for
 from rayprep.model.secrets import redacted_command
 from rayprep.model.server_command import proof_mem_fraction
-from rayprep.model.stages import StageName
-from rayprep.model.verification import VERIFY, Verification, VerifyResult, new_file
+from rayprep.model.stages import STAGES, StageName
+from rayprep.model.verification import VERIFY, NewFile, Verification, VerifyResult, new_file
+from rayprep.node.adopt import widened
+from rayprep.node.moe_state import found_configs
 from rayprep.node.proof_servers import ProofServer, ProofServers, run_at_once
 from rayprep.node.proof_verdict import judge
 from rayprep.node.repair import repair
 from rayprep.node.request import NodeRequest
 from rayprep.node.stage_run import as_rayprep_error
-from rayprep.node.survey import Survey
+from rayprep.node.survey import Survey, exact_completions
+from rayprep.stages.second_try import SecondTry, SetAside
 from rayprep.stages.warmup_server import rounds_for
+
+
+class _Outcome(NamedTuple):
+    proofs: list[ProofServer]
+    use: CacheUse
+    missing: tuple[NewFile, ...]
+    """What was listed and had gone before they started."""
 
 
 @dataclass
@@ -37,7 +49,7 @@ class Verify:
     survey: Survey
     env: Mapping[str, str]
     scratch: Path
-    """An empty folder, the first server's HOME."""
+    """An empty folder, for the servers' HOMEs."""
     locks: HeldLocks
     emit: Callable[[Event], None]
     cancelled: Callable[[], bool]
@@ -53,6 +65,9 @@ class Verify:
         self._own_command = self.survey.request.spec.server_command or remembered
         completions = self.survey.completions.values()
         self._listed = {path: digest for each in completions for path, (_, digest) in each.artifacts.items()}
+        self.set_aside: tuple[SetAside, ...] = ()
+        """What its servers died of, and then did without."""
+        self._tries = 0
         self.elsewhere: frozenset[str] = frozenset()
         self.gemm_shapes: tuple[GemmShape, ...] = ()
         self.moe_configs: MoeConfigs | None = None
@@ -84,11 +99,7 @@ class Verify:
     def _look(self) -> VerifyResult:
         layout = self.survey.layout
         had_stood = self._mark()
-        caches = CacheWatch(layout, CacheName)
-        missing = tuple(new_file(path) for path in sorted(self._listed) if not (layout.profiles / path).exists())
-        proofs = self._servers()
-        run_at_once(proofs, lambda server: rounds_for(self.survey.request, server.reader.args))
-        use = caches.look()
+        proofs, use, missing = self._prove()
         if not any(each.failure for each in proofs):  # what a server left that died may be half written
             shapes = (shape for each in proofs for shape in each.server.reader.gemm_shapes)
             self.elsewhere, self.gemm_shapes = use.within(tuple(CacheName)), tuple(dict.fromkeys(shapes))
@@ -104,6 +115,55 @@ class Verify:
             }
         )
 
+    def _prove(self) -> _Outcome:
+        """The servers, which have ended, and what they did.
+
+        Where one died of what is ours, they are started without it; and then once more, for what those had to compile
+        in its place is no sign of what is left.
+        """
+        first: list[_Outcome] = []
+
+        def run() -> _Outcome:
+            outcome = self._run_servers()
+            first.append(outcome)
+            for proof in outcome.proofs:
+                if isinstance(proof.failure, StageError):
+                    raise proof.failure
+            return outcome
+
+        say = partial(self._report, done=None, total=None)
+        trying = SecondTry(self.survey.request, self.survey.layout, run, say)
+        try:
+            outcome, self.set_aside = trying.go()
+        except StageError:
+            return first[0]
+        if not self.set_aside:
+            return outcome
+        self._take_over(outcome)
+        return self._run_servers()
+
+    def _run_servers(self) -> _Outcome:
+        layout = self.survey.layout
+        caches = CacheWatch(layout, CacheName)
+        missing = tuple(new_file(path) for path in sorted(self._listed) if not (layout.profiles / path).exists())
+        proofs = self._servers()
+        run_at_once(proofs, lambda server: rounds_for(self.survey.request, server.reader.args))
+        return _Outcome(proofs, caches.look(), missing)
+
+    def _take_over(self, outcome: _Outcome) -> None:
+        """What a server used that did without something of ours is what `serve` answers for now."""
+        survey = self.survey
+        served = exact_completions(survey).get(StageName.SERVE)
+        if served is not None:
+            own = {cache.value for cache in STAGES[StageName.SERVE].caches}
+            used = {path for path in outcome.use.read if path.partition("/")[0] in own} - served.artifacts.keys()
+            looked = looked_for(outcome.proofs[0].server.reader.moe_configs)
+            served = served.model_copy(update={"moe_configs": found_configs(survey.layout, looked)})
+            write_completion(survey.layout, widened(survey.layout, served, used))
+        self.survey = replace(survey, completions=exact_completions(survey))
+        completions = self.survey.completions.values()
+        self._listed = {path: digest for each in completions for path, (_, digest) in each.artifacts.items()}
+
     def _mark(self) -> bool:
         """What a server compiles that is killed may be half written, as with the stage itself.
 
@@ -115,7 +175,10 @@ class Verify:
         return had_stood
 
     def _servers(self) -> list[ProofServer]:
-        making = ProofServers(self.survey, self.env, self.scratch, self.log, self.locks.descriptors, self._watch)
+        self._tries += 1
+        home = self.scratch / str(self._tries)
+        home.mkdir()
+        making = ProofServers(self.survey, self.env, home / "verify", self.log, self.locks.descriptors, self._watch)
         if self._own_command:
             return [making.own(self._own_command)]
         spec, implied = self.survey.request.spec, making.implied()

@@ -3,12 +3,15 @@
 from dataclasses import replace
 from pathlib import PurePath
 
+from rayprep.host.server import Server
 from rayprep.model.caches import CacheName
 from rayprep.model.errors import ErrorType, StageError
 from rayprep.model.moe_configs import complaint
-from rayprep.model.result import Artifacts
+from rayprep.model.result import Artifacts, ServerRecord
+from rayprep.model.stages import StageName
 from rayprep.model.torch_compile import without
 from rayprep.stages.protocol import BuildContext, Built, StageRequest
+from rayprep.stages.second_try import SecondTry, withdrawn_error
 from rayprep.stages.warmup_server import record_of, warmup_server
 
 
@@ -16,18 +19,26 @@ def confirm_by_server(request: StageRequest, context: BuildContext, built: Built
     """Starts the server that the request implies, but for torch.compile, until it is ready, and reads its log.
 
     Raises:
-        StageError: `verify_log_missing`, or it did not start.
+        StageError: `verify_log_missing`; `withdrawn` where it starts without the config alone; or it did not start.
         Interrupted: the run was cancelled.
     """
     layout, facts = context.layout, built.artifacts or Artifacts()
     env = {**context.env, "SGLANG_MOE_CONFIG_DIR": str(layout.cache(CacheName.MOE_CONFIGS))}
     flags = without(request.spec.server_args)  # what is compiled, or does not compile, is another stage's to say
-    with warmup_server(request.with_server_args(flags), context, env) as server:
-        server.start()
-        record = record_of(server, request.spec.load_format)
+
+    def start() -> tuple[Server, ServerRecord]:
+        with warmup_server(request.with_server_args(flags), context, env) as server:
+            server.start()
+            return server, record_of(server, request.spec.load_format)
+
+    trying = SecondTry(request, layout, start, lambda hint: context.report(hint, None, None), tuple(built.used))
+    (server, record), asides = trying.go()
+    if withdrawn := [aside for aside in asides if aside.stage is StageName.MOE_TUNE]:
+        raise withdrawn_error(withdrawn[0])
     said = server.reader.moe_configs
     config = PurePath(facts.config_file.container_path if facts.config_file else "")
     if not said.uses(config):
         raise StageError(ErrorType.VERIFY_LOG_MISSING, complaint(config, said), log_tail=server.log_tail())
     confirmed = facts.model_copy(update={"verified_in_log": True, "verify_log": layout.located(context.log)})
-    return replace(built, server=record, moe_configs=said, artifacts=confirmed)
+    warnings = (*built.warnings, *(aside.message for aside in asides))
+    return replace(built, server=record, moe_configs=said, artifacts=confirmed, warnings=warnings)

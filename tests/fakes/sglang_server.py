@@ -151,7 +151,8 @@ def fill_caches(faults: frozenset[str], graphs: list[str]) -> bool:
         for name in names:
             path = root / name
             if path.is_file():
-                path.read_bytes()
+                if b"DEADLY" in path.read_bytes():
+                    die_of(path)
                 continue
             path.parent.mkdir(parents=True, exist_ok=True)
             if compiler := os.environ.get("FAKE_COMPILER"):
@@ -163,6 +164,33 @@ def fill_caches(faults: frozenset[str], graphs: list[str]) -> bool:
             say(line)
         missing |= compiled
     return missing
+
+
+def die_of(path: Path) -> None:
+    """Ends as the real one does of what is damaged there, or cannot be launched. The texts are the libraries' own."""
+    frames = {
+        # triton 3.6, compiler/compiler.py and third_party/nvidia/backend/driver.c
+        "triton": ("triton/runtime/jit.py", "triton/compiler/compiler.py"),
+        # flashinfer 0.6.14, jit/core.py; tvm_ffi, module.py
+        "flashinfer": ("flashinfer/norm/__init__.py", "flashinfer/jit/core.py", "tvm_ffi/module.py"),
+        # sglang 0.5.16, jit_kernel/utils.py
+        "sglang_jit": ("sglang/jit_kernel/norm.py", "sglang/jit_kernel/utils.py", "tvm_ffi/module.py"),
+        "deep_gemm": ("sglang/srt/layers/deep_gemm_wrapper/entrypoint.py", "deep_gemm/__init__.py"),
+        "torchinductor": ("torch/_inductor/codecache.py", str(path)),
+    }
+    library = f"RuntimeError: Check failed: (lib_handle_ != nullptr) is false: Failed to load dynamic shared library {path}"
+    said = {
+        "triton": "RuntimeError: Triton Error [CUDA]: device kernel image is invalid\n",
+        "flashinfer": f"{library} {path}: file too short\n",
+        "sglang_jit": f"{library} {path}: invalid ELF header\n",
+        # DeepGEMM csrc/jit/handle.hpp
+        "deep_gemm": "RuntimeError: CUDA driver error (csrc/jit/handle.hpp:81): 200 (CUDA_ERROR_INVALID_IMAGE, device "
+        "kernel image is invalid)\n",
+        "torchinductor": "SyntaxError: source code string cannot contain null bytes\n",
+    }
+    cache = next(name for name in frames if f"/{name}/" in str(path))
+    places = [name if name.startswith("/") else f"/site/{name}" for name in frames[cache]]
+    fail("".join(f'  File "{place}", line 1, in call\n    call()\n' for place in places) + said[cache], 1)
 
 
 def proof_wants_more() -> bool:

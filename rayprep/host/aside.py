@@ -1,0 +1,113 @@
+"""Entries of a cache that are out of every library's sight while a server is tried without them."""
+
+import contextlib
+import secrets
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from rayprep.host.completions import read_completions, write_completion
+from rayprep.host.entries import find_places, group_entries
+from rayprep.host.layout import Layout, make_scratch
+from rayprep.host.moe_folder import put_back_shipped
+from rayprep.host.scan import hash_files, scan_cache
+from rayprep.model.blame import Blame
+from rayprep.model.caches import CacheName, Entry
+from rayprep.model.stages import StageName
+
+
+class Aside:
+    """For whoever holds the store's lock, and clears the scratch folder after: a kill loses what is here."""
+
+    def __init__(self, layout: Layout, blame: Blame, before: float) -> None:
+        """Moves what is blamed away; where no path is named, what is older than `before`, in seconds since the epoch.
+
+        Raises:
+            OSError: one cannot be moved. All are back then.
+        """
+        self._layout, self._blame = layout, blame
+        self._home = layout.scratch / f"aside.{secrets.token_hex(6)}"
+        self._moved: dict[Path, Path] = {}
+        """Where each was -> where it is."""
+        places = find_places(layout.profiles, _entries(layout, blame, before))
+        make_scratch(layout)
+        layout.store.make(self._home)
+        try:
+            for place in (layout.cache(entry[0]) / below for entry, found in places.items() for below in found):
+                self._move(place)
+        except OSError:
+            self.put_back()
+            raise
+        if blame.cache is CacheName.MOE_CONFIGS:
+            for place in self._moved:
+                put_back_shipped(layout, place)
+
+    def _move(self, place: Path) -> None:
+        target = self._home / f"{len(self._moved)}.{place.name[-100:]}"
+        self._layout.caches.rename(place, target)
+        self._moved[place] = target
+
+    @property
+    def moved(self) -> dict[str, Path]:
+        """Below the profiles root -> where it is."""
+        return {str(place.relative_to(self._layout.profiles)): target for place, target in self._moved.items()}
+
+    def put_back(self) -> None:
+        """All of it, in place of what came meanwhile. What cannot be moved is lost, as from any cache."""
+        for place, target in self._moved.items():
+            with contextlib.suppress(OSError):
+                self._layout.caches.remove(place)
+                self._layout.caches.rename(target, place)
+
+    def settle(self) -> tuple[str, ...]:
+        """Leaves away what was named, and what was made again; whatever else there is goes back.
+
+        Completions then list what was made again as it is now. Returns what is gone, below the profiles root.
+        """
+        gone = []
+        for below, target in self.moved.items():
+            place = self._layout.profiles / below
+            if self._blame.paths or place.exists():
+                gone.append(below)
+            else:
+                with contextlib.suppress(OSError):
+                    self._layout.caches.rename(target, place)
+        _list_anew(self._layout, gone)
+        return tuple(gone)
+
+
+def _entries(layout: Layout, blame: Blame, before: float) -> list[Entry]:
+    """What is to be moved. What the server wrote itself before it died it did not die of."""
+    files = scan_cache(layout.profiles, blame.cache).files
+    grouped = group_entries(files)
+    named = set(group_entries(blame.paths))
+    found = []
+    for entry, paths in grouped.items():
+        if blame.paths:
+            suspect = entry in named
+        else:
+            suspect = not blame.kernel or _has(paths, blame.kernel)
+            suspect = suspect and all((layout.profiles / path).lstat().st_mtime < before for path in paths)
+        if suspect:
+            found.append(entry)
+    return found
+
+
+def _has(paths: Iterable[str], kernel: str) -> bool:
+    return any(path.rpartition("/")[2].partition(".")[0] in (kernel, f"__grp__{kernel}") for path in paths)
+
+
+def _list_anew(layout: Layout, gone: Sequence[str]) -> None:
+    """Has the completions that list files of these entries list what is there in their place.
+
+    What is not there again stays listed, so that its absence is seen.
+    """
+    for completion in (each for stage in StageName for each in read_completions(layout, stage)[0]):
+        listed = [path for path in completion.artifacts if any(_is_in(path, entry) for entry in gone)]
+        now = hash_files(layout.profiles, [path for path in listed if (layout.profiles / path).is_file()])
+        fresh = {path: ((layout.profiles / path).lstat().st_size, digest) for path, digest in now.items()}
+        if any(completion.artifacts[path] != found for path, found in fresh.items()):
+            write_completion(layout, completion.model_copy(update={"artifacts": {**completion.artifacts, **fresh}}))
+
+
+def _is_in(path: str, entry: str) -> bool:
+    return path == entry or path.startswith(f"{entry}/")

@@ -1,0 +1,110 @@
+"""Which of the things that rayprep put before a server it may have died of, decided from its log. Pure."""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+
+from rayprep.model.base import Record
+from rayprep.model.caches import CacheName
+from rayprep.model.errors import ErrorType, StageError
+from rayprep.model.moe_configs import MoeConfigs
+from rayprep.model.server_death import Death
+
+MOST = 2
+"""Things that are tried one after another: each try is another start of a server."""
+
+
+class ServerDied(StageError):
+    """A server of ours ended by itself."""
+
+    def __init__(
+        self,
+        error_type: ErrorType,
+        message: str,
+        *,
+        death: Death | None,
+        moe_configs: MoeConfigs,
+        started_at: float,
+        hint: str = "",
+        log_tail: tuple[str, ...] = (),
+    ) -> None:
+        super().__init__(error_type, message, hint=hint, log_tail=log_tail)
+        self.death, self.moe_configs = death, moe_configs
+        self.started_at = started_at
+        """Seconds since the epoch."""
+
+
+class Blame(Record):
+    """What a server may have died of."""
+
+    cache: CacheName
+    paths: tuple[str, ...] = ()
+    """Below the profiles root, each a file or what is in its name; none where any entry of the cache may be it."""
+    kernel: str = ""
+    """Of the cache's entries those that have a file of this name; empty for all."""
+
+    def __str__(self) -> str:
+        if len(self.paths) == 1:
+            return self.paths[0]
+        return f"{self.kernel} in {self.cache}" if self.kernel else f"what was in {self.cache}"
+
+
+_OTHERS_FAULT = frozenset(
+    {
+        *(ErrorType.OOM_DURING_WARMUP, ErrorType.INSUFFICIENT_DISK, ErrorType.PERMISSIONS_UNEXPECTED),
+        *(ErrorType.PORT_ALL_BUSY, ErrorType.NODE_LOST, ErrorType.STAGE_TIMEOUT),
+    }
+)
+"""No cache's, whatever the log names."""
+_LIBRARIES: tuple[tuple[CacheName, re.Pattern[str]], ...] = (
+    (CacheName.TORCHINDUCTOR, re.compile(r"/torch/_inductor/")),
+    (CacheName.TRITON, re.compile(r"/triton/(?:compiler|runtime|backends)/")),
+    (CacheName.FLASHINFER, re.compile(r"/flashinfer/")),
+    (CacheName.SGLANG_JIT, re.compile(r"/sglang/(?:jit_kernel|kernels/jit)/")),
+    (CacheName.DEEP_GEMM, re.compile(r"/deep_gemm/")),
+)
+"""By the files of the code that loads what is in a cache."""
+_MOE = re.compile(r"/fused_moe_triton|/moe_runner/triton|/fused_moe[^/]*\.py$")
+_MOE_KERNELS = "fused_moe"
+_RESOURCES = re.compile(r"OutOfResources|out of resource", re.I)
+"""What a kernel asks for is decided by its config; no damaged entry asks for more."""
+
+
+def blames(
+    error_type: ErrorType | None, death: Death | None, configs: Sequence[str], roots: Iterable[str]
+) -> tuple[Blame, ...]:
+    """What to try without, the likeliest first, at most MOST of them. Empty where it was none of ours.
+
+    Args:
+        configs: the MoE configs of ours that the server's log says it uses, below the profiles root.
+        roots: the profiles root, by each name that a log may have for it.
+    """
+    if error_type in _OTHERS_FAULT or death is None:
+        return ()
+    found = [*_named(death, tuple(roots)), *_by_what_raised(death, configs)]
+    if death.while_capturing and configs:
+        found.append(Blame(cache=CacheName.MOE_CONFIGS, paths=tuple(configs)))
+    return tuple(dict.fromkeys(found))[:MOST]
+
+
+def _named(death: Death, roots: Sequence[str]) -> Iterator[Blame]:
+    """What a path in the exception's message leads to, or a file of generated code that it was raised in."""
+    caches = {cache.value: cache for cache in CacheName}
+    for path in (*death.mentions, *reversed(death.files)):
+        root = next((root for root in roots if path.startswith(f"{root}/")), None)
+        below = path[len(root) + 1 :] if root else ""
+        cache = caches.get(below.partition("/")[0])
+        if cache and cache is not CacheName.MOE_CONFIGS:
+            yield Blame(cache=cache, paths=(below,))
+
+
+def _by_what_raised(death: Death, configs: Sequence[str]) -> Iterator[Blame]:
+    """By the library whose code is innermost, and by the kernel."""
+    loader = next((cache for path in reversed(death.files) for cache, code in _LIBRARIES if code.search(path)), None)
+    of_moe = death.kernel.startswith(_MOE_KERNELS) or any(_MOE.search(path) for path in death.files)
+    config = [Blame(cache=CacheName.MOE_CONFIGS, paths=tuple(configs))] if configs and of_moe else []
+    if _RESOURCES.search(death.exception):
+        yield from config
+        return
+    if loader:
+        yield Blame(cache=loader, kernel=death.kernel if loader is CacheName.TRITON else "")
+    yield from config

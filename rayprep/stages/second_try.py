@@ -1,0 +1,125 @@
+"""No server may die of what rayprep put before it: where one has, it is started once more without that.
+
+If it lives then, what was set aside stays so: a MoE config is withdrawn, for as long as the same tuner would make it
+again; of a cache's entries the server has made its own, and the caches are as if the others had not been. If it dies
+again all is put back, for something else is to blame.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from rayprep.host.aside import Aside
+from rayprep.host.layout import Layout
+from rayprep.host.moe_withdrawn import tuned_files, withdraw
+from rayprep.model.blame import Blame, ServerDied, blames
+from rayprep.model.caches import CacheName
+from rayprep.model.errors import ErrorType, RayprepError, StageError
+from rayprep.model.moe import MoeShape
+from rayprep.model.moe_configs import MoeConfigs
+from rayprep.model.moe_search import tuning_digest
+from rayprep.model.stages import ANSWERS_FOR, StageName
+from rayprep.stages.moe_tune import shape_of, tuner_of
+from rayprep.stages.protocol import StageRequest
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class SetAside:
+    """What a server died of, and lives without."""
+
+    blame: Blame
+    gone: tuple[str, ...]
+    """Below the profiles root."""
+    died: StageError
+
+    @property
+    def stage(self) -> StageName:
+        return ANSWERS_FOR[self.blame.cache]
+
+    @property
+    def message(self) -> str:
+        if self.stage is StageName.MOE_TUNE:
+            return f"a server died of the tuned config, which is withdrawn: {self.died.message}"
+        return f"a server died of {self.blame}, which is set aside, and the server made its own: {self.died.message}"
+
+
+@dataclass(frozen=True)
+class SecondTry(Generic[T]):
+    """`run` starts a server, and raises ServerDied, or what came of it, where that died."""
+
+    request: StageRequest
+    layout: Layout
+    run: Callable[[], T]
+    say: Callable[[str], None]
+    """Takes a hint of what goes on."""
+    placed: tuple[str, ...] = ()
+    """MoE configs below the profiles root that no completion lists yet."""
+
+    def go(self) -> tuple[T, tuple[SetAside, ...]]:
+        """Runs it, and once more without each thing that it may have died of.
+
+        Raises:
+            StageError: what `run` raised first, where it did so without them, too.
+        """
+        try:
+            return self.run(), ()
+        except StageError as error:
+            died = _death_in(error)
+            if died is None:
+                raise
+            for blame in self._blames(died):
+                if answer := self._without(blame, died):
+                    return answer
+            raise
+
+    def _blames(self, died: ServerDied) -> tuple[Blame, ...]:
+        roots = {str(self.layout.profiles), os.path.realpath(self.layout.profiles)}
+        return blames(died.error_type, died.death, self._ours(died.moe_configs, roots), roots)
+
+    def _ours(self, said: MoeConfigs, roots: set[str]) -> tuple[str, ...]:
+        """The configs that the server used and that came of a tuning, with their twins for the second product."""
+        tuned = {*tuned_files(self.layout), *self.placed}
+        used = {path.removeprefix(f"{root}/") for root in roots for path in said.used}
+        found = {path for path in tuned if path in used or path.replace("_down.json", ".json") in used}
+        return tuple(sorted(found))
+
+    def _without(self, blame: Blame, died: ServerDied) -> tuple[T, tuple[SetAside, ...]] | None:
+        """What a start comes to without what is blamed; None where it dies, or there is nothing to set aside."""
+        try:
+            aside = Aside(self.layout, blame, died.started_at)
+        except OSError:
+            return None
+        if not aside.moved:
+            return None
+        self.say(f"starting once more without {blame}")
+        try:
+            result = self.run()
+        except StageError:
+            aside.put_back()
+            return None
+        except (RayprepError, OSError):
+            aside.put_back()
+            raise
+        return result, (self._kept_out(aside, blame, died),)
+
+    def _kept_out(self, aside: Aside, blame: Blame, died: ServerDied) -> SetAside:
+        shape = shape_of(self.request)
+        if blame.cache is CacheName.MOE_CONFIGS and isinstance(shape, MoeShape):
+            digest, tuner = tuning_digest(self.request.signature, shape), tuner_of(self.request.spec)
+            withdraw(self.layout, digest, aside.moved, tuner, died.message)
+        return SetAside(blame, aside.settle(), died)
+
+
+def _death_in(error: BaseException | None) -> ServerDied | None:
+    """The server's death that an error came of."""
+    while error is not None and not isinstance(error, ServerDied):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def withdrawn_error(aside: SetAside) -> StageError:
+    """What `moe_tune` failed with."""
+    return StageError(ErrorType.WITHDRAWN, aside.message, log_tail=aside.died.log_tail)
