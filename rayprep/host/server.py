@@ -16,7 +16,7 @@ from rayprep.host.server_process import ServerProcess, Watch
 from rayprep.model.cleanup import Cleanup, together
 from rayprep.model.errors import ErrorType, StageError
 from rayprep.model.server_command import address_of, next_mem_fraction, option_of, server_env
-from rayprep.model.server_failure import telling_line
+from rayprep.model.server_failure import hint_with_log, telling_line
 from rayprep.model.server_log import LogReader
 from rayprep.model.warmup import GenerateRequest, Round
 
@@ -194,11 +194,12 @@ class Server:
         if not self._adapts(tried[-1] / 2):  # it goes by its own, or by SGLang's choice
             flag, fractions = "its --mem-fraction-static", option_of(self._command, "--mem-fraction-static") or ""
         others = self._memory.held_by_others()
+        advice = f"{'raise' if self.reader.wants_more_memory else 'lower'} {flag}, or free the GPU"
         return StageError(
             ErrorType.OOM_DURING_WARMUP,
             f"the warm-up server ran out of GPU memory{f' at mem fraction {fractions}' if fractions else ''}: {why}"
             + (f"; before it started, {others}" if others else ""),
-            hint=f"{'raise' if self.reader.wants_more_memory else 'lower'} {flag}, or free the GPU",
+            hint=hint_with_log(ErrorType.OOM_DURING_WARMUP, str(self._log), advice),
             log_tail=self.log_tail(),
         )
 
@@ -248,7 +249,14 @@ class Server:
         except (OSError, http.client.HTTPException) as error:
             self._wait_for_death(process)
             problem = f"broke off {what}: {error or type(error).__name__}"
-        raise StageError(ErrorType.SERVER_CRASHED, f"the warm-up server {problem}", log_tail=self.log_tail())
+        raise self._crashed(process, problem)
+
+    def _crashed(self, process: ServerProcess, problem: str) -> StageError:
+        process.look()
+        death = process.reader.death
+        message = f"the warm-up server {problem}" + (f"; the last exception of its log: {death.line}" if death else "")
+        hint = hint_with_log(ErrorType.SERVER_CRASHED, str(self._log))
+        return StageError(ErrorType.SERVER_CRASHED, message, hint=hint, log_tail=self.log_tail())
 
     def _wait_for_death(self, process: ServerProcess) -> None:
         """A connection breaks a moment before the process that held it is gone, and its log says more than we do."""

@@ -12,7 +12,7 @@ from rayprep.host.process import Child
 from rayprep.host.server_follow import LogFollower
 from rayprep.model.cleanup import Cleanup
 from rayprep.model.errors import ErrorType, Interrupted, StageError
-from rayprep.model.server_failure import classify_failure, telling_line
+from rayprep.model.server_failure import classify_failure, hint_with_log, telling_line
 from rayprep.model.server_log import Hint, LogReader
 
 _TAIL = 12
@@ -42,7 +42,7 @@ class ServerProcess:
         lock_descriptors: Sequence[int],
         grace_s: float,
     ) -> None:
-        self._watch = watch
+        self._watch, self._log = watch, log
         self.reader = LogReader()
         self._follower = LogFollower(log, self.reader.hear)
         self._process: psutil.Process | None = None
@@ -108,9 +108,11 @@ class ServerProcess:
         error_type = classify_failure(self.reader.signs, status)
         ended = f"signal {status - 128}" if status > 128 else f"status {status}"
         when = "after" if self.reader.ready else "before"
-        said = telling_line(self.reader.signs, error_type)
-        message = f"the warm-up server ended by {ended} {when} it was ready" + (f": {said}" if said else "")
-        hint = "" if status or self.reader.ready else "the command has to stay in the foreground as long as it serves"
+        death = self.reader.death
+        cause = telling_line(self.reader.signs, error_type, death.line if death else None)
+        message = f"the warm-up server ended by {ended} {when} it was ready" + (f": {cause}" if cause else "")
+        advice = "" if status or self.reader.ready else "the command has to stay in the foreground as long as it serves"
+        hint = hint_with_log(error_type, str(self._log), advice)
         return StageError(error_type, message, hint=hint, log_tail=self.log_tail())
 
     def end(self) -> Cleanup:

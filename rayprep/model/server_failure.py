@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Sequence
 
-from rayprep.model.errors import ErrorType
+from rayprep.model.errors import MEANING, ErrorType
 
 READY = "The server is fired up and ready to roll!"
 _MORE_MEMORY = "Please try to increase --mem-fraction-static"
@@ -61,6 +61,7 @@ _GENERAL = re.compile(
 _SUMMARY = re.compile(
     rf"^(?:[\w.]*\.)?\w*(?:Error|Exception)\b: ?.+|^torch\.\w+\.exc\.\w+|watchdog timeout|{_WRONG_FLAG}", re.I
 )
+_UNRAISED = re.compile(rf"watchdog timeout|{_WRONG_FLAG}", re.I)
 TORCH_COMPILE = "torch_compile"
 _IN_TORCH_COMPILE = re.compile(r'File "[^"]*/torch/_(?:dynamo|inductor)/|^torch\._(?:dynamo|inductor)\.exc\.')
 """A frame of a traceback, or an exception's type."""
@@ -93,6 +94,11 @@ def sign_of(line: str) -> str | None:
     if _IN_TORCH_COMPILE.search(line):
         return TORCH_COMPILE
     return PLACE if _PLACE.search(line) else None
+
+
+def ends_without_exception(line: str) -> bool:
+    """Whether a line tells of an end that no exception makes."""
+    return _UNRAISED.search(line) is not None
 
 
 def wants_more_memory(line: str) -> bool:
@@ -135,10 +141,22 @@ def is_accident(line: str) -> bool:
     return _ACCIDENT.search(line) is not None
 
 
-def telling_line(lines: Sequence[str], error_type: ErrorType) -> str | None:
-    """The line that says most about a failure of this type: its own first sign, else the last exception."""
+def telling_line(lines: Sequence[str], error_type: ErrorType, last: str | None = None) -> str | None:
+    """The line that says most about a failure of this type: its own first sign, else the last exception.
+
+    Args:
+        last: the last exception, where more is known of it than its line.
+    """
     for kind, pattern in _SIGNS:
         if kind is error_type and (own := [line for line in lines if pattern.search(line)]):
             return own[0].strip()
     raised = [line for line in lines if _SUMMARY.search(line)]
-    return raised[-1].strip() if raised else None
+    return last or (raised[-1].strip() if raised else None)
+
+
+def hint_with_log(error_type: ErrorType, log: str, advice: str = "") -> str:
+    """What to do about a server's failure, and where its log is; `advice` in place of the type's own."""
+    advice = advice or MEANING[error_type][1]
+    if "the stage's log" in advice:
+        return advice.replace("the stage's log", log)
+    return f"{advice}; read {log}"

@@ -16,6 +16,7 @@ from rayprep.model.base import Record
 from rayprep.model.gemm import GemmShape
 from rayprep.model.moe_configs import MoeConfigs, heard
 from rayprep.model.secrets import redacted_text
+from rayprep.model.server_death import CAPTURE_BAR, Death, DeathReader
 from rayprep.model.server_failure import (
     GENERAL,
     OUT_OF_MEMORY,
@@ -85,7 +86,6 @@ _LIMITS = {
     "context_length": re.compile(rf"\bcontext_len={_N}"),
 }
 
-_GRAPH = re.compile(rf"Capturing (?:num tokens|batches) \(.*\| {_N}/{_N} \[")
 _GEMM_BAR = re.compile(rf"DeepGEMM warmup:.*\| {_N}/{_N} \[")
 _SHARDS = re.compile(rf"Loading .*checkpoint shards:.*\| {_N}/{_N} \[|Loading .*shards:.*Completed \| {_N}/{_N}")
 _NINJA_FOLDER = re.compile(r"ninja: Entering directory [`'].*/([^/']+)'")
@@ -115,7 +115,7 @@ def jit_events(line: str) -> str | None:
 
 def hint_of(line: str) -> Hint | None:
     """The progress that a line tells."""
-    for pattern, text in ((_GRAPH, "capturing CUDA graph"), (_GEMM_BAR, "compiling GEMM variants")):
+    for pattern, text in ((CAPTURE_BAR, "capturing CUDA graph"), (_GEMM_BAR, "compiling GEMM variants")):
         if found := pattern.search(line):
             return Hint(text=text, done=int(found[1]), total=int(found[2]))
     if found := _SHARDS.search(line):
@@ -179,6 +179,7 @@ class LogReader:
         self._taken_ports: set[int] = set()
         self._decisive: dict[str, str] = {}
         self._general: deque[str] = deque(maxlen=_MAX_GENERAL)
+        self._deaths = DeathReader()
         self.tail: deque[str] = deque(maxlen=TAIL_LINES)
         """The last lines, without progress bars."""
 
@@ -186,6 +187,16 @@ class LogReader:
     def signs(self) -> tuple[str, ...]:
         """What `classify_failure` decides on: of each kind the first line, of places the last, the last exceptions."""
         return (*self._decisive.values(), *self._general)
+
+    @property
+    def death(self) -> Death | None:
+        """What it died of, where it died of an exception; of a server that lives, its last exception."""
+        return self._deaths.death
+
+    @property
+    def capturing(self) -> bool:
+        """Whether CUDA graphs are being captured; of a dead server, whether they were."""
+        return self._deaths.capturing
 
     def lost_port(self, port: int, *, dead: bool) -> bool:
         """Whether the server does not get `port`, since somebody has it.
@@ -208,6 +219,7 @@ class LogReader:
         if len(self.jit_events) < MAX_EVENTS and (event := jit_events(line)):
             self.jit_events.append(event)
         self._note(line)
+        self._deaths.hear(line)
 
     def _keep(self, sign: str, shown: str) -> None:
         if sign == GENERAL:

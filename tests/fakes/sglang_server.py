@@ -285,6 +285,15 @@ def fail(text: str, code: int) -> None:
     sys.exit(code)
 
 
+def run_out_of_resources(faults: frozenset[str], log: bytes) -> None:
+    """Dies as sglang 0.5.16 did on an H200, of a kernel that wants more shared memory than there is."""
+    if "out-of-resources" not in faults:
+        return
+    say(log[: log.index(b"\n", log.index(b"Capture target prefill CUDA graph begin.")) + 1])
+    say((DATA / "server-out-of-resources.log").read_bytes())
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def before_ready(args: argparse.Namespace, faults: frozenset[str], log: bytes) -> None:
     pool = log.index(b"Memory pool end")
     while os.environ.get("FAKE_HOLD") and Path(os.environ["FAKE_HOLD"]).exists():
@@ -318,6 +327,7 @@ def before_ready(args: argparse.Namespace, faults: frozenset[str], log: bytes) -
     if not there and "FAKE_MOE_CONFIG" in os.environ:
         missed = f"Config file not found at {configs / os.environ['FAKE_MOE_CONFIG']}, you can create them with"
         say(f"[2026-11-21 16:39:02] Using default MoE kernel config. Performance might be sub-optimal! {missed} it\n")
+    run_out_of_resources(faults, log[pool:])
     say(log[pool:])
 
 

@@ -24,7 +24,8 @@ def test_one_that_dies_when_ready(bench: Bench) -> None:
 def test_one_that_dies_of_a_request(bench: Bench) -> None:
     error = failing(bench.server(*fault("dies-on-request")), start_and_send)
     assert error.error_type is ErrorType.SERVER_CRASHED
-    assert "ended by signal 9 after it was ready" in error.message
+    assert "ended by signal 9 after it was ready: RuntimeError: CUDA error: an illegal memory" in error.message
+    assert error.hint == f"read {bench.log}"
 
 
 def test_one_that_is_killed_while_it_is_asked_is_seen_before_the_request_fails(bench: Bench) -> None:
@@ -47,6 +48,23 @@ def test_one_that_hangs_until_the_requests_time_is_over(bench: Bench) -> None:
     error = failing(bench.server(*fault("hangs"), request_timeout_s=0.3), start_and_send)
     assert error.error_type is ErrorType.SERVER_CRASHED
     assert "did not answer a request of 1 x 3 tokens within 0.3 s" in error.message
+    assert error.hint == f"read {bench.log}"
+
+
+def test_the_exception_that_an_answer_comes_of_is_told(bench: Bench) -> None:
+    """As uvicorn writes one that a handler raises."""
+    trace = "ERROR:    Exception in ASGI application\nTraceback (most recent call last):\n"
+    trace += '  File "/site/sglang/srt/entrypoints/http_server.py", line 7, in generate\nsglang.Lost: batch 7\n'
+
+    def use(server: Server) -> None:
+        server.start()
+        with bench.log.open("a") as log:
+            log.write(trace)
+        server.send([(ONE,)])
+
+    error = failing(bench.server(*fault("fails")), use)
+    assert error.error_type is ErrorType.SERVER_CRASHED
+    assert error.message.endswith("Internal Server Error; the last exception of its log: sglang.Lost: batch 7")
 
 
 def test_one_that_hangs_until_the_stages_time_is_over(bench: Bench) -> None:

@@ -3,7 +3,7 @@
 import psutil
 import pytest
 
-from rayprep.model.errors import ErrorType
+from rayprep.model.errors import MEANING, ErrorType
 from tests.host.server.bench import FAKE, Bench, failing, fault, saying
 from tests.host.test_ports import free_port
 
@@ -41,6 +41,36 @@ def test_a_server_that_dies_before_it_is_ready(bench: Bench, name: str, expected
     assert server.cleanup.killed
 
 
+def test_the_last_exception_its_kernel_its_limit_and_the_log_are_told(bench: Bench) -> None:
+    server = bench.server(*fault("out-of-resources"))
+    error = failing(server)
+    assert error.error_type is ErrorType.SERVER_START_FAILED
+    assert error.line == (
+        "the warm-up server ended by signal 9 before it was ready: fused_moe_kernel: "
+        "triton.runtime.errors.OutOfResources: out of resource: shared memory, Required: 262144, Hardware limit: "
+        f"232448. Reducing block sizes or `num_stages` may help. (read {bench.log})"
+    )
+    assert server.attempts == 1, "less GPU memory would not help"
+    death = server.reader.death
+    assert death is not None
+    assert (death.kernel, death.while_capturing) == ("fused_moe_kernel", True)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected", "hint"),
+    [
+        ("model-gone", ErrorType.SERVER_START_FAILED, "read {}"),
+        ("bad-kernel", ErrorType.COMPILE_FAILED, "read {}"),
+        ("nvrtc", ErrorType.NVRTC_COMPILE_FAILED, "read {}; try nvcc instead of NVRTC"),
+        ("disk-full", ErrorType.INSUFFICIENT_DISK, f"{MEANING[ErrorType.INSUFFICIENT_DISK][1]}; read {{}}"),
+    ],
+)
+def test_the_log_is_named(bench: Bench, name: str, expected: ErrorType, hint: str) -> None:
+    error = failing(bench.server(*fault(name)))
+    assert error.error_type is expected
+    assert error.hint == hint.format(bench.log)
+
+
 def test_out_of_memory_once_is_tried_with_less(bench: Bench) -> None:
     with bench.server(*fault("oom")) as server:
         server.start()
@@ -76,7 +106,7 @@ def test_a_command_that_heeds_no_fraction_is_not_tried_twice(bench: Bench, words
     error = failing(server)
     assert error.error_type is ErrorType.OOM_DURING_WARMUP
     assert said in error.message
-    assert error.hint == "lower its --mem-fraction-static, or free the GPU"
+    assert error.hint == f"lower its --mem-fraction-static, or free the GPU; read {bench.log}"
     assert server.attempts == 1
 
 
@@ -93,3 +123,4 @@ def test_a_command_that_goes_to_the_background_is_told_not_to(bench: Bench) -> N
     assert error.error_type is ErrorType.SERVER_START_FAILED
     assert "ended by status 0 before it was ready" in error.message
     assert "stay in the foreground" in error.hint
+    assert error.hint.endswith(f"; read {bench.log}")
