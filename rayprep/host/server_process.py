@@ -10,6 +10,7 @@ import psutil
 from rayprep.host.guard import lives
 from rayprep.host.process import Child
 from rayprep.host.server_follow import LogFollower
+from rayprep.model.blame import ServerDied
 from rayprep.model.cleanup import Cleanup
 from rayprep.model.errors import ErrorType, Interrupted, StageError
 from rayprep.model.server_failure import classify_failure, hint_with_log, telling_line
@@ -42,7 +43,7 @@ class ServerProcess:
         lock_descriptors: Sequence[int],
         grace_s: float,
     ) -> None:
-        self._watch, self._log = watch, log
+        self._watch, self._log, self._started_at = watch, log, time.time()
         self.reader = LogReader()
         self._follower = LogFollower(log, self.reader.hear)
         self._process: psutil.Process | None = None
@@ -113,7 +114,15 @@ class ServerProcess:
         message = f"the warm-up server ended by {ended} {when} it was ready" + (f": {cause}" if cause else "")
         advice = "" if status or self.reader.ready else "the command has to stay in the foreground as long as it serves"
         hint = hint_with_log(error_type, str(self._log), advice)
-        return StageError(error_type, message, hint=hint, log_tail=self.log_tail())
+        return ServerDied(
+            error_type,
+            message,
+            death=death,
+            moe_configs=self.reader.moe_configs,
+            started_at=self._started_at,
+            hint=hint,
+            log_tail=self.log_tail(),
+        )
 
     def end(self) -> Cleanup:
         """Ends the whole tree, and reads the log to its end."""

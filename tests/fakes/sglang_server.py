@@ -178,7 +178,8 @@ def die_of(path: Path) -> None:
         "deep_gemm": ("sglang/srt/layers/deep_gemm_wrapper/entrypoint.py", "deep_gemm/__init__.py"),
         "torchinductor": ("torch/_inductor/codecache.py", str(path)),
     }
-    library = f"RuntimeError: Check failed: (lib_handle_ != nullptr) is false: Failed to load dynamic shared library {path}"
+    failed = "RuntimeError: Check failed: (lib_handle_ != nullptr) is false: Failed to load dynamic shared library"
+    library = f"{failed} {path}"
     said = {
         "triton": "RuntimeError: Triton Error [CUDA]: device kernel image is invalid\n",
         "flashinfer": f"{library} {path}: file too short\n",
@@ -285,9 +286,23 @@ def fail(text: str, code: int) -> None:
     sys.exit(code)
 
 
+def configs_home() -> Path:
+    return Path(os.environ.get("SGLANG_MOE_CONFIG_DIR", "/none")) / "configs" / "triton_3_6_0"
+
+
+def configs_there() -> list[Path]:
+    return sorted(configs_home().glob("*.json"))
+
+
+def asks_too_much(config: Path) -> bool:
+    """Whether a kernel of the file wants more shared memory than there is."""
+    entries = json.loads(config.read_text()).values()
+    return any(entry.get("BLOCK_SIZE_M", 0) * entry.get("BLOCK_SIZE_N", 0) >= 128 * 256 for entry in entries)
+
+
 def run_out_of_resources(faults: frozenset[str], log: bytes) -> None:
     """Dies as sglang 0.5.16 did on an H200, of a kernel that wants more shared memory than there is."""
-    if "out-of-resources" not in faults:
+    if "out-of-resources" not in faults and not any(map(asks_too_much, configs_there())):
         return
     say(log[: log.index(b"\n", log.index(b"Capture target prefill CUDA graph begin.")) + 1])
     say((DATA / "server-out-of-resources.log").read_bytes())
@@ -320,12 +335,11 @@ def before_ready(args: argparse.Namespace, faults: frozenset[str], log: bytes) -
         fail(TOO_LITTLE[name], 1)
     for name in faults & FATAL.keys():
         fail(FATAL[name], 1)
-    configs = Path(os.environ.get("SGLANG_MOE_CONFIG_DIR", "/none")) / "configs" / "triton_3_6_0"
-    there = sorted(configs.glob("*.json"))
+    there = configs_there()
     for config in () if "no-moe-config" in faults else there:
         say(f"[2026-11-21 16:39:02] Using MoE kernel config from {config}.\n")
     if not there and "FAKE_MOE_CONFIG" in os.environ:
-        missed = f"Config file not found at {configs / os.environ['FAKE_MOE_CONFIG']}, you can create them with"
+        missed = f"Config file not found at {configs_home() / os.environ['FAKE_MOE_CONFIG']}, you can create them with"
         say(f"[2026-11-21 16:39:02] Using default MoE kernel config. Performance might be sub-optimal! {missed} it\n")
     run_out_of_resources(faults, log[pool:])
     say(log[pool:])

@@ -1,0 +1,150 @@
+"""A server that dies of what rayprep put before it: started once more without that, and what is left then."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from rayprep.host.completions import read_completions, write_completion
+from rayprep.host.moe_folder import digest_of
+from rayprep.host.scan import hash_files
+from rayprep.model.errors import ErrorType
+from rayprep.model.spec import StageOp
+from rayprep.model.stages import StageName
+from tests.node.serving import LIBRARY, Host, played, statuses
+from tests.node.test_moe_tune import NAME, OTHERS, STAND_IN, MoeHost
+
+MOE, SERVE, FLASHINFER = StageName.MOE_TUNE, StageName.SERVE, StageName.FLASHINFER
+PLACE = f"moe_configs/configs/triton_3_6_0/{NAME}"
+TOO_MUCH = {"BLOCK_SIZE_M": 256, "BLOCK_SIZE_N": 256, "BLOCK_SIZE_K": 64, "GROUP_SIZE_M": 64}
+DEADLY = b"DEADLY"
+PARTS = {
+    "triton": "triton/ABC/moe.cubin",
+    "flashinfer": "flashinfer/.cache/flashinfer/0.6.14/90a/cached_ops/norm/norm.so",
+    "sglang_jit": "sglang_jit/sgl_kernel_jit_norm_9f/sgl_kernel_jit_norm.so",
+    "deep_gemm": "deep_gemm/cache/kernel.sm90_fp8_gemm_1d2d.0123/kernel.cubin",
+    "torchinductor": "torchinductor/ab/cabsum.py",
+}
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
+    yield from played(Host(tmp_path), monkeypatch, LIBRARY)
+
+
+@pytest.fixture
+def moe_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MoeHost]:
+    yield from played(MoeHost(tmp_path), monkeypatch, LIBRARY, STAND_IN)
+
+
+def make_deadly(host: Host, below: str) -> None:
+    """As if it had been built so: the completions list it as it is."""
+    path = host.layout.profiles / below
+    path.write_bytes(DEADLY)
+    listed_as_it_is(host, below)
+
+
+def listed_as_it_is(host: Host, below: str) -> None:
+    size = (host.layout.profiles / below).stat().st_size
+    digest = hash_files(host.layout.profiles, [below])[below]
+    for stage in StageName:
+        for completion in read_completions(host.layout, stage)[0]:
+            if below in completion.artifacts:
+                artifacts = {**completion.artifacts, below: (size, digest)}
+                write_completion(host.layout, completion.model_copy(update={"artifacts": artifacts}))
+
+
+def everything(host: Host) -> dict[str, bytes]:
+    caches = ("triton", "flashinfer", "sglang_jit", "deep_gemm", "torchinductor", "moe_configs", "others")
+    found = (path for cache in caches for path in (host.layout.profiles / cache).rglob("*") if path.is_file())
+    return {str(path.relative_to(host.layout.profiles)): path.read_bytes() for path in found}
+
+
+@pytest.mark.parametrize("cache", PARTS)
+def test_what_a_server_dies_of_is_set_aside_and_it_makes_its_own(host: Host, cache: str) -> None:
+    assert host.ensure().exit_code == 0
+    sound = everything(host)
+    make_deadly(host, PARTS[cache])
+
+    result = host.ensure("--random-seed=1")
+
+    assert result.exit_code == 0, result.errors
+    assert statuses(result)["serve"] == "ok"
+    assert result.verify and (result.verify.status, result.verify.new_files) == ("ok", 0)
+    assert everything(host) == sound, "as if it had not been"
+    told = [warning for warning in result.warnings if "a server died of" in warning]
+    assert len(told) == 1, result.warnings
+    assert set(statuses(host.ensure("--random-seed=1")).values()) <= {"noop", "skipped"}
+    assert set(statuses(host.ensure()).values()) <= {"noop", "skipped"}, "also for those who share it"
+
+
+@pytest.mark.parametrize("cache", PARTS)
+def test_a_proofs_server_that_dies_of_it_is_proved_without(host: Host, cache: str) -> None:
+    assert host.ensure().exit_code == 0
+    sound = everything(host)
+    make_deadly(host, PARTS[cache])
+    result = host.ensure(verify_only=True)
+    assert result.verify and (result.verify.status, result.verify.new_files) == ("ok", 0), result.verify
+    assert everything(host) == sound
+    assert any("a server died of" in warning for warning in result.warnings)
+
+
+def test_what_is_not_to_blame_is_put_back(host: Host) -> None:
+    """The server dies at capture whatever lies there."""
+    assert host.ensure().exit_code == 0
+    sound = everything(host)
+    result = host.ensure("--random-seed=1", faults="bad-kernel")
+    assert result.stages[SERVE].error_type is ErrorType.COMPILE_FAILED
+    assert everything(host) == sound
+    assert result.warnings == ()
+
+
+def test_a_config_planted_behind_our_back_is_withdrawn(moe_host: MoeHost) -> None:
+    host = moe_host
+    asked = {"model": str(host.model), "moe_batch_sizes": (1,), "moe_strategy": "fixed", "ops": OTHERS}
+    assert host.ensure(**asked).exit_code == 0
+    entries = json.loads((host.layout.profiles / PLACE).read_text())
+    (host.layout.profiles / PLACE).write_text(json.dumps({**entries, "96": TOO_MUCH}))
+    planted = (host.layout.profiles / PLACE).read_bytes()
+    listed_as_it_is(host, PLACE)
+
+    result = host.ensure("--random-seed=1", **{**asked, "ops": {**OTHERS, MOE: StageOp.SKIP}})
+
+    failed = result.stages[MOE].errors[0]
+    assert failed.error_type is ErrorType.WITHDRAWN
+    assert "fused_moe_kernel" in failed.message
+    assert "Required: 262144, Hardware limit: 232448" in failed.message
+    assert (statuses(result)["serve"], result.exit_code) == ("ok", 11)
+    assert result.verify and (result.verify.status, result.verify.new_files) == ("ok", 0)
+    assert not (host.layout.profiles / PLACE).exists() or (host.layout.profiles / PLACE).read_bytes() != planted
+    kept = list(host.cache.glob("tuning/*.withdrawn/E=*.json"))
+    assert [path.read_bytes() for path in kept] == [planted]
+    reason = json.loads(next(host.cache.glob("tuning/*.withdrawn/reason.json")).read_text())
+    assert reason["files"] == {PLACE: digest_of(planted)}
+    assert "Required: 262144" in reason["reason"]
+
+    later = host.ensure("--random-seed=1", **asked)
+    assert (statuses(later)["moe_tune"], later.stages[MOE].reason) == ("skipped", "withdrawn")
+    assert "Required: 262144" in (later.stages[MOE].detail or "")
+    assert (later.exit_code, statuses(later)["serve"]) == (0, "noop")
+    other = host.ensure(**asked)
+    assert statuses(other)["moe_tune"] == "skipped", "whatever the flags"
+    assert (
+        not host.layout.profiles.joinpath(PLACE).exists()
+        or b"256" not in host.layout.profiles.joinpath(PLACE).read_bytes()
+    )
+
+
+def test_a_proof_withdraws_a_config_too(moe_host: MoeHost) -> None:
+    host = moe_host
+    asked = {"model": str(host.model), "moe_batch_sizes": (1,), "moe_strategy": "fixed", "ops": OTHERS}
+    assert host.ensure(**asked).exit_code == 0
+    entries = json.loads((host.layout.profiles / PLACE).read_text())
+    (host.layout.profiles / PLACE).write_text(json.dumps({**entries, "96": TOO_MUCH}))
+    result = host.ensure(verify_only=True, **{key: asked[key] for key in ("model", "ops")})
+    assert result.verify and (result.verify.status, result.verify.new_files) == ("ok", 0), result.verify
+    assert result.stages[MOE].error_type is ErrorType.WITHDRAWN
+    later = host.ensure(**asked)
+    assert (later.exit_code, later.stages[MOE].reason) == (0, "withdrawn")
+    assert statuses(later)["serve"] == "noop"
