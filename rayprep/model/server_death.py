@@ -184,8 +184,9 @@ class DeathReader:
             self._is_chained, self._place = True, _Place.OUTSIDE
         elif line.startswith(_UNHEEDED):
             self._is_unheeded = True
-        elif line and self._place is not _Place.OUTSIDE:
-            self._hear_more(redacted_text(line))
+        elif line:
+            self._is_unheeded = False
+            self._hear_more(redacted_text(line) if self._place is not _Place.OUTSIDE else line)
 
     def _note_state(self, line: str) -> None:
         if READY in line:  # it lived through what was raised before
@@ -229,7 +230,7 @@ class DeathReader:
             self._hear_frames(line)
         elif self._place is _Place.MESSAGE:
             self._hear_message(line)
-        else:
+        elif self._place is _Place.FAULT:
             self._hear_fault(line)
 
     def _hear_frames(self, line: str) -> None:

@@ -290,6 +290,8 @@ def test_a_rank_that_lost_its_peer_first_does_not_hide_the_cause() -> None:
 def test_an_exception_that_ends_nothing_is_not_heeded(harmless: str) -> None:
     assert read(harmless).death is None
     assert death_of(f"{PLAIN}ValueError: 1\n{harmless}").exception == "ValueError: 1"
+    bare = harmless.replace(PLAIN, "")
+    assert death_of(f"{bare}{PLAIN}ValueError: 1\n").exception == "ValueError: 1", "it had no traceback"
 
 
 def test_what_it_lived_through_is_not_what_it_died_of() -> None:
