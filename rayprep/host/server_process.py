@@ -13,6 +13,7 @@ from rayprep.host.server_follow import LogFollower
 from rayprep.model.blame import ServerDied
 from rayprep.model.cleanup import Cleanup
 from rayprep.model.errors import ErrorType, Interrupted, StageError
+from rayprep.model.server_death import Death
 from rayprep.model.server_failure import classify_failure, hint_with_log, telling_line
 from rayprep.model.server_log import Hint, LogReader
 
@@ -117,7 +118,7 @@ class ServerProcess:
         return ServerDied(
             error_type,
             message,
-            death=death,
+            death=death or (Death(exception="", while_capturing=True) if self.reader.capturing else None),
             moe_configs=self.reader.moe_configs,
             started_at=self._started_at,
             hint=hint,

@@ -63,6 +63,7 @@ _LIBRARIES: tuple[tuple[CacheName, re.Pattern[str]], ...] = (
     (CacheName.DEEP_GEMM, re.compile(r"/deep_gemm/")),
 )
 """By the files of the code that loads what is in a cache."""
+_TORCH_COMPILE = re.compile(r"/torch/_(?:dynamo|inductor)/")
 _MOE = re.compile(r"/fused_moe_triton|/moe_runner/triton|/fused_moe[^/]*\.py$")
 _MOE_KERNELS = "fused_moe"
 _RESOURCES = re.compile(r"OutOfResources|out of resource", re.I)
@@ -81,7 +82,8 @@ def blames(
     if error_type in _OTHERS_FAULT or death is None:
         return ()
     found = [*_named(death, tuple(roots)), *_by_what_raised(death, configs)]
-    if death.while_capturing and configs:
+    compiling = any(_TORCH_COMPILE.search(path) for path in death.files)
+    if death.while_capturing and configs and not compiling:
         found.append(Blame(cache=CacheName.MOE_CONFIGS, paths=tuple(configs)))
     return tuple(dict.fromkeys(found))[:MOST]
 

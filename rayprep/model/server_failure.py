@@ -124,11 +124,15 @@ def classify_failure(lines: Iterable[str], exit_status: int | None) -> ErrorType
     return ErrorType.SERVER_START_FAILED
 
 
-def torch_compile_failure(lines: Sequence[str]) -> str | None:
-    """What a log says where torch.compile failed, or something that it was compiling; None where neither shows."""
+def torch_compile_failure(lines: Sequence[str], last: str | None = None) -> str | None:
+    """What a log says where torch.compile failed, or something that it was compiling; None where neither shows.
+
+    Args:
+        last: as for `telling_line`; heeded where no line is called an error.
+    """
     if not any(_IN_TORCH_COMPILE.search(line) for line in lines):
         return None
-    said = telling_line(lines, ErrorType.UNSUPPORTED)
+    said = telling_line(lines, ErrorType.UNSUPPORTED) or last
     places = [found for line in lines if (found := _PLACE.search(line))]
     if places and (said is None or said.endswith(":")):  # of an assertion without words, only its place tells
         file, number, function = places[-1].groups()

@@ -62,7 +62,7 @@ def _decode(asked: StageRequest, context: BuildContext, env: Mapping[str, str]) 
                 server.send(decode_requests(asked.model.architecture.vocab_size, asked.spec.batch_sizes))
                 return server, ahead.finish()
         except StageError as error:
-            raise _explained(error, server.reader.signs) from None
+            raise _explained(error, server.reader) from None
 
 
 def _start_again(asked: StageRequest, context: BuildContext) -> CacheUse:
@@ -95,9 +95,11 @@ def _beyond(asked: Sequence[int], args: ResolvedArgs) -> tuple[str, ...]:
     return (said,) if largest and beyond else ()
 
 
-def _explained(error: StageError, signs: Sequence[str]) -> StageError:
+def _explained(error: StageError, reader: LogReader) -> StageError:
     """A server that does not start with torch.compile is no defect of this host."""
-    said = torch_compile_failure(signs) if error.error_type is ErrorType.SERVER_START_FAILED else None
+    if error.error_type is not ErrorType.SERVER_START_FAILED:
+        return error
+    said = torch_compile_failure(reader.signs, reader.death.line if reader.death else None)
     if said is None:
         return error
     message = f"no server of this model starts with {ENABLE} under these versions and flags: {said}"

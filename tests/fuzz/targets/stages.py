@@ -142,6 +142,8 @@ def server_log_targets(folder: Path) -> list[Target]:
         follower.follow()
         follower.finish()
         classify_failure(reader.signs, 1)
+        if death := reader.death:
+            death.model_dump_json()
         for record in (reader.args, reader.moe_configs, *reader.gemm_shapes):
             record.model_dump_json()
         if hint := reader.hint:
@@ -150,7 +152,7 @@ def server_log_targets(folder: Path) -> list[Target]:
             require(line.human_line.isprintable(), "a line does not print")
         return "heard"
 
-    logs = ("server-cold.log", "server-warm.log")
+    logs = ("server-cold.log", "server-warm.log", "server-out-of-resources.log")
     return [Target(f"log of a server, {name}", (_DATA / name).read_bytes(), read, "heard", 0.5) for name in logs]
 
 
