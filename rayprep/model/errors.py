@@ -95,7 +95,7 @@ MEANING: dict[ErrorType, tuple[str, str]] = {
     ErrorType.UNSUPPORTED: ("this version of rayprep cannot do that here", "leave the stage out with --skip"),
     ErrorType.WITHDRAWN: (
         "a server died of what the stage had made, and lives without it",
-        "nothing: it is set aside with the reason, and servers do without it; report what died",
+        "servers do without it, and it is kept with the reason; report what died",
     ),
     ErrorType.INTERNAL_ERROR: ("rayprep itself failed", "run again with --debug, and report what it shows"),
     ErrorType.INTERRUPTED: ("stopped by Ctrl-C or SIGTERM", "run ensure again; it goes on where it stopped"),

@@ -15,7 +15,7 @@ from rayprep.host.layout import Layout
 from rayprep.host.moe_withdrawn import tuned_files, withdraw
 from rayprep.model.blame import Blame, ServerDied, blames
 from rayprep.model.caches import CacheName
-from rayprep.model.errors import ErrorType, RayprepError, StageError
+from rayprep.model.errors import MEANING, ErrorType, RayprepError, StageError
 from rayprep.model.moe import MoeShape
 from rayprep.model.moe_configs import MoeConfigs
 from rayprep.model.moe_search import tuning_digest
@@ -109,7 +109,7 @@ class SecondTry(Generic[T]):
         shape = shape_of(self.request)
         if blame.cache is CacheName.MOE_CONFIGS and isinstance(shape, MoeShape):
             digest, tuner = tuning_digest(self.request.signature, shape), tuner_of(self.request.spec)
-            withdraw(self.layout, digest, aside.moved, tuner, died.message)
+            withdraw(self.layout, digest, aside.moved, tuner, died.line)
         return SetAside(blame, aside.settle(), died)
 
 
@@ -122,4 +122,5 @@ def _death_in(error: BaseException | None) -> ServerDied | None:
 
 def withdrawn_error(aside: SetAside) -> StageError:
     """What `moe_tune` failed with."""
-    return StageError(ErrorType.WITHDRAWN, aside.message, log_tail=aside.died.log_tail)
+    hint = f"{MEANING[ErrorType.WITHDRAWN][1]}; {aside.died.hint}"
+    return StageError(ErrorType.WITHDRAWN, aside.message, hint=hint, log_tail=aside.died.log_tail)
