@@ -16,7 +16,7 @@ from rayprep.model.caches import CacheName
 from rayprep.model.completion import Completion
 from rayprep.model.moe_space import KernelConfig
 from rayprep.model.stages import StageName
-from rayprep.stages.moe_files import adopt_config, facts_of, kept_aside, link_active, seed, write_config
+from rayprep.stages.moe_files import adopt_config, config_text, facts_of, kept_aside, link_active, place_config, seed
 from tests.model.samples import completion, identity, signature
 
 CONFIG = KernelConfig(BLOCK_SIZE_M=16, BLOCK_SIZE_N=32, BLOCK_SIZE_K=64, GROUP_SIZE_M=1)
@@ -27,6 +27,10 @@ NAME = "E=8,N=64,device_name=NVIDIA_H200.json"
 def layout(tmp_path: Path) -> Layout:
     (tmp_path / "profiles" / "moe_configs").mkdir(parents=True)
     return Layout(tmp_path / "profiles", tmp_path / "telemetry")
+
+
+def write_config(layout: Layout, folder: str, name: str, entries: dict[int, KernelConfig]) -> Path:
+    return place_config(layout, folder, name, config_text(entries))
 
 
 def shipped(base: Path, **files: str) -> Path:
