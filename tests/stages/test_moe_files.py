@@ -187,6 +187,20 @@ def test_what_any_completion_lists_or_ships_with_sglang_is_not_kept(
     assert all(len(json.loads(text)) == 2 for text in kept), "only that which nothing listed"
 
 
+def test_where_there_is_none_of_ours_the_file_goes_and_a_users_is_kept(layout: Layout) -> None:
+    path = write_config(layout, "triton_3_6_0", NAME, {1: CONFIG})
+    digest = "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest()
+    listed = {f"moe_configs/configs/triton_3_6_0/{NAME}": (path.stat().st_size, digest)}
+    write_completion(layout, completion(StageName.MOE_TUNE, artifacts=listed))
+    for theirs in (None, '{"17": {}}'):
+        if theirs:
+            path.write_text(theirs)
+        assert place_config(layout, "triton_3_6_0", NAME, None) == path
+        assert not path.exists()
+    assert [copy.read_text() for copy in kept_copies(layout, path)] == ['{"17": {}}']
+    assert place_config(layout, "triton_3_6_0", NAME, None) == path, "which was not there"
+
+
 def received(layout: Layout) -> tuple[Path, Completion]:
     path = write_config(layout, "triton_3_6_0", NAME, {1: CONFIG})
     listed = {f"moe_configs/configs/triton_3_6_0/{NAME}": (path.stat().st_size, "sha256:" + "0" * 64)}
