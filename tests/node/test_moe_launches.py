@@ -12,13 +12,13 @@ import pytest
 
 from rayprep.host.completions import write_completion
 from rayprep.host.moe_folder import digest_of, kept_copies
+from rayprep.model.caches import CacheName
 from rayprep.model.moe import default_batch_sizes
 from rayprep.model.result import PrepResult, StageResult
-from rayprep.model.spec import StageOp
 from tests.needs import needs_torch
 from tests.node.serving import LIBRARY, played, statuses
 from tests.node.test_moe_store import StoreHost
-from tests.node.test_moe_tune import MOE, NAME, OTHERS, STAND_IN
+from tests.node.test_moe_tune import MOE, NAME, STAND_IN
 
 pytestmark = needs_torch()
 
@@ -140,7 +140,10 @@ def test_where_nothing_gains_two_percent_sglangs_own_stays_in_use(
     host.tuned()
     assert host.entries()["1"] != FIT
     monkeypatch.setenv("FAKE_GAIN", "1.01")
-    result = host.tuned(ops={**OTHERS, MOE: StageOp.REBUILD})
+    made_by(host, "4")
+    shutil.rmtree(host.cache / "tuning")  # that one's measurements are not compared with ours
+    shutil.rmtree(host.layout.cache(CacheName.TRITON))
+    result = host.tuned()
     stage, completion = result.stages[MOE], host.completion(MOE)
     assert stage.warnings == ("no batch size gains 2%, and SGLang's own configs stay in use",)
     assert (host.config.read_bytes() if host.config.exists() else None) == shipped
@@ -148,6 +151,9 @@ def test_where_nothing_gains_two_percent_sglangs_own_stays_in_use(
     assert stage.artifacts and stage.artifacts.tuning
     assert (stage.artifacts.config_file, stage.artifacts.active_config_link) == (None, None)
     assert stage.artifacts.tuning.sizes[0].config is None
+    assert stage.artifacts.tuning.served == 4, "of its own config, which servers run: two products, each in two ways"
+    assert len(list(host.layout.cache(CacheName.TRITON).glob("*.kernel"))) == 4
+    assert kept_copies(host.layout, host.config) == [], "it was no user's"
     assert all(link.exists() for link in host.configs.glob("active/*")), "no link dangles"
     assert statuses(result)["serve"] == "ok", "other kernels than with the earlier one"
     assert result.verify and (result.verify.ran, result.verify.status) == (True, "ok")
@@ -161,6 +167,16 @@ def test_where_nothing_gains_no_server_is_asked_for_its_word(host: LaunchHost, m
     stage = host.tuned(selected=(MOE,)).stages[MOE]
     assert (stage.status, stage.verified_in_log) == ("ok", None)
     assert statuses(host.tuned(selected=(MOE,)))["moe_tune"] == "noop"
+
+
+def made_by(host: LaunchHost, version: str) -> None:
+    """Has the completion say that another version of the tuner made the file that is there."""
+    completion, content = host.completion(MOE), host.config.read_bytes()
+    assert completion and completion.tuning
+    (path,) = completion.artifacts
+    tuning = completion.tuning.model_copy(update={"tuner_version": version})
+    listed = {"tuning": tuning, "artifacts": {path: (len(content), digest_of(content))}}
+    write_completion(host.layout, completion.model_copy(update=listed))
 
 
 def plant(host: LaunchHost) -> bytes:
@@ -183,12 +199,9 @@ def test_an_entry_that_was_put_into_a_file_of_ours_is_found_before_a_server_star
 def test_what_an_earlier_tuner_left_is_tried_before_a_server_starts(host: LaunchHost, version: str) -> None:
     """It launched what it had measured, and no other entry of the file."""
     host.tuned()
-    before, planted, completion = host.config.read_bytes(), plant(host), host.completion(MOE)
-    assert completion and completion.tuning
-    (path,) = completion.artifacts
-    tuning = completion.tuning.model_copy(update={"tuner_version": version})
-    listed = {"tuning": tuning, "artifacts": {path: (len(planted), digest_of(planted))}}
-    write_completion(host.layout, completion.model_copy(update=listed))
+    before = host.config.read_bytes()
+    plant(host)
+    made_by(host, version)
     assert statuses(host.tuned())["moe_tune"] == "ok"
     assert host.config.read_bytes() == before
     assert kept_copies(host.layout, host.config) == [], "it was no user's"

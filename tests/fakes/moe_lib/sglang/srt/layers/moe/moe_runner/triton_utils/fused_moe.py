@@ -27,7 +27,7 @@ class Kernel:
 
     def __call__(self, config: Config, rows: int, product: str) -> bool:
         """Whether the call is launched, and not only told to Triton's hook."""
-        said = json.dumps([config, "sixteens" if rows % 16 == 0 else "any", product])
+        said = json.dumps([config, "sixteens" if rows % 16 == 0 else "any", product], sort_keys=True)
         if said in self.loaded:
             return True
         hook = triton.knobs.runtime.jit_cache_hook
