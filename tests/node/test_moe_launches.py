@@ -67,10 +67,9 @@ def refused(stage: StageResult) -> list[tuple[int, dict[str, int | bool], bool]]
     """The entries, each named by a warning."""
     entries = (stage.artifacts.refused if stage.artifacts else None) or ()
     named = [warning for warning in stage.warnings if "cannot be launched" in warning]
-    assert [f"{entry.batch_size} tokens" in warning for entry, warning in zip(entries, named, strict=True)] == [
-        True for _ in entries
-    ]
-    assert all(entry.error in warning for entry, warning in zip(entries, named, strict=True))
+    for entry, warning in zip(entries, named, strict=True):
+        assert f"{entry.batch_size} tokens" in warning
+        assert entry.error in warning
     return [(entry.batch_size, entry.config, entry.own_runs) for entry in entries]
 
 
@@ -103,15 +102,15 @@ def test_an_entry_that_ships_with_sglang_and_does_not_run_is_in_no_file_of_ours(
     for variable, value in settings.items():
         monkeypatch.setenv(variable, value)
     names = {NAME, name}
-    for each in names:
-        host.ship(each, {**USUAL, NOBODY_TUNES: entry if each == name else FIT})
+    for file in names:
+        host.ship(file, {**USUAL, NOBODY_TUNES: entry if file == name else FIT})
     result = host.tuned(1)
     skips = dict.fromkeys(("deep_gemm", "flashinfer", "inductor"), "skipped")
     assert statuses(result) == {**skips, "moe_tune": "ok", "serve": "ok"}
     assert result.verify and result.verify.status == "ok"
     assert refused(result.stages[MOE]) == [(int(NOBODY_TUNES), entry, False)]
-    for each in names:
-        written = host.entries(each)
+    for file in names:
+        written = host.entries(file)
         assert written.pop("1")["BLOCK_SIZE_M"] == 16, "as it was tuned"
         assert written == {size: FIT for size in USUAL if size != "1"}
 
@@ -195,13 +194,12 @@ def test_an_entry_that_was_put_into_a_file_of_ours_is_found_before_a_server_star
     assert [copy.read_bytes() for copy in kept_copies(host.layout, host.config)] == [planted]
 
 
-@pytest.mark.parametrize("version", ["4", "1"])
-def test_what_an_earlier_tuner_left_is_tried_before_a_server_starts(host: LaunchHost, version: str) -> None:
+def test_what_an_earlier_tuner_left_is_tried_before_a_server_starts(host: LaunchHost) -> None:
     """It launched what it had measured, and no other entry of the file."""
     host.tuned()
     before = host.config.read_bytes()
     plant(host)
-    made_by(host, version)
+    made_by(host, "4")
     assert statuses(host.tuned())["moe_tune"] == "ok"
     assert host.config.read_bytes() == before
     assert kept_copies(host.layout, host.config) == [], "it was no user's"

@@ -135,7 +135,7 @@ def test_an_entry_that_no_server_could_launch_is_left_out_and_named(tmp_path: Pa
     assert (refused.batch_size, refused.config, refused.own_runs) == (64, HUGE, True)
     assert "out of resource: shared memory" in refused.error
     assert [(size.batch_size, size.config) for size in built.artifacts.tuning.sizes] == [(8, ENTRY), (64, None)]
-    warning = next(each for each in built.warnings if "64 tokens" in each)
+    warning = next(warning for warning in built.warnings if "64 tokens" in warning)
     assert warning.startswith("the entry for 64 tokens cannot be launched, and SGLang's own values are in its place: ")
 
 
