@@ -107,5 +107,5 @@ def _first_of_each_way(low: int, high: int, shape: MoeShape) -> Iterator[int]:
     """Numbers of tokens among which each way of specialising is: it comes back every 16 tokens, but for the number at
     which experts' rows begin to be padded."""
     padded = shape.experts // shape.top_k + 1
-    for begin in {low, min(max(padded, low), high)}:
+    for begin in (low, min(max(padded, low), high)):
         yield from range(begin, min(begin + 16, high + 1))

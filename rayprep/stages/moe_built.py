@@ -66,7 +66,8 @@ def _warnings(said: TunedLine) -> Iterator[str]:
         instead = "SGLang's own values are in its place" if entry.own_runs else "its neighbours' entries count"
         yield f"the entry for {entry.batch_size} tokens cannot be launched, and {instead}: {entry.error}"
     if said.files is None:
-        yield f"no batch size gains {WORTH - 1:.0%} over SGLang's own configs, which stay in use"
+        why = "no entry is left" if said.refused else f"no batch size gains {WORTH - 1:.0%}"
+        yield f"{why}, and SGLang's own configs stay in use"
 
 
 def _tuning(request: StageRequest, shape: MoeShape, choices: tuple[Choice, ...], counts: TuningCounts) -> Tuning:

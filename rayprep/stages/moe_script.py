@@ -47,7 +47,11 @@ def tune_by_script(request: StageRequest, shape: MoeShape, context: BuildContext
         raise StageError(ErrorType.TUNER_EXECUTION_ERROR, message, log_tail=log_tail(context))
     said, files = _read_script(request, shape, found[0])
     tried = run_tuner(request, shape, context, context.scratch / "none.jsonl", kernels, files)
-    outcome = {"files": tried.files, "refused": tried.refused, "counts": tried.counts}
+    refused = {entry.batch_size for entry in tried.refused}
+    choices = tuple(
+        choice.model_copy(update={"config": None}) if choice.tokens in refused else choice for choice in said.choices
+    )
+    outcome = {"files": tried.files, "refused": tried.refused, "counts": tried.counts, "choices": choices}
     said = said.model_copy(update={**outcome, "warnings": (*said.warnings, *tried.warnings)})
     left = [str(size) for size in sizes_of(request.spec) if size not in files.up]
     nearest = f"the script tuned nothing for {', '.join(left)} tokens, which take the nearest size's config"

@@ -167,6 +167,8 @@ class Tuner:
         sizes = {*tuned, *default_batch_sizes(()), *self.bench.shipped_sizes()}
         given = self.request.given
         stock = {size: self.bench.stock(size) for size in sorted(sizes | (given.up.keys() if given else set()))}
+        if given and any(own.down for own in stock.values()):
+            given = given.model_copy(update={"down": given.up})  # SGLang's own twin would overrule it
         wanted = given or (config_files(sizes, chosen, stock) if any(choice.config for choice in chosen) else None)
         files, refused = self._tried(wanted, stock)
         served = self._compile_ahead(files or config_files(sizes, (), stock)) if self.request.campaign else 0
@@ -219,7 +221,8 @@ class Tuner:
         while whole is not None and (failing := self._failing(whole)):
             refused += [_refused(size, error, whole, stock[size]) for size, error in failing.items()]
             whole = without(whole, failing, stock)
-        return whole, tuple(refused)
+        dropped = {entry.batch_size for entry in refused if not entry.own_runs}
+        return whole, tuple(entry.model_copy(update={"own_runs": entry.batch_size not in dropped}) for entry in refused)
 
     def _failing(self, files: ConfigFiles) -> dict[int, str]:
         """The entries with which a call fails, each with the first error.

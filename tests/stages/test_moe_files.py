@@ -16,7 +16,7 @@ from rayprep.model.caches import CacheName
 from rayprep.model.completion import Completion
 from rayprep.model.moe_space import KernelConfig
 from rayprep.model.stages import StageName
-from rayprep.stages.moe_files import adopt_config, facts_of, kept_aside, link_active, seed, write_config
+from rayprep.stages.moe_files import adopt_config, config_text, facts_of, kept_aside, link_active, place_config, seed
 from tests.model.samples import completion, identity, signature
 
 CONFIG = KernelConfig(BLOCK_SIZE_M=16, BLOCK_SIZE_N=32, BLOCK_SIZE_K=64, GROUP_SIZE_M=1)
@@ -27,6 +27,10 @@ NAME = "E=8,N=64,device_name=NVIDIA_H200.json"
 def layout(tmp_path: Path) -> Layout:
     (tmp_path / "profiles" / "moe_configs").mkdir(parents=True)
     return Layout(tmp_path / "profiles", tmp_path / "telemetry")
+
+
+def write_config(layout: Layout, folder: str, name: str, entries: dict[int, KernelConfig]) -> Path:
+    return place_config(layout, folder, name, config_text(entries))
 
 
 def shipped(base: Path, **files: str) -> Path:
@@ -181,6 +185,20 @@ def test_what_any_completion_lists_or_ships_with_sglang_is_not_kept(
     write_config(layout, "triton_3_6_0", NAME, {1: CONFIG})
     kept = [copy.read_text() for copy in kept_copies(layout, path)]
     assert all(len(json.loads(text)) == 2 for text in kept), "only that which nothing listed"
+
+
+def test_where_there_is_none_of_ours_the_file_goes_and_a_users_is_kept(layout: Layout) -> None:
+    path = write_config(layout, "triton_3_6_0", NAME, {1: CONFIG})
+    digest = "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest()
+    listed = {f"moe_configs/configs/triton_3_6_0/{NAME}": (path.stat().st_size, digest)}
+    write_completion(layout, completion(StageName.MOE_TUNE, artifacts=listed))
+    for theirs in (None, '{"17": {}}'):
+        if theirs:
+            path.write_text(theirs)
+        assert place_config(layout, "triton_3_6_0", NAME, None) == path
+        assert not path.exists()
+    assert [copy.read_text() for copy in kept_copies(layout, path)] == ['{"17": {}}']
+    assert place_config(layout, "triton_3_6_0", NAME, None) == path, "which was not there"
 
 
 def received(layout: Layout) -> tuple[Path, Completion]:

@@ -8,13 +8,13 @@ import pytest
 
 from rayprep.model.errors import ErrorType
 from rayprep.model.moe import MoeShape, default_batch_sizes
-from rayprep.model.moe_entries import Stock
+from rayprep.model.moe_entries import ConfigFiles, Launch, Stock
 from rayprep.model.moe_search import COARSE, FINALS, SEED, Group
 from rayprep.model.moe_space import KernelConfig, curated
 from rayprep.model.moe_trial import Measurement, Trial
 from rayprep.model.spec import MoeStrategy
 from rayprep.stages.moe_log import MeasurementLog
-from rayprep.stages.moe_tune_protocol import BenchFacts, KernelJob, Recorded, TunedLine, TuneRequest, failure
+from rayprep.stages.moe_tune_protocol import BenchFacts, Call, KernelJob, Recorded, TunedLine, TuneRequest, failure
 from rayprep.stages.moe_tuner import Tuner, Untunable
 
 SHAPE = MoeShape(experts=128, width=768, hidden=2048, top_k=8, dtype="fp8_w8a8", block=(128, 128))
@@ -34,6 +34,7 @@ class Bench:
     def __init__(self) -> None:
         self.compiled: list[str] = []
         self.done: list[str] = []
+        self.launched: list[Launch] = []
         self.unused: dict[int, str] = {}
 
     def open(self) -> BenchFacts:
@@ -45,9 +46,15 @@ class Bench:
     def shipped_sizes(self) -> Sequence[int]:
         return (48, 96)
 
-    def record(self, trials: Sequence[Trial]) -> Iterator[tuple[Trial, Recorded]]:
-        for trial in trials:
-            yield trial, Recorded((KernelJob("kernels", "fused_moe_kernel", str(trial.config)),))
+    def record(self, calls: Sequence[Call]) -> Iterator[tuple[Call, Recorded]]:
+        for call in calls:
+            config = call.up if isinstance(call, Launch) else call.config
+            yield call, Recorded((KernelJob("kernels", "fused_moe_kernel", str(config)),))
+
+    def launch(self, launches: Sequence[Launch]) -> Iterator[tuple[Launch, str | None]]:
+        for launch in launches:
+            self.launched.append(launch)
+            yield launch, None
 
     def compile(self, jobs: Sequence[KernelJob]) -> Iterator[tuple[KernelJob, str | None]]:
         for job in jobs:
@@ -265,3 +272,104 @@ def test_where_sglangs_own_never_runs_it_is_said_that_nothing_was_compared(tmp_p
             f"SGLang's own config does not run for 64 tokens, and what was tuned stands alone: {error}",
         )
     assert told.counts.measured == 0, "it is remembered"
+
+
+SHARED_MEMORY = "OutOfResources: out of resource: shared memory, Required: 294912, Hardware limit: 232448"
+
+
+class Unlaunchable(Bench):
+    """Some configs run while they are measured, and not as a server launches them with more than `above` tokens."""
+
+    def __init__(self, *unfit: KernelConfig, stock: dict[int, KernelConfig] | None = None, above: int = 0) -> None:
+        super().__init__()
+        self.unfit, self._stock, self.above, self.error = unfit, stock or {}, above, SHARED_MEMORY
+
+    def stock(self, tokens: int) -> Stock:
+        return Stock(config=self._stock.get(tokens, WIDE))
+
+    def launch(self, launches: Sequence[Launch]) -> Iterator[tuple[Launch, str | None]]:
+        for launch, _ in super().launch(launches):
+            yield launch, self.error if launch.up in self.unfit and launch.tokens > self.above else None
+
+
+def entries(told: TunedLine) -> dict[int, KernelConfig]:
+    assert told.files
+    return dict(told.files.up)
+
+
+def test_an_entry_that_cannot_be_launched_gives_way_to_sglangs_own(tmp_path: Path) -> None:
+    request = sweep(tmp_path).model_copy(update={"sizes": (1, 64)})
+    told = Tuner(request, Unlaunchable(SMALL), MeasurementLog(tmp_path / "log"), lambda line: None).go()
+    assert told.files is None, "nothing of ours is left"
+    assert [(entry.batch_size, entry.own_runs, entry.config) for entry in told.refused] == [
+        (64, True, SMALL.entry()),
+        (1, True, SMALL.entry()),
+    ]
+    assert all(entry.error.startswith(SHARED_MEMORY) for entry in told.refused)
+    assert [(choice.tokens, choice.config, choice.speedup) for choice in told.choices] == [
+        (1, None, 1.0),
+        (64, None, 1.0),
+    ]
+
+
+def test_an_entry_of_sglangs_own_that_cannot_be_launched_is_left_out(tmp_path: Path) -> None:
+    """And what its neighbours take in its place is launched, too."""
+    bench = Unlaunchable(HUGE, stock={48: HUGE})
+    told = Tuner(sweep(tmp_path), bench, MeasurementLog(tmp_path / "log"), lambda line: None).go()
+    assert 48 not in entries(told)
+    assert entries(told)[64] == SMALL
+    assert [(entry.batch_size, entry.own_runs) for entry in told.refused] == [(48, False)]
+    launched = {(launch.tokens, launch.up) for launch in bench.launched}
+    assert {(48, WIDE), (49, SMALL)} <= launched, "32 and 64 are the nearest now"
+
+
+def test_where_sglangs_own_fails_as_well_both_say_that_the_neighbours_count(tmp_path: Path) -> None:
+    bench = Unlaunchable(SMALL, HUGE, stock={64: HUGE}, above=16)
+    told = Tuner(
+        sweep(tmp_path).model_copy(update={"sizes": (1, 64)}),
+        bench,
+        MeasurementLog(tmp_path / "log"),
+        lambda line: None,
+    ).go()
+    assert (64 in entries(told), entries(told)[1]) == (False, SMALL)
+    assert [(entry.batch_size, entry.own_runs) for entry in told.refused] == [(64, False), (64, False)]
+    assert [entry.config for entry in told.refused] == [SMALL.entry(), HUGE.entry()]
+
+
+def test_what_says_nothing_of_an_entry_is_held_against_none(tmp_path: Path) -> None:
+    bench = Unlaunchable(WIDE)
+    bench.error = "OutOfMemoryError: CUDA out of memory"
+    with pytest.raises(Untunable, match="could not be tried: OutOfMemoryError") as caught:
+        Tuner(sweep(tmp_path), bench, MeasurementLog(tmp_path / "log"), lambda line: None).go()
+    assert failure(caught.value).error_type is ErrorType.OOM_DURING_WARMUP
+
+
+class Picky(Bench):
+    """What is served is compiled in a way in which one config cannot be."""
+
+    def record(self, calls: Sequence[Call]) -> Iterator[tuple[Call, Recorded]]:
+        for call, recorded in super().record(calls):
+            (job,) = recorded.jobs
+            name = "served" if isinstance(call, Launch) and call.up == SMALL else "measured"
+            yield call, Recorded((job._replace(name=name),))
+
+    def compile(self, jobs: Sequence[KernelJob]) -> Iterator[tuple[KernelJob, str | None]]:
+        for job, _ in super().compile(jobs):
+            yield job, "PassManager::run failed" if job.name == "served" else None
+
+
+def test_an_entry_that_cannot_be_compiled_is_not_launched(tmp_path: Path) -> None:
+    bench = Picky()
+    request = sweep(tmp_path).model_copy(update={"given": ConfigFiles(up={8: WIDE, 64: SMALL}), "sizes": ()})
+    told = Tuner(request, bench, MeasurementLog(tmp_path / "log"), lambda line: None).go()
+    assert SMALL not in {launch.up for launch in bench.launched}
+    assert [(entry.batch_size, entry.error[:11]) for entry in told.refused] == [(64, "PassManager")]
+    assert told.files is None
+
+
+def test_what_gains_too_little_leaves_no_file(tmp_path: Path) -> None:
+    bench = UnequalGpus()
+    told = tune(tmp_path, bench, 64, gpus=2)
+    assert (told.files, told.refused, bench.launched) == (None, (), [])
+    assert [choice.config for choice in told.choices] == [None]
+    assert told.choices[0].strategies == (MoeStrategy.FIXED,), "which is not searched again"

@@ -22,7 +22,7 @@ from rayprep.model.tuning import TuningCounts
 from rayprep.stages import flashinfer_protocol, inductor_protocol
 from rayprep.stages.child_lines import FailLine, StepLine
 from rayprep.stages.deep_gemm_protocol import GEMM_LINE, KernelsLine
-from rayprep.stages.moe_files import kept_aside, seed, unseeded, write_config
+from rayprep.stages.moe_files import config_text, kept_aside, place_config, seed, unseeded
 from rayprep.stages.moe_log import MeasurementLog
 from rayprep.stages.moe_tune_protocol import TUNE_LINE
 from tests.fuzz.resealing import resealed
@@ -86,7 +86,7 @@ def config_target(folder: Path) -> Target:
         require(is_config(path.read_bytes()) or len(data) == len(good), "what no server can read is left")
         path.write_bytes(data)
         keep_aside(layout, [str(path.relative_to(layout.profiles))])
-        write_config(layout, "triton_3_6_0", _NAME, {1: _CONFIG})
+        place_config(layout, "triton_3_6_0", _NAME, config_text({1: _CONFIG}))
         kept = list(layout.cache(CacheName.MOE_CONFIGS).glob("kept/*/*"))
         require(
             not is_config(data) or [digest_of(copy.read_bytes()) for copy in kept] == [digest_of(data)], "it is lost"

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sglang.srt.layers.moe.fused_moe_triton import GPU
 from sglang.srt.layers.moe.moe_runner import MoeRunnerConfig
-from sglang.srt.layers.moe.moe_runner.triton_utils.fused_moe_triton_config import try_get_optimal_moe_config
+from sglang.srt.layers.moe.moe_runner.triton_utils.fused_moe_triton_config import DEFAULT, try_get_optimal_moe_config
 from sglang.srt.layers.moe.topk import StandardTopKOutput
 
 Config = dict[str, int]
@@ -25,8 +25,9 @@ class Kernel:
         self.loaded: dict[str, bool] = {}
         self.device_caches = {0: (self.loaded,)}
 
-    def __call__(self, config: Config, rows: int) -> bool:
-        said = json.dumps([config, "sixteens" if rows % 16 == 0 else "any"])
+    def __call__(self, config: Config, rows: int, product: str) -> bool:
+        """Whether the call is launched, and not only told to Triton's hook."""
+        said = json.dumps([config, "sixteens" if rows % 16 == 0 else "any", product], sort_keys=True)
         if said in self.loaded:
             return True
         hook = triton.knobs.runtime.jit_cache_hook
@@ -37,7 +38,7 @@ class Kernel:
         return True
 
     def preload(self, said: str, by: str = "preload") -> None:
-        config, _ = json.loads(said)
+        config, *_ = json.loads(said)
         if config["num_stages"] == int(os.environ.get("FAKE_UNCOMPILABLE_STAGES", "0")):
             raise RuntimeError("PassManager::run failed")
         if config["num_stages"] == int(os.environ.get("FAKE_DEADLY_STAGES", "0")):
@@ -82,21 +83,48 @@ def fused_moe(
             blocks = [-(-size // block) for size, block in zip(weight.shape[1:], block_shape, strict=True)]
             assert scale is not None
             assert list(scale.shape) == [experts, *blocks]
-    config = try_get_optimal_moe_config(
-        w1.shape, w2.shape, top_k, "fp8_w8a8" if use_fp8_w8a8 else None, tokens, block_shape=block_shape
+    config, (down, _) = try_get_optimal_moe_config(
+        w1.shape,
+        w2.shape,
+        top_k,
+        "fp8_w8a8" if use_fp8_w8a8 else None,
+        tokens,
+        block_shape=block_shape,
+        per_channel_quant=per_channel_quant,
+        return_down_config=True,
     )
-    if not fused_moe_kernel(config, tokens * top_k):
-        return
-    if config["BLOCK_SIZE_M"] * config["BLOCK_SIZE_N"] >= 128 * 256:
-        raise RuntimeError("out of resource: shared memory, Required: 294912, Hardware limit: 232448")
+    if down is not None:
+        down.pop("USE_TMA", False)  # which no kernel gets as a parameter
+    for product, tile in (("up", config), ("down", down or config)):
+        if fused_moe_kernel(tile, tokens * top_k, product):
+            _launch(tile, tokens)
     hold = os.environ.get("FAKE_HOLD")
     while hold and GPU.captured is not None and tokens == int(os.environ["FAKE_HOLD_AT"]) and Path(hold).exists():
         time.sleep(0.05)
+    if triton.knobs.runtime.jit_cache_hook is not None:
+        return
     hidden_states.add_(1.0)  # the layer writes its result over its input
     GPU.spend(cost_ms(config, tokens * top_k / experts))
 
 
+def _launch(tile: Config, tokens: int) -> None:
+    """FAKE_BREAKS: `16@12` is a tile of 16 rows that breaks with 12 tokens, and with no other number of them.
+
+    FAKE_DEADLY_LAUNCH: the number of stages of a tile that takes the process down.
+    """
+    if tile["num_stages"] == int(os.environ.get("FAKE_DEADLY_LAUNCH", "0")):
+        os._exit(9)
+    rows = tile["BLOCK_SIZE_M"]
+    if rows * tile["BLOCK_SIZE_N"] >= 128 * 256 or f"{rows}@{tokens}" == os.environ.get("FAKE_BREAKS"):
+        raise RuntimeError("out of resource: shared memory, Required: 294912, Hardware limit: 232448")
+
+
 def cost_ms(config: Config, rows: float) -> float:
-    """Best where the tile is as high as an expert's rows, and wide."""
+    """Best where the tile is as high as an expert's rows, and wide.
+
+    FAKE_GAIN: each is so many times as fast as those of SGLang's own group size, and no faster than another.
+    """
+    if gain := os.environ.get("FAKE_GAIN"):
+        return 0.1 if config["GROUP_SIZE_M"] == DEFAULT["GROUP_SIZE_M"] else 0.1 / float(gain)
     waste = abs(config["BLOCK_SIZE_M"] - max(16, rows)) / 16 + abs(config["BLOCK_SIZE_N"] - 128) / 64
     return 0.05 + 0.001 * rows + 0.01 * waste + 0.001 * config["num_stages"]

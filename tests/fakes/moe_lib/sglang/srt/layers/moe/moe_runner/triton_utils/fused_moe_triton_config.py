@@ -35,7 +35,9 @@ def get_moe_configs(
     folder = Path(os.environ.get("SGLANG_MOE_CONFIG_DIR", HOME)) / "configs"
     name = get_config_file_name(E, N, dtype, [block_n, block_k], per_channel_quant, down_moe)
     file = folder / f"triton_{triton.__version__.replace('.', '_')}" / name
-    return {int(key): value for key, value in json.loads(file.read_text()).items()} if file.exists() else None
+    if file.exists():
+        return {int(key): value for key, value in json.loads(file.read_text()).items()}
+    return get_moe_configs(E, N, dtype, block_n, block_k, per_channel_quant) if down_moe else None
 
 
 def try_get_optimal_moe_config(
@@ -51,10 +53,19 @@ def try_get_optimal_moe_config(
     from sglang.srt.layers.moe.moe_runner.triton_utils import get_config
 
     experts, _, width = w2_shape
-    rows, depth = block_shape or (0, 0)
-    found, down = get_config(), None
-    if found is None:
-        files = [get_moe_configs(experts, width, dtype, rows, depth, per_channel_quant, each) for each in (False, True)]
-        near = [file[min(file, key=lambda size: abs(size - M))] if file else None for file in files]
-        found, down = near[0] or {**DEFAULT, "BLOCK_SIZE_K": depth or 64}, near[1]
-    return (found, (down, None)) if return_down_config else found
+    name = (experts, width, dtype, *(block_shape or (0, 0)))
+    config, down, highest = get_config(), None, None
+    if config is None:
+        config = _nearest(get_moe_configs(*name, per_channel_quant=per_channel_quant, down_moe=False), M)
+        config = config or {**DEFAULT, "BLOCK_SIZE_K": name[-1] or 64}
+        if return_down_config:
+            entries = get_moe_configs(*name, per_channel_quant=per_channel_quant, down_moe=True)
+            if (near := _nearest(entries, M)) is not None:
+                # Both products share one sorting by tiles.
+                down = {**near, "BLOCK_SIZE_M": config["BLOCK_SIZE_M"]}
+                highest = max(entry["BLOCK_SIZE_M"] for entry in entries.values())
+    return (config, (down, highest)) if return_down_config else config
+
+
+def _nearest(entries: dict[int, dict[str, int]] | None, tokens: int) -> dict[str, int] | None:
+    return entries[min(entries, key=lambda size: abs(size - tokens))] if entries else None
