@@ -302,7 +302,7 @@ def configs_there() -> list[Path]:
 def asks_too_much(config: Path) -> bool:
     """Whether a kernel wants more shared memory than there is, as in the stand-in of SGLang's (tests/fakes/moe_lib)."""
     up, down = (
-        json.loads(path.read_text()) if path.exists() else {}
+        json.loads(path.read_text() or "{}") if path.exists() else {}
         for path in (config, config.with_name(f"{config.stem}_down.json"))
     )
     for size, entry in up.items():

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from rayprep.host.aside import Aside
 from rayprep.host.completions import read_completions, write_completion
-from rayprep.host.layout import Layout
+from rayprep.host.layout import Layout, clear_scratch
 from rayprep.host.moe_folder import digest_of
 from rayprep.host.moe_withdrawn import (
     Withdrawal,
@@ -14,9 +15,9 @@ from rayprep.host.moe_withdrawn import (
     release,
     tuned_files,
     withdraw,
-    withdrawal_for,
     withdrawal_of,
 )
+from rayprep.model.blame import Blame
 from rayprep.model.caches import CacheName
 from rayprep.model.errors import ErrorType, StageError
 from rayprep.model.stages import StageName
@@ -58,8 +59,13 @@ def link(layout: Layout, slug: str, path: str) -> Path:
     return place
 
 
-def withdrawn(*paths: str) -> Withdrawal:
-    return withdrawal_for({path: OURS[path] for path in paths}, "rayprep", REASON, "run-1")
+def take_back(layout: Layout, *paths: str) -> Withdrawal:
+    """As a server's second try does."""
+    aside = Aside(layout, Blame(cache=CacheName.MOE_CONFIGS, paths=paths), before=0.0)
+    record = withdraw(layout, DIGEST, aside.moved, "rayprep", REASON)
+    assert set(aside.settle()) == set(paths)
+    clear_scratch(layout)
+    return record
 
 
 def contents(layout: Layout) -> dict[str, bytes]:
@@ -73,7 +79,7 @@ def test_what_a_server_died_of_is_set_aside_and_nothing_else_is_touched(layout: 
     assert tuned_files(layout) == OURS.keys()
     before = contents(layout)
 
-    withdraw(layout, DIGEST, withdrawn(UP, DOWN))
+    take_back(layout, UP, DOWN)
 
     after = contents(layout)
     home = f"moe_configs/tuning/{DIGEST}.withdrawn"
@@ -91,22 +97,14 @@ def test_every_completion_that_lists_one_of_them_goes(layout: Layout) -> None:
     """The file is the model's, whatever flags a request has."""
     for slug, paths in (("one", (UP,)), ("both", (UP, DOWN)), ("none", (OTHER,))):
         lists(layout, slug, *paths)
-    withdraw(layout, DIGEST, withdrawn(UP, DOWN))
+    take_back(layout, UP, DOWN)
     assert [left.identity.model_slug for left in read_completions(layout, MOE)[0]] == ["none"]
-
-
-def test_a_file_that_is_gone_already_is_no_obstacle(layout: Layout) -> None:
-    (layout.profiles / UP).unlink()
-    withdraw(layout, DIGEST, withdrawn(UP))
-    assert (layout.profiles / UP).read_bytes() == b"shipped"
-    assert withdrawal_of(layout, DIGEST)
 
 
 def test_the_reason_is_kept_until_another_config_is_there(layout: Layout) -> None:
     assert withdrawal_of(layout, DIGEST) is None
     release(layout, DIGEST)  # of nothing
-    record = withdrawn(UP)
-    withdraw(layout, DIGEST, record)
+    record = take_back(layout, UP)
     assert withdrawal_of(layout, DIGEST) == record
     assert withdrawal_of(layout, "f" * 16) is None, "another tuning"
     release(layout, DIGEST)
@@ -116,7 +114,7 @@ def test_the_reason_is_kept_until_another_config_is_there(layout: Layout) -> Non
 
 def test_what_was_withdrawn_is_refused_and_all_else_is_not(layout: Layout) -> None:
     refuse_withdrawn(layout, DIGEST, list(OURS.values()))
-    withdraw(layout, DIGEST, withdrawn(UP, DOWN))
+    take_back(layout, UP, DOWN)
     for again in ([OURS[UP]], [OURS[OTHER], OURS[DOWN]]):
         with pytest.raises(StageError, match=REASON) as caught:
             refuse_withdrawn(layout, DIGEST, again)
@@ -127,7 +125,7 @@ def test_what_was_withdrawn_is_refused_and_all_else_is_not(layout: Layout) -> No
 
 @pytest.mark.parametrize("damage", [b"", b"{}", b"[" * 100_000, b"\0" * 20])
 def test_a_reason_that_cannot_be_read_is_none(layout: Layout, damage: bytes) -> None:
-    withdraw(layout, DIGEST, withdrawn(UP))
+    take_back(layout, UP)
     (layout.cache(CacheName.MOE_CONFIGS) / "tuning" / f"{DIGEST}.withdrawn" / "reason.json").write_bytes(damage)
     assert withdrawal_of(layout, DIGEST) is None
     refuse_withdrawn(layout, DIGEST, [OURS[UP]])
@@ -138,7 +136,6 @@ def test_a_withdrawal_through_a_link_touches_nothing_behind_it(layout: Layout, t
     outside.mkdir()
     tuning = layout.cache(CacheName.MOE_CONFIGS) / "tuning"
     tuning.symlink_to(outside)
-    before = contents(layout)
     with pytest.raises(OSError, match="link"):
-        withdraw(layout, DIGEST, withdrawn(UP))
-    assert (contents(layout), list(outside.iterdir())) == (before, [])
+        take_back(layout, UP)
+    assert list(outside.iterdir()) == []
