@@ -23,13 +23,12 @@ import re
 
 from rayprep.model.architecture import Architecture
 from rayprep.model.base import Record
-from rayprep.model.server_args import pairs
+from rayprep.model.server_args import ServerFlags
 
 _SHORT = {
     **{"bfloat16": "bf16", "float16": "f16", "float8_e4m3fn": "e4m3", "float8_e5m2": "e5m2", "int32": "i32"},
     **{"True": "1", "False": "0"},
 }
-_DTYPES = {"half": "float16", "float": "float32"}
 _KV_DTYPES = {
     **{"bf16": "bfloat16", "bfloat16": "bfloat16", "fp8_e4m3": "float8_e4m3fn", "fp8_e5m2": "float8_e5m2"},
     # FP4 is unpacked to FP8 before FlashInfer sees it.
@@ -45,12 +44,6 @@ _FUSED_ALL_REDUCE = frozenset(
     }
 )
 """Models for which SGLang fuses all-reduce and norm by itself. Source: `_FLASHINFER_ALLREDUCE_FUSION_ARCHS`."""
-_FLAGS = (
-    *("attention_backend", "prefill_attention_backend", "decode_attention_backend", "sampling_backend"),
-    *("dtype", "kv_cache_dtype", "enable_deterministic_inference", "flashinfer_mla_disable_ragged"),
-    *("enable_flashinfer_allreduce_fusion", "enforce_disable_flashinfer_allreduce_fusion"),
-    *("flashinfer_allreduce_fusion_backend", "speculative_eagle_topk"),
-)
 _MODULE_PATH = re.compile(r"(?:^|/)\.cache/flashinfer/[^/]+/[^/]+/(?:cached_ops|generated)/([^/.][^/]*)(/.)?")
 
 
@@ -74,8 +67,8 @@ def flashinfer_modules(
     Raises:
         BadRequest: a word of `server_args` belongs to no flag.
     """
-    flags = _flags(server_args)
-    dtype = _dtype(architecture, flags)
+    flags = ServerFlags(server_args)
+    dtype = flags.dtype(architecture)
     half = dtype in ("bfloat16", "float16")
     deterministic = "enable_deterministic_inference" in flags
     found: list[FlashInferModule] = []
@@ -104,35 +97,13 @@ def module_of(path: str) -> str | None:
     return match[1] if match[2] else match[1].split(".", 1)[0]
 
 
-def _flags(server_args: tuple[str, ...]) -> dict[str, str]:
-    """Our flags' values, the last of each; argparse takes the beginning of a flag for the whole."""
-    given: dict[str, str] = {}
-    for name, value in pairs(server_args):
-        plain = name.lstrip("-").replace("-", "_")
-        full = plain if plain in _FLAGS else next((flag for flag in _FLAGS if plain and flag.startswith(plain)), None)
-        if full:
-            given[full] = value
-    return given
-
-
-def _dtype(architecture: Architecture, flags: dict[str, str]) -> str:
-    """What the model computes in. Source: `_get_and_verify_dtype` in sglang's configs/model_config.py."""
-    asked = flags.get("dtype", "auto").lower()
-    if asked != "auto":
-        return _DTYPES.get(asked, asked)
-    own = architecture.dtype.removeprefix("torch.")
-    if own != "float32":
-        return own
-    return "bfloat16" if architecture.model_type.startswith("gemma") else "float16"
-
-
-def _backends(flags: dict[str, str], *, default: str) -> tuple[str, str]:
+def _backends(flags: ServerFlags, *, default: str) -> tuple[str, str]:
     """Who attends in prefill and in decode."""
     both = flags.get("attention_backend") or default
     return flags.get("prefill_attention_backend") or both, flags.get("decode_attention_backend") or both
 
 
-def _gqa(architecture: Architecture, tp: int, dtype: str, flags: dict[str, str]) -> list[FlashInferModule]:
+def _gqa(architecture: Architecture, tp: int, dtype: str, flags: ServerFlags) -> list[FlashInferModule]:
     tree = flags.get("speculative_eagle_topk", "")
     drafts_a_tree = tree.isdigit() and int(tree) > 1
     prefill, decode = _backends(flags, default="flashinfer" if drafts_a_tree else "fa3")
@@ -167,7 +138,7 @@ def _heads_to_merge(width: int) -> int:
     return 1024 // max(1, width // max(8, width // 32))
 
 
-def _mla(architecture: Architecture, dtype: str, flags: dict[str, str]) -> list[FlashInferModule]:
+def _mla(architecture: Architecture, dtype: str, flags: ServerFlags) -> list[FlashInferModule]:
     prefill, decode = _backends(flags, default="fa3")
     if "flashinfer" not in (prefill, decode):
         return []
@@ -187,7 +158,7 @@ def _prefill(backend: str, dtype: str, kv_dtype: str, width_qk: int, width_vo: i
     return FlashInferModule(generator="gen_batch_prefill_module", args=args)
 
 
-def _all_reduce(architecture: Architecture, tp: int, flags: dict[str, str]) -> list[FlashInferModule]:
+def _all_reduce(architecture: Architecture, tp: int, flags: ServerFlags) -> list[FlashInferModule]:
     off = {"enforce_disable_flashinfer_allreduce_fusion", "enable_deterministic_inference"}
     asked = flags.get("flashinfer_allreduce_fusion_backend")
     wanted = asked or "enable_flashinfer_allreduce_fusion" in flags or _fuses_by_itself(architecture)

@@ -13,7 +13,7 @@ from pydantic import Field
 from rayprep.model.architecture import Architecture
 from rayprep.model.base import Record
 from rayprep.model.fp8_layers import fp8_layers, is_known, shares_fused
-from rayprep.model.server_args import pairs
+from rayprep.model.server_args import ServerFlags
 
 LINEAR = "GEMM_NT_F8F8BF16"
 EXPERTS = "GROUPED_GEMM_NT_F8F8BF16_MASKED"
@@ -79,12 +79,12 @@ def gemm_shapes(architecture: Architecture, tp: int, server_args: tuple[str, ...
     Empty where it uses DeepGEMM for nothing: weights that are not FP8 in blocks of 128 by 128, another type than
     bfloat16, or another backend asked for. None where that is not known: an architecture that rayprep does not know.
     """
-    flags = _flags(server_args)
+    flags = ServerFlags(server_args)
     experts_too = architecture.is_moe and flags.get("moe_runner_backend") == "deep_gemm"
     quantization = architecture.quantization
     if quantization is None or quantization.quant_method != "fp8" or not quantization.weight_block_size:
         return None if experts_too else ()  # its experts would run as bfloat16 or be given blocks when loaded
-    if not _computes_bfloat16(architecture, flags):
+    if flags.dtype(architecture) != "bfloat16":
         return ()
     if quantization.weight_block_size != (128, 128) or not is_known(architecture):
         return None
@@ -111,8 +111,7 @@ def m_values(chunked_prefill: int | None) -> tuple[int, ...]:
 
 def chunked_prefill_size(server_args: tuple[str, ...]) -> int | None:
     """`--chunked-prefill-size`, or None where it is not given as a number."""
-    value = _flags(server_args).get("chunked_prefill_size", "")
-    return int(value) if re.fullmatch(r"-?\d+", value) else None
+    return ServerFlags(server_args).number("chunked_prefill_size")
 
 
 def fitting(shape: GemmShape, rows: Iterable[int], alignment: int, budget: int) -> tuple[int, ...]:
@@ -151,21 +150,11 @@ def missed_shapes(planned: Iterable[str], seen: Iterable[GemmShape]) -> tuple[Ge
     return tuple(shape for shape in dict.fromkeys(seen) if str(shape) not in known)
 
 
-def _flags(server_args: tuple[str, ...]) -> dict[str, str]:
-    """SGLang's flags by their plain names. Of one that is given twice the last counts."""
-    return {name.lstrip("-").replace("-", "_"): value for name, value in pairs(server_args)}
-
-
-def _computes_bfloat16(architecture: Architecture, flags: dict[str, str]) -> bool:
-    asked = flags.get("dtype", "auto")
-    return (architecture.dtype.removeprefix("torch.") if asked == "auto" else asked) == "bfloat16"
-
-
-def _linear_backend(flags: dict[str, str]) -> str:
+def _linear_backend(flags: ServerFlags) -> str:
     return flags.get("fp8_gemm_backend") or flags.get("fp8_gemm_runner_backend") or "auto"
 
 
-def _expert_shapes(architecture: Architecture, tp: int, flags: dict[str, str]) -> Iterator[GemmShape]:
+def _expert_shapes(architecture: Architecture, tp: int, flags: ServerFlags) -> Iterator[GemmShape]:
     """Without expert parallelism SGLang's dispatcher always feeds the masked kernels."""
     width = (architecture.moe_intermediate_size or architecture.intermediate_size) // tp
     groups = architecture.num_experts + (architecture.n_shared_experts if shares_fused(architecture, flags) else 0)

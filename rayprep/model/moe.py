@@ -6,7 +6,6 @@ made of), `srt/layers/quantization/{fp8,unquant}.py` and `compressed_tensors/sch
 """
 
 import re
-from collections.abc import Mapping
 
 from pydantic import Field
 
@@ -16,7 +15,7 @@ from rayprep.model.errors import BadRequest, ErrorType
 from rayprep.model.fp8_layers import shares_fused
 from rayprep.model.gemm import DEFAULT_CHUNKED_PREFILL, chunked_prefill_size
 from rayprep.model.plan import NotNeeded, Unable
-from rayprep.model.server_args import pairs
+from rayprep.model.server_args import ServerFlags
 
 FP8 = "fp8_w8a8"
 DECODE_MAX_BATCH = 256
@@ -64,7 +63,7 @@ def moe_shape(
     Raises:
         BadRequest: the model's kernel is of another type than `asked_dtype`.
     """
-    flags = _flags(server_args)
+    flags = ServerFlags(server_args)
     if (nothing := _nothing_to_tune(architecture, flags)) is not None:
         return nothing
     weights = _weights(architecture, flags)
@@ -87,7 +86,7 @@ def moe_shape(
     return weights.model_copy(update=sizes)
 
 
-def _nothing_to_tune(architecture: Architecture, flags: Mapping[str, str]) -> NotNeeded | Unable | None:
+def _nothing_to_tune(architecture: Architecture, flags: ServerFlags) -> NotNeeded | Unable | None:
     """Whatever the types of the weights."""
     if not architecture.is_moe and not architecture.experts_unread:
         return NotNeeded(reason="dense_model", detail="it has no experts")
@@ -103,17 +102,12 @@ def _nothing_to_tune(architecture: Architecture, flags: Mapping[str, str]) -> No
 
 def moe_runner(server_args: tuple[str, ...]) -> str:
     """`--moe-runner-backend`, `auto` where it is not given."""
-    return _flags(server_args).get("moe_runner_backend", "auto")
+    return ServerFlags(server_args).get("moe_runner_backend", "auto")
 
 
-def _flags(server_args: tuple[str, ...]) -> dict[str, str]:
-    """SGLang's flags by their plain names. Of one that is given twice the last counts."""
-    return {name.lstrip("-").replace("-", "_"): value for name, value in pairs(server_args)}
-
-
-def _weights(architecture: Architecture, flags: Mapping[str, str]) -> MoeShape | NotNeeded | Unable:
+def _weights(architecture: Architecture, flags: ServerFlags) -> MoeShape | NotNeeded | Unable:
     """The types alone, in a shape whose sizes mean nothing yet."""
-    plain = _activation(architecture, flags)
+    plain = flags.dtype(architecture)
     if plain not in ("bfloat16", "float16"):
         return _unable(f"moe_tune knows the MoE kernel for bfloat16 and float16, not for {plain}")
     empty = MoeShape(experts=1, width=1, hidden=1, top_k=1, activation=plain)
@@ -131,12 +125,6 @@ def _weights(architecture: Architecture, flags: Mapping[str, str]) -> MoeShape |
     if scheme and (scheme.type, scheme.num_bits) == ("float", 8) and scheme.strategy in ("channel", "tensor"):
         return empty.model_copy(update={"dtype": FP8, "per_channel": scheme.strategy == "channel"})
     return _unable(f"moe_tune does not know the MoE kernel of {method} weights")
-
-
-def _activation(architecture: Architecture, flags: Mapping[str, str]) -> str:
-    asked = flags.get("dtype", "auto")
-    name = architecture.dtype.removeprefix("torch.") if asked == "auto" else asked
-    return {"half": "float16", "float": "float32"}.get(name, name)
 
 
 def _unsplittable(width: int, tp: int, block: tuple[int, int] | None) -> str | None:
@@ -158,9 +146,9 @@ def default_batch_sizes(server_args: tuple[str, ...]) -> tuple[int, ...]:
     SGLang takes the entry that is nearest to a batch's number of tokens, so that each serves from three quarters of
     itself to one and a half times itself.
     """
-    flags = _flags(server_args)
-    given = next((flags[name] for name in _DECODE_FLAGS if flags.get(name, "").isdecimal()), "")
-    decode = int(given) if int(given or 0) > 0 else DECODE_MAX_BATCH
+    flags = ServerFlags(server_args)
+    given = next((number for name in _DECODE_FLAGS if (number := flags.number(name)) is not None), 0)
+    decode = given if given > 0 else DECODE_MAX_BATCH
     chunk = chunked_prefill_size(server_args) or DEFAULT_CHUNKED_PREFILL
     largest = max(decode, chunk if chunk > 0 else DEFAULT_CHUNKED_PREFILL)
     powers = {2**exponent for exponent in range(largest.bit_length()) if 2**exponent <= largest}

@@ -1,10 +1,74 @@
-"""SGLang's own arguments: which of them rayprep refuses, and which are part of a cache's identity.
+"""SGLang's own arguments: parsed once, as its parser takes them, for whoever decides by them; which of them rayprep
+refuses, and which are part of a cache's identity.
 
 Source of the names: `python -m sglang.launch_server --help`, sglang 0.5.16.
 """
 
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+
+from rayprep.model.architecture import Architecture
 from rayprep.model.errors import BadRequest
 from rayprep.model.secrets import is_secret_flag, redacted_flags
+from rayprep.model.server_flag_names import ALIASES, NAMES
+
+_DTYPES = {"half": "float16", "float": "float32"}
+"""Other names that SGLang has for torch's types."""
+_NUMBER = re.compile(r"-?[0-9]{1,18}")
+
+
+@lru_cache(maxsize=1024)
+def full_name(name: str) -> str:
+    """Return the name that SGLang's settings have for a flag: of an alias, and of an abbreviation.
+
+    Args:
+        name: in any spelling. One that is no flag's, or the beginning of several flags, is returned as it is.
+    """
+    plain = name.lstrip("-").replace("-", "_")
+    if plain in NAMES:
+        return plain
+    if plain in ALIASES:
+        return ALIASES[plain]
+    begun = {known for known in NAMES if known.startswith(plain)}
+    begun |= {known for alias, known in ALIASES.items() if alias.startswith(plain)}
+    return begun.pop() if plain and len(begun) == 1 else plain
+
+
+class ServerFlags(Mapping[str, str]):
+    """The flags of one server, by full name; a flag without a value has an empty one."""
+
+    def __init__(self, server_args: Sequence[str]) -> None:
+        """Raise BadRequest where a word belongs to no flag."""
+        self._values = {full_name(name): value for name, value in pairs(server_args)}
+
+    def __getitem__(self, name: str) -> str:
+        return self._values[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def number(self, name: str) -> int | None:
+        """Return a flag's value as a number; None where it is not given, or is none."""
+        value = self.get(name, "")
+        return int(value) if _NUMBER.fullmatch(value) else None
+
+    def dtype(self, architecture: Architecture) -> str:
+        """Return the type that the model computes in, by torch's name.
+
+        Source: `_get_and_verify_dtype` in sglang 0.5.16, `srt/configs/model_config.py`.
+        """
+        asked = self.get("dtype", "auto").lower()
+        if asked != "auto":
+            return _DTYPES.get(asked, asked)
+        own = architecture.dtype.removeprefix("torch.")
+        if own != "float32":
+            return own
+        return "bfloat16" if architecture.model_type.startswith("gemma") else "float16"
+
 
 _LAYOUTS = {
     name: words
@@ -39,7 +103,7 @@ _WITHOUT_KERNELS = frozenset(
 
 def refuse_layout(name: str, value: object) -> None:
     """Raises BadRequest when `name`, in any spelling, asks for a parallel layout other than TP. 1 and false pass."""
-    words = _LAYOUTS.get(_plain(name))
+    words = _LAYOUTS.get(_meant(name))
     if words is None or not _asks_for_more(value):
         return
     raise BadRequest(
@@ -61,23 +125,24 @@ def check_server_args(server_args: tuple[str, ...], tp: int) -> None:
         BadRequest: with the argument's name.
     """
     for name, value in pairs(server_args):
-        meant = _unabbreviated(_plain(name))
+        meant = _meant(name)
         # A flag without a value, such as --enable-dp-attention, is a yes.
-        refuse_layout(meant, True if value == "" else value)
+        given = _plain(name)
+        refuse_layout(given if given in NAMES or given in ALIASES else meant, True if value == "" else value)
         if meant in _OURS:
             raise BadRequest(f"--server-arg {name} is rayprep's own to set", hint="use rayprep's flag for it")
         if meant in _TP and value != str(tp):
             raise BadRequest(f"--server-arg {name} {value} contradicts --tp {tp}", hint="give --tp alone")
 
 
-def _unabbreviated(name: str) -> str:
-    """The flag that argparse would take `name` for: it accepts the beginning of any of SGLang's flags."""
-    known = (*_LAYOUTS, *_TP, *_OURS)
-    return name if name in known else next((each for each in known if name and each.startswith(name)), name)
+def _meant(name: str) -> str:
+    """Return the flag that a name stands for; one that is refused where it begins several."""
+    full, known = full_name(name), (*_LAYOUTS, *_TP, *_OURS)
+    return full if full in NAMES else next((flag for flag in known if full and flag.startswith(full)), full)
 
 
-def pairs(server_args: tuple[str, ...]) -> list[tuple[str, str]]:
-    """Flags with their values as argparse joins them: `--a 1`, `--a=1` and `--a` give `1`, `1` and ``."""
+def pairs(server_args: Sequence[str]) -> list[tuple[str, str]]:
+    """Return flags with their values as argparse joins them: `--a 1`, `--a=1` and `--a` give `1`, `1` and ``."""
     found: list[tuple[str, str]] = []
     for word in server_args:
         if word.startswith("--"):

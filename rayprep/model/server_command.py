@@ -10,7 +10,7 @@ from pydantic import Field
 
 from rayprep.model.base import Record
 from rayprep.model.errors import BadRequest
-from rayprep.model.server_args import pairs
+from rayprep.model.server_args import full_name, pairs
 from rayprep.model.tracing import OtlpEndpoint
 
 PORTS_TRIED = 5
@@ -64,9 +64,8 @@ def server_command(settings: ServerSettings, port: int, mem_fraction: float, pyt
 
 
 def _means(name: str, flags: Sequence[str]) -> bool:
-    """Whether argparse would take `name` for one of `flags`."""
-    plain = name.replace("_", "-")
-    return len(plain) > 3 and any(flag.startswith(plain) for flag in flags)
+    """Tell whether argparse would take `name` for one of `flags`."""
+    return full_name(name) in {full_name(flag) for flag in flags}
 
 
 def option_of(command: Sequence[str], *flags: str) -> str | None:
@@ -121,7 +120,7 @@ def _others(flags: Sequence[str]) -> Iterator[str]:
     wanted = False
     for word in flags:
         if word.startswith("--"):
-            wanted = word.partition("=")[0].lstrip("-").replace("-", "_") not in _OF_THE_REQUEST
+            wanted = full_name(word.partition("=")[0]) not in _OF_THE_REQUEST
         if wanted:
             yield word
 

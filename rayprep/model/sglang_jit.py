@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 from rayprep.model.architecture import Architecture
 from rayprep.model.base import Record
-from rayprep.model.server_args import pairs
+from rayprep.model.server_args import ServerFlags
 
 PDL = "pdl"
 """The argument that stands for what SGLang finds out of the GPU: programmatic dependent launch, from sm_90 on."""
@@ -68,9 +68,9 @@ def jit_modules(architecture: Architecture, tp: int, server_args: tuple[str, ...
     Raises:
         BadRequest: a word of `server_args` belongs to no flag.
     """
-    flags = {name.lstrip("-").replace("-", "_"): value for name, value in pairs(server_args)}
-    dtype = _dtype(architecture, flags)
-    if architecture.model_type not in _MODELS or dtype is None:
+    flags = ServerFlags(server_args)
+    dtype = flags.dtype(architecture)
+    if architecture.model_type not in _MODELS or dtype not in ("bfloat16", "float16"):
         return ()
     found = [
         _module("activation", "_jit_activation_module", (dtype,), ("activation", dtype, PDL)),
@@ -101,12 +101,6 @@ def _module(place: str, function: str, args: tuple[Arg, ...], parts: tuple[Arg, 
     return JitModule(module=f"sglang.jit_kernel.{place}", function=function, args=args, name=name)
 
 
-def _dtype(architecture: Architecture, flags: dict[str, str]) -> str | None:
-    """What the model computes in, where that is half precision."""
-    asked = flags.get("dtype", "auto").lower()
-    return _HALF.get(architecture.dtype.removeprefix("torch.") if asked == "auto" else asked)
-
-
 def _rope(architecture: Architecture, dtype: str) -> list[JitModule]:
     width = architecture.qk_rope_head_dim if architecture.is_mla else architecture.head_dim
     if width not in _ROPE_WIDTHS:
@@ -125,7 +119,7 @@ def _quantization(architecture: Architecture, dtype: str) -> list[JitModule]:
     return [_module(place, "_jit_module", args, (place, *args))]
 
 
-def _qk_norm(architecture: Architecture, dtype: str, flags: dict[str, str]) -> list[JitModule]:
+def _qk_norm(architecture: Architecture, dtype: str, flags: ServerFlags) -> list[JitModule]:
     width = architecture.head_dim
     otherwise = {"enable_deterministic_inference", "enable_fused_qk_norm_rope"} & flags.keys()
     if not architecture.model_type.startswith("qwen3") or width not in _QK_NORM_WIDTHS or otherwise:
@@ -152,7 +146,7 @@ def _latent(architecture: Architecture, kv_bytes: int | None) -> list[JitModule]
     return [_module(place, "_jit_set_mla_kv_buffer_module", args, (f"{place}_{nope}_{rope}", *args))]
 
 
-def _mla_keys(architecture: Architecture, tp: int, flags: dict[str, str]) -> list[JitModule]:
+def _mla_keys(architecture: Architecture, tp: int, flags: ServerFlags) -> list[JitModule]:
     widths = (architecture.num_attention_heads // tp, architecture.qk_nope_head_dim, architecture.qk_rope_head_dim)
     absorbed = {"enable_deterministic_inference", "flashinfer_mla_disable_ragged"} & flags.keys()
     if widths != (128, 128, 64) or absorbed:

@@ -6,30 +6,31 @@ is compiled for each batch size that decode captures a CUDA graph for, up to `--
 
 from collections.abc import Sequence
 
-from rayprep.model.server_args import pairs
+from rayprep.model.server_args import ServerFlags, full_name
 
 ENABLE = "--enable-torch-compile"
 _MAX_BATCH = "--torch-compile-max-bs"
-_PREFIX = _MAX_BATCH[: len("--torch-compile")]
-_NO_GRAPHS = frozenset({"--disable-cuda-graph", "--disable-decode-cuda-graph"})
-_BACKEND = "--cuda-graph-backend-decode"
+_ENABLE, _LARGEST = "enable_torch_compile", "torch_compile_max_bs"
+_ALL_OF_IT = (_ENABLE, "torch_compile")
+_NO_GRAPHS = frozenset({"disable_cuda_graph", "disable_decode_cuda_graph"})
+_BACKEND = "cuda_graph_backend_decode"
 
 
 def asks(server_args: Sequence[str]) -> bool:
     """Whether a server with these flags compiles the model's decode step."""
-    return any(name == ENABLE for name, _ in _named(server_args))
+    return _ENABLE in ServerFlags(server_args)
 
 
 def captures_decode(server_args: Sequence[str]) -> bool:
     """Whether it captures decode at all: without CUDA graphs nothing is compiled, whatever is asked."""
-    named = _named(server_args)
-    return not any(name in _NO_GRAPHS or (name, value) == (_BACKEND, "disabled") for name, value in named)
+    flags = ServerFlags(server_args)
+    return _NO_GRAPHS.isdisjoint(flags) and flags.get(_BACKEND) != "disabled"
 
 
 def max_batch(server_args: Sequence[str]) -> int | None:
     """The largest batch that the flags have compiled; None where they leave it to SGLang."""
-    found = [value for name, value in _named(server_args) if name.startswith(_PREFIX) and value.isdecimal()]
-    return int(found[-1]) if found else None
+    largest = ServerFlags(server_args).number(_LARGEST)
+    return largest if largest is None or largest >= 0 else None
 
 
 def with_max_batch(server_args: Sequence[str], largest: int) -> tuple[str, ...]:
@@ -43,12 +44,7 @@ def without(server_args: Sequence[str]) -> tuple[str, ...]:
     dropping = False
     for word in server_args:
         if word.startswith("--"):
-            name = word.partition("=")[0].replace("_", "-")
-            dropping = name.startswith((ENABLE, _PREFIX))
+            dropping = full_name(word.partition("=")[0]).startswith(_ALL_OF_IT)
         if not dropping:
             kept.append(word)
     return tuple(kept)
-
-
-def _named(server_args: Sequence[str]) -> list[tuple[str, str]]:
-    return [(name.replace("_", "-"), value) for name, value in pairs(tuple(server_args))]

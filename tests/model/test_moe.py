@@ -87,7 +87,6 @@ def test_what_reads_no_such_config_needs_none(changes: dict[str, object], flags:
     ("changes", "tp", "said"),
     [
         ({"quantization_config": {"quant_method": "w8a8_int8"}}, 1, "w8a8_int8"),
-        ({"torch_dtype": "float32"}, 1, "float32"),
         ({"num_experts_per_tok": None}, 1, "how many experts a token goes to"),
         ({"num_experts": None, "strange_experts": 8}, 1, "'num_experts_per_tok'"),
         ({"moe_intermediate_size": 700}, 8, "700"),
@@ -98,6 +97,33 @@ def test_what_is_not_known_is_refused_by_name(changes: dict[str, object], tp: in
     found = moe_shape(model(**changes), tp, ())
     assert isinstance(found, Unable)
     assert said in found.message
+
+
+@pytest.mark.parametrize(
+    ("changes", "flags", "computed"),
+    [
+        ({"torch_dtype": "float32"}, (), "float16"),
+        ({"torch_dtype": "float32", "model_type": "gemma4"}, (), "bfloat16"),
+        ({"torch_dtype": "bfloat16"}, ("--dtype", "half"), "float16"),
+        ({"torch_dtype": "bfloat16"}, ("--dty=Half", "--dtype=auto"), "bfloat16"),
+    ],
+)
+def test_the_kernel_computes_in_what_the_server_does(
+    changes: dict[str, object], flags: tuple[str, ...], computed: str
+) -> None:
+    assert moe_shape(model(**changes), 1, flags) == known().model_copy(update={"activation": computed})
+
+
+def test_no_kernel_is_known_for_single_precision() -> None:
+    found = moe_shape(model(), 1, ("--dtype", "float"))
+    assert isinstance(found, Unable)
+    assert "float32" in found.message
+
+
+def test_an_abbreviated_runner_is_heard() -> None:
+    found = moe_shape(model(), 1, ("--moe-runner", "deep_gemm"))
+    assert isinstance(found, NotNeeded)
+    assert found.reason == "no_triton_moe"
 
 
 def test_the_users_type_must_be_the_models() -> None:

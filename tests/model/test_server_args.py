@@ -1,11 +1,23 @@
 """SGLang's own arguments: layouts refused by name, and what counts for a cache's identity."""
 
+import argparse
+from typing import NoReturn
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rayprep.model.errors import BadRequest
-from rayprep.model.server_args import check_server_args, kernel_flags, pairs, redacted, refuse_layout
+from rayprep.model.server_args import (
+    ServerFlags,
+    check_server_args,
+    full_name,
+    kernel_flags,
+    pairs,
+    redacted,
+    refuse_layout,
+)
+from rayprep.model.server_flag_names import ALIASES, NAMES
 
 SIZES = ["dp", "dp-size", "data-parallel-size", "moe-dp-size", "ep", "ep-size", "expert-parallel-size"]
 SIZES += ["pp", "pp-size", "pipeline-parallel-size", "nnodes", "attn-cp-size", "dcp-size"]
@@ -143,3 +155,53 @@ def test_any_words_are_taken_or_refused_in_one_line(words: list[str], tp: int) -
         assert len(error.line.splitlines()) == 1
     else:
         kernel_flags(tuple(words))
+
+
+class Ambiguous(Exception):
+    """An abbreviation begins several flags."""
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise Ambiguous(message)
+
+
+def sglangs_parser() -> Parser:
+    """Python's own, with all of SGLang's flags."""
+    parser = Parser(add_help=False)
+    for name in sorted(NAMES):
+        others = [alias for alias, full in ALIASES.items() if full == name]
+        parser.add_argument(*(f"--{each.replace('_', '-')}" for each in (name, *others)), dest=name, nargs="?")
+    return parser
+
+
+PARSER = sglangs_parser()
+
+
+@given(st.sampled_from(sorted([*NAMES, *ALIASES])), st.integers(1, 40), st.sampled_from(["=7", " 7"]))
+def test_whatever_abbreviation_argparse_takes_is_the_whole_name(name: str, length: int, form: str) -> None:
+    flag = f"--{name.replace('_', '-')[:length]}"
+    words = f"{flag}{form}".split()
+    try:
+        parsed, rest = PARSER.parse_known_args(words)
+    except Ambiguous:
+        return
+    assert rest == []
+    (meant,) = (dest for dest, value in vars(parsed).items() if value == "7")
+    assert dict(ServerFlags(words)) == {meant: "7"}
+    assert full_name(flag) == full_name(f"--{flag[2:].replace('-', '_')}") == meant
+
+
+def test_of_a_flag_that_is_given_twice_the_last_counts_whatever_it_is_called() -> None:
+    flags = ServerFlags(("--tp", "2", "--tensor-parallel-size=4", "--attention-b", "triton", "--attention-backend=fa3"))
+    assert dict(flags) == {"tp_size": "4", "attention_backend": "fa3"}
+
+
+@pytest.mark.parametrize("name", ["--moe", "--a-flag-of-next-year", "--"])
+def test_what_begins_no_flag_or_several_keeps_its_name(name: str) -> None:
+    assert full_name(name) == name.strip("-").replace("-", "_")
+
+
+@pytest.mark.parametrize(("value", "number"), [("16", 16), ("-1", -1), ("", None), ("many", None), ("9" * 99, None)])
+def test_a_number_is_one_or_none(value: str, number: int | None) -> None:
+    assert ServerFlags((f"--chunked-prefill-size={value}",)).number("chunked_prefill_size") == number

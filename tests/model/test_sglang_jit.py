@@ -89,7 +89,7 @@ def test_types_and_widths_are_the_models() -> None:
     assert names(half) == {"activation_fp16_t_true", "clamp_position_int64_t", f"kvcache_{4 * 80 * 2}_true"}
 
 
-@pytest.mark.parametrize("changes", [{"model_type": "gpt_oss"}, {"torch_dtype": "float32"}])
+@pytest.mark.parametrize("changes", [{"model_type": "gpt_oss"}, {"torch_dtype": "float64"}])
 def test_of_what_is_not_known_nothing_is_listed(changes: dict[str, object]) -> None:
     assert jit_modules(model(LLAMA, **changes), 1, ()) == ()
 
