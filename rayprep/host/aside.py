@@ -77,8 +77,7 @@ class Aside:
 
 def _entries(layout: Layout, blame: Blame, before: float) -> list[Entry]:
     """What is to be moved. What the server wrote itself before it died it did not die of."""
-    files = scan_cache(layout.profiles, blame.cache).files
-    grouped = group_entries(files)
+    grouped = group_entries(path for cache in blame.caches for path in scan_cache(layout.profiles, cache).files)
     named = set(group_entries(blame.paths))
     found = []
     for entry, paths in grouped.items():

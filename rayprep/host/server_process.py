@@ -121,6 +121,7 @@ class ServerProcess:
             death=death or (Death(exception="", while_capturing=True) if self.reader.capturing else None),
             moe_configs=self.reader.moe_configs,
             started_at=self._started_at,
+            signal=status - 128 if status > 128 else None,
             hint=hint,
             log_tail=self.log_tail(),
         )

@@ -24,28 +24,39 @@ class ServerDied(StageError):
         death: Death | None,
         moe_configs: MoeConfigs,
         started_at: float,
+        signal: int | None = None,
         hint: str = "",
         log_tail: tuple[str, ...] = (),
     ) -> None:
         super().__init__(error_type, message, hint=hint, log_tail=log_tail)
         self.death, self.moe_configs = death, moe_configs
-        self.started_at = started_at
+        self.signal, self.started_at = signal, started_at
         """Seconds since the epoch."""
 
 
 class Blame(Record):
     """What a server may have died of."""
 
-    cache: CacheName
+    cache: CacheName | None
+    """None where any of those with compiled code may be it."""
     paths: tuple[str, ...] = ()
     """Below the profiles root, each a file or what is in its name; none where any entry of the cache may be it."""
     kernel: str = ""
     """Of the cache's entries those that have a file of this name; empty for all."""
 
+    @property
+    def caches(self) -> tuple[CacheName, ...]:
+        return (self.cache,) if self.cache else _COMPILED
+
     def __str__(self) -> str:
         if len(self.paths) == 1:
             return self.paths[0]
+        if self.cache is None:
+            return "something in the caches"
         return f"{self.kernel} in {self.cache}" if self.kernel else f"what was in {self.cache}"
+
+
+_COMPILED = tuple(cache for cache in CacheName if cache is not CacheName.MOE_CONFIGS)
 
 
 _OTHERS_FAULT = frozenset(
@@ -63,6 +74,9 @@ _LIBRARIES: tuple[tuple[CacheName, re.Pattern[str]], ...] = (
     (CacheName.DEEP_GEMM, re.compile(r"/deep_gemm/")),
 )
 """By the files of the code that loads what is in a cache."""
+_CRASHED = re.compile(r"^Fatal Python error: (?!init)|\bexit code: -(?:4|6|7|8|11)\b")
+"""Machine code was at fault, of a process of the server: SIGILL, SIGABRT, SIGBUS, SIGFPE or SIGSEGV."""
+CRASHES = frozenset({4, 6, 7, 8, 11})
 _TORCH_COMPILE = re.compile(r"/torch/_(?:dynamo|inductor)/")
 _MOE = re.compile(r"/fused_moe_triton|/moe_runner/triton|/fused_moe[^/]*\.py$")
 _MOE_KERNELS = "fused_moe"
@@ -71,20 +85,30 @@ _RESOURCES = re.compile(r"OutOfResources|out of resource", re.I)
 
 
 def blames(
-    error_type: ErrorType | None, death: Death | None, configs: Sequence[str], roots: Iterable[str]
+    error_type: ErrorType | None,
+    death: Death | None,
+    configs: Sequence[str],
+    roots: Iterable[str],
+    signal: int | None = None,
 ) -> tuple[Blame, ...]:
     """What to try without, the likeliest first, at most MOST of them. Empty where it was none of ours.
 
     Args:
+        signal: that ended the server itself.
         configs: the MoE configs of ours that the server's log says it uses, below the profiles root.
         roots: the profiles root, by each name that a log may have for it.
     """
-    if error_type in _OTHERS_FAULT or death is None:
+    if error_type in _OTHERS_FAULT:
         return ()
+    crashed = signal in CRASHES or (death is not None and _CRASHED.search(death.exception) is not None)
+    if death is None:
+        return (Blame(cache=None),) if crashed else ()
     found = [*_named(death, tuple(roots)), *_by_what_raised(death, configs)]
     compiling = any(_TORCH_COMPILE.search(path) for path in death.files)
     if death.while_capturing and configs and not compiling:
         found.append(Blame(cache=CacheName.MOE_CONFIGS, paths=tuple(configs)))
+    if crashed:  # of code that says nothing of where it came from
+        found.append(Blame(cache=None))
     return tuple(dict.fromkeys(found))[:MOST]
 
 

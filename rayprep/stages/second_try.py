@@ -37,7 +37,8 @@ class SetAside:
 
     @property
     def stage(self) -> StageName:
-        return ANSWERS_FOR[self.blame.cache]
+        """Who answers for it; of what may be in any cache, the stage whose server made its own."""
+        return ANSWERS_FOR[self.blame.cache] if self.blame.cache else StageName.SERVE
 
     @property
     def message(self) -> str:
@@ -77,7 +78,7 @@ class SecondTry(Generic[T]):
 
     def _blames(self, died: ServerDied) -> tuple[Blame, ...]:
         roots = {str(self.layout.profiles), os.path.realpath(self.layout.profiles)}
-        return blames(died.error_type, died.death, self._ours(died.moe_configs, roots), roots)
+        return blames(died.error_type, died.death, self._ours(died.moe_configs, roots), roots, died.signal)
 
     def _ours(self, said: MoeConfigs, roots: set[str]) -> tuple[str, ...]:
         """The configs that the server used and that came of a tuning, with their twins for the second product."""

@@ -173,6 +173,8 @@ def fill_caches(faults: frozenset[str], graphs: list[str]) -> bool:
 
 def die_of(path: Path) -> None:
     """Ends as the real one does of what is damaged there, or cannot be launched. The texts are the libraries' own."""
+    if b"CRASHES" in path.read_bytes():  # machine code that is at fault says nothing
+        os.kill(os.getpid(), signal.SIGSEGV)
     frames = {
         # triton 3.6, compiler/compiler.py and third_party/nvidia/backend/driver.c
         "triton": ("triton/runtime/jit.py", "triton/compiler/compiler.py"),

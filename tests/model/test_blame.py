@@ -62,6 +62,16 @@ def blamed(
         ),
         (blamed("RuntimeError: x", "/site/flashinfer/jit/core.py"), (Blame(cache=CacheName.FLASHINFER),)),
         (blamed("RuntimeError: x", "/site/sglang/jit_kernel/utils.py"), (Blame(cache=CacheName.SGLANG_JIT),)),
+        # Machine code was at fault: of the library that called it, or of whatever is in the caches.
+        (
+            blamed("Fatal Python error: Segmentation fault", "/site/flashinfer/jit/core.py"),
+            (Blame(cache=CacheName.FLASHINFER), Blame(cache=None)),
+        ),
+        (
+            blamed("RuntimeError: Rank 0 scheduler died during initialization (exit code: -11).", "/site/sglang/x.py"),
+            (Blame(cache=None),),
+        ),
+        (blamed("RuntimeError: Rank 0 scheduler died during initialization (exit code: 1).", "/site/sglang/x.py"), ()),
         (blamed("RuntimeError: x", "/site/deep_gemm/__init__.py"), (Blame(cache=CacheName.DEEP_GEMM),)),
         # None of ours: no config in use, a file of somebody's, a name that only begins as the root does.
         (blamed(OUT, MOE_FILE, kernel="fused_moe_kernel", configs=()), ()),
@@ -86,5 +96,7 @@ def test_not_everything_is_tried() -> None:
     assert len(blamed("OSError: x", mentions=mentions)) == MOST
 
 
-def test_nothing_is_known_of_a_server_that_said_nothing() -> None:
-    assert blames(ErrorType.SERVER_START_FAILED, None, (CONFIG,), (ROOT,)) == ()
+@pytest.mark.parametrize(("signal", "expected"), [(11, (Blame(cache=None),)), (9, ()), (None, ())])
+def test_of_a_server_that_said_nothing_its_signal_tells(signal: int | None, expected: tuple[Blame, ...]) -> None:
+    """SIGKILL is somebody's, or SGLang's own for itself."""
+    assert blames(ErrorType.SERVER_START_FAILED, None, (CONFIG,), (ROOT,), signal) == expected

@@ -38,10 +38,10 @@ def moe_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MoeHos
     yield from played(MoeHost(tmp_path), monkeypatch, LIBRARY, STAND_IN)
 
 
-def make_deadly(host: Host, below: str) -> None:
+def make_deadly(host: Host, below: str, content: bytes = DEADLY) -> None:
     """As if it had been built so: the completions list it as it is."""
     path = host.layout.profiles / below
-    path.write_bytes(DEADLY)
+    path.write_bytes(content)
     listed_as_it_is(host, below)
 
 
@@ -77,6 +77,17 @@ def test_what_a_server_dies_of_is_set_aside_and_it_makes_its_own(host: Host, cac
     assert len(told) == 1, result.warnings
     assert set(statuses(host.ensure("--random-seed=1")).values()) <= {"noop", "skipped"}
     assert set(statuses(host.ensure()).values()) <= {"noop", "skipped"}, "also for those who share it"
+
+
+@pytest.mark.parametrize("cache", ["sglang_jit", "torchinductor"])
+def test_where_machine_code_crashes_without_a_word_any_cache_may_be_to_blame(host: Host, cache: str) -> None:
+    assert host.ensure().exit_code == 0
+    sound = everything(host)
+    make_deadly(host, PARTS[cache], DEADLY + b"CRASHES")
+    result = host.ensure("--random-seed=1")
+    assert result.exit_code == 0, result.errors
+    assert everything(host) == sound
+    assert any("something in the caches" in warning for warning in result.warnings)
 
 
 @pytest.mark.parametrize("cache", PARTS)
