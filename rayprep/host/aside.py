@@ -34,12 +34,12 @@ class Aside:
         try:
             for place in (layout.cache(entry[0]) / below for entry, found in places.items() for below in found):
                 self._move(place)
+            if blame.cache is CacheName.MOE_CONFIGS:
+                for place in self._moved:
+                    put_back_shipped(layout, place)
         except OSError:
             self.put_back()
             raise
-        if blame.cache is CacheName.MOE_CONFIGS:
-            for place in self._moved:
-                put_back_shipped(layout, place)
 
     def _move(self, place: Path) -> None:
         target = self._home / f"{len(self._moved)}.{place.name[-100:]}"

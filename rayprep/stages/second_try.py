@@ -97,20 +97,20 @@ class SecondTry(Generic[T]):
         self.say(f"starting once more without {blame}")
         try:
             result = self.run()
+            self._withdraw(aside, blame, died)
         except StageError:
             aside.put_back()
             return None
         except (RayprepError, OSError):
             aside.put_back()
             raise
-        return result, (self._kept_out(aside, blame, died),)
+        return result, (SetAside(blame, aside.settle(), died),)
 
-    def _kept_out(self, aside: Aside, blame: Blame, died: ServerDied) -> SetAside:
+    def _withdraw(self, aside: Aside, blame: Blame, died: ServerDied) -> None:
         shape = shape_of(self.request)
         if blame.cache is CacheName.MOE_CONFIGS and isinstance(shape, MoeShape):
             digest, tuner = tuning_digest(self.request.signature, shape), tuner_of(self.request.spec)
             withdraw(self.layout, digest, aside.moved, tuner, died.line)
-        return SetAside(blame, aside.settle(), died)
 
 
 def _death_in(error: BaseException | None) -> ServerDied | None:

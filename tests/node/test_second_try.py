@@ -1,6 +1,8 @@
 """A server that dies of what rayprep put before it: started once more without that, and what is left then."""
 
+import errno
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from rayprep.host.scan import hash_files
 from rayprep.model.errors import ErrorType
 from rayprep.model.spec import StageOp
 from rayprep.model.stages import StageName
+from rayprep.stages import second_try
 from tests.node.serving import LIBRARY, Host, played, statuses
 from tests.node.test_moe_tune import NAME, OTHERS, STAND_IN, MoeHost
 
@@ -148,3 +151,25 @@ def test_a_proof_withdraws_a_config_too(moe_host: MoeHost) -> None:
     later = host.ensure(**asked)
     assert (later.exit_code, later.stages[MOE].reason) == (0, "withdrawn")
     assert statuses(later)["serve"] == "noop"
+
+
+def test_a_config_that_cannot_be_withdrawn_stays_with_its_completion(
+    moe_host: MoeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = moe_host
+    asked = {"model": str(host.model), "moe_batch_sizes": (1,), "moe_strategy": "fixed", "ops": OTHERS}
+    assert host.ensure(**asked).exit_code == 0
+    entries = json.loads((host.layout.profiles / PLACE).read_text())
+    (host.layout.profiles / PLACE).write_text(json.dumps({**entries, "96": TOO_MUCH}))
+    listed_as_it_is(host, PLACE)
+    before = everything(host)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "reason.json")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(second_try, "withdraw", full)
+        result = host.ensure("--random-seed=1", **{**asked, "ops": {**OTHERS, MOE: StageOp.SKIP}})
+    assert result.stages[SERVE].error_type is ErrorType.INSUFFICIENT_DISK
+    assert everything(host)[PLACE] == before[PLACE]
+    assert host.completion(MOE)
