@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rayprep.host.completions import read_completions, write_completion
-from rayprep.host.entries import find_places, group_entries
+from rayprep.host.entries import find_places, group_entries, paths_in
 from rayprep.host.layout import Layout, make_scratch
-from rayprep.host.moe_folder import put_back_shipped
+from rayprep.host.moe_folder import keep_aside, put_back_shipped
 from rayprep.host.scan import hash_files, scan_cache
 from rayprep.model.blame import Blame
 from rayprep.model.caches import CacheName, Entry
@@ -29,6 +29,7 @@ class Aside:
         self._moved: dict[Path, Path] = {}
         """Where each was -> where it is."""
         places = find_places(layout.profiles, _entries(layout, blame, before))
+        keep_aside(layout, paths_in(places))
         make_scratch(layout)
         layout.store.make(self._home)
         try:

@@ -10,7 +10,7 @@ from rayprep.host import aside
 from rayprep.host.aside import Aside
 from rayprep.host.completions import read_completions, write_completion
 from rayprep.host.layout import Layout, clear_scratch
-from rayprep.host.moe_folder import digest_of
+from rayprep.host.moe_folder import digest_of, kept_copies
 from rayprep.host.moe_withdrawn import (
     Withdrawal,
     refuse_withdrawn,
@@ -123,6 +123,14 @@ def test_what_was_withdrawn_is_refused_and_all_else_is_not(layout: Layout) -> No
         assert caught.value.error_type is ErrorType.WITHDRAWN
     refuse_withdrawn(layout, DIGEST, [OURS[OTHER]])
     refuse_withdrawn(layout, "f" * 16, [OURS[UP]])
+
+
+def test_a_users_own_in_the_place_of_ours_outlives_the_withdrawal(layout: Layout) -> None:
+    lists(layout, "mixtral", UP)
+    (layout.profiles / UP).write_bytes(b'{"9": {}}')
+    take_back(layout, UP)
+    release(layout, DIGEST)
+    assert [copy.read_bytes() for copy in kept_copies(layout, layout.profiles / UP)] == [b'{"9": {}}']
 
 
 def test_where_nothing_can_come_in_its_place_it_stays(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
