@@ -150,6 +150,8 @@ class _NodeRun:
                 for wave in waves(list(building)):
                     self._collect(waiting, keep=wave.beside)
                     runs |= {stage: self._stage_run(building[stage], locks, scratch) for stage in wave.stages}
+                    for stage in wave.stages:
+                        runs[stage].beside = tuple(waiting)
                     waiting |= {pool.submit(runs[stage].go): stage for stage in wave.stages}
                 self._collect(waiting)
             finally:

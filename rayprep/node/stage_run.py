@@ -4,7 +4,8 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import Future, wait
 from functools import partial
 from pathlib import Path
 
@@ -34,6 +35,7 @@ from rayprep.stages.second_try import SecondTry, SetAside
 
 HEADROOM_FACTOR = 1.25
 """Free disk asked for, over what the stage is reckoned to write."""
+_TICK_S = 0.2
 
 
 class StageRun:
@@ -67,6 +69,8 @@ class StageRun:
         """What its server died of, and then did without."""
         self.built: Built | None = None
         """What came of the build, where it succeeded."""
+        self.beside: Collection[Future[StageResult]] = ()
+        """The stages that were building when this one started."""
 
     def go(self) -> StageResult:
         """The stage's result, `ok` or `error`; an interrupt is an error, too."""
@@ -167,9 +171,13 @@ class StageRun:
         if self.name is StageName.MOE_TUNE:  # which would only tune again
             return build()
         say = partial(self.pulse.report, done=None, total=None)
-        built, self.set_aside = SecondTry(self.survey.request, self.layout, build, say).go()
+        built, self.set_aside = SecondTry(self.survey.request, self.layout, build, say, alone=self._alone).go()
         self.warnings += (aside.message for aside in self.set_aside)
         return built
+
+    def _alone(self) -> None:
+        while wait(self.beside, timeout=_TICK_S).not_done:
+            self.pulse.tick()
 
     def _repair(self, scans: list[CacheScan], since: float | None) -> Completion | None:
         """Takes away what cannot be built upon. Returns the stage's own completion if all of it is still good."""
@@ -201,6 +209,7 @@ class StageRun:
             tick=self.pulse.tick,
             ended=self._ended,
             host_gpus=self.survey.gpus,
+            alone=self._alone,
         )
 
     def _ended(self, cleanup: Cleanup) -> None:

@@ -57,6 +57,8 @@ class SecondTry(Generic[T]):
     """Takes a hint of what goes on."""
     placed: tuple[str, ...] = ()
     """MoE configs below the profiles root that no completion lists yet."""
+    alone: Callable[[], None] = lambda: None
+    """Returns once nobody else of this run writes to the caches: half of what one builds would be set aside."""
 
     def go(self) -> tuple[T, tuple[SetAside, ...]]:
         """Runs it, and once more without each thing that it may have died of.
@@ -88,6 +90,7 @@ class SecondTry(Generic[T]):
 
     def _without(self, blame: Blame, died: ServerDied) -> tuple[T, tuple[SetAside, ...]] | None:
         """What a start comes to without what is blamed; None where it dies, or there is nothing to set aside."""
+        self.alone()
         try:
             aside = Aside(self.layout, blame, died.started_at)
         except OSError:

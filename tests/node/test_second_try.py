@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,10 +12,13 @@ import pytest
 from rayprep.host.completions import read_completions, write_completion
 from rayprep.host.moe_folder import digest_of
 from rayprep.host.scan import hash_files
+from rayprep.model import blame
 from rayprep.model.errors import ErrorType
+from rayprep.model.plan import StagePlan, Work
 from rayprep.model.spec import StageOp
 from rayprep.model.stages import StageName
-from rayprep.stages import second_try
+from rayprep.stages import BY_NAME, BuildContext, Built, StageRequest, second_try
+from rayprep.stages.flashinfer import FlashInferStage
 from tests.node.serving import LIBRARY, Host, played, statuses
 from tests.node.test_moe_tune import NAME, OTHERS, STAND_IN, MoeHost
 
@@ -22,6 +26,7 @@ MOE, SERVE, FLASHINFER = StageName.MOE_TUNE, StageName.SERVE, StageName.FLASHINF
 PLACE = f"moe_configs/configs/triton_3_6_0/{NAME}"
 TOO_MUCH = {"BLOCK_SIZE_M": 256, "BLOCK_SIZE_N": 256, "BLOCK_SIZE_K": 64, "GROUP_SIZE_M": 64}
 DEADLY = b"DEADLY"
+SLOW = "flashinfer/.cache/flashinfer/0.6.14/90a/cached_ops/slow"
 PARTS = {
     "triton": "triton/ABC/moe.cubin",
     "flashinfer": "flashinfer/.cache/flashinfer/0.6.14/90a/cached_ops/norm/norm.so",
@@ -80,6 +85,33 @@ def test_what_a_server_dies_of_is_set_aside_and_it_makes_its_own(host: Host, cac
     assert len(told) == 1, result.warnings
     assert set(statuses(host.ensure("--random-seed=1")).values()) <= {"noop", "skipped"}
     assert set(statuses(host.ensure()).values()) <= {"noop", "skipped"}, "also for those who share it"
+
+
+class SlowBuilder(FlashInferStage):
+    """Has half of a module when a server starts beside it, and the rest when that is tried without."""
+
+    def plan(self, request: StageRequest) -> StagePlan:
+        return Work(units=("slow",), required_bytes=1, seconds=1.0, estimate="one")
+
+    def build(self, request: StageRequest, work: Work, context: BuildContext) -> Built:
+        home = context.layout.profiles / SLOW
+        home.mkdir()
+        (home / "slow.cuda.o").write_bytes(b"half")
+        until = time.monotonic() + 3
+        while time.monotonic() < until and home.exists():
+            time.sleep(0.02)
+        (home / "slow.so").write_bytes(b"whole")
+        return Built(units=("slow",), used=frozenset(f"{SLOW}/slow.{end}" for end in ("cuda.o", "so")))
+
+
+def test_what_is_being_built_beside_a_server_is_not_set_aside(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert host.ensure().exit_code == 0
+    make_deadly(host, PARTS["flashinfer"])
+    monkeypatch.setitem(BY_NAME, FLASHINFER, SlowBuilder())
+    monkeypatch.setattr(blame, "_named", lambda *_: ())  # then it may be any of the cache's
+    result = host.ensure("--random-seed=1", ops={MOE: StageOp.SKIP})
+    assert (statuses(result)["flashinfer"], statuses(result)["serve"]) == ("ok", "ok"), result.errors
+    assert result.verify and (result.verify.status, result.verify.new_files) == ("ok", 0)
 
 
 @pytest.mark.parametrize("cache", PARTS)
