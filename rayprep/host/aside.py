@@ -100,14 +100,16 @@ def _has(paths: Iterable[str], kernel: str) -> bool:
 def _list_anew(layout: Layout, gone: Sequence[str]) -> None:
     """Has the completions that list files of these entries list what is there in their place.
 
-    What is not there again stays listed, so that its absence is seen.
+    An entry that is not there again stays listed, so that its absence is seen.
     """
+    again = [entry for entry in gone if (layout.profiles / entry).exists()]
     for completion in (each for stage in StageName for each in read_completions(layout, stage)[0]):
-        listed = [path for path in completion.artifacts if any(_is_in(path, entry) for entry in gone)]
+        listed = [path for path in completion.artifacts if any(_is_in(path, entry) for entry in again)]
         now = hash_files(layout.profiles, [path for path in listed if (layout.profiles / path).is_file()])
         fresh = {path: ((layout.profiles / path).lstat().st_size, digest) for path, digest in now.items()}
-        if any(completion.artifacts[path] != found for path, found in fresh.items()):
-            write_completion(layout, completion.model_copy(update={"artifacts": {**completion.artifacts, **fresh}}))
+        others = {path: facts for path, facts in completion.artifacts.items() if path not in listed}
+        if (artifacts := dict(sorted({**others, **fresh}.items()))) != completion.artifacts:
+            write_completion(layout, completion.model_copy(update={"artifacts": artifacts}))
 
 
 def _is_in(path: str, entry: str) -> bool:

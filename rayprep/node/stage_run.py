@@ -28,7 +28,7 @@ from rayprep.node.moe_state import found_configs
 from rayprep.node.record import failed_result
 from rayprep.node.repair import repair
 from rayprep.node.request import NodeRequest
-from rayprep.node.survey import Survey
+from rayprep.node.survey import Survey, exact_completions
 from rayprep.node.telling import end_event
 from rayprep.stages import BY_NAME, BuildContext, Built
 from rayprep.stages.second_try import SecondTry, SetAside
@@ -150,6 +150,8 @@ class StageRun:
     def _build(self, before: list[CacheScan], since: float | None) -> StageResult:
         own = self._repair(before, since)
         built = self.built = self._first_or_second()
+        if own and self.set_aside:
+            own = exact_completions(self.survey).get(self.name)
         after = self._scan()
         empty = new_completion(self.survey, self.decision, self.request.run_id, self.started_at)
         told = built.artifacts or Artifacts()

@@ -87,6 +87,32 @@ def test_what_a_server_dies_of_is_set_aside_and_it_makes_its_own(host: Host, cac
     assert set(statuses(host.ensure()).values()) <= {"noop", "skipped"}, "also for those who share it"
 
 
+@pytest.mark.parametrize("by_the_proof", [True, False])
+def test_an_entry_that_is_made_of_fewer_files_now_is_no_loss(host: Host, by_the_proof: bool) -> None:
+    """As of another setting of Triton's, which keeps no source of what it compiles."""
+    assert host.ensure().exit_code == 0
+    make_deadly(host, PARTS["triton"])
+    more = host.layout.profiles / "triton/ABC/moe.ptx"
+    more.write_bytes(b"text")
+    served = host.completion()
+    assert served
+    artifacts = {**served.artifacts, "triton/ABC/moe.ptx": (4, digest_of(b"text"))}
+    write_completion(host.layout, served.model_copy(update={"artifacts": artifacts}))
+
+    if not by_the_proof:  # as of a run that was killed
+        marker = host.layout.marker(served.identity.model_slug, SERVE)
+        marker.parent.mkdir(parents=True, exist_ok=True)
+        marker.write_text("{}")
+    result = host.ensure(verify_only=by_the_proof)
+
+    assert result.exit_code == 0, result.errors
+    assert result.verify and (result.verify.status, result.verify.missing) == ("ok", ())
+    served = host.completion()
+    assert served
+    assert not more.exists()
+    assert "triton/ABC/moe.ptx" not in served.artifacts
+
+
 class SlowBuilder(FlashInferStage):
     """Has half of a module when a server starts beside it, and the rest when that is tried without."""
 
