@@ -6,11 +6,12 @@ again all is put back, for something else is to blame.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from rayprep.host.aside import Aside
+from rayprep.host.completions import read_completions
 from rayprep.host.layout import Layout
 from rayprep.host.moe_withdrawn import tuned_files, withdraw
 from rayprep.model.blame import Blame, ServerDied, blames
@@ -112,8 +113,15 @@ class SecondTry(Generic[T]):
     def _withdraw(self, aside: Aside, blame: Blame, died: ServerDied) -> None:
         shape = shape_of(self.request)
         if blame.cache is CacheName.MOE_CONFIGS and isinstance(shape, MoeShape):
-            digest, tuner = tuning_digest(self.request.signature, shape), tuner_of(self.request.spec)
-            withdraw(self.layout, digest, aside.moved, tuner, died.line)
+            digest = tuning_digest(self.request.signature, shape)
+            withdraw(self.layout, digest, aside.moved, self._tuner(aside.moved), died.line)
+
+    def _tuner(self, moved: Iterable[str]) -> str:
+        """Who made the configs: a request that tunes nothing, as a proof's, does not say it."""
+        completions, _ = read_completions(self.layout, StageName.MOE_TUNE)
+        made = [each for each in completions if each.tuning and not each.artifacts.keys().isdisjoint(moved)]
+        last = max(made, key=lambda each: each.finished_at, default=None)
+        return last.tuning.tuner if last and last.tuning and not self.placed else tuner_of(self.request.spec)
 
 
 def _death_in(error: BaseException | None) -> ServerDied | None:

@@ -105,11 +105,13 @@ def test_every_completion_that_lists_one_of_them_goes(layout: Layout) -> None:
 
 def test_the_reason_is_kept_until_another_config_is_there(layout: Layout) -> None:
     assert withdrawal_of(layout, DIGEST) is None
-    release(layout, DIGEST)  # of nothing
+    release(layout, DIGEST, "rayprep")  # of nothing
     record = take_back(layout, UP)
     assert withdrawal_of(layout, DIGEST) == record
     assert withdrawal_of(layout, "f" * 16) is None, "another tuning"
-    release(layout, DIGEST)
+    release(layout, DIGEST, "/sglang/tuning.py")
+    assert withdrawal_of(layout, DIGEST) == record, "the tuner that made it would make it again"
+    release(layout, DIGEST, "rayprep")
     assert withdrawal_of(layout, DIGEST) is None
     assert not list(layout.cache(CacheName.MOE_CONFIGS).glob("tuning/*"))
 
@@ -129,7 +131,7 @@ def test_a_users_own_in_the_place_of_ours_outlives_the_withdrawal(layout: Layout
     lists(layout, "mixtral", UP)
     (layout.profiles / UP).write_bytes(b'{"9": {}}')
     take_back(layout, UP)
-    release(layout, DIGEST)
+    release(layout, DIGEST, "rayprep")
     assert [copy.read_bytes() for copy in kept_copies(layout, layout.profiles / UP)] == [b'{"9": {}}']
 
 

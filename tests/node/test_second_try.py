@@ -231,3 +231,21 @@ def test_a_config_that_cannot_be_withdrawn_stays_with_its_completion(
     assert result.stages[SERVE].error_type is ErrorType.INSUFFICIENT_DISK
     assert everything(host)[PLACE] == before[PLACE]
     assert host.completion(MOE)
+
+
+def test_the_withdrawal_names_the_tuner_that_made_the_config(moe_host: MoeHost) -> None:
+    """A proof's request does not say it."""
+    host = moe_host
+    asked = {"model": str(host.model), "moe_batch_sizes": (1,), "moe_strategy": "fixed", "ops": OTHERS}
+    assert host.ensure(**asked).exit_code == 0
+    completion = host.completion(MOE)
+    assert completion and completion.tuning
+    script = {"tuner_version": None, "grid": "that of /sglang/tuning.py"}
+    tuning = completion.tuning.model_copy(update=script)
+    write_completion(host.layout, completion.model_copy(update={"tuning": tuning}))
+    entries = json.loads((host.layout.profiles / PLACE).read_text())
+    (host.layout.profiles / PLACE).write_text(json.dumps({**entries, "96": TOO_MUCH}))
+    result = host.ensure(verify_only=True, **{key: asked[key] for key in ("model", "ops")})
+    assert result.stages[MOE].error_type is ErrorType.WITHDRAWN
+    reason = json.loads(next(host.cache.glob("tuning/*.withdrawn/reason.json")).read_text())
+    assert reason["tuner"] == "/sglang/tuning.py"
