@@ -1,6 +1,7 @@
 """Entries of a cache that are out of every library's sight while a server is tried without them."""
 
 import contextlib
+import errno
 import secrets
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -13,6 +14,9 @@ from rayprep.host.scan import hash_files, scan_cache
 from rayprep.model.blame import Blame
 from rayprep.model.caches import CacheName, Entry
 from rayprep.model.stages import StageName
+
+_WITHIN = "tmp/rayprep.aside"
+"""In a cache's folder, where no scan looks for artifacts."""
 
 
 class Aside:
@@ -44,8 +48,18 @@ class Aside:
 
     def _move(self, place: Path) -> None:
         target = self._home / f"{len(self._moved)}.{place.name[-100:]}"
-        self._layout.caches.rename(place, target)
-        self._moved[place] = target
+        try:
+            self._layout.caches.rename(place, target)
+        except OSError as error:
+            within = self._layout.cache(self._blame.cache) / _WITHIN
+            if error.errno != errno.EXDEV or self._home == within:
+                raise
+            self._home = within  # the cache is a mount of its own
+            self._layout.caches.remove(within)  # a dead run's
+            self._layout.caches.make(within)
+            self._move(place)
+        else:
+            self._moved[place] = target
 
     @property
     def moved(self) -> dict[str, Path]:
@@ -58,6 +72,7 @@ class Aside:
             with contextlib.suppress(OSError):
                 self._layout.caches.remove(place)
                 self._layout.caches.rename(target, place)
+        self._clear()
 
     def settle(self) -> tuple[str, ...]:
         """Leaves away what was named, and what was made again; whatever else there is goes back.
@@ -72,8 +87,13 @@ class Aside:
             else:
                 with contextlib.suppress(OSError):
                     self._layout.caches.rename(target, place)
+        self._clear()
         _list_anew(self._layout, gone)
         return tuple(gone)
+
+    def _clear(self) -> None:
+        with contextlib.suppress(OSError):
+            self._layout.caches.remove(self._home)
 
 
 def _entries(layout: Layout, blame: Blame, before: float) -> list[Entry]:

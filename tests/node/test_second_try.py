@@ -140,6 +140,24 @@ def test_what_is_being_built_beside_a_server_is_not_set_aside(host: Host, monkey
     assert result.verify and (result.verify.status, result.verify.new_files) == ("ok", 0)
 
 
+def test_a_cache_that_is_a_mount_of_its_own_is_tried_without_too(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert host.ensure().exit_code == 0
+    sound = everything(host)
+    make_deadly(host, PARTS["triton"])
+    real, cache = os.rename, host.layout.profiles / "triton"
+
+    def rename(source: str, target: str, *, src_dir_fd: int | None = None, dst_dir_fd: int | None = None) -> None:
+        folders = [Path(f"/proc/self/fd/{fd}").readlink() for fd in (src_dir_fd, dst_dir_fd) if fd is not None]
+        if len({folder.is_relative_to(cache) for folder in folders}) > 1:
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+        real(source, target, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)
+
+    monkeypatch.setattr(os, "rename", rename)
+    result = host.ensure("--random-seed=1")
+    assert result.exit_code == 0, result.errors
+    assert everything(host) == sound
+
+
 @pytest.mark.parametrize("cache", PARTS)
 def test_a_proofs_server_that_dies_of_it_is_proved_without(host: Host, cache: str) -> None:
     assert host.ensure().exit_code == 0
