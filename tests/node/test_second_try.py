@@ -267,3 +267,20 @@ def test_the_withdrawal_names_the_tuner_that_made_the_config(moe_host: MoeHost) 
     assert result.stages[MOE].error_type is ErrorType.WITHDRAWN
     reason = json.loads(next(host.cache.glob("tuning/*.withdrawn/reason.json")).read_text())
     assert reason["tuner"] == "/sglang/tuning.py"
+
+
+def test_a_run_that_is_stopped_says_what_it_has_withdrawn(moe_host: MoeHost) -> None:
+    host = moe_host
+    asked = {"model": str(host.model), "moe_batch_sizes": (1,), "moe_strategy": "fixed", "ops": OTHERS}
+    assert host.ensure(**asked).exit_code == 0
+    entries = json.loads((host.layout.profiles / PLACE).read_text())
+    (host.layout.profiles / PLACE).write_text(json.dumps({**entries, "96": TOO_MUCH}))
+    listed_as_it_is(host, PLACE)
+
+    def withdrawn() -> bool:
+        return any(host.cache.glob("tuning/*.withdrawn/reason.json"))
+
+    result = host.ensure("--random-seed=1", cancelled=withdrawn, **{**asked, "ops": {**OTHERS, MOE: StageOp.SKIP}})
+    assert result.stages[SERVE].error_type is ErrorType.INTERRUPTED
+    assert result.stages[MOE].error_type is ErrorType.WITHDRAWN
+    assert host.completion(MOE) is None
