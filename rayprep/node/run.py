@@ -74,7 +74,8 @@ class _NodeRun:
                 self.telling.settle(self.survey, self.survey.plan.decisions)
                 self.telling.leave_unproved(self.survey.plan.verify.reason)
         except RayprepError as error:
-            if not isinstance(error, Interrupted) or not self.recorder.result.errors:
+            told = {each.error_type for each in self.recorder.result.errors}
+            if not isinstance(error, Interrupted) or ErrorType.INTERRUPTED not in told:
                 self.recorder.failed(error)
                 stopped = error
             self.telling.skip_the_rest(error)

@@ -17,6 +17,7 @@ from rayprep.model.errors import ErrorType
 from rayprep.model.plan import StagePlan, Work
 from rayprep.model.spec import StageOp
 from rayprep.model.stages import StageName
+from rayprep.model.verification import VERIFY
 from rayprep.stages import BY_NAME, BuildContext, Built, StageRequest, second_try
 from rayprep.stages.flashinfer import FlashInferStage
 from tests.node.serving import LIBRARY, Host, played, statuses
@@ -284,3 +285,20 @@ def test_a_run_that_is_stopped_says_what_it_has_withdrawn(moe_host: MoeHost) -> 
     assert result.stages[SERVE].error_type is ErrorType.INTERRUPTED
     assert result.stages[MOE].error_type is ErrorType.WITHDRAWN
     assert host.completion(MOE) is None
+
+
+def test_an_interrupt_after_a_withdrawal_is_one(moe_host: MoeHost) -> None:
+    """The proof goes on without the config, and is stopped."""
+    host = moe_host
+    asked = {"model": str(host.model), "moe_batch_sizes": (1,), "moe_strategy": "fixed", "ops": OTHERS}
+    assert host.ensure(**asked).exit_code == 0
+    entries = json.loads((host.layout.profiles / PLACE).read_text())
+    (host.layout.profiles / PLACE).write_text(json.dumps({**entries, "96": TOO_MUCH}))
+    listed_as_it_is(host, PLACE)
+
+    def proving() -> bool:
+        return any(event.name == VERIFY for event in host.events)
+
+    result = host.ensure("--random-seed=1", cancelled=proving, **{**asked, "ops": {**OTHERS, MOE: StageOp.SKIP}})
+    assert result.stages[MOE].error_type is ErrorType.WITHDRAWN
+    assert result.exit_code == 130
