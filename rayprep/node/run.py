@@ -227,8 +227,10 @@ class _NodeRun:
         from rayprep.node.verify import Verify  # and with it what runs a server, which a run with nothing to do spares
 
         proof = Verify(self.request, survey, env, home, locks, self.telling.emit, self.cancelled, tuple(warnings))
-        proved = proof.go()
-        tell_set_aside(self.telling, proof.set_aside)
+        try:
+            proved = proof.go()
+        finally:
+            tell_set_aside(self.telling, proof.set_aside)
         self.recorder.verify(proved)
         take_in(self.survey, self.request.run_id, self.telling, proof, proof.log)
 

@@ -270,7 +270,8 @@ def test_the_withdrawal_names_the_tuner_that_made_the_config(moe_host: MoeHost) 
     assert reason["tuner"] == "/sglang/tuning.py"
 
 
-def test_a_run_that_is_stopped_says_what_it_has_withdrawn(moe_host: MoeHost) -> None:
+@pytest.mark.parametrize("by_the_proof", [True, False])
+def test_a_run_that_is_stopped_says_what_it_has_withdrawn(moe_host: MoeHost, by_the_proof: bool) -> None:
     host = moe_host
     asked = {"model": str(host.model), "moe_batch_sizes": (1,), "moe_strategy": "fixed", "ops": OTHERS}
     assert host.ensure(**asked).exit_code == 0
@@ -281,8 +282,10 @@ def test_a_run_that_is_stopped_says_what_it_has_withdrawn(moe_host: MoeHost) -> 
     def withdrawn() -> bool:
         return any(host.cache.glob("tuning/*.withdrawn/reason.json"))
 
-    result = host.ensure("--random-seed=1", cancelled=withdrawn, **{**asked, "ops": {**OTHERS, MOE: StageOp.SKIP}})
-    assert result.stages[SERVE].error_type is ErrorType.INTERRUPTED
+    flags = () if by_the_proof else ("--random-seed=1",)
+    asked = {**asked, "ops": {**OTHERS, MOE: StageOp.SKIP}}
+    result = host.ensure(*flags, verify_only=by_the_proof, cancelled=withdrawn, **asked)
+    assert result.exit_code == 130
     assert result.stages[MOE].error_type is ErrorType.WITHDRAWN
     assert host.completion(MOE) is None
 
