@@ -1,18 +1,22 @@
 """Entries of a cache that are out of every library's sight while a server is tried without them."""
 
 import contextlib
+import errno
 import secrets
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rayprep.host.completions import read_completions, write_completion
-from rayprep.host.entries import find_places, group_entries
+from rayprep.host.entries import find_places, group_entries, paths_in
 from rayprep.host.layout import Layout, make_scratch
-from rayprep.host.moe_folder import put_back_shipped
+from rayprep.host.moe_folder import keep_aside, put_back_shipped
 from rayprep.host.scan import hash_files, scan_cache
 from rayprep.model.blame import Blame
 from rayprep.model.caches import CacheName, Entry
 from rayprep.model.stages import StageName
+
+_WITHIN = "tmp/rayprep.aside"
+"""In a cache's folder, where no scan looks for artifacts."""
 
 
 class Aside:
@@ -25,26 +29,39 @@ class Aside:
             OSError: one cannot be moved. All are back then.
         """
         self._layout, self._blame = layout, blame
-        self._home = layout.scratch / f"aside.{secrets.token_hex(6)}"
+        self._homes = [layout.scratch / f"aside.{secrets.token_hex(6)}"]
+        """The first takes all but what lies on another file system."""
         self._moved: dict[Path, Path] = {}
         """Where each was -> where it is."""
         places = find_places(layout.profiles, _entries(layout, blame, before))
+        keep_aside(layout, paths_in(places))
         make_scratch(layout)
-        layout.store.make(self._home)
+        layout.store.make(self._homes[0])
         try:
-            for place in (layout.cache(entry[0]) / below for entry, found in places.items() for below in found):
-                self._move(place)
+            for cache, place in ((entry[0], below) for entry, found in places.items() for below in found):
+                self._move(layout.cache(cache), place)
+            if blame.cache is CacheName.MOE_CONFIGS:
+                for place in self._moved:
+                    put_back_shipped(layout, place)
         except OSError:
             self.put_back()
             raise
-        if blame.cache is CacheName.MOE_CONFIGS:
-            for place in self._moved:
-                put_back_shipped(layout, place)
 
-    def _move(self, place: Path) -> None:
-        target = self._home / f"{len(self._moved)}.{place.name[-100:]}"
-        self._layout.caches.rename(place, target)
-        self._moved[place] = target
+    def _move(self, top: Path, below: str) -> None:
+        place, caches = top / below, self._layout.caches
+        name = f"{len(self._moved)}.{place.name[-100:]}"
+        home = next((home for home in self._homes if home.is_relative_to(top)), self._homes[0])
+        try:
+            caches.rename(place, home / name)
+        except OSError as error:
+            if error.errno != errno.EXDEV or home != self._homes[0]:
+                raise
+            home = top / _WITHIN  # the cache is a mount of its own
+            caches.remove(home)  # a dead run's
+            caches.make(home)
+            self._homes.append(home)
+            caches.rename(place, home / name)
+        self._moved[place] = home / name
 
     @property
     def moved(self) -> dict[str, Path]:
@@ -57,6 +74,7 @@ class Aside:
             with contextlib.suppress(OSError):
                 self._layout.caches.remove(place)
                 self._layout.caches.rename(target, place)
+        self._clear()
 
     def settle(self) -> tuple[str, ...]:
         """Leaves away what was named, and what was made again; whatever else there is goes back.
@@ -71,8 +89,14 @@ class Aside:
             else:
                 with contextlib.suppress(OSError):
                     self._layout.caches.rename(target, place)
+        self._clear()
         _list_anew(self._layout, gone)
         return tuple(gone)
+
+    def _clear(self) -> None:
+        for home in self._homes:
+            with contextlib.suppress(OSError):
+                self._layout.caches.remove(home)
 
 
 def _entries(layout: Layout, blame: Blame, before: float) -> list[Entry]:
@@ -98,14 +122,16 @@ def _has(paths: Iterable[str], kernel: str) -> bool:
 def _list_anew(layout: Layout, gone: Sequence[str]) -> None:
     """Has the completions that list files of these entries list what is there in their place.
 
-    What is not there again stays listed, so that its absence is seen.
+    An entry that is not there again stays listed, so that its absence is seen.
     """
+    again = [entry for entry in gone if (layout.profiles / entry).exists()]
     for completion in (each for stage in StageName for each in read_completions(layout, stage)[0]):
-        listed = [path for path in completion.artifacts if any(_is_in(path, entry) for entry in gone)]
+        listed = [path for path in completion.artifacts if any(_is_in(path, entry) for entry in again)]
         now = hash_files(layout.profiles, [path for path in listed if (layout.profiles / path).is_file()])
         fresh = {path: ((layout.profiles / path).lstat().st_size, digest) for path, digest in now.items()}
-        if any(completion.artifacts[path] != found for path, found in fresh.items()):
-            write_completion(layout, completion.model_copy(update={"artifacts": {**completion.artifacts, **fresh}}))
+        others = {path: facts for path, facts in completion.artifacts.items() if path not in listed}
+        if (artifacts := dict(sorted({**others, **fresh}.items()))) != completion.artifacts:
+            write_completion(layout, completion.model_copy(update={"artifacts": artifacts}))
 
 
 def _is_in(path: str, entry: str) -> bool:

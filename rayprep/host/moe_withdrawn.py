@@ -79,10 +79,15 @@ def withdraw(layout: Layout, digest: str, moved: Mapping[str, Path], tuner: str,
     return withdrawal
 
 
-def release(layout: Layout, digest: str) -> None:
-    """Forgets a withdrawal: another config is in its place. Raises OSError."""
-    with contextlib.suppress(FileNotFoundError):
-        layout.caches.remove(_home(layout, digest))
+def release(layout: Layout, digest: str, tuner: str) -> None:
+    """Forgets what was withdrawn of a tuner that came to another config. Another tuner would come to the same again.
+
+    Raises OSError.
+    """
+    known = withdrawal_of(layout, digest)
+    if known is None or known.tuner == tuner:
+        with contextlib.suppress(FileNotFoundError):
+            layout.caches.remove(_home(layout, digest))
 
 
 def _home(layout: Layout, digest: str) -> Path:

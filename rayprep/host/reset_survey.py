@@ -102,12 +102,17 @@ def _find(profiles: Path, cache: CacheName, warnings: list[str]) -> Mapping[str,
         warnings += scan_cache(profiles, cache).warnings  # which says why
         return entries
     for item in _walk(str(top), warnings):
-        if item.path.partition("/")[0] == CACHES[cache].users_dir:
+        if _stays(cache, item.path.split("/")):
             continue
         entry = entry_of(cache, f"{item.path}/." if item.is_folder else item.path)
         if entry == item.path or not item.is_folder:  # other folders hold entries, or lie in one
             entries[entry].append(item)
     return entries
+
+
+def _stays(cache: CacheName, parts: Sequence[str]) -> bool:
+    facts = CACHES[cache]
+    return parts[0] == facts.users_dir or any(facts.reasons and part.endswith(facts.reasons) for part in parts)
 
 
 def _walk(top: str, warnings: list[str]) -> Iterator[_Item]:

@@ -14,13 +14,13 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from rayprep.host.completions import write_completion
+from rayprep.host.completions import read_completions, write_completion
 from rayprep.host.epochs import advance_epoch
 from rayprep.host.layout import Layout, clear_scratch, make_scratch, os_error_type, prepare_root
 from rayprep.host.leftovers import refuse_leftovers
 from rayprep.host.locks import OnWait, acquire
 from rayprep.host.markers import Marker, remove_marker, write_marker
-from rayprep.host.moe_folder import keep_aside
+from rayprep.host.moe_folder import keep_aside, put_back_shipped
 from rayprep.host.owned import Places
 from rayprep.host.package_stream import PackageReader, Source
 from rayprep.host.placing import clear_aborted, move_in, sync
@@ -132,8 +132,12 @@ class _Receiver:
         # What is renamed in with an old time of change must not be found empty after a loss of power.
         sync(self.layout.profiles)
         self._mark()
-        keep_aside(self.layout, self.placement.needed)
+        given_up = self._given_up()
+        keep_aside(self.layout, {*self.placement.needed, *given_up})
         self._drop_completions()
+        for path in given_up:
+            self.layout.caches.unlink(self.layout.profiles / path, missing_ok=True)
+            put_back_shipped(self.layout, self.layout.profiles / path)
         clear_aborted(self.layout, self.marked, self.reader.manifest.completions)
         self._check_epochs()
         move_in(self.layout, self.fresh, self.placement)
@@ -185,6 +189,14 @@ class _Receiver:
             with contextlib.suppress(FileNotFoundError):
                 self.marked[who] = self.layout.store.status(self.layout.marker(*who)).st_mtime
             write_marker(self.layout, *who, marker, self.marked.get(who))
+
+    def _given_up(self) -> frozenset[str]:
+        """The MoE configs that nothing lists any more when the completions are in: servers would read them still."""
+        here, _ = read_completions(self.layout, StageName.MOE_TUNE)
+        going = {(each.stage, each.key) for each in (*self.placement.dropped, *self.placement.completions)}
+        gone = {path for each in here if (each.stage, each.key) in going for path in each.artifacts}
+        stay = [each for each in here if (each.stage, each.key) not in going]
+        return frozenset(gone.difference(*(each.artifacts for each in (*stay, *self.placement.completions))))
 
     def _drop_completions(self) -> None:
         """Before the files that they list."""

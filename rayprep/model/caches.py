@@ -56,6 +56,8 @@ class CacheFacts:
     """Triton's, and those that TorchInductor leaves beside Triton's entries where two ranks write the same one."""
     users_dir: str | None = None
     """A folder right below the cache's that no reset looks into: a user made what lies there, and no run would."""
+    reasons: str | None = None
+    """How the names of folders end that no reset looks into: they say why something is not in the cache."""
 
 
 _NINJA = frozenset({".ninja_log", ".ninja_deps", "build.ninja"})
@@ -97,6 +99,7 @@ CACHES: dict[CacheName, CacheFacts] = {
         # A tuner's log and kernels; the links to the files in use, which every host makes for itself; a user's files.
         volatile_dirs=frozenset({"tmp", "locks", "lock", "tuning", "active", "kept"}),
         users_dir="kept",
+        reasons=".withdrawn",
     ),
     CacheName.SGLANG_JIT: CacheFacts(
         env={"TVM_FFI_CACHE_DIR": "", "SGLANG_JIT_CACHE_DIR": ""},

@@ -2,6 +2,9 @@
 
 from rayprep.model.base import FINITE, Record
 
+OF_A_SCRIPT = "that of "
+"""Before its path, where a script tuned: what `grid` is."""
+
 
 class TunedSize(Record):
     """What tuning came to for one number of tokens."""
@@ -60,3 +63,8 @@ class Tuning(TuningCounts):
     dtype: str
     seed: int | None
     sizes: tuple[TunedSize, ...]
+
+    @property
+    def tuner(self) -> str:
+        """Who made the config file: `rayprep`, or the script."""
+        return self.grid.removeprefix(OF_A_SCRIPT) if self.tuner_version is None else "rayprep"

@@ -74,7 +74,8 @@ class _NodeRun:
                 self.telling.settle(self.survey, self.survey.plan.decisions)
                 self.telling.leave_unproved(self.survey.plan.verify.reason)
         except RayprepError as error:
-            if not isinstance(error, Interrupted) or not self.recorder.result.errors:
+            told = {each.error_type for each in self.recorder.result.errors}
+            if not isinstance(error, Interrupted) or ErrorType.INTERRUPTED not in told:
                 self.recorder.failed(error)
                 stopped = error
             self.telling.skip_the_rest(error)
@@ -144,17 +145,21 @@ class _NodeRun:
             self._drop_proof()
         self.telling.begin_stages(self.survey.layout.container_run, building)
         runs: dict[StageName, StageRun] = {}
-        with ThreadPoolExecutor(max_workers=len(StageName)) as pool:
-            waiting: dict[Future[StageResult], StageName] = {}
-            try:
-                for wave in waves(list(building)):
-                    self._collect(waiting, keep=wave.beside)
-                    runs |= {stage: self._stage_run(building[stage], locks, scratch) for stage in wave.stages}
-                    waiting |= {pool.submit(runs[stage].go): stage for stage in wave.stages}
-                self._collect(waiting)
-            finally:
-                self._abandoned.set()  # whatever still runs, because nobody could go on here, ends now
-        tell_set_aside(self.telling, [aside for run in runs.values() for aside in run.set_aside])
+        try:
+            with ThreadPoolExecutor(max_workers=len(StageName)) as pool:
+                waiting: dict[Future[StageResult], StageName] = {}
+                try:
+                    for wave in waves(list(building)):
+                        self._collect(waiting, keep=wave.beside)
+                        runs |= {stage: self._stage_run(building[stage], locks, scratch) for stage in wave.stages}
+                        for stage in wave.stages:
+                            runs[stage].beside = tuple(waiting)
+                        waiting |= {pool.submit(runs[stage].go): stage for stage in wave.stages}
+                    self._collect(waiting)
+                finally:
+                    self._abandoned.set()  # whatever still runs, because nobody could go on here, ends now
+        finally:  # it is so, whatever stopped the run
+            tell_set_aside(self.telling, [aside for run in runs.values() for aside in run.set_aside])
         if StageName.SERVE in runs and (built := runs[StageName.SERVE].built):
             take_in(self.survey, self.request.run_id, self.telling, built, runs[StageName.SERVE].log)
         self._prove(locks, scratch)
@@ -222,8 +227,10 @@ class _NodeRun:
         from rayprep.node.verify import Verify  # and with it what runs a server, which a run with nothing to do spares
 
         proof = Verify(self.request, survey, env, home, locks, self.telling.emit, self.cancelled, tuple(warnings))
-        proved = proof.go()
-        tell_set_aside(self.telling, proof.set_aside)
+        try:
+            proved = proof.go()
+        finally:
+            tell_set_aside(self.telling, proof.set_aside)
         self.recorder.verify(proved)
         take_in(self.survey, self.request.run_id, self.telling, proof, proof.log)
 

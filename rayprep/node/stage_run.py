@@ -4,7 +4,8 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import Future, wait
 from functools import partial
 from pathlib import Path
 
@@ -27,13 +28,14 @@ from rayprep.node.moe_state import found_configs
 from rayprep.node.record import failed_result
 from rayprep.node.repair import repair
 from rayprep.node.request import NodeRequest
-from rayprep.node.survey import Survey
+from rayprep.node.survey import Survey, exact_completions
 from rayprep.node.telling import end_event
 from rayprep.stages import BY_NAME, BuildContext, Built
 from rayprep.stages.second_try import SecondTry, SetAside
 
 HEADROOM_FACTOR = 1.25
 """Free disk asked for, over what the stage is reckoned to write."""
+_TICK_S = 0.2
 
 
 class StageRun:
@@ -67,6 +69,8 @@ class StageRun:
         """What its server died of, and then did without."""
         self.built: Built | None = None
         """What came of the build, where it succeeded."""
+        self.beside: Collection[Future[StageResult]] = ()
+        """The stages that were building when this one started."""
 
     def go(self) -> StageResult:
         """The stage's result, `ok` or `error`; an interrupt is an error, too."""
@@ -146,6 +150,8 @@ class StageRun:
     def _build(self, before: list[CacheScan], since: float | None) -> StageResult:
         own = self._repair(before, since)
         built = self.built = self._first_or_second()
+        if own and self.set_aside:
+            own = exact_completions(self.survey).get(self.name)
         after = self._scan()
         empty = new_completion(self.survey, self.decision, self.request.run_id, self.started_at)
         told = built.artifacts or Artifacts()
@@ -167,9 +173,13 @@ class StageRun:
         if self.name is StageName.MOE_TUNE:  # which would only tune again
             return build()
         say = partial(self.pulse.report, done=None, total=None)
-        built, self.set_aside = SecondTry(self.survey.request, self.layout, build, say).go()
+        built, self.set_aside = SecondTry(self.survey.request, self.layout, build, say, alone=self._alone).go()
         self.warnings += (aside.message for aside in self.set_aside)
         return built
+
+    def _alone(self) -> None:
+        while wait(self.beside, timeout=_TICK_S).not_done:
+            self.pulse.tick()
 
     def _repair(self, scans: list[CacheScan], since: float | None) -> Completion | None:
         """Takes away what cannot be built upon. Returns the stage's own completion if all of it is still good."""
@@ -201,6 +211,7 @@ class StageRun:
             tick=self.pulse.tick,
             ended=self._ended,
             host_gpus=self.survey.gpus,
+            alone=self._alone,
         )
 
     def _ended(self, cleanup: Cleanup) -> None:

@@ -12,9 +12,9 @@ from rayprep.model.moe import MoeShape
 from rayprep.model.moe_search import SEED, TUNER_VERSION, WORTH, Choice, first_candidates, tuning_digest
 from rayprep.model.result import Artifacts
 from rayprep.model.spec import MoeStrategy, PrepSpec
-from rayprep.model.tuning import TunedSize, Tuning, TuningCounts
+from rayprep.model.tuning import OF_A_SCRIPT, TunedSize, Tuning, TuningCounts
 from rayprep.stages.moe_files import config_text, facts_of, kept_aside, link_active, place_config, seed
-from rayprep.stages.moe_tune import covered_units, label_of, sizes_of
+from rayprep.stages.moe_tune import covered_units, label_of, sizes_of, tuner_of
 from rayprep.stages.moe_tune_protocol import TunedLine
 from rayprep.stages.protocol import BuildContext, Built, StageRequest
 
@@ -30,7 +30,7 @@ def built_of(request: StageRequest, shape: MoeShape, context: BuildContext, said
         seed(layout, Path(said.shipped))
         written = [path for path, content in placed.items() if content is not None]
         facts = _facts(request, layout, written)
-        release(layout, digest)
+        release(layout, digest, tuner_of(request.spec))
     except OSError as error:
         raise StageError(os_error_type(error), f"{error.filename}: {error.strerror or error}") from None
     asked = [choice for choice in said.choices if choice.tokens in sizes_of(request.spec)]
@@ -75,7 +75,7 @@ def _tuning(request: StageRequest, shape: MoeShape, choices: tuple[Choice, ...],
     return Tuning(
         tuner_version=None if script else TUNER_VERSION,
         strategy=label_of(request.spec),
-        grid=f"that of {script}" if script else _grid(request.spec, shape),
+        grid=f"{OF_A_SCRIPT}{script}" if script else _grid(request.spec, shape),
         dtype=shape.dtype or shape.activation,
         seed=None if script else SEED,
         sizes=tuple(_tuned_size(choice) for choice in choices),

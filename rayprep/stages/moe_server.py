@@ -31,7 +31,10 @@ def confirm_by_server(request: StageRequest, context: BuildContext, built: Built
             server.start()
             return server, record_of(server, request.spec.load_format)
 
-    trying = SecondTry(request, layout, start, lambda hint: context.report(hint, None, None), tuple(built.used))
+    def say(hint: str) -> None:
+        context.report(hint, None, None)
+
+    trying = SecondTry(request, layout, start, say, tuple(built.used), context.alone)
     (server, record), asides = trying.go()
     if withdrawn := [aside for aside in asides if aside.stage is StageName.MOE_TUNE]:
         raise withdrawn_error(withdrawn[0])

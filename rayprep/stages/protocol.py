@@ -58,6 +58,8 @@ class BuildContext:
     """To be called with how each process of the stage was ended, also where it failed."""
     host_gpus: Sequence[Gpu] = ()
     """All that the run holds."""
+    alone: Callable[[], None] = lambda: None
+    """Returns once no other stage of the run builds."""
 
 
 @dataclass

@@ -6,11 +6,12 @@ again all is put back, for something else is to blame.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from rayprep.host.aside import Aside
+from rayprep.host.completions import read_completions
 from rayprep.host.layout import Layout
 from rayprep.host.moe_withdrawn import tuned_files, withdraw
 from rayprep.model.blame import Blame, ServerDied, blames
@@ -58,6 +59,8 @@ class SecondTry(Generic[T]):
     """Takes a hint of what goes on."""
     placed: tuple[str, ...] = ()
     """MoE configs below the profiles root that no completion lists yet."""
+    alone: Callable[[], None] = lambda: None
+    """Returns once nobody else of this run writes to the caches: half of what one builds would be set aside."""
 
     def go(self) -> tuple[T, tuple[SetAside, ...]]:
         """Runs it, and once more without each thing that it may have died of.
@@ -89,6 +92,7 @@ class SecondTry(Generic[T]):
 
     def _without(self, blame: Blame, died: ServerDied) -> tuple[T, tuple[SetAside, ...]] | None:
         """What a start comes to without what is blamed; None where it dies, or there is nothing to set aside."""
+        self.alone()
         try:
             aside = Aside(self.layout, blame, died.started_at)
         except OSError:
@@ -98,20 +102,27 @@ class SecondTry(Generic[T]):
         self.say(f"starting once more without {blame}")
         try:
             result = self.run()
+            self._withdraw(aside, blame, died)
         except StageError:
             aside.put_back()
             return None
         except (RayprepError, OSError):
             aside.put_back()
             raise
-        return result, (self._kept_out(aside, blame, died),)
+        return result, (SetAside(blame, aside.settle(), died),)
 
-    def _kept_out(self, aside: Aside, blame: Blame, died: ServerDied) -> SetAside:
+    def _withdraw(self, aside: Aside, blame: Blame, died: ServerDied) -> None:
         shape = shape_of(self.request)
         if blame.cache is CacheName.MOE_CONFIGS and isinstance(shape, MoeShape):
-            digest, tuner = tuning_digest(self.request.signature, shape), tuner_of(self.request.spec)
-            withdraw(self.layout, digest, aside.moved, tuner, died.line)
-        return SetAside(blame, aside.settle(), died)
+            digest = tuning_digest(self.request.signature, shape)
+            withdraw(self.layout, digest, aside.moved, self._tuner(aside.moved), died.line)
+
+    def _tuner(self, moved: Iterable[str]) -> str:
+        """Who made the configs: a request that tunes nothing, as a proof's, does not say it."""
+        completions, _ = read_completions(self.layout, StageName.MOE_TUNE)
+        made = [each for each in completions if each.tuning and not each.artifacts.keys().isdisjoint(moved)]
+        last = max(made, key=lambda each: each.finished_at, default=None)
+        return last.tuning.tuner if last and last.tuning and not self.placed else tuner_of(self.request.spec)
 
 
 def _death_in(error: BaseException | None) -> ServerDied | None:

@@ -1,14 +1,16 @@
 """Configs that a server died of: where they go, what comes in their place, and that they do not come back."""
 
+import errno
 import os
 from pathlib import Path
 
 import pytest
 
+from rayprep.host import aside
 from rayprep.host.aside import Aside
 from rayprep.host.completions import read_completions, write_completion
 from rayprep.host.layout import Layout, clear_scratch
-from rayprep.host.moe_folder import digest_of
+from rayprep.host.moe_folder import digest_of, kept_copies
 from rayprep.host.moe_withdrawn import (
     Withdrawal,
     refuse_withdrawn,
@@ -61,9 +63,9 @@ def link(layout: Layout, slug: str, path: str) -> Path:
 
 def take_back(layout: Layout, *paths: str) -> Withdrawal:
     """As a server's second try does."""
-    aside = Aside(layout, Blame(cache=CacheName.MOE_CONFIGS, paths=paths), before=0.0)
-    record = withdraw(layout, DIGEST, aside.moved, "rayprep", REASON)
-    assert set(aside.settle()) == set(paths)
+    gone = Aside(layout, Blame(cache=CacheName.MOE_CONFIGS, paths=paths), before=0.0)
+    record = withdraw(layout, DIGEST, gone.moved, "rayprep", REASON)
+    assert set(gone.settle()) == set(paths)
     clear_scratch(layout)
     return record
 
@@ -86,8 +88,8 @@ def test_what_a_server_died_of_is_set_aside_and_nothing_else_is_touched(layout: 
     assert REASON.encode() in after.pop(f"{home}/reason.json")
     for path in (UP, DOWN, gone.relative_to(layout.profiles).as_posix()):
         del before[path]
-    aside = {f"{home}/{Path(path).name}": OURS[path] for path in (UP, DOWN)}
-    assert after == {**before, **aside, UP: b"shipped"}
+    withdrawn = {f"{home}/{Path(path).name}": OURS[path] for path in (UP, DOWN)}
+    assert after == {**before, **withdrawn, UP: b"shipped"}
     assert kept.exists()
     assert [slug for slug, place in links.items() if place.is_symlink()] == ["same", "qwen3"], "one dangled"
     assert tuned_files(layout) == {OTHER}
@@ -103,11 +105,13 @@ def test_every_completion_that_lists_one_of_them_goes(layout: Layout) -> None:
 
 def test_the_reason_is_kept_until_another_config_is_there(layout: Layout) -> None:
     assert withdrawal_of(layout, DIGEST) is None
-    release(layout, DIGEST)  # of nothing
+    release(layout, DIGEST, "rayprep")  # of nothing
     record = take_back(layout, UP)
     assert withdrawal_of(layout, DIGEST) == record
     assert withdrawal_of(layout, "f" * 16) is None, "another tuning"
-    release(layout, DIGEST)
+    release(layout, DIGEST, "/sglang/tuning.py")
+    assert withdrawal_of(layout, DIGEST) == record, "the tuner that made it would make it again"
+    release(layout, DIGEST, "rayprep")
     assert withdrawal_of(layout, DIGEST) is None
     assert not list(layout.cache(CacheName.MOE_CONFIGS).glob("tuning/*"))
 
@@ -121,6 +125,28 @@ def test_what_was_withdrawn_is_refused_and_all_else_is_not(layout: Layout) -> No
         assert caught.value.error_type is ErrorType.WITHDRAWN
     refuse_withdrawn(layout, DIGEST, [OURS[OTHER]])
     refuse_withdrawn(layout, "f" * 16, [OURS[UP]])
+
+
+def test_a_users_own_in_the_place_of_ours_outlives_the_withdrawal(layout: Layout) -> None:
+    lists(layout, "mixtral", UP)
+    (layout.profiles / UP).write_bytes(b'{"9": {}}')
+    take_back(layout, UP)
+    release(layout, DIGEST, "rayprep")
+    assert [copy.read_bytes() for copy in kept_copies(layout, layout.profiles / UP)] == [b'{"9": {}}']
+
+
+def test_where_nothing_can_come_in_its_place_it_stays(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    lists(layout, "mixtral", UP)
+    before = contents(layout)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(aside, "put_back_shipped", full)
+    with pytest.raises(OSError, match="No space"):
+        Aside(layout, Blame(cache=CacheName.MOE_CONFIGS, paths=(UP,)), before=0.0)
+    clear_scratch(layout)
+    assert contents(layout) == before
 
 
 @pytest.mark.parametrize("damage", [b"", b"{}", b"[" * 100_000, b"\0" * 20])

@@ -12,6 +12,9 @@ import pytest
 
 from rayprep.host.completions import write_completion
 from rayprep.host.moe_folder import digest_of, kept_copies
+from rayprep.host.pack import pack
+from rayprep.host.package_file import open_to_read, open_to_write
+from rayprep.host.unpack import Receipt, receive
 from rayprep.model.caches import CacheName
 from rayprep.model.moe import default_batch_sizes
 from rayprep.model.result import PrepResult, StageResult
@@ -204,3 +207,27 @@ def test_what_an_earlier_tuner_left_is_tried_before_a_server_starts(host: Launch
     assert host.config.read_bytes() == before
     assert kept_copies(host.layout, host.config) == [], "it was no user's"
     assert statuses(host.tuned())["moe_tune"] == "noop"
+
+
+def test_a_config_that_its_builder_gave_up_does_not_stay_with_who_received_it(
+    host: LaunchHost, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Listed by nothing, it would be nobody's, and servers would die of it for ever."""
+    host.tuned()
+    plant(host)
+    made_by(host, "4")
+    host.keep()
+    monkeypatch.setenv("FAKE_GAIN", "1.01")
+    shutil.rmtree(host.cache / "tuning")
+    host.tuned()
+    built = host.completion(MOE)
+    assert built
+    assert built.artifacts == {}
+    with open_to_write(str(tmp_path / "package")) as out:
+        pack(host.layout, [built], out)
+    host.restore()
+    with open_to_read(str(tmp_path / "package"), None) as package:
+        receive(host.layout, package, built.signature, Receipt("run", replace=frozenset({(MOE, built.key)})))
+    assert not host.config.exists()
+    result = host.tuned()
+    assert (statuses(result)["moe_tune"], statuses(result)["serve"]) == ("noop", "ok")

@@ -1,6 +1,9 @@
 """A server that dies of what rayprep put before it: started once more without that, and what is left then."""
 
+import errno
 import json
+import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,9 +12,14 @@ import pytest
 from rayprep.host.completions import read_completions, write_completion
 from rayprep.host.moe_folder import digest_of
 from rayprep.host.scan import hash_files
+from rayprep.model import blame
 from rayprep.model.errors import ErrorType
+from rayprep.model.plan import StagePlan, Work
 from rayprep.model.spec import StageOp
 from rayprep.model.stages import StageName
+from rayprep.model.verification import VERIFY
+from rayprep.stages import BY_NAME, BuildContext, Built, StageRequest, second_try
+from rayprep.stages.flashinfer import FlashInferStage
 from tests.node.serving import LIBRARY, Host, played, statuses
 from tests.node.test_moe_tune import NAME, OTHERS, STAND_IN, MoeHost
 
@@ -19,6 +27,7 @@ MOE, SERVE, FLASHINFER = StageName.MOE_TUNE, StageName.SERVE, StageName.FLASHINF
 PLACE = f"moe_configs/configs/triton_3_6_0/{NAME}"
 TOO_MUCH = {"BLOCK_SIZE_M": 256, "BLOCK_SIZE_N": 256, "BLOCK_SIZE_K": 64, "GROUP_SIZE_M": 64}
 DEADLY = b"DEADLY"
+SLOW = "flashinfer/.cache/flashinfer/0.6.14/90a/cached_ops/slow"
 PARTS = {
     "triton": "triton/ABC/moe.cubin",
     "flashinfer": "flashinfer/.cache/flashinfer/0.6.14/90a/cached_ops/norm/norm.so",
@@ -90,6 +99,77 @@ def test_where_machine_code_crashes_without_a_word_any_cache_may_be_to_blame(hos
     assert any("something in the caches" in warning for warning in result.warnings)
 
 
+@pytest.mark.parametrize("by_the_proof", [True, False])
+def test_an_entry_that_is_made_of_fewer_files_now_is_no_loss(host: Host, by_the_proof: bool) -> None:
+    """As of another setting of Triton's, which keeps no source of what it compiles."""
+    assert host.ensure().exit_code == 0
+    make_deadly(host, PARTS["triton"])
+    more = host.layout.profiles / "triton/ABC/moe.ptx"
+    more.write_bytes(b"text")
+    served = host.completion()
+    assert served
+    artifacts = {**served.artifacts, "triton/ABC/moe.ptx": (4, digest_of(b"text"))}
+    write_completion(host.layout, served.model_copy(update={"artifacts": artifacts}))
+
+    if not by_the_proof:  # as of a run that was killed
+        marker = host.layout.marker(served.identity.model_slug, SERVE)
+        marker.parent.mkdir(parents=True, exist_ok=True)
+        marker.write_text("{}")
+    result = host.ensure(verify_only=by_the_proof)
+
+    assert result.exit_code == 0, result.errors
+    assert result.verify and (result.verify.status, result.verify.missing) == ("ok", ())
+    served = host.completion()
+    assert served
+    assert not more.exists()
+    assert "triton/ABC/moe.ptx" not in served.artifacts
+
+
+class SlowBuilder(FlashInferStage):
+    """Has half of a module when a server starts beside it, and the rest when that is tried without."""
+
+    def plan(self, request: StageRequest) -> StagePlan:
+        return Work(units=("slow",), required_bytes=1, seconds=1.0, estimate="one")
+
+    def build(self, request: StageRequest, work: Work, context: BuildContext) -> Built:
+        home = context.layout.profiles / SLOW
+        home.mkdir()
+        (home / "slow.cuda.o").write_bytes(b"half")
+        until = time.monotonic() + 3
+        while time.monotonic() < until and home.exists():
+            time.sleep(0.02)
+        (home / "slow.so").write_bytes(b"whole")
+        return Built(units=("slow",), used=frozenset(f"{SLOW}/slow.{end}" for end in ("cuda.o", "so")))
+
+
+def test_what_is_being_built_beside_a_server_is_not_set_aside(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert host.ensure().exit_code == 0
+    make_deadly(host, PARTS["flashinfer"])
+    monkeypatch.setitem(BY_NAME, FLASHINFER, SlowBuilder())
+    monkeypatch.setattr(blame, "_named", lambda *_: ())  # then it may be any of the cache's
+    result = host.ensure("--random-seed=1", ops={MOE: StageOp.SKIP})
+    assert (statuses(result)["flashinfer"], statuses(result)["serve"]) == ("ok", "ok"), result.errors
+    assert result.verify and (result.verify.status, result.verify.new_files) == ("ok", 0)
+
+
+def test_a_cache_that_is_a_mount_of_its_own_is_tried_without_too(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert host.ensure().exit_code == 0
+    sound = everything(host)
+    make_deadly(host, PARTS["triton"])
+    real, cache = os.rename, host.layout.profiles / "triton"
+
+    def rename(source: str, target: str, *, src_dir_fd: int | None = None, dst_dir_fd: int | None = None) -> None:
+        folders = [Path(f"/proc/self/fd/{fd}").readlink() for fd in (src_dir_fd, dst_dir_fd) if fd is not None]
+        if len({folder.is_relative_to(cache) for folder in folders}) > 1:
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+        real(source, target, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)
+
+    monkeypatch.setattr(os, "rename", rename)
+    result = host.ensure("--random-seed=1")
+    assert result.exit_code == 0, result.errors
+    assert everything(host) == sound
+
+
 @pytest.mark.parametrize("cache", PARTS)
 def test_a_proofs_server_that_dies_of_it_is_proved_without(host: Host, cache: str) -> None:
     assert host.ensure().exit_code == 0
@@ -159,3 +239,80 @@ def test_a_proof_withdraws_a_config_too(moe_host: MoeHost) -> None:
     later = host.ensure(**asked)
     assert (later.exit_code, later.stages[MOE].reason) == (0, "withdrawn")
     assert statuses(later)["serve"] == "noop"
+
+
+def test_a_config_that_cannot_be_withdrawn_stays_with_its_completion(
+    moe_host: MoeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = moe_host
+    asked = {"model": str(host.model), "moe_batch_sizes": (1,), "moe_strategy": "fixed", "ops": OTHERS}
+    assert host.ensure(**asked).exit_code == 0
+    entries = json.loads((host.layout.profiles / PLACE).read_text())
+    (host.layout.profiles / PLACE).write_text(json.dumps({**entries, "96": TOO_MUCH}))
+    listed_as_it_is(host, PLACE)
+    before = everything(host)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "reason.json")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(second_try, "withdraw", full)
+        result = host.ensure("--random-seed=1", **{**asked, "ops": {**OTHERS, MOE: StageOp.SKIP}})
+    assert result.stages[SERVE].error_type is ErrorType.INSUFFICIENT_DISK
+    assert everything(host)[PLACE] == before[PLACE]
+    assert host.completion(MOE)
+
+
+def test_the_withdrawal_names_the_tuner_that_made_the_config(moe_host: MoeHost) -> None:
+    """A proof's request does not say it."""
+    host = moe_host
+    asked = {"model": str(host.model), "moe_batch_sizes": (1,), "moe_strategy": "fixed", "ops": OTHERS}
+    assert host.ensure(**asked).exit_code == 0
+    completion = host.completion(MOE)
+    assert completion and completion.tuning
+    script = {"tuner_version": None, "grid": "that of /sglang/tuning.py"}
+    tuning = completion.tuning.model_copy(update=script)
+    write_completion(host.layout, completion.model_copy(update={"tuning": tuning}))
+    entries = json.loads((host.layout.profiles / PLACE).read_text())
+    (host.layout.profiles / PLACE).write_text(json.dumps({**entries, "96": TOO_MUCH}))
+    result = host.ensure(verify_only=True, **{key: asked[key] for key in ("model", "ops")})
+    assert result.stages[MOE].error_type is ErrorType.WITHDRAWN
+    reason = json.loads(next(host.cache.glob("tuning/*.withdrawn/reason.json")).read_text())
+    assert reason["tuner"] == "/sglang/tuning.py"
+
+
+@pytest.mark.parametrize("by_the_proof", [True, False])
+def test_a_run_that_is_stopped_says_what_it_has_withdrawn(moe_host: MoeHost, by_the_proof: bool) -> None:
+    host = moe_host
+    asked = {"model": str(host.model), "moe_batch_sizes": (1,), "moe_strategy": "fixed", "ops": OTHERS}
+    assert host.ensure(**asked).exit_code == 0
+    entries = json.loads((host.layout.profiles / PLACE).read_text())
+    (host.layout.profiles / PLACE).write_text(json.dumps({**entries, "96": TOO_MUCH}))
+    listed_as_it_is(host, PLACE)
+
+    def withdrawn() -> bool:
+        return any(host.cache.glob("tuning/*.withdrawn/reason.json"))
+
+    flags = () if by_the_proof else ("--random-seed=1",)
+    asked = {**asked, "ops": {**OTHERS, MOE: StageOp.SKIP}}
+    result = host.ensure(*flags, verify_only=by_the_proof, cancelled=withdrawn, **asked)
+    assert result.exit_code == 130
+    assert result.stages[MOE].error_type is ErrorType.WITHDRAWN
+    assert host.completion(MOE) is None
+
+
+def test_an_interrupt_after_a_withdrawal_is_one(moe_host: MoeHost) -> None:
+    """The proof goes on without the config, and is stopped."""
+    host = moe_host
+    asked = {"model": str(host.model), "moe_batch_sizes": (1,), "moe_strategy": "fixed", "ops": OTHERS}
+    assert host.ensure(**asked).exit_code == 0
+    entries = json.loads((host.layout.profiles / PLACE).read_text())
+    (host.layout.profiles / PLACE).write_text(json.dumps({**entries, "96": TOO_MUCH}))
+    listed_as_it_is(host, PLACE)
+
+    def proving() -> bool:
+        return any(event.name == VERIFY for event in host.events)
+
+    result = host.ensure("--random-seed=1", cancelled=proving, **{**asked, "ops": {**OTHERS, MOE: StageOp.SKIP}})
+    assert result.stages[MOE].error_type is ErrorType.WITHDRAWN
+    assert result.exit_code == 130

@@ -109,6 +109,16 @@ def test_the_link_to_a_config_goes_with_it(caches: Caches) -> None:
     assert list((caches.layout.profiles / "moe_configs").iterdir()) == []
 
 
+def test_why_a_config_was_withdrawn_outlives_every_reset(caches: Caches) -> None:
+    """Or the next run would put it before servers again."""
+    home = "moe_configs/tuning/0123456789abcdef"
+    kept = {caches.file(f"{home}.withdrawn/{name}") for name in ("reason.json", "E=8,N=64.json")}
+    caches.file(f"{home}/measurements.jsonl")
+    for filters in ({"unreferenced": True}, {"older_than_days": 0.0}, {}):
+        caches.reset(**filters)
+        assert caches.there() == kept
+
+
 def test_what_a_user_made_stays_and_holds_up_nothing(caches: Caches) -> None:
     kept = caches.file("moe_configs/kept/triton_3_6_0/E=8.json.0123")
     marker = caches.mark("qwen", MOE, days=1)
