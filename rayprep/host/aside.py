@@ -38,8 +38,8 @@ class Aside:
         make_scratch(layout)
         layout.store.make(self._homes[0])
         try:
-            for cache, place in ((entry[0], below) for entry, found in places.items() for below in found):
-                self._move(layout.cache(cache), place)
+            for cache, below in ((entry[0], below) for entry, found in places.items() for below in found):
+                self._move(layout.cache(cache), below)
             if blame.cache is CacheName.MOE_CONFIGS:
                 for place in self._moved:
                     put_back_shipped(layout, place)
