@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pydantic import Field
 
 from rayprep.model.base import Record
+from rayprep.model.failure_signs import NO_SPACE
 from rayprep.model.moe_space import KernelConfig
-from rayprep.model.server_failure import NO_SPACE
 
 _PASSING = re.compile(
     r"(?i:out.?of.?memory(?!error: out of resource))|(?<!OutOf)MemoryError|\[Errno \d+\]|Cannot allocate memory"

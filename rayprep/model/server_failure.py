@@ -4,52 +4,9 @@ import re
 from collections.abc import Iterable, Sequence
 
 from rayprep.model.errors import MEANING, ErrorType
+from rayprep.model.failure_signs import MORE_MEMORY, SIGNS, sign_in
 
 READY = "The server is fired up and ready to roll!"
-_MORE_MEMORY = "Please try to increase --mem-fraction-static"
-NO_SPACE = r"No space left on device|Disk quota exceeded"
-OUT_OF_MEMORY = (
-    r"OutOfMemoryError(?!: out of resource)|CUDA out of memory|CUDA_ERROR_OUT_OF_MEMORY"
-    r"|(?:Error|Exception|failed): (?:Triton Error \[CUDA\]|CUDA(?: driver)? error): "
-    r"(?:out of memory|CUBLAS_STATUS_ALLOC_FAILED)"
-)
-"""Not Inductor's words for a tuning choice that it then ignores: one that asks for more shared memory than a GPU has
-(torch/_inductor/runtime/triton_heuristics.py, `_make_launchers`), or whose error stands on a line of its own, without
-the exception's type (torch/_inductor/select_algorithm.py, `benchmark_choices`)."""
-
-_SIGNS: tuple[tuple[ErrorType, re.Pattern[str]], ...] = (
-    (ErrorType.INSUFFICIENT_DISK, re.compile(NO_SPACE)),
-    (
-        ErrorType.TOOLCHAIN_MISMATCH,
-        re.compile(
-            r"CUDA compiler and CUDA toolkit headers are incompatible"
-            r"|nvcc: (?:not found|No such file|command not found|Permission denied)"
-            r"|ninja: (?:not found|No such file)|No such file or directory: '[^']*(?:nvcc|ninja|ptxas|g\+\+|gcc)'"
-            r"|Could not find (?:nvcc|CUDA installation)|nvcc not found|Cannot find ptxas|Failed to find C compiler"
-            r"|std::filesystem::exists\(nvcc_path\)|(?:NVCC|NVRTC) version should be"
-            r"|fatal error: \S+: No such file or directory|cannot find -l|Unsupported gpu architecture"
-            r"|Unsupported \.version|ImportError: .*cannot open shared object file|CUDA driver version is insufficient"
-        ),
-    ),
-    (ErrorType.NVRTC_COMPILE_FAILED, re.compile(r"NVRTC_ERROR|NVRTC (?:log:|error|compilation failed)", re.IGNORECASE)),
-    (
-        ErrorType.OOM_DURING_WARMUP,
-        re.compile(
-            rf"{OUT_OF_MEMORY}|{re.escape(_MORE_MEMORY)}"
-            # The kernel killed a scheduler: the host's own memory is full.
-            r"|scheduler died during initialization \(exit code: -9"
-        ),
-    ),
-    (ErrorType.PERMISSIONS_UNEXPECTED, re.compile(r"PermissionError: |Read-only file system")),
-    (
-        ErrorType.COMPILE_FAILED,
-        re.compile(
-            r"NVCC compilation failed|Ninja build failed|ninja exited with status|PTXAS error|Corrupted JIT cache"
-        ),
-    ),
-)
-"""What a log says when a server fails, in the order in which it decides: a full disk also makes compilers fail."""
-
 GENERAL = "general"
 _WRONG_FLAG = r"^[\w. -]+: error: (?:unrecognized arguments|the following arguments|ambiguous option|argument )"
 """As argparse ends a program that was given a flag which it does not take; the program's name is before it."""
@@ -88,7 +45,7 @@ def sign_of(line: str) -> str | None:
     """
     if READY in line:
         return "ready"
-    decisive = next((error_type.value for error_type, pattern in _SIGNS if pattern.search(line)), None)
+    decisive = next((error_type.value for error_type, pattern, _ in SIGNS if pattern.search(line)), None)
     if decisive or _GENERAL.search(line):
         return decisive or GENERAL
     if _IN_TORCH_COMPILE.search(line):
@@ -103,7 +60,7 @@ def ends_without_exception(line: str) -> bool:
 
 def wants_more_memory(line: str) -> bool:
     """Whether the server asks for a larger --mem-fraction-static, not a smaller one."""
-    return _MORE_MEMORY in line
+    return MORE_MEMORY in line
 
 
 def classify_failure(lines: Iterable[str], exit_status: int | None) -> ErrorType:
@@ -114,9 +71,8 @@ def classify_failure(lines: Iterable[str], exit_status: int | None) -> ErrorType
         exit_status: as a shell gives it, 128 + N for signal N; None where it lives.
     """
     lines = tuple(lines)
-    for error_type, pattern in _SIGNS:
-        if any(pattern.search(line) for line in lines):
-            return error_type
+    if sign := sign_in(lines):
+        return sign
     if exit_status == 127 and not lines:
         return ErrorType.TOOLCHAIN_MISMATCH  # the guard's word for a command that cannot be started
     if any(READY in line for line in lines):
@@ -151,7 +107,7 @@ def telling_line(lines: Sequence[str], error_type: ErrorType, last: str | None =
     Args:
         last: the last exception, where more is known of it than its line.
     """
-    for kind, pattern in _SIGNS:
+    for kind, pattern, _ in SIGNS:
         if kind is error_type and (own := [line for line in lines if pattern.search(line)]):
             return own[0].strip()
     raised = [line for line in lines if _SUMMARY.search(line)]

@@ -13,13 +13,13 @@ import re
 from collections import deque
 
 from rayprep.model.base import Record
+from rayprep.model.failure_signs import OUT_OF_MEMORY
 from rayprep.model.gemm import GemmShape
 from rayprep.model.moe_configs import MoeConfigs, heard
 from rayprep.model.secrets import redacted_text
 from rayprep.model.server_death import CAPTURE_BAR, Death, DeathReader
 from rayprep.model.server_failure import (
     GENERAL,
-    OUT_OF_MEMORY,
     PLACE,
     READY,
     classify_failure,

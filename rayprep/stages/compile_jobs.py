@@ -14,8 +14,9 @@ from pathlib import Path, PurePath
 from typing import NamedTuple
 
 from rayprep.model.errors import ErrorType
-from rayprep.model.server_failure import NO_SPACE
+from rayprep.model.failure_signs import NO_SPACE
 from rayprep.model.text import printable
+from rayprep.stages.child_failure import ChildError
 from rayprep.stages.deep_gemm_cache import CUBIN, SOURCE, new_folder, publish
 
 _TOOLCHAIN = re.compile(
@@ -41,7 +42,7 @@ class Compiled(NamedTuple):
     seconds: float
 
 
-class CompileError(Exception):
+class CompileError(ChildError):
     """One kernel did not compile."""
 
     def __init__(self, error_type: ErrorType, name: str, message: str) -> None:

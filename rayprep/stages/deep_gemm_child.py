@@ -22,6 +22,7 @@ from pathlib import Path
 
 from rayprep.model.errors import ErrorType
 from rayprep.model.text import printable
+from rayprep.stages.child_failure import failure
 from rayprep.stages.child_lines import Emit, FailLine, StepLine, answer
 from rayprep.stages.compile_jobs import CompileJob, compile_error, run_jobs
 from rayprep.stages.deep_gemm_cache import SOURCE, adopt, entries, recorded_arguments, whole_entry
@@ -33,7 +34,6 @@ from rayprep.stages.deep_gemm_protocol import (
     ShareFailed,
     Task,
     Unlisted,
-    failure,
     shares,
 )
 from rayprep.stages.listing_folder import ListingFolder

@@ -4,8 +4,6 @@ The parent writes one `GemmRequest` to a file; the child answers as `child_lines
 `KernelsLine`. No torch here.
 """
 
-import errno
-import re
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Literal
 
@@ -14,9 +12,8 @@ from pydantic import Field, TypeAdapter
 from rayprep.model.base import Record
 from rayprep.model.errors import ErrorType
 from rayprep.model.gemm import GemmShape
-from rayprep.model.server_failure import NO_SPACE
+from rayprep.stages.child_failure import ChildError
 from rayprep.stages.child_lines import FailLine, StepLine
-from rayprep.stages.compile_jobs import CompileError
 
 Mode = Literal["nvcc", "library", "share"]
 """How kernels come about: listed, then compiled side by side (`nvcc`); by several processes that each have the
@@ -60,16 +57,18 @@ GEMM_LINE: TypeAdapter[StepLine | FailLine | KernelsLine] = TypeAdapter(GemmLine
 """Parses one line of the child's standard output."""
 
 
-class Unlisted(Exception):
+class Unlisted(ChildError):
     """A product asked for a kernel that is not in the cache, after all that were listed had been compiled."""
 
+    error_type = ErrorType.VERIFY_FAILED
 
-class ShareFailed(Exception):
+
+class ShareFailed(ChildError):
     """A process that built a share gave up, and said why."""
 
     def __init__(self, line: FailLine) -> None:
         super().__init__(line.message)
-        self.line = line
+        self.error_type = line.error_type
 
 
 def shares(tasks: Sequence[Task], count: int) -> list[tuple[Task, ...]]:
@@ -85,40 +84,3 @@ def shares(tasks: Sequence[Task], count: int) -> list[tuple[Task, ...]]:
 def _by_doubling(task: Task) -> Iterator[Task]:
     for bits in sorted({m.bit_length() for m in task.rows}):
         yield Task(shape=task.shape, rows=tuple(m for m in task.rows if m.bit_length() == bits))
-
-
-_SIGNS = (
-    (ErrorType.INSUFFICIENT_DISK, re.compile(NO_SPACE)),
-    (ErrorType.OOM_DURING_WARMUP, re.compile(r"out of memory|CUDA_ERROR_OUT_OF_MEMORY")),
-    (ErrorType.NVRTC_COMPILE_FAILED, re.compile(r"NVRTC")),
-    (
-        ErrorType.TOOLCHAIN_MISMATCH,
-        re.compile(
-            r"NVCC version should be|nvcc_path|cuda_home|headers are incompatible|No CUDA GPUs are available"
-            r"|Found no NVIDIA driver|cannot open shared object file|driver version is insufficient"
-        ),
-    ),
-)
-"""In the order in which they are looked for: a full disk also makes compilers fail."""
-
-
-def failure(error: BaseException) -> FailLine:
-    """Says what stopped the child."""
-    if isinstance(error, ShareFailed):
-        return error.line
-    lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
-    message = (lines or [""])[0][:300]
-    if isinstance(error, CompileError):
-        return FailLine(error_type=error.error_type, message=message)
-    if isinstance(error, Unlisted):
-        return FailLine(error_type=ErrorType.VERIFY_FAILED, message=message)
-    return FailLine(error_type=_error_type(error), message=f"{type(error).__name__}: {message}")
-
-
-def _error_type(error: BaseException) -> ErrorType:
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return ErrorType.INSUFFICIENT_DISK
-    if isinstance(error, ImportError):
-        return ErrorType.TOOLCHAIN_MISMATCH
-    found = (error_type for error_type, sign in _SIGNS if sign.search(str(error)))
-    return next(found, ErrorType.COMPILE_FAILED)

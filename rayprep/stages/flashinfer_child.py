@@ -24,8 +24,10 @@ from queue import SimpleQueue
 from typing import Protocol
 
 from rayprep.model.attention import FlashInferModule
+from rayprep.model.errors import ErrorType
+from rayprep.stages.child_failure import ChildError, failure
 from rayprep.stages.child_lines import Emit, StepLine, UnitFailed, answer
-from rayprep.stages.flashinfer_protocol import ChildRequest, ModuleDone, ModulesLine, failure
+from rayprep.stages.flashinfer_protocol import ChildRequest, ModuleDone, ModulesLine
 
 _NICE = 10
 """Of the modules that compile sooner than the longest ones, for whose end a starting server waits. All of them want
@@ -47,6 +49,12 @@ class JitSpec(Protocol):
     @property
     def jit_library_path(self) -> Path: ...
     def build(self, verbose: bool) -> None: ...
+
+
+class CalledOtherwise(ChildError):
+    """Another flashinfer: it has no such generator, or one with other arguments."""
+
+    error_type = ErrorType.UNSUPPORTED
 
 
 def main(argv: list[str]) -> int:
@@ -98,6 +106,8 @@ def _spec(module: FlashInferModule) -> JitSpec:
 
     try:
         return _generator(module.generator)(*map(resolve, module.args))
+    except (AttributeError, TypeError) as error:
+        raise UnitFailed(str(module)) from CalledOtherwise(f"{type(error).__name__}: {error}")
     except Exception as error:
         raise UnitFailed(str(module)) from error
 

@@ -15,13 +15,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from rayprep.stages.child_failure import failure
 from rayprep.stages.child_lines import Emit, StepLine, UnitFailed, answer
 from rayprep.stages.inductor_protocol import (
     ChildRequest,
     GraphDone,
     GraphsLine,
     Mismatch,
-    failure,
     rank_shape,
     unit_name,
 )

@@ -4,10 +4,6 @@ The parent writes one `ChildRequest` to a file; the child answers as `child_line
 `GraphsLine`. No torch here: the parent plans with this module.
 """
 
-import errno
-import os
-import re
-from collections.abc import Callable, Iterator
 from pathlib import PurePath
 from typing import Annotated, Literal
 
@@ -15,9 +11,7 @@ from pydantic import AfterValidator, Field, TypeAdapter
 
 from rayprep.model.architecture import Architecture
 from rayprep.model.base import Record
-from rayprep.model.errors import ErrorType
-from rayprep.model.server_failure import NO_SPACE
-from rayprep.model.text import printable
+from rayprep.stages.child_failure import ChildError
 from rayprep.stages.child_lines import FailLine, StepLine
 
 MAX_LAYERS = 2
@@ -156,69 +150,5 @@ def memory_bytes(architecture: Architecture, tp: int, batch_sizes: tuple[int, ..
     return weight_bytes(architecture, tp) + 2 * cache + scores + mlp + residual
 
 
-class Mismatch(Exception):
+class Mismatch(ChildError):
     """Compiled and eager computed different things."""
-
-
-def failure(error: BaseException) -> FailLine:
-    """Says what stopped the child: the first type below that anything in the exception's chain is a sign of."""
-    chain = list(_causes(error))[::-1]
-    for error_type, is_sign in _SIGNS:
-        for cause in chain:
-            if is_sign(cause):
-                return FailLine(error_type=error_type, message=_one_line(cause))
-    compiler = [cause for cause in chain if isinstance(getattr(cause, "output", None), str)]
-    return FailLine(error_type=ErrorType.COMPILE_FAILED, message=_one_line((compiler or chain)[0]))
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The exception, and inward what it was raised from, or while handling."""
-    seen: set[int] = set()
-    step: BaseException | None = error
-    while step is not None and id(step) not in seen:
-        seen.add(id(step))
-        yield step
-        step = step.__cause__ or step.__context__
-
-
-def _one_line(error: BaseException) -> str:
-    """Of a compiler's output its first error, else the first line that says anything."""
-    output = getattr(error, "output", None)
-    text = output if isinstance(output, str) and output.strip() else str(error)
-    lines = [" ".join(line.split()) for line in text.splitlines() if line.strip()]
-    errors = [line for line in lines if re.search(r"\berror\b|No space left", line, re.IGNORECASE)]
-    line = (errors or lines or [""])[0]
-    return printable(line if output else f"{type(error).__name__}: {line}")[:300]
-
-
-def _is_full(error: BaseException) -> bool:
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return full or bool(re.search(NO_SPACE, str(error)))
-
-
-def _is_memory(error: BaseException) -> bool:
-    ours = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    said = r"DefaultCPUAllocator|CUDA out of memory|Killed signal terminated program|virtual memory exhausted"
-    return ours or bool(re.search(said, str(error)))
-
-
-def _is_toolchain(error: BaseException) -> bool:
-    """No compiler, one that may not be run, or one without what it needs: headers, libraries, a new enough C++."""
-    if isinstance(error, FileNotFoundError | PermissionError):
-        compiler = os.environ.get("CXX", "g++")
-        return error.filename in (compiler, PurePath(compiler).name)
-    said = (
-        r"unrecognized command.line option|cannot execute|cannot find -l|(Python|omp)\.h: No such file"
-        r"|cannot open shared object file|not compiled with CUDA|Found no NVIDIA driver"
-    )
-    named = type(error).__name__ in ("InvalidCxxCompiler", "TritonMissing", "GPUTooOldForTriton")
-    return named or isinstance(error, ModuleNotFoundError) or bool(re.search(said, str(error)))
-
-
-_SIGNS: tuple[tuple[ErrorType, Callable[[BaseException], bool]], ...] = (
-    (ErrorType.COMPILE_FAILED, lambda error: isinstance(error, Mismatch)),
-    (ErrorType.INSUFFICIENT_DISK, _is_full),
-    (ErrorType.OOM_DURING_WARMUP, _is_memory),
-    (ErrorType.TOOLCHAIN_MISMATCH, _is_toolchain),
-)
-"""In the order in which they are looked for: a full disk also makes compilers fail."""

@@ -30,9 +30,10 @@ from rayprep.model.moe_entries import Launch, Stock
 from rayprep.model.moe_search import is_hopeless
 from rayprep.model.moe_space import KernelConfig
 from rayprep.model.moe_trial import Measurement, Trial
+from rayprep.stages.child_failure import failure_line
 from rayprep.stages.moe_layer import Inputs, MadeUpLayer
 from rayprep.stages.moe_timing import graph_us
-from rayprep.stages.moe_tune_protocol import BenchFacts, Call, KernelJob, Recorded, one_line
+from rayprep.stages.moe_tune_protocol import BenchFacts, Call, KernelJob, Recorded
 
 _KERNELS = ("fused_moe_kernel",)
 """How the names of the kernels begin that a config changes."""
@@ -135,7 +136,7 @@ class MoeBench:
             torch.cuda.synchronize()
         except Exception as error:  # noqa: BLE001 - an entry that does not fit is an answer
             _end_without_context(error)
-            return one_line(error)
+            return failure_line(error)
         return None
 
     def measure(self, trial: Trial) -> Measurement:
@@ -144,7 +145,7 @@ class MoeBench:
             us, cut = self._measured(trial)
         except Exception as error:  # noqa: BLE001 - a config that does not fit is an answer
             _end_without_context(error)
-            return Measurement(trial=trial, error=one_line(error))
+            return Measurement(trial=trial, error=failure_line(error))
         self._best[trial.tokens] = min(us, self._best.get(trial.tokens, us))
         return Measurement(trial=trial, us=us, cut=cut)
 
@@ -205,7 +206,7 @@ def _end_without_context(error: Exception) -> None:
     try:
         torch.cuda.synchronize()
     except Exception:  # noqa: BLE001 - whatever it says, nothing more can run here
-        print(one_line(error), file=sys.stderr, flush=True)
+        print(failure_line(error), file=sys.stderr, flush=True)
         os._exit(_CONTEXT_LOST)
 
 

@@ -8,18 +8,21 @@ It imports neither torch nor sglang: its own children do. Answers in lines of JS
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
+from rayprep.model.errors import ErrorType
+from rayprep.stages.child_failure import failure
 from rayprep.stages.child_lines import Emit, answer
 from rayprep.stages.moe_log import MeasurementLog
 from rayprep.stages.moe_process_bench import ProcessBench
-from rayprep.stages.moe_tune_protocol import TunedLine, TuneRequest, failure
+from rayprep.stages.moe_tune_protocol import TunedLine, TuneRequest
 from rayprep.stages.moe_tuner import Tuner
 
 
 def main(arguments: list[str]) -> int:
     """Runs one request. Returns the exit code."""
-    return answer(arguments, TuneRequest, _tune, failure)
+    return answer(arguments, TuneRequest, _tune, partial(failure, otherwise=ErrorType.TUNER_EXECUTION_ERROR))
 
 
 def _tune(request: TuneRequest, emit: Emit) -> TunedLine:

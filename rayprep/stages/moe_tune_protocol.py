@@ -4,23 +4,18 @@ The parent writes one `TuneRequest` to a file; the child answers as `child_lines
 `TunedLine`.
 """
 
-import errno
-import re
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Literal, NamedTuple, Protocol
 
 from pydantic import Field, TypeAdapter
 
 from rayprep.model.base import Record
-from rayprep.model.errors import ErrorType, RayprepError
 from rayprep.model.moe import MoeShape
 from rayprep.model.moe_entries import ConfigFiles, Launch, Stock
 from rayprep.model.moe_search import Choice, Group
 from rayprep.model.moe_space import KernelConfig
 from rayprep.model.moe_trial import Measurement, Trial
-from rayprep.model.server_failure import NO_SPACE
 from rayprep.model.spec import MoeStrategy
-from rayprep.model.text import printable
 from rayprep.model.tuning import RefusedEntry, TuningCounts
 from rayprep.stages.child_lines import FailLine, StepLine
 
@@ -136,30 +131,3 @@ class Bench(Protocol):
     def launch(self, launches: Sequence[Launch]) -> Iterator[tuple[Launch, str | None]]:
         """Each with why it does not run, or None."""
         ...
-
-
-_SIGNS = (
-    (ErrorType.INSUFFICIENT_DISK, NO_SPACE),
-    (ErrorType.OOM_DURING_WARMUP, r"out of memory|OutOfMemoryError"),
-    (
-        ErrorType.TOOLCHAIN_MISMATCH,
-        r"No CUDA GPUs are available|Found no NVIDIA driver|cannot open shared object|No module named",
-    ),
-)
-
-
-def failure(error: BaseException) -> FailLine:
-    """Says what stopped the child."""
-    if isinstance(error, RayprepError) and error.error_type:
-        return FailLine(error_type=error.error_type, message=error.line)
-    message = one_line(error)
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return FailLine(error_type=ErrorType.INSUFFICIENT_DISK, message=message)
-    found = (error_type for error_type, sign in _SIGNS if re.search(sign, message))
-    return FailLine(error_type=next(found, ErrorType.TUNER_EXECUTION_ERROR), message=message)
-
-
-def one_line(error: BaseException) -> str:
-    """The error's type and the first line that it says anything in."""
-    lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
-    return printable(f"{type(error).__name__}: {(lines or [''])[0]}")[:300]

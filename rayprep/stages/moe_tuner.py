@@ -5,6 +5,7 @@ import secrets
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from rayprep.model.failure_signs import NO_SPACE
 from rayprep.model.moe import default_batch_sizes
 from rayprep.model.moe_entries import ConfigFiles, Launch, Stock, config_files, launches, without
 from rayprep.model.moe_search import (
@@ -18,7 +19,6 @@ from rayprep.model.moe_search import (
 )
 from rayprep.model.moe_space import KernelConfig, accumulators, specialisation
 from rayprep.model.moe_trial import Measurement, Trial, may_pass
-from rayprep.model.server_failure import NO_SPACE
 from rayprep.model.spec import MoeStrategy
 from rayprep.model.tuning import RefusedEntry, TuningCounts
 from rayprep.stages.child_lines import Emit, StepLine

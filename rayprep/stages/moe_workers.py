@@ -16,7 +16,7 @@ from queue import Empty, SimpleQueue
 from types import MappingProxyType
 from typing import Generic, TypeVar, cast
 
-from rayprep.stages.moe_tune_protocol import one_line
+from rayprep.stages.child_failure import failure_line
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -97,7 +97,7 @@ def _serve(setup: Callable[[], Callable[[A], B]], theirs: Connection) -> None:
         answer = setup()
     except Exception as error:  # noqa: BLE001 - whoever asked reports it
         traceback.print_exc()
-        theirs.send((False, one_line(error)))
+        theirs.send((False, failure_line(error)))
         return
     theirs.send((True, None))
     with contextlib.suppress(EOFError, OSError):  # whoever asked has gone
@@ -106,7 +106,7 @@ def _serve(setup: Callable[[], Callable[[A], B]], theirs: Connection) -> None:
             try:
                 reply: tuple[bool, object] = (True, answer(question))
             except Exception as error:  # noqa: BLE001 - the caller's to judge
-                reply = (False, one_line(error))
+                reply = (False, failure_line(error))
             theirs.send(reply)
 
 

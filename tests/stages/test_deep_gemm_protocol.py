@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 from rayprep.model.errors import ErrorType
 from rayprep.model.gemm import LINEAR, GemmShape, m_values
+from rayprep.stages.child_failure import failure
 from rayprep.stages.child_lines import FailLine
 from rayprep.stages.compile_jobs import CompileError
-from rayprep.stages.deep_gemm_protocol import ShareFailed, Task, Unlisted, failure, shares
+from rayprep.stages.deep_gemm_protocol import ShareFailed, Task, Unlisted, shares
 
 SHAPES = [GemmShape(kind=LINEAR, n=64 * n, k=128) for n in (1, 2, 3)]
 

@@ -5,7 +5,8 @@ import errno
 import pytest
 
 from rayprep.model.errors import ErrorType
-from rayprep.stages.flashinfer_protocol import failure
+from rayprep.stages.child_failure import failure
+from rayprep.stages.flashinfer_child import CalledOtherwise
 
 FULL, MEMORY, TOOLCHAIN = ErrorType.INSUFFICIENT_DISK, ErrorType.OOM_DURING_WARMUP, ErrorType.TOOLCHAIN_MISMATCH
 NINJA = """Ninja build failed. Ninja output:
@@ -52,7 +53,7 @@ def test_the_first_line_that_names_an_error_is_said(said: str, error_type: str) 
         ),
         (OSError(errno.ENOSPC, "No space left on device"), FULL),
         (MemoryError(), MEMORY),
-        (TypeError("gen_norm_module() takes 0 positional arguments but 1 was given"), "unsupported"),
+        (CalledOtherwise("TypeError: gen_norm_module() takes 0 positional arguments but 1 was given"), "unsupported"),
         (RuntimeError(""), "compile_failed"),
     ],
 )

@@ -12,11 +12,11 @@ from torch.utils._pytree import tree_leaves  # noqa: E402
 
 from rayprep.model.architecture import Architecture, Quantization  # noqa: E402
 from rayprep.model.errors import ErrorType  # noqa: E402
+from rayprep.stages.child_failure import failure  # noqa: E402
 from rayprep.stages.decode_step import Random  # noqa: E402
 from rayprep.stages.inductor_protocol import (  # noqa: E402
     ChildRequest,
     Mismatch,
-    failure,
     memory_bytes,
     rank_shape,
     unit_name,

@@ -10,8 +10,8 @@ import pytest
 
 from rayprep.model.errors import HostUnfit
 from rayprep.model.moe_trial import Measurement, Trial
+from rayprep.stages.child_failure import failure
 from rayprep.stages.moe_log import MeasurementLog
-from rayprep.stages.moe_tune_protocol import failure
 
 
 def measurement(tokens: int) -> Measurement:

@@ -13,8 +13,9 @@ from rayprep.model.moe_search import COARSE, FINALS, SEED, Group
 from rayprep.model.moe_space import KernelConfig, curated
 from rayprep.model.moe_trial import Measurement, Trial
 from rayprep.model.spec import MoeStrategy
+from rayprep.stages.child_failure import failure
 from rayprep.stages.moe_log import MeasurementLog
-from rayprep.stages.moe_tune_protocol import BenchFacts, Call, KernelJob, Recorded, TunedLine, TuneRequest, failure
+from rayprep.stages.moe_tune_protocol import BenchFacts, Call, KernelJob, Recorded, TunedLine, TuneRequest
 from rayprep.stages.moe_tuner import Tuner, Untunable
 
 SHAPE = MoeShape(experts=128, width=768, hidden=2048, top_k=8, dtype="fp8_w8a8", block=(128, 128))
