@@ -74,6 +74,18 @@ _LIBRARIES: tuple[tuple[CacheName, re.Pattern[str]], ...] = (
     (CacheName.DEEP_GEMM, re.compile(r"/deep_gemm/")),
 )
 """By the files of the code that loads what is in a cache."""
+_ACCIDENT = re.compile(
+    r"\b(?:Dist\w*Error|ModuleNotFoundError|BrokenPipeError|ConnectionResetError)\b|\bNCCL\b|watchdog timeout"
+    r"|Connection (?:closed|reset) by"
+)
+"""What a server raises that has lost another process, or lacks a package: nothing in a cache does that."""
+_UNKNOWN_REQUEST = re.compile(r"^(?:ValueError|TypeError|NotImplementedError)\b")
+_REFUSED = {
+    CacheName.FLASHINFER: _UNKNOWN_REQUEST,
+    CacheName.DEEP_GEMM: _UNKNOWN_REQUEST,
+    CacheName.TORCHINDUCTOR: re.compile(r"LoweringException"),
+}
+"""What a library raises that is asked for something which it does not have; what it loads from a cache is not asked."""
 _CRASHED = re.compile(r"^Fatal Python error: (?!init)|\bexit code: -(?:4|6|7|8|11)\b")
 """Machine code was at fault, of a process of the server: SIGILL, SIGABRT, SIGBUS, SIGFPE or SIGSEGV."""
 CRASHES = frozenset({4, 6, 7, 8, 11})
@@ -98,14 +110,16 @@ def blames(
         configs: the MoE configs of ours that the server's log says it uses, below the profiles root.
         roots: the profiles root, by each name that a log may have for it.
     """
-    if error_type in _OTHERS_FAULT:
+    if error_type in _OTHERS_FAULT or (death and _ACCIDENT.search(death.exception)):
         return ()
     crashed = signal in CRASHES or (death is not None and _CRASHED.search(death.exception) is not None)
     if death is None:
         return (Blame(cache=None),) if crashed else ()
-    found = [*_named(death, tuple(roots)), *_by_what_raised(death, configs)]
+    found = list(_named(death, tuple(roots)))
+    if error_type is not ErrorType.TOOLCHAIN_MISMATCH:
+        found += _by_what_raised(death, configs)
     compiling = any(_TORCH_COMPILE.search(path) for path in death.files)
-    if death.while_capturing and configs and not compiling:
+    if death.while_capturing and configs and not compiling and error_type is not ErrorType.TOOLCHAIN_MISMATCH:
         found.append(Blame(cache=CacheName.MOE_CONFIGS, paths=tuple(configs)))
     if crashed:  # of code that says nothing of where it came from
         found.append(Blame(cache=None))
@@ -131,6 +145,7 @@ def _by_what_raised(death: Death, configs: Sequence[str]) -> Iterator[Blame]:
     if _RESOURCES.search(death.exception):
         yield from config
         return
-    if loader:
+    refused = _REFUSED.get(loader) if loader else None
+    if loader and not (refused and refused.search(death.exception)):
         yield Blame(cache=loader, kernel=death.kernel if loader is CacheName.TRITON else "")
     yield from config

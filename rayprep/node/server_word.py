@@ -47,8 +47,9 @@ def tell_set_aside(telling: Telling, asides: Iterable[SetAside]) -> None:
         before = telling.recorder.result.stages.get(StageName.MOE_TUNE)
         ran, took = (before.ran, before.duration_s) if before else (False, 0.0)
         failed = failed_result(StageName.MOE_TUNE, withdrawn_error(aside), ran=ran, duration_s=took)
-        tuning = before.artifacts.tuning if before and before.artifacts else None
-        failed = failed.model_copy(update={"artifacts": Artifacts(tuning=tuning)})
+        made = (before.artifacts if before else None) or Artifacts()
+        kept = Artifacts(tuning=made.tuning, refused=made.refused)
+        failed = failed.model_copy(update={"artifacts": kept, "warnings": before.warnings if before else ()})
         telling.emit(end_event(StageName.MOE_TUNE, failed))
         telling.recorder.stage(StageName.MOE_TUNE, failed)
 

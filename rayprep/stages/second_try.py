@@ -84,7 +84,12 @@ class SecondTry(Generic[T]):
         return blames(died.error_type, died.death, self._ours(died.moe_configs, roots), roots, died.signal)
 
     def _ours(self, said: MoeConfigs, roots: set[str]) -> tuple[str, ...]:
-        """The configs that the server used and that came of a tuning, with their twins for the second product."""
+        """The configs that the server used and that came of a tuning, with their twins for the second product.
+
+        None where this request has no experts to tune: nobody would be told to leave a config of them away.
+        """
+        if not isinstance(shape_of(self.request), MoeShape):
+            return ()
         tuned = {*tuned_files(self.layout), *self.placed}
         used = {path.removeprefix(f"{root}/") for root in roots for path in said.used}
         found = {path for path in tuned if path in used or path.replace("_down.json", ".json") in used}

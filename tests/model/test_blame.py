@@ -73,6 +73,28 @@ def blamed(
         ),
         (blamed("RuntimeError: Rank 0 scheduler died during initialization (exit code: 1).", "/site/sglang/x.py"), ()),
         (blamed("RuntimeError: x", "/site/deep_gemm/__init__.py"), (Blame(cache=CacheName.DEEP_GEMM),)),
+        # What a library refuses, or a process that was lost, or a compiler.
+        (blamed("ValueError: Unsupported head_dim: 96", "/site/flashinfer/prefill.py"), ()),
+        (blamed("torch._inductor.exc.InductorError: LoweringException: x", "/site/torch/_inductor/graph.py"), ()),
+        (blamed("torch.distributed.DistBackendError: NCCL error", "/site/torch/distributed/x.py", capturing=True), ()),
+        (blamed("ModuleNotFoundError: No module named 'x'", "/site/flashinfer/jit/core.py", capturing=True), ()),
+        (
+            blamed(
+                "RuntimeError: Failed to find C compiler",
+                TRITON_FILE,
+                capturing=True,
+                kind=ErrorType.TOOLCHAIN_MISMATCH,
+            ),
+            (),
+        ),
+        (
+            blamed(
+                "ImportError: x.so: cannot open shared object file",
+                mentions=(f"{ROOT}/sglang_jit/module/x.so",),
+                kind=ErrorType.TOOLCHAIN_MISMATCH,
+            ),
+            (Blame(cache=CacheName.SGLANG_JIT, paths=("sglang_jit/module/x.so",)),),
+        ),
         # None of ours: no config in use, a file of somebody's, a name that only begins as the root does.
         (blamed(OUT, MOE_FILE, kernel="fused_moe_kernel", configs=()), ()),
         (blamed("RuntimeError: x", "/site/sglang/srt/models/mixtral.py"), ()),
