@@ -183,7 +183,7 @@ def two_at_once(roots: Roots) -> dict[str, object]:
     return {"stdout": stdout[builder], "run_id": builder, "waiter": waiter, "build_s": build_s}
 
 
-LONG = ("ray", "torch", "container", "slow")
+LONG = ("ray", "torch", "container", "tuner", "slow")
 """The markers of tests that take long."""
 
 

@@ -23,7 +23,7 @@ from tests.node.serving import LIBRARY, played, statuses
 from tests.node.test_moe_store import StoreHost
 from tests.node.test_moe_tune import MOE, NAME, STAND_IN
 
-pytestmark = needs_torch()
+pytestmark = [pytest.mark.tuner, needs_torch()]
 
 Entries = dict[str, dict[str, int]]
 TWIN = NAME.replace(".json", "_down.json")
@@ -91,11 +91,11 @@ def test_candidates_that_fail_leave_sglangs_own_values_where_nothing_is_tuned(ho
 @pytest.mark.parametrize(
     ("name", "entry", "settings"),
     [
-        (NAME, UNFIT, {}),
+        pytest.param(NAME, UNFIT, {}, marks=pytest.mark.slow),
         (TWIN, UNFIT, {}),
         (NAME, DEADLY, {"FAKE_DEADLY_LAUNCH": "7"}),
         (NAME, DEADLY, {"FAKE_DEADLY_STAGES": "7"}),
-        (TWIN, DEADLY, {"FAKE_DEADLY_LAUNCH": "7"}),
+        pytest.param(TWIN, DEADLY, {"FAKE_DEADLY_LAUNCH": "7"}, marks=pytest.mark.slow),
     ],
     ids=["unfit", "unfit-twin", "kills-the-launching-process", "kills-the-compiler", "twin-kills"],
 )
@@ -118,7 +118,7 @@ def test_an_entry_that_ships_with_sglang_and_does_not_run_is_in_no_file_of_ours(
         assert written == {size: FIT for size in USUAL if size != "1"}
 
 
-@pytest.mark.parametrize("tokens", [7, 12])
+@pytest.mark.parametrize("tokens", [pytest.param(7, marks=pytest.mark.slow), 12])
 def test_an_entry_is_refused_that_runs_for_some_of_the_tokens_that_take_it(
     host: LaunchHost, monkeypatch: pytest.MonkeyPatch, tokens: int
 ) -> None:
@@ -134,7 +134,7 @@ def test_an_entry_is_refused_that_runs_for_some_of_the_tokens_that_take_it(
     assert [(size.batch_size, size.config) for size in stage.artifacts.tuning.sizes] == [(1, written["1"]), (8, None)]
 
 
-@pytest.mark.parametrize("ships", [True, False])
+@pytest.mark.parametrize("ships", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_where_nothing_gains_two_percent_sglangs_own_stays_in_use(
     host: LaunchHost, monkeypatch: pytest.MonkeyPatch, ships: bool
 ) -> None:

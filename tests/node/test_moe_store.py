@@ -17,7 +17,7 @@ from tests.needs import needs_torch
 from tests.node.serving import LIBRARY, played, statuses
 from tests.node.test_moe_tune import MOE, NAME, OTHERS, SERVE, STAND_IN, MoeHost
 
-pytestmark = needs_torch()
+pytestmark = [pytest.mark.tuner, needs_torch()]
 
 USERS = '{"17": {"BLOCK_SIZE_M": 16, "BLOCK_SIZE_N": 128, "BLOCK_SIZE_K": 128, "GROUP_SIZE_M": 1}}'
 

@@ -35,7 +35,7 @@ from tests.needs import needs_torch
 from tests.node.serving import FAKES, LIBRARY, Host, played, statuses
 from tests.processes import alive, wait_for
 
-pytestmark = needs_torch()
+pytestmark = [pytest.mark.tuner, needs_torch()]
 
 STAND_IN = FAKES / "moe_lib"
 MOE, SERVE = StageName.MOE_TUNE, StageName.SERVE
