@@ -176,7 +176,7 @@ class MoeBench:
     def _serve(self, launch: Launch) -> None:
         """One call in which SGLang chooses the configs itself, of the launch's entries."""
         with _reading(launch):
-            self._run(self._inputs_for(launch.tokens), 0)
+            self._run(self._layer.inputs(launch.tokens, calls=1), 0)
 
     def _run(self, inputs: Inputs, number: int) -> None:
         weights = self._weight_sets[number % len(self._weight_sets)]

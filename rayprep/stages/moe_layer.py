@@ -72,11 +72,15 @@ class MadeUpLayer:
             size = (shape.experts, rows, 1)
         return torch.full(size, _WEIGHT_SCALE, dtype=torch.float32, device=self._device)
 
-    def inputs(self, tokens: int) -> Inputs:
-        """The same for the same seed, whatever was made before."""
+    def inputs(self, tokens: int, calls: int | None = None) -> Inputs:
+        """The same for the same seed, whatever was made before.
+
+        Args:
+            calls: how many of them; as many as it takes to measure where that is not said.
+        """
         shape, device = self.shape, self._device
         generator = torch.Generator(device).manual_seed(self._seed + tokens)
-        calls = next((calls for most, calls in _CALLS if tokens <= most), _CALLS_ABOVE)
+        calls = calls or next((calls for most, calls in _CALLS if tokens <= most), _CALLS_ABOVE)
         fresh = torch.randn(calls, tokens, shape.hidden, generator=generator, device=device).to(self._dtype)
         routing = tuple(self._routing(tokens, generator) for _ in range(calls))
         return Inputs(fresh, fresh.clone(), routing)
