@@ -12,6 +12,7 @@ Each is one line that says what went wrong and with which value, and a hint that
 pickling, since they cross Ray's process boundaries.
 """
 
+from collections.abc import Iterator
 from enum import StrEnum
 
 from rayprep.model.base import encodable
@@ -124,6 +125,16 @@ class RayprepError(Exception):
         """The whole error in one line."""
         text = f"{self.message} ({self.hint})" if self.hint else self.message
         return one_line(text)
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield the exception, and inward what it was raised from, or while handling; each once."""
+    seen: set[int] = set()
+    step: BaseException | None = error
+    while step is not None and id(step) not in seen:
+        seen.add(id(step))
+        yield step
+        step = step.__cause__ or step.__context__
 
 
 def _rebuild(kind: type[RayprepError], state: dict[str, object]) -> RayprepError:

@@ -3,10 +3,9 @@
 import errno
 import os
 import re
-from collections.abc import Iterator
 from pathlib import PurePath
 
-from rayprep.model.errors import ErrorType, RayprepError
+from rayprep.model.errors import ErrorType, RayprepError, causes
 from rayprep.model.failure_signs import sign_in
 from rayprep.model.text import printable
 from rayprep.stages.child_lines import FailLine
@@ -38,7 +37,7 @@ def failure(error: BaseException, otherwise: ErrorType = ErrorType.COMPILE_FAILE
     Args:
         otherwise: the type of what is a sign of nothing.
     """
-    chain = list(_causes(error))[::-1]
+    chain = list(causes(error))[::-1]
     ours = [cause for cause in chain if isinstance(cause, ChildError | RayprepError)]
     for cause in ours or chain:
         if error_type := _type_of(cause):
@@ -90,13 +89,3 @@ def _is_a_tool_missing(error: BaseException) -> bool:
         return False
     compiler = os.environ.get("CXX", "g++")
     return str(error.filename) == compiler or PurePath(str(error.filename)).name in (*_TOOLS, PurePath(compiler).name)
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The exception, and inward what it was raised from, or while handling."""
-    seen: set[int] = set()
-    step: BaseException | None = error
-    while step is not None and id(step) not in seen:
-        seen.add(id(step))
-        yield step
-        step = step.__cause__ or step.__context__

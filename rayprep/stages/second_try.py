@@ -16,7 +16,7 @@ from rayprep.host.layout import Layout
 from rayprep.host.moe_withdrawn import tuned_files, withdraw
 from rayprep.model.blame import Blame, ServerDied, blames
 from rayprep.model.caches import CacheName
-from rayprep.model.errors import MEANING, ErrorType, RayprepError, StageError
+from rayprep.model.errors import MEANING, ErrorType, RayprepError, StageError, causes
 from rayprep.model.moe import MoeShape
 from rayprep.model.moe_configs import MoeConfigs
 from rayprep.model.moe_search import tuning_digest
@@ -71,7 +71,7 @@ class SecondTry(Generic[T]):
         try:
             return self.run(), ()
         except StageError as error:
-            died = _death_in(error)
+            died = next((cause for cause in causes(error) if isinstance(cause, ServerDied)), None)
             if died is None:
                 raise
             for blame in self._blames(died):
@@ -128,13 +128,6 @@ class SecondTry(Generic[T]):
         made = [each for each in completions if each.tuning and not each.artifacts.keys().isdisjoint(moved)]
         last = max(made, key=lambda each: each.finished_at, default=None)
         return last.tuning.tuner if last and last.tuning and not self.placed else tuner_of(self.request.spec)
-
-
-def _death_in(error: BaseException | None) -> ServerDied | None:
-    """The server's death that an error came of."""
-    while error is not None and not isinstance(error, ServerDied):
-        error = error.__cause__ or error.__context__
-    return error
 
 
 def withdrawn_error(aside: SetAside) -> StageError:
