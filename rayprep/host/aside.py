@@ -4,13 +4,14 @@ import contextlib
 import errno
 import secrets
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 
 from rayprep.host.completions import read_completions, write_completion
 from rayprep.host.entries import find_places, group_entries, paths_in
 from rayprep.host.layout import Layout, make_scratch
 from rayprep.host.moe_folder import keep_aside, put_back_shipped
-from rayprep.host.scan import hash_files, scan_cache
+from rayprep.host.scan import artifacts_of, scan_cache
 from rayprep.model.blame import Blame
 from rayprep.model.caches import CacheName, Entry
 from rayprep.model.stages import StageName
@@ -100,7 +101,7 @@ class Aside:
 
 
 def _entries(layout: Layout, blame: Blame, before: float) -> list[Entry]:
-    """What is to be moved. What the server wrote itself before it died it did not die of."""
+    """List what is to be moved. The server did not die of what it wrote itself before."""
     grouped = group_entries(path for cache in blame.caches for path in scan_cache(layout.profiles, cache).files)
     named = set(group_entries(blame.paths))
     found = []
@@ -125,12 +126,11 @@ def _list_anew(layout: Layout, gone: Sequence[str]) -> None:
     An entry that is not there again stays listed, so that its absence is seen.
     """
     again = [entry for entry in gone if (layout.profiles / entry).exists()]
-    for completion in (each for stage in StageName for each in read_completions(layout, stage)[0]):
+    for completion in chain.from_iterable(read_completions(layout, stage)[0] for stage in StageName):
         listed = [path for path in completion.artifacts if any(_is_in(path, entry) for entry in again)]
-        now = hash_files(layout.profiles, [path for path in listed if (layout.profiles / path).is_file()])
-        fresh = {path: ((layout.profiles / path).lstat().st_size, digest) for path, digest in now.items()}
         others = {path: facts for path, facts in completion.artifacts.items() if path not in listed}
-        if (artifacts := dict(sorted({**others, **fresh}.items()))) != completion.artifacts:
+        artifacts = dict(sorted({**others, **artifacts_of(layout.profiles, listed)}.items()))
+        if artifacts != completion.artifacts:
             write_completion(layout, completion.model_copy(update={"artifacts": artifacts}))
 
 

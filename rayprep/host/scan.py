@@ -184,6 +184,11 @@ def _is_utf8(text: str) -> bool:
     return True
 
 
+def artifacts_of(root: Path, paths: Iterable[str]) -> dict[str, tuple[int, str]]:
+    """Return files as a completion lists them: path below `root` -> (bytes, `sha256:...`). As `hash_files`."""
+    return {path: ((root / path).lstat().st_size, digest) for path, digest in hash_files(root, paths).items()}
+
+
 def hash_files(root: Path, paths: Iterable[str]) -> dict[str, str]:
     """Path below `root` -> `sha256:...`. A file that cannot be read is left out."""
     import hashlib

@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from rayprep.host.cache_watch import entry_name
 from rayprep.host.completions import write_completion
 from rayprep.host.layout import Layout
-from rayprep.host.scan import hash_files
+from rayprep.host.scan import artifacts_of
 from rayprep.model.base import utc_now
 from rayprep.model.completion import Completion
 from rayprep.model.gemm import GemmShape, missed_shapes
@@ -66,9 +66,7 @@ def _widen(
 
 def widened(layout: Layout, completion: Completion, extra: Collection[str]) -> Completion:
     """A completion that lists these files, too, as they are now."""
-    hashes = hash_files(layout.profiles, extra)
-    added = {path: ((layout.profiles / path).lstat().st_size, digest) for path, digest in hashes.items()}
-    artifacts = dict(sorted({**completion.artifacts, **added}.items()))
+    artifacts = dict(sorted({**completion.artifacts, **artifacts_of(layout.profiles, extra)}.items()))
     return completion.model_copy(update={"artifacts": artifacts, "finished_at": utc_now()})
 
 

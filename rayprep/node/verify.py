@@ -63,8 +63,6 @@ class Verify:
         self._slices = self.survey.slices
         remembered = served.server_command if served and len(self._slices) == 1 else ()
         self._own_command = self.survey.request.spec.server_command or remembered
-        completions = self.survey.completions.values()
-        self._listed = {path: digest for each in completions for path, (_, digest) in each.artifacts.items()}
         self.set_aside: tuple[SetAside, ...] = ()
         """What its servers died of, and then did without."""
         self._tries = 0
@@ -73,6 +71,12 @@ class Verify:
         self.moe_configs: MoeConfigs | None = None
         """What a server that answered everything has used, and named in its log."""
         self._command: tuple[str, ...] = self._own_command
+
+    @property
+    def _listed(self) -> dict[str, str]:
+        """The artifacts of the request's completions, path below the profiles root -> `sha256:...`."""
+        completions = self.survey.completions.values()
+        return {path: digest for listing in completions for path, (_, digest) in listing.artifacts.items()}
 
     @property
     def _elapsed(self) -> float:
@@ -161,8 +165,6 @@ class Verify:
             served = served.model_copy(update={"moe_configs": found_configs(survey.layout, looked)})
             write_completion(survey.layout, widened(survey.layout, served, used))
         self.survey = replace(survey, completions=exact_completions(survey))
-        completions = self.survey.completions.values()
-        self._listed = {path: digest for each in completions for path, (_, digest) in each.artifacts.items()}
 
     def _mark(self) -> bool:
         """What a server compiles that is killed may be half written, as with the stage itself.

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rayprep.host.completions import read_completions, write_completion
 from rayprep.host.layout import Layout
-from rayprep.host.scan import hash_files
+from rayprep.host.scan import artifacts_of
 from rayprep.model.stages import StageName
 
 TOO_MUCH = {"BLOCK_SIZE_M": 256, "BLOCK_SIZE_N": 256, "BLOCK_SIZE_K": 64, "GROUP_SIZE_M": 64}
@@ -25,7 +25,7 @@ def main(root: str, tokens: str, when: str) -> None:
     (below,) = completion.artifacts
     path = layout.profiles / below
     path.write_text(json.dumps({**json.loads(path.read_text()), tokens: {**TOO_MUCH, "num_warps": 8, "num_stages": 4}}))
-    listed = {below: (path.stat().st_size, hash_files(layout.profiles, [below])[below])}
+    listed = artifacts_of(layout.profiles, [below])
     tuning = completion.tuning.model_copy(update={"tuner_version": "4"}) if when == "earlier" else completion.tuning
     write_completion(layout, completion.model_copy(update={"artifacts": listed, "tuning": tuning}))
 

@@ -11,7 +11,7 @@ import pytest
 
 from rayprep.host.completions import read_completions, write_completion
 from rayprep.host.moe_folder import digest_of
-from rayprep.host.scan import hash_files
+from rayprep.host.scan import artifacts_of
 from rayprep.model import blame
 from rayprep.model.errors import ErrorType
 from rayprep.model.plan import StagePlan, Work
@@ -58,12 +58,10 @@ def make_deadly(host: Host, below: str, content: bytes = DEADLY) -> None:
 
 
 def listed_as_it_is(host: Host, below: str) -> None:
-    size = (host.layout.profiles / below).stat().st_size
-    digest = hash_files(host.layout.profiles, [below])[below]
     for stage in StageName:
         for completion in read_completions(host.layout, stage)[0]:
             if below in completion.artifacts:
-                artifacts = {**completion.artifacts, below: (size, digest)}
+                artifacts = {**completion.artifacts, **artifacts_of(host.layout.profiles, [below])}
                 write_completion(host.layout, completion.model_copy(update={"artifacts": artifacts}))
 
 
