@@ -28,6 +28,7 @@ pytestmark = [pytest.mark.tuner, needs_torch()]
 
 MOE, SERVE, FLASHINFER = StageName.MOE_TUNE, StageName.SERVE, StageName.FLASHINFER
 PLACE = f"moe_configs/configs/triton_3_6_0/{NAME}"
+TUNED_BEFORE = {**OTHERS, MOE: StageOp.SKIP}
 TOO_MUCH = {"BLOCK_SIZE_M": 256, "BLOCK_SIZE_N": 256, "BLOCK_SIZE_K": 64, "GROUP_SIZE_M": 64}
 DEADLY = b"DEADLY"
 SLOW = "flashinfer/.cache/flashinfer/0.6.14/90a/cached_ops/slow"
@@ -63,6 +64,20 @@ def listed_as_it_is(host: Host, below: str) -> None:
             if below in completion.artifacts:
                 artifacts = {**completion.artifacts, **artifacts_of(host.layout.profiles, [below])}
                 write_completion(host.layout, completion.model_copy(update={"artifacts": artifacts}))
+
+
+def request_of(host: MoeHost) -> dict[str, object]:
+    """The shortest tuning."""
+    return {"model": str(host.model), "moe_batch_sizes": (1,), "moe_strategy": "fixed", "ops": OTHERS}
+
+
+def plant(host: MoeHost, *, listed: bool = True) -> bytes:
+    """Puts an entry that no server can launch into the tuned config. Returns the file's content."""
+    path = host.layout.profiles / PLACE
+    path.write_text(json.dumps({**json.loads(path.read_text()), "96": TOO_MUCH}))
+    if listed:
+        listed_as_it_is(host, PLACE)
+    return path.read_bytes()
 
 
 def everything(host: Host) -> dict[str, bytes]:
@@ -193,14 +208,11 @@ def test_what_is_not_to_blame_is_put_back(host: Host) -> None:
 
 def test_a_config_planted_behind_our_back_is_withdrawn(moe_host: MoeHost) -> None:
     host = moe_host
-    asked = {"model": str(host.model), "moe_batch_sizes": (1,), "moe_strategy": "fixed", "ops": OTHERS}
+    asked = request_of(host)
     assert host.ensure(**asked).exit_code == 0
-    entries = json.loads((host.layout.profiles / PLACE).read_text())
-    (host.layout.profiles / PLACE).write_text(json.dumps({**entries, "96": TOO_MUCH}))
-    planted = (host.layout.profiles / PLACE).read_bytes()
-    listed_as_it_is(host, PLACE)
+    planted = plant(host)
 
-    result = host.ensure("--random-seed=1", **{**asked, "ops": {**OTHERS, MOE: StageOp.SKIP}})
+    result = host.ensure("--random-seed=1", **{**asked, "ops": TUNED_BEFORE})
 
     failed = result.stages[MOE].errors[0]
     assert failed.error_type is ErrorType.WITHDRAWN
@@ -229,10 +241,9 @@ def test_a_config_planted_behind_our_back_is_withdrawn(moe_host: MoeHost) -> Non
 
 def test_a_proof_withdraws_a_config_too(moe_host: MoeHost) -> None:
     host = moe_host
-    asked = {"model": str(host.model), "moe_batch_sizes": (1,), "moe_strategy": "fixed", "ops": OTHERS}
+    asked = request_of(host)
     assert host.ensure(**asked).exit_code == 0
-    entries = json.loads((host.layout.profiles / PLACE).read_text())
-    (host.layout.profiles / PLACE).write_text(json.dumps({**entries, "96": TOO_MUCH}))
+    plant(host, listed=False)
     result = host.ensure(verify_only=True, **{key: asked[key] for key in ("model", "ops")})
     assert result.verify and (result.verify.status, result.verify.new_files) == ("ok", 0), result.verify
     assert result.stages[MOE].error_type is ErrorType.WITHDRAWN
@@ -245,11 +256,9 @@ def test_a_config_that_cannot_be_withdrawn_stays_with_its_completion(
     moe_host: MoeHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     host = moe_host
-    asked = {"model": str(host.model), "moe_batch_sizes": (1,), "moe_strategy": "fixed", "ops": OTHERS}
+    asked = request_of(host)
     assert host.ensure(**asked).exit_code == 0
-    entries = json.loads((host.layout.profiles / PLACE).read_text())
-    (host.layout.profiles / PLACE).write_text(json.dumps({**entries, "96": TOO_MUCH}))
-    listed_as_it_is(host, PLACE)
+    plant(host)
     before = everything(host)
 
     def full(*_: object) -> None:
@@ -257,7 +266,7 @@ def test_a_config_that_cannot_be_withdrawn_stays_with_its_completion(
 
     with monkeypatch.context() as patch:
         patch.setattr(second_try, "withdraw", full)
-        result = host.ensure("--random-seed=1", **{**asked, "ops": {**OTHERS, MOE: StageOp.SKIP}})
+        result = host.ensure("--random-seed=1", **{**asked, "ops": TUNED_BEFORE})
     assert result.stages[SERVE].error_type is ErrorType.INSUFFICIENT_DISK
     assert everything(host)[PLACE] == before[PLACE]
     assert host.completion(MOE)
@@ -266,15 +275,14 @@ def test_a_config_that_cannot_be_withdrawn_stays_with_its_completion(
 def test_the_withdrawal_names_the_tuner_that_made_the_config(moe_host: MoeHost) -> None:
     """A proof's request does not say it."""
     host = moe_host
-    asked = {"model": str(host.model), "moe_batch_sizes": (1,), "moe_strategy": "fixed", "ops": OTHERS}
+    asked = request_of(host)
     assert host.ensure(**asked).exit_code == 0
     completion = host.completion(MOE)
     assert completion and completion.tuning
     script = {"tuner_version": None, "grid": "that of /sglang/tuning.py"}
     tuning = completion.tuning.model_copy(update=script)
     write_completion(host.layout, completion.model_copy(update={"tuning": tuning}))
-    entries = json.loads((host.layout.profiles / PLACE).read_text())
-    (host.layout.profiles / PLACE).write_text(json.dumps({**entries, "96": TOO_MUCH}))
+    plant(host, listed=False)
     result = host.ensure(verify_only=True, **{key: asked[key] for key in ("model", "ops")})
     assert result.stages[MOE].error_type is ErrorType.WITHDRAWN
     reason = json.loads(next(host.cache.glob("tuning/*.withdrawn/reason.json")).read_text())
@@ -284,17 +292,15 @@ def test_the_withdrawal_names_the_tuner_that_made_the_config(moe_host: MoeHost) 
 @pytest.mark.parametrize("by_the_proof", [True, False])
 def test_a_run_that_is_stopped_says_what_it_has_withdrawn(moe_host: MoeHost, by_the_proof: bool) -> None:
     host = moe_host
-    asked = {"model": str(host.model), "moe_batch_sizes": (1,), "moe_strategy": "fixed", "ops": OTHERS}
+    asked = request_of(host)
     assert host.ensure(**asked).exit_code == 0
-    entries = json.loads((host.layout.profiles / PLACE).read_text())
-    (host.layout.profiles / PLACE).write_text(json.dumps({**entries, "96": TOO_MUCH}))
-    listed_as_it_is(host, PLACE)
+    plant(host)
 
     def withdrawn() -> bool:
         return any(host.cache.glob("tuning/*.withdrawn/reason.json"))
 
     flags = () if by_the_proof else ("--random-seed=1",)
-    asked = {**asked, "ops": {**OTHERS, MOE: StageOp.SKIP}}
+    asked = {**asked, "ops": TUNED_BEFORE}
     result = host.ensure(*flags, verify_only=by_the_proof, cancelled=withdrawn, **asked)
     assert result.exit_code == 130
     assert result.stages[MOE].error_type is ErrorType.WITHDRAWN
@@ -304,15 +310,13 @@ def test_a_run_that_is_stopped_says_what_it_has_withdrawn(moe_host: MoeHost, by_
 def test_an_interrupt_after_a_withdrawal_is_one(moe_host: MoeHost) -> None:
     """The proof goes on without the config, and is stopped."""
     host = moe_host
-    asked = {"model": str(host.model), "moe_batch_sizes": (1,), "moe_strategy": "fixed", "ops": OTHERS}
+    asked = request_of(host)
     assert host.ensure(**asked).exit_code == 0
-    entries = json.loads((host.layout.profiles / PLACE).read_text())
-    (host.layout.profiles / PLACE).write_text(json.dumps({**entries, "96": TOO_MUCH}))
-    listed_as_it_is(host, PLACE)
+    plant(host)
 
     def proving() -> bool:
         return any(event.name == VERIFY for event in host.events)
 
-    result = host.ensure("--random-seed=1", cancelled=proving, **{**asked, "ops": {**OTHERS, MOE: StageOp.SKIP}})
+    result = host.ensure("--random-seed=1", cancelled=proving, **{**asked, "ops": TUNED_BEFORE})
     assert result.stages[MOE].error_type is ErrorType.WITHDRAWN
     assert result.exit_code == 130
