@@ -6,7 +6,7 @@ its log and asks again.
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from rayprep.model.base import Record
@@ -206,6 +206,14 @@ def choices(asked: Iterable[int], shape: MoeShape, done: Done) -> tuple[Choice, 
     found = (choose(size, done) for size in sorted(sizes))
     return tuple(
         each.model_copy(update={"strategies": finished(shape, each.tokens, done)}) for each in found if each is not None
+    )
+
+
+def with_own(choices: Iterable[Choice], sizes: Collection[int]) -> tuple[Choice, ...]:
+    """Return the choices, of these sizes with what SGLang would run."""
+    return tuple(
+        choice.model_copy(update={"config": None, "us": choice.stock_us}) if choice.tokens in sizes else choice
+        for choice in choices
     )
 
 

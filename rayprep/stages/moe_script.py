@@ -13,7 +13,7 @@ from rayprep.host.moe_folder import shipped_configs
 from rayprep.model.errors import ErrorType, StageError
 from rayprep.model.moe import MoeShape
 from rayprep.model.moe_entries import ConfigFiles
-from rayprep.model.moe_search import Choice
+from rayprep.model.moe_search import Choice, with_own
 from rayprep.model.moe_space import KernelConfig
 from rayprep.model.tuning import TuningCounts
 from rayprep.stages.child_run import keep_line, log_tail, run_command
@@ -47,10 +47,7 @@ def tune_by_script(request: StageRequest, shape: MoeShape, context: BuildContext
         raise StageError(ErrorType.TUNER_EXECUTION_ERROR, message, log_tail=log_tail(context))
     said, files = _read_script(request, shape, found[0])
     tried = run_tuner(request, shape, context, context.scratch / "none.jsonl", kernels, files)
-    refused = {entry.batch_size for entry in tried.refused}
-    choices = tuple(
-        choice.model_copy(update={"config": None}) if choice.tokens in refused else choice for choice in said.choices
-    )
+    choices = with_own(said.choices, {entry.batch_size for entry in tried.refused})
     outcome = {"files": tried.files, "refused": tried.refused, "counts": tried.counts, "choices": choices}
     said = said.model_copy(update={**outcome, "warnings": (*said.warnings, *tried.warnings)})
     left = [str(size) for size in sizes_of(request.spec) if size not in files.up]

@@ -16,6 +16,7 @@ from rayprep.model.moe_search import (
     is_final,
     next_trials,
     on_one_gpu,
+    with_own,
 )
 from rayprep.model.moe_space import KernelConfig, accumulators, specialisation
 from rayprep.model.moe_trial import Measurement, Trial, may_pass
@@ -172,11 +173,7 @@ class Tuner:
         wanted = given or (config_files(sizes, chosen, stock) if any(choice.config for choice in chosen) else None)
         files, refused = self._tried(wanted, stock)
         served = self._compile_ahead(files or config_files(sizes, (), stock)) if self.request.campaign else 0
-        kept = {entry.batch_size for entry in refused}
-        chosen = tuple(
-            choice.model_copy(update={"config": None, "us": choice.stock_us}) if choice.tokens in kept else choice
-            for choice in chosen
-        )
+        chosen = with_own(chosen, {entry.batch_size for entry in refused})
         return TunedLine(
             **facts._asdict(),
             files=files,
