@@ -54,7 +54,7 @@ def _write_special(path: Path, data: bytes) -> None:
 
 
 def _is_special(path: Path) -> bool:
-    """Whether it is a pipe or a device, itself: a link to one may be somebody else's, but for those in /dev."""
+    """Tell whether it is a pipe or a device, itself: a link to one may be somebody else's, but for those in /dev."""
     if path.is_relative_to("/dev") or path.is_relative_to("/proc"):
         return True
     try:

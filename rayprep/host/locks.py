@@ -73,7 +73,7 @@ class HeldLocks:
     def __init__(self) -> None:
         self._files: dict[Path, int] = {}
         self.warnings: list[str] = []
-        """Of locks that were left out."""
+        """One for each lock that was left out."""
 
     @property
     def descriptors(self) -> tuple[int, ...]:

@@ -41,10 +41,8 @@ def digest_of(config: bytes) -> str:
 
 def put_back_shipped(layout: Layout, path: Path) -> None:
     """Copies what ships with SGLang under the name of a config that is gone, if anything does. Raises OSError."""
-    shipped = shipped_configs()
-    own = shipped / path.parent.name / path.name if shipped else None
-    if own and own.is_file():
-        layout.caches.write(path, read_bytes(own))
+    if (own := _shipped(f"{path.parent.name}/{path.name}")) is not None:
+        layout.caches.write(path, own)
 
 
 def is_config(data: bytes) -> bool:
@@ -89,8 +87,13 @@ def _read(layout: Layout, below: str) -> bytes | None:
 
 
 def _ships(below: str, data: bytes) -> bool:
-    shipped = shipped_configs()
-    return shipped is not None and (shipped / below).is_file() and read_bytes(shipped / below) == data
+    return _shipped(below) == data
+
+
+def _shipped(below: str) -> bytes | None:
+    """Read the config that ships with SGLang as `triton_<version>/<name>`; None where there is none. Raises OSError."""
+    home = shipped_configs()
+    return read_bytes(home / below) if home and (home / below).is_file() else None
 
 
 def _keep(layout: Layout, below: str, data: bytes) -> None:

@@ -35,7 +35,7 @@ class Withdrawal(Record):
 
 
 def withdrawal_of(layout: Layout, digest: str) -> Withdrawal | None:
-    """What was withdrawn of a tuning; None where nothing was, or it cannot be read."""
+    """Read what was withdrawn of a tuning; None where nothing was, or it cannot be read."""
     with contextlib.suppress(OSError, ValidationError, SealBroken):
         return read_sealed(Withdrawal, layout.caches.read(_home(layout, digest) / "reason.json"))
     return None

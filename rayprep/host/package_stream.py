@@ -127,7 +127,7 @@ class PackageReader:
             size -= len(chunk)
 
     def _some(self, most: int) -> memoryview:
-        """What comes next, and no more than `most`."""
+        """Read what comes next, and no more than `most`."""
         self._fill(1)
         chunk = self._take(most)
         if not chunk:

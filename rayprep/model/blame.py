@@ -35,14 +35,14 @@ class ServerDied(StageError):
 
 
 class Blame(Record):
-    """What a server may have died of."""
+    """A thing of ours that a server may have died of."""
 
     cache: CacheName | None
     """None where any of those with compiled code may be it."""
     paths: tuple[str, ...] = ()
     """Below the profiles root, each a file or what is in its name; none where any entry of the cache may be it."""
     kernel: str = ""
-    """Of the cache's entries those that have a file of this name; empty for all."""
+    """Name of a file that the blamed entries of the cache have; empty where all are."""
 
     @property
     def caches(self) -> tuple[CacheName, ...]:
@@ -78,7 +78,7 @@ _ACCIDENT = re.compile(
     r"\b(?:Dist\w*Error|ModuleNotFoundError|BrokenPipeError|ConnectionResetError)\b|\bNCCL\b|watchdog timeout"
     r"|Connection (?:closed|reset) by"
 )
-"""What a server raises that has lost another process, or lacks a package: nothing in a cache does that."""
+"""Exceptions of a server that has lost another process, or lacks a package: nothing in a cache does that."""
 _UNKNOWN_REQUEST = re.compile(r"^(?:ValueError|TypeError|NotImplementedError)\b")
 _REFUSED = {
     CacheName.FLASHINFER: _UNKNOWN_REQUEST,

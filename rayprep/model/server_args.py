@@ -25,7 +25,7 @@ def full_name(name: str) -> str:
     Args:
         name: in any spelling. One that is no flag's, or the beginning of several flags, is returned as it is.
     """
-    plain = name.lstrip("-").replace("-", "_")
+    plain = _plain(name)
     if plain in NAMES:
         return plain
     if plain in ALIASES:

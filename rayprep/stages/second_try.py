@@ -125,9 +125,12 @@ class SecondTry(Generic[T]):
     def _tuner(self, moved: Iterable[str]) -> str:
         """Who made the configs: a request that tunes nothing, as a proof's, does not say it."""
         completions, _ = read_completions(self.layout, StageName.MOE_TUNE)
-        made = [each for each in completions if each.tuning and not each.artifacts.keys().isdisjoint(moved)]
-        last = max(made, key=lambda each: each.finished_at, default=None)
-        return last.tuning.tuner if last and last.tuning and not self.placed else tuner_of(self.request.spec)
+        tuners = {
+            completion.finished_at: completion.tuning.tuner
+            for completion in completions
+            if completion.tuning and not completion.artifacts.keys().isdisjoint(moved)
+        }
+        return tuners[max(tuners)] if tuners and not self.placed else tuner_of(self.request.spec)
 
 
 def withdrawn_error(aside: SetAside) -> StageError:
