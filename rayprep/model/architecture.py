@@ -11,7 +11,7 @@ import json
 from pydantic import AliasChoices, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 from rayprep.model import experts
-from rayprep.model.base import Record
+from rayprep.model.base import Record, first_problem
 from rayprep.model.errors import BadRequest
 
 _LAYERS, _WIDTH, _VOCABULARY = 10_000, 10_000_000, 1_000_000_000
@@ -84,7 +84,8 @@ class Architecture(Record):
     max_position_embeddings: int = Field(default=4096, gt=0)
     rms_norm_eps: float = 1e-6
     rope_theta: float = 10000.0
-    dtype: str = Field(default="bfloat16", validation_alias=AliasChoices("torch_dtype", "dtype"))
+    dtype: str = Field(default="float32", validation_alias=AliasChoices("torch_dtype", "dtype"))
+    """As the config has it; one that names none is taken for float32, as SGLang takes it."""
     num_experts: int = Field(default=0, ge=0, le=_WIDTH, validation_alias=AliasChoices(*experts.COUNT))
     num_experts_per_tok: int = Field(default=0, ge=0, le=_WIDTH, validation_alias=AliasChoices(*experts.TOP_K))
     moe_intermediate_size: int | None = Field(
@@ -163,12 +164,8 @@ def parse_architecture(text: str, source: str) -> Architecture:
     try:
         return Architecture.model_validate_json(text)
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        said = first["msg"].removeprefix("Value error, ")
-        what = f"{field}: {said}" if field else said
         raise BadRequest(
-            f"model config {source} cannot be read: {what}",
+            f"model config {source} cannot be read: {first_problem(error)}",
             hint="give a Hugging Face config.json of a causal language model",
         ) from None
 

@@ -13,11 +13,13 @@ from typing import Literal
 from rayprep.host.environment import on_every_core
 from rayprep.host.layout import Layout
 from rayprep.host.scan import CacheScan, scan_cache
+from rayprep.model.architecture import Architecture
 from rayprep.model.base import counted
 from rayprep.model.caches import CacheName
 from rayprep.model.errors import ErrorType, StageError
 from rayprep.model.plan import StagePlan, Unable, Work
 from rayprep.model.result import Artifacts, Tally
+from rayprep.model.server_args import ServerFlags
 from rayprep.model.spec import DeviceChoice
 from rayprep.model.stages import StageName
 from rayprep.stages.child_run import run_child
@@ -57,7 +59,7 @@ class InductorStage:
             return plan_on_gpu(request)
         if unable := self._unable(request):
             return unable
-        spec, architecture = request.spec, request.model.architecture
+        spec, architecture = request.spec, _as_served(request)
         sizes = spec.batch_sizes
         return Work(
             units=tuple(unit_name(architecture, spec.tp, size, spec.seq_len, "cpu") for size in sizes),
@@ -122,6 +124,13 @@ class InductorStage:
         )
 
 
+def _as_served(request: StageRequest) -> Architecture:
+    """Return the model with the type that a server of these flags computes in."""
+    architecture = request.model.architecture
+    dtype = ServerFlags(request.spec.server_args).dtype(architecture)
+    return architecture.model_copy(update={"dtype": dtype})
+
+
 def _own_env() -> dict[str, str]:
     return {**_CPU_ONLY, **on_every_core()}
 
@@ -139,7 +148,7 @@ def _run(mode: Literal["build", "check"], request: StageRequest, context: BuildC
     spec = request.spec
     asked = ChildRequest(
         mode=mode,
-        architecture=request.model.architecture,
+        architecture=_as_served(request),
         tp=spec.tp,
         batch_sizes=spec.batch_sizes,
         max_seq_len=spec.seq_len,

@@ -22,7 +22,7 @@ def model(**changes: object) -> Architecture:
     values = {
         **{"architectures": ["Qwen3MoeForCausalLM"], "hidden_size": 2048, "intermediate_size": 6144},
         **{"num_hidden_layers": 4, "num_attention_heads": 32, "num_key_value_heads": 4, "vocab_size": 1000},
-        **{"num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768},
+        **{"num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768, "torch_dtype": "bfloat16"},
         **changes,
     }
     return parse_architecture(json.dumps(values), "a test")
@@ -103,6 +103,8 @@ def test_what_is_not_known_is_refused_by_name(changes: dict[str, object], tp: in
     ("changes", "flags", "computed"),
     [
         ({"torch_dtype": "float32"}, (), "float16"),
+        ({"torch_dtype": None}, (), "float16"),
+        ({"torch_dtype": None, "model_type": "gemma4"}, (), "bfloat16"),
         ({"torch_dtype": "float32", "model_type": "gemma4"}, (), "bfloat16"),
         ({"torch_dtype": "bfloat16"}, ("--dtype", "half"), "float16"),
         ({"torch_dtype": "bfloat16"}, ("--dty=Half", "--dtype=auto"), "bfloat16"),
