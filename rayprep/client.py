@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from rayprep.host.files import read_bytes, read_text
 from rayprep.host.layout import choose_roots
-from rayprep.model.base import R
+from rayprep.model.base import R, first_problem
 from rayprep.model.errors import HostUnfit
 from rayprep.model.manifest import (
     LONGEST_POINTER,
@@ -90,8 +90,7 @@ def _read(kind: type[R], path: Path) -> R:
     except SealBroken as error:
         raise HostUnfit(f"{path} is damaged: {error}") from None
     except ValidationError as error:
-        first = error.errors()[0]
-        raise HostUnfit(f"{path} is damaged: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        raise HostUnfit(f"{path} is damaged: {first_problem(error)}") from None
 
 
 def needs_prep(manifest: Manifest, model_slug: str | None = None, tp: int = 1) -> dict[StageName, str]:

@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError
 
 from rayprep.host.files import read_bytes
 from rayprep.host.gpu import Gpu, GpuInventory
-from rayprep.model.base import Record, read_tolerant
+from rayprep.model.base import Record, first_problem, read_tolerant
 from rayprep.model.errors import BadRequest
 from rayprep.model.signature import Signature
 
@@ -38,11 +38,8 @@ class Facts(Record):
         try:
             return Signature.model_validate({**signature.model_dump(), **self.signature})
         except ValidationError as error:
-            first = error.errors()[0]
-            name = ".".join(map(str, first["loc"]))
-            raise BadRequest(
-                f"{VARIABLE}: the host's signature cannot have {name}: {first['msg']}", hint="mend the file"
-            ) from None
+            problem = first_problem(error)
+            raise BadRequest(f"{VARIABLE}: the host's signature cannot have {problem}", hint="mend the file") from None
 
 
 def read_facts(environ: Mapping[str, str]) -> Facts | None:

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from rayprep.model.base import read_tolerant
 from rayprep.model.manifest import Manifest
 from rayprep.model.telemetry import RangeAnswer, TelemetryProbe, points_between, query_of
+from rayprep.model.text import one_line
 
 TIMEOUT_S = 5.0
 _LARGEST = 16 << 20
@@ -22,7 +23,7 @@ def probe(container: Manifest | None, run_id: str, start: float, end: float) -> 
     try:
         points = count_points(service.url, query, start, end)
     except (OSError, http.client.HTTPException, ValueError) as error:
-        why = " ".join(str(error).split())[:300]
+        why = one_line(str(error), 300)
         return TelemetryProbe(with_run_filter=query, reason=f"no_answer: {service.url}: {why}")
     return TelemetryProbe(
         with_run_filter=query, sample_count=points, ok=points > 0, reason=None if points else "no_samples"

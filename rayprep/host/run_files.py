@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from rayprep.host.files import read_end
 from rayprep.host.layout import Layout
-from rayprep.model.base import R, parse_utc, read_tolerant
+from rayprep.model.base import R, first_problem, parse_utc, read_tolerant
 from rayprep.model.errors import BadRequest
 from rayprep.model.events import Event
 from rayprep.model.file_names import is_file_name
@@ -81,9 +81,7 @@ def _read(layout: Layout, kind: type[R], path: Path) -> R | str:
     except OSError as error:
         return f"{path} cannot be read: {error.strerror}"
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        return f"{path} is damaged: {f'{where}: ' if where else ''}{first['msg']}"
+        return f"{path} is damaged: {first_problem(error)}"
     except SealBroken as error:
         return f"{path} is damaged: {error}"
 

@@ -10,6 +10,7 @@ from typing import BinaryIO, Protocol, cast
 
 from rayprep.host.environment import passed_on
 from rayprep.model.errors import BadRequest, HostUnfit
+from rayprep.model.text import one_line
 
 END_TIMEOUT_S = 600.0
 """For zstd to write what it still holds, once everything was handed to it."""
@@ -138,7 +139,7 @@ def _limit_memory(pid: int) -> None:
 
 def _last_words(process: subprocess.Popen[bytes]) -> str:
     said = cast(BinaryIO, process.stderr).read(1 << 12).decode(errors="backslashreplace")
-    return " ".join(said.split()) or f"ended with {process.returncode}"
+    return one_line(said) or f"ended with {process.returncode}"
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

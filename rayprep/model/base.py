@@ -5,9 +5,10 @@ from a newer rayprep, or one that another program has added to, is read for the 
 """
 
 from datetime import UTC, datetime
+from pathlib import PurePath
 from typing import Annotated, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from rayprep.model.text import printable
 
@@ -41,6 +42,14 @@ def read_tolerant(kind: type[R], text: str | bytes) -> R:
         pydantic.ValidationError: the text is not JSON, or a known field is missing or wrongly typed.
     """
     return kind.model_validate_json(text, extra="ignore")
+
+
+def first_problem(error: ValidationError) -> str:
+    """Return the first field that pydantic refused and why, as `stages.serve.status: Field required`."""
+    first = error.errors()[0]
+    field = ".".join(str(part) for part in first["loc"])
+    problem = first["msg"].removeprefix("Value error, ")
+    return f"{field}: {problem}" if field else problem
 
 
 def left_out(record: Record) -> list[str]:
@@ -87,6 +96,15 @@ def _checked_word(value: str) -> str:
 
 Word = Annotated[Utf8, AfterValidator(_checked_word)]
 """Text that a program is given as an argument, or a path: no operating system takes a NUL there."""
+
+
+def _checked_absolute(path: str) -> str:
+    if not PurePath(path).is_absolute():
+        raise ValueError("must be an absolute path")
+    return path
+
+
+AbsolutePath = Annotated[str, AfterValidator(_checked_absolute)]
 
 
 def _checked_utc(value: str) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from pydantic import ValidationError
 
-from rayprep.model.base import Record, read_tolerant
+from rayprep.model.base import Record, first_problem, read_tolerant
 from rayprep.model.completion import COMPLETION_FORMAT, READ_FORMATS, Completion, cache_key
 from rayprep.model.moe_space import KernelConfig
 from rayprep.model.sealed import SealBroken, Unsealed, open_seal, sealed_line
@@ -43,7 +43,7 @@ def parse_completion(data: bytes) -> Completion:
     try:
         return _parse(data)
     except ValidationError as error:
-        raise CompletionDamaged(error.errors()[0]["msg"]) from None
+        raise CompletionDamaged(first_problem(error)) from None
     except (SealBroken, RecursionError) as error:
         raise CompletionDamaged(str(error)) from None
 

@@ -20,11 +20,11 @@ class State(StrEnum):
     FAIL = "fail"
 
 
-def _one_line(value: object) -> object:
+def _as_line(value: object) -> object:
     return one_line(value) if isinstance(value, str) else value
 
 
-Line = Annotated[str, BeforeValidator(_one_line)]
+Line = Annotated[str, BeforeValidator(_as_line)]
 """Compilers and the OS say whatever they like; a finding is one line that prints and encodes everywhere."""
 
 

@@ -14,7 +14,7 @@ from typing import Annotated, Literal, NamedTuple
 from pydantic import Field, ValidationError
 from pydantic_core import from_json
 
-from rayprep.model.base import Record
+from rayprep.model.base import Record, first_problem
 from rayprep.model.bounded_json import OutOfBounds, check_sizes, check_values
 from rayprep.model.caches import CacheName, Entry, FileKind, classify, entry_of
 from rayprep.model.completion import READ_FORMATS, Completion, cache_key
@@ -139,7 +139,7 @@ def parse_manifest(text: bytes) -> PackageManifest:
         if found in (UNSEALED_FORMAT, PACKAGE_FORMAT):
             raise OutOfBounds(f"format {found} with{'' if sealed else 'out'} a checksum")
     except ValueError as error:
-        raise _refused(f"the manifest cannot be read: {_in_one_line(error)}") from None
+        raise _refused(f"the manifest cannot be read: {_problem(error)}") from None
     raise BadRequest(
         f"the package has format {found[:20]}, this rayprep reads {UNSEALED_FORMAT} and {PACKAGE_FORMAT}",
         hint="pack and unpack with the same version of rayprep",
@@ -170,13 +170,12 @@ def _read(tree: object, extra: Literal["ignore", "forbid"]) -> PackageManifest:
     return manifest.model_copy(update={"mtimes": mtimes})
 
 
-def _in_one_line(error: ValueError) -> str:
+def _problem(error: ValueError) -> str:
     if not isinstance(error, ValidationError):
         return str(error)
     if error.error_count() > _MOST_ERRORS:  # to list them takes a kilobyte each
         return f"{error.error_count()} fields of it are wrong or missing"
-    first = error.errors()[0]
-    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    return first_problem(error)
 
 
 def check_manifest(manifest: PackageManifest) -> None:

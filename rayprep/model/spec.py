@@ -7,7 +7,7 @@ from enum import StrEnum
 from pydantic import Field, ValidationError, field_validator
 
 from rayprep.model.architecture import Architecture
-from rayprep.model.base import Record, Word
+from rayprep.model.base import Record, Word, first_problem
 from rayprep.model.errors import BadRequest
 from rayprep.model.server_args import check_server_args
 from rayprep.model.server_command import address_of, refuse_tls, request_of
@@ -168,7 +168,7 @@ def resolve(
     try:
         spec = PrepSpec.model_validate(merged)
     except ValidationError as error:
-        raise BadRequest(_first_problem(error), hint="rayprep ensure --help lists the values") from None
+        raise BadRequest(_problem(error), hint="rayprep ensure --help lists the values") from None
     origin = {
         field: "flag" if field in flags else "spec" if field in spec_values else "default"
         for field in PrepSpec.model_fields
@@ -198,11 +198,9 @@ def _as_ops(value: object) -> dict[str, object]:
     return dict(value) if isinstance(value, Mapping) else {}
 
 
-def _first_problem(error: ValidationError) -> str:
-    first = error.errors()[0]
-    field = ".".join(str(part) for part in first["loc"])
-    said = first["msg"].replace("valid tuple", "list")  # what a tuple is to JSON
-    return f"{field}: {said}, got {first['input']!r}"
+def _problem(error: ValidationError) -> str:
+    words = first_problem(error).replace("valid tuple", "list")  # what a tuple is to JSON
+    return f"{words}, got {error.errors()[0]['input']!r}"
 
 
 def check_against_model(spec: PrepSpec, architecture: Architecture) -> None:

@@ -14,9 +14,9 @@ def printable(text: str) -> str:
     return text if text.isprintable() else "".join(char if char.isprintable() else _written_out(char) for char in text)
 
 
-def one_line(text: str) -> str:
-    """Joins the lines of a message with blanks, and writes out whatever else does not print."""
-    return printable(" ".join(text.split()))
+def one_line(text: str, most: int | None = None) -> str:
+    """Join a message's lines with blanks, and write out whatever else does not print; `most` characters at most."""
+    return printable(" ".join(text.split())[:most])
 
 
 def printable_json(text: str, encoding: str = "utf-8") -> str:

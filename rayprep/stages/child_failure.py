@@ -7,7 +7,7 @@ from pathlib import PurePath
 
 from rayprep.model.errors import ErrorType, RayprepError, causes
 from rayprep.model.failure_signs import sign_in
-from rayprep.model.text import printable
+from rayprep.model.text import one_line, printable
 from rayprep.stages.child_lines import FailLine
 
 _MOST = 300
@@ -59,7 +59,7 @@ def failure_line(error: BaseException) -> str:
 
 
 def _lines(text: str) -> list[str]:
-    return [" ".join(line.split()) for line in text.splitlines() if line.strip()]
+    return [one_line(line) for line in text.splitlines() if line.strip()]
 
 
 def _output_of(error: BaseException) -> str:

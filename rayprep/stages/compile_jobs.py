@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from rayprep.model.errors import ErrorType
 from rayprep.model.failure_signs import NO_SPACE
-from rayprep.model.text import printable
+from rayprep.model.text import one_line, printable
 from rayprep.stages.child_failure import ChildError
 from rayprep.stages.deep_gemm_cache import CUBIN, SOURCE, new_folder, publish
 
@@ -120,7 +120,7 @@ def compile_error(name: str, output: str, status: int) -> CompileError:
 
 def first_error(output: str) -> str:
     """A compiler's first line that names an error, else its first line; empty where it said nothing."""
-    lines = [" ".join(line.split()) for line in output.splitlines() if line.strip()]
+    lines = [one_line(line) for line in output.splitlines() if line.strip()]
     named = [line for line in lines if re.search(r"\berror\b|\bfatal\b|not found|No space left", line, re.IGNORECASE)]
     return (named or lines or [""])[0][:300]
 

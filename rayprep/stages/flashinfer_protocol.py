@@ -4,20 +4,13 @@ The parent writes one `ChildRequest` to a file; the child answers as `child_line
 `ModulesLine`. No torch and no flashinfer here.
 """
 
-from pathlib import PurePath
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, TypeAdapter
+from pydantic import Field, TypeAdapter
 
 from rayprep.model.attention import FlashInferModule
-from rayprep.model.base import Record
+from rayprep.model.base import AbsolutePath, Record
 from rayprep.stages.child_lines import FailLine, StepLine
-
-
-def _checked_absolute(path: str) -> str:
-    if not PurePath(path).is_absolute():
-        raise ValueError("must be an absolute path")
-    return path
 
 
 class ModuleDone(Record):
@@ -44,7 +37,7 @@ class ChildRequest(Record):
     """What the child is to build, or to check: `modules` in mode `build`, `built` in mode `check`."""
 
     mode: Literal["build", "check"]
-    workspace: Annotated[str, AfterValidator(_checked_absolute)]
+    workspace: AbsolutePath
     """The same as the child's FLASHINFER_WORKSPACE_BASE."""
     modules: tuple[FlashInferModule, ...] = ()
     built: tuple[ModuleDone, ...] = ()

@@ -4,13 +4,12 @@ The parent writes one `ChildRequest` to a file; the child answers as `child_line
 `GraphsLine`. No torch here: the parent plans with this module.
 """
 
-from pathlib import PurePath
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, TypeAdapter
+from pydantic import Field, TypeAdapter
 
 from rayprep.model.architecture import Architecture
-from rayprep.model.base import Record
+from rayprep.model.base import AbsolutePath, Record
 from rayprep.stages.child_failure import ChildError
 from rayprep.stages.child_lines import FailLine, StepLine
 
@@ -25,12 +24,6 @@ DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 Device = Literal["cpu", "cuda"]
 
 
-def _checked_absolute(path: str) -> str:
-    if not PurePath(path).is_absolute():
-        raise ValueError("must be an absolute path")
-    return path
-
-
 class ChildRequest(Record):
     """What the child is to compile, or to check. `build` and `check` do the same work."""
 
@@ -42,7 +35,7 @@ class ChildRequest(Record):
     """Tokens that one sequence's KV cache holds."""
     device: Device
     seed: int = 0
-    cache_dir: Annotated[str, AfterValidator(_checked_absolute)]
+    cache_dir: AbsolutePath
     """The same as the child's TORCHINDUCTOR_CACHE_DIR."""
 
 

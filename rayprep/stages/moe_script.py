@@ -15,6 +15,7 @@ from rayprep.model.moe import MoeShape
 from rayprep.model.moe_entries import ConfigFiles
 from rayprep.model.moe_search import Choice, with_own
 from rayprep.model.moe_space import KernelConfig
+from rayprep.model.text import one_line
 from rayprep.model.tuning import TuningCounts
 from rayprep.stages.child_run import keep_line, log_tail, run_command
 from rayprep.stages.moe_built import built_of
@@ -72,7 +73,7 @@ def _read_script(request: StageRequest, shape: MoeShape, file: Path) -> tuple[Tu
     try:
         entries = _ENTRIES.validate_json(read_bytes(file))
     except (OSError, ValueError) as error:
-        problem = " ".join(str(error).split())[:300]
+        problem = one_line(str(error), 300)
         raise StageError(ErrorType.TUNER_EXECUTION_ERROR, f"{file.name} is no config file: {problem}") from None
     if not entries or not file.name.startswith(f"E={shape.experts},N={shape.width},"):
         what = f"is for other experts than {shape}" if entries else "has no entry"
