@@ -16,10 +16,12 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from rayprep.base.errors import HostUnfit
+from rayprep.base.records import R, first_problem
+from rayprep.base.sealed import SealBroken
+from rayprep.base.written import parse_result
 from rayprep.host.files import read_bytes, read_text
 from rayprep.host.layout import choose_roots
-from rayprep.model.base import R, first_problem
-from rayprep.model.errors import HostUnfit
 from rayprep.model.manifest import (
     LONGEST_POINTER,
     POINTER,
@@ -30,10 +32,8 @@ from rayprep.model.manifest import (
     parse_pointer,
 )
 from rayprep.model.result import PrepResult
-from rayprep.model.sealed import SealBroken
 from rayprep.model.snapshot import CacheSnapshot
 from rayprep.model.stages import ANSWERS_FOR, StageName, StageStatus
-from rayprep.model.written import parse_result
 
 __all__ = ["Manifest", "PrepResult", "StageName", "find_manifest", "needs_prep", "read_manifest", "read_result"]
 

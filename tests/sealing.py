@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from rayprep.model.sealed import open_seal, seal
+from rayprep.base.sealed import open_seal, seal
 
 
 def resealed(text: str, change: Callable[[str], str]) -> str:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from rayprep.base.errors import ErrorType, HostUnfit
+from rayprep.base.records import to_json
 from rayprep.client import find_manifest, needs_prep, read_manifest, read_result
-from rayprep.model.base import to_json
-from rayprep.model.errors import ErrorType, HostUnfit
 from rayprep.model.manifest import Manifest, Optimization, ProfileCache
 from rayprep.model.snapshot import CacheSnapshot, ProfileSnapshot, SlugState
 from rayprep.model.stages import ANSWERS_FOR, StageName, StageStatus

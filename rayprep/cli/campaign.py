@@ -3,12 +3,12 @@
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from rayprep.base.errors import Interrupted, RayprepError
 from rayprep.cli import output
 from rayprep.cli.main import fail
 from rayprep.cli.request import Requests
 from rayprep.host.interrupts import Interrupts
 from rayprep.model.campaign import RequestEnd, exit_code, status_line
-from rayprep.model.errors import Interrupted, RayprepError
 from rayprep.model.result import RunStatus
 from rayprep.node.request import NodeRequest
 

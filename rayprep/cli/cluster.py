@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rayprep.base.errors import BadRequest, RayprepError
+from rayprep.base.records import utc_now
+from rayprep.base.written import result_text
 from rayprep.cli import output
 from rayprep.cli.campaign import run_each
 from rayprep.cli.kept import Kept
@@ -18,15 +21,12 @@ from rayprep.host.environment import for_ray
 from rayprep.host.interrupts import Interrupts
 from rayprep.host.layout import prepare_root, root_unfit
 from rayprep.host.locks import acquire_run
-from rayprep.model.base import utc_now
 from rayprep.model.dealing import WORTH_S
-from rayprep.model.errors import BadRequest, RayprepError
 from rayprep.model.events import run_end
 from rayprep.model.fleet import FleetSpec, VerifyScope, parse_labels
 from rayprep.model.fleet_result import FleetResult, closed
 from rayprep.model.fleet_status import FleetStatus
 from rayprep.model.rollout import make_rollout
-from rayprep.model.written import result_text
 from rayprep.node.request import NodeRequest
 from rayprep.report.fleet_live import FleetView, choose_fleet_view, fleet_table
 from rayprep.report.screen import Screen

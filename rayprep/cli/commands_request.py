@@ -110,10 +110,10 @@ def ensure(
     debug: Debug = False,
 ) -> None:
     """Build what is missing, prove it, and write prep_result.json."""
+    from rayprep.base.errors import BadRequest
     from rayprep.cli import ensure as command
     from rayprep.cli.request import Flags, proof_scope
     from rayprep.cli.stage_names import selection
-    from rayprep.model.errors import BadRequest
 
     scope = proof_scope(verify, no_verify=no_verify)
 

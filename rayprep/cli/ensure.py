@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from rayprep.base.errors import ErrorType, Interrupted, RayprepError
 from rayprep.cli import output
 from rayprep.cli.campaign import run_each
 from rayprep.cli.explain import look_at_each, print_plans
@@ -20,7 +21,6 @@ from rayprep.host.environment import for_ray
 from rayprep.host.interrupts import Interrupts
 from rayprep.host.layout import only_readable, prepare_root, root_unfit
 from rayprep.host.locks import acquire_run
-from rayprep.model.errors import ErrorType, Interrupted, RayprepError
 from rayprep.model.events import Event, Phase, event, run_end
 from rayprep.model.metrics import host_samples, state_samples
 from rayprep.model.result import PrepResult

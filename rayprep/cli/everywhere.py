@@ -4,11 +4,11 @@ import json
 import os
 from collections.abc import Mapping
 
+from rayprep.base.text import printable
 from rayprep.cli import output
 from rayprep.cli.cluster import FleetFlags, address_of
 from rayprep.cli.main import set_ray_environment
 from rayprep.model.everywhere import Everywhere
-from rayprep.model.text import printable
 
 TIMEOUT_S = 300.0
 

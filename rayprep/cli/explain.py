@@ -4,11 +4,11 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 
+from rayprep.base.errors import RayprepError
 from rayprep.cli import output
 from rayprep.cli.main import fail
 from rayprep.cli.request import Flags, Requests, node_requests
 from rayprep.model.campaign import worst_exit
-from rayprep.model.errors import RayprepError
 from rayprep.model.plan import Action, Decision
 from rayprep.node import Survey, take_survey
 

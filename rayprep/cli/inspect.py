@@ -6,6 +6,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from rayprep.base.errors import BadRequest
 from rayprep.cli import output
 from rayprep.host.environment import server_cache_env
 from rayprep.host.gpu import read_gpus, visible_gpus
@@ -13,7 +14,6 @@ from rayprep.host.layout import choose_roots
 from rayprep.host.snapshot import Wanted, take_inventory, take_snapshot
 from rayprep.host.survey import choose_device, read_signature
 from rayprep.model.caches import CacheName
-from rayprep.model.errors import BadRequest
 from rayprep.model.snapshot import CacheSnapshot, ProfileSnapshot
 from rayprep.model.spec import DeviceChoice
 from rayprep.model.stages import ANSWERS_FOR, STAGES, StageName

@@ -11,7 +11,7 @@ from rayprep import umask_for
 if TYPE_CHECKING:
     import typer
 
-    from rayprep.model.errors import RayprepError
+    from rayprep.base.errors import RayprepError
 
 
 def main() -> int:
@@ -53,7 +53,7 @@ def _never_fail_to_encode(*streams: TextIO | None) -> None:
 
 def fail(error: Exception, *, as_event: bool, about: str = "") -> int:
     """Says what went wrong, and with which run `about`. Returns the exit status."""
-    from rayprep.model.errors import RayprepError
+    from rayprep.base.errors import RayprepError
 
     if not isinstance(error, RayprepError):
         what = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
@@ -68,8 +68,8 @@ def fail(error: Exception, *, as_event: bool, about: str = "") -> int:
 
 
 def _say_json(error: Exception) -> None:
+    from rayprep.base.errors import RayprepError
     from rayprep.cli import output
-    from rayprep.model.errors import RayprepError
     from rayprep.model.events import Phase, event
 
     assert isinstance(error, RayprepError)

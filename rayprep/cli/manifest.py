@@ -5,14 +5,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from rayprep.base.errors import BadRequest, HostUnfit
+from rayprep.base.records import utc_now
 from rayprep.cli import output
 from rayprep.cli.request import RUN_ID
 from rayprep.host.container_run import update_manifest, write_manifest
 from rayprep.host.gpu import read_gpus, visible_gpus
 from rayprep.host.layout import Layout, root_unfit
 from rayprep.host.survey import choose_device, read_signature
-from rayprep.model.base import utc_now
-from rayprep.model.errors import BadRequest, HostUnfit
 from rayprep.model.located import Located
 from rayprep.model.manifest import (
     MANIFEST_NAME,

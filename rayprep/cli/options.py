@@ -55,7 +55,7 @@ def refuse_without_cluster(**flags: object) -> None:
     Raises:
         BadRequest: one of these flags about a fleet was given.
     """
-    from rayprep.model.errors import BadRequest
+    from rayprep.base.errors import BadRequest
 
     for name, value in flags.items():
         if value is not None and value is not False:

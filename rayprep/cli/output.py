@@ -5,11 +5,11 @@ import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from rayprep.model.text import one_line, printable
+from rayprep.base.text import one_line, printable
 from rayprep.report.screen import write_json, write_line, write_trace
 
 if TYPE_CHECKING:
-    from rayprep.model.base import Record
+    from rayprep.base.records import Record
 
 _LONGEST = 1000
 """Characters of an error's line."""
@@ -38,7 +38,7 @@ def for_programs(text: str) -> None:
 
 def document(record: "Record", *, to_stderr: bool = False) -> None:
     """A record as indented JSON."""
-    from rayprep.model.base import to_json  # with pydantic, which --help does without
+    from rayprep.base.records import to_json  # with pydantic, which --help does without
 
     json_text(to_json(record), to_stderr=to_stderr)
 

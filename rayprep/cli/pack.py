@@ -6,6 +6,7 @@ import os
 import sys
 from dataclasses import dataclass
 
+from rayprep.base.errors import BadRequest
 from rayprep.cli import output
 from rayprep.cli.request import new_run_id
 from rayprep.host.gpu import read_gpus, visible_gpus
@@ -14,7 +15,6 @@ from rayprep.host.pack import choose, pack
 from rayprep.host.package_file import STDIO, open_to_read, open_to_write
 from rayprep.host.survey import choose_device, read_signature
 from rayprep.host.unpack import Receipt, preview, receive
-from rayprep.model.errors import BadRequest
 from rayprep.model.package import PackageReport, parse_digest
 from rayprep.model.signature import Signature
 from rayprep.model.spec import DeviceChoice

@@ -6,12 +6,12 @@ import stat
 import time
 from pathlib import Path
 
+from rayprep.base.errors import BadRequest
+from rayprep.base.records import counted
 from rayprep.cli import output
 from rayprep.host.atomic import write_text
 from rayprep.host.layout import Layout, choose_roots
 from rayprep.host.run_files import read_run
-from rayprep.model.base import counted
-from rayprep.model.errors import BadRequest
 from rayprep.report.page import render
 
 _READER_S = 10.0

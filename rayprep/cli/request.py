@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from rayprep.base.errors import BadRequest
 from rayprep.cli.stage_names import stage_named
 from rayprep.host.files import read_text
 from rayprep.host.layout import Layout, choose_roots
 from rayprep.model.campaign import run_ids
-from rayprep.model.errors import BadRequest
 from rayprep.model.spec import PrepSpec, Resolved, StageOp, resolve
 from rayprep.model.spec_file import SpecFile, parse_spec_file
 from rayprep.model.stages import StageName

@@ -7,13 +7,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from rayprep.base.errors import BadRequest, RayprepError
+from rayprep.base.records import utc_now
 from rayprep.cli import output
 from rayprep.cli.request import default_run_id
 from rayprep.host.container_run import change_manifest
 from rayprep.host.layout import Layout, choose_roots, root_unfit
 from rayprep.host.reset import preview, reset
-from rayprep.model.base import utc_now
-from rayprep.model.errors import BadRequest, RayprepError
 from rayprep.model.optimizations import removed
 from rayprep.model.reset import ResetReport
 from rayprep.model.reset_filters import Filters, make_filters

@@ -2,13 +2,13 @@
 
 import json
 
+from rayprep.base.errors import BadRequest
+from rayprep.base.records import Record
 from rayprep.cli import output
 from rayprep.host.locks import Holder
 from rayprep.host.markers import Marker
-from rayprep.model.base import Record
 from rayprep.model.completion import Completion
 from rayprep.model.doctor import DoctorReport
-from rayprep.model.errors import BadRequest
 from rayprep.model.events import Event
 from rayprep.model.fleet_result import FleetResult
 from rayprep.model.fleet_status import FleetStatus

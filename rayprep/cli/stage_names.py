@@ -2,7 +2,7 @@
 
 import difflib
 
-from rayprep.model.errors import BadRequest
+from rayprep.base.errors import BadRequest
 from rayprep.model.stages import StageName
 
 _ALIASES = {"moe": StageName.MOE_TUNE, "triton": StageName.MOE_TUNE, "deep-gemm": StageName.DEEP_GEMM}

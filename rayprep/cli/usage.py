@@ -30,7 +30,7 @@ def _shown_as_text() -> Iterator[None]:
     try:
         yield
     except _UsageError as error:
-        from rayprep.model.text import printable
+        from rayprep.base.text import printable
 
         if type(error).__name__ != _HELP:
             error.message = printable(error.message)

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable
 
 from pydantic import Field
 
-from rayprep.model.base import Record, Utf8
+from rayprep.base.records import Record, Utf8
 from rayprep.model.grouping import HostFacts
 from rayprep.model.package import Key
 from rayprep.model.result import NodeBlock, PrepResult, Received

@@ -3,9 +3,9 @@
 import time
 from typing import Any
 
+from rayprep.base.errors import ErrorType, RayprepError
 from rayprep.fleet.handles import Handle
 from rayprep.fleet.members import answers
-from rayprep.model.errors import ErrorType, RayprepError
 from rayprep.model.fleet import NodeInfo
 
 PING_EVERY_S = 15.0

@@ -4,13 +4,13 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from rayprep.base.errors import ErrorType, HostUnfit, Interrupted, RayprepError
 from rayprep.fleet.agent import CONCURRENCY_GROUPS, Agent
 from rayprep.fleet.coordinator import Coordinator
 from rayprep.fleet.handles import Handle
 from rayprep.fleet.messages import HostJob, Orders, Wire
 from rayprep.fleet.ray_watch import RayWatch
 from rayprep.host.process import GRACE_S
-from rayprep.model.errors import ErrorType, HostUnfit, Interrupted, RayprepError
 from rayprep.model.events import Event, Phase, event
 from rayprep.model.result import PrepResult
 from rayprep.node.closing import lost

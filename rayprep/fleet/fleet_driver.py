@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from rayprep.base.errors import ErrorType, HostUnfit, Interrupted, RayprepError
 from rayprep.fleet.agent_pool import AgentPool
 from rayprep.fleet.asked import Asked, Done, Report
 from rayprep.fleet.calls import Lost
@@ -22,7 +23,6 @@ from rayprep.fleet.reporter import GATHER_S_PER_HOST
 from rayprep.host.interrupts import Interrupts
 from rayprep.host.layout import Layout
 from rayprep.host.process import GRACE_S
-from rayprep.model.errors import ErrorType, HostUnfit, Interrupted, RayprepError
 from rayprep.model.events import Phase
 from rayprep.model.fleet import FleetSpec, choose_nodes
 from rayprep.model.fleet_result import FleetError, FleetResult, failure_of

@@ -6,20 +6,20 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import rayprep
+from rayprep.base.errors import ErrorType, RayprepError
+from rayprep.base.file_names import file_name
+from rayprep.base.records import utc_now
+from rayprep.base.written import result_text
 from rayprep.fleet.asked import Asked
 from rayprep.fleet.handles import Handle
 from rayprep.fleet.member import Member
 from rayprep.host.layout import Layout, root_unfit
-from rayprep.model.base import utc_now
-from rayprep.model.errors import ErrorType, RayprepError
 from rayprep.model.events import Event, Phase, event
-from rayprep.model.file_names import file_name
 from rayprep.model.fleet import FleetSpec
 from rayprep.model.fleet_result import FleetError, FleetGroup, FleetHost, FleetResult, FleetRun
 from rayprep.model.grouping import Grouping
 from rayprep.model.result import PrepResult, RunStatus
 from rayprep.model.rollout import Rollout, fleet_status
-from rayprep.model.written import result_text
 from rayprep.report.fleet_live import FleetView
 
 CALL_S = 10.0

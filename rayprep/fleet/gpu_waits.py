@@ -3,11 +3,11 @@
 import time
 from collections.abc import Mapping
 
+from rayprep.base.errors import HostUnfit
 from rayprep.fleet.agent_pool import let_idle_gpus_go
 from rayprep.fleet.fleet_record import FleetRecord
 from rayprep.fleet.member import Member
 from rayprep.fleet.members import holders, living_actors
-from rayprep.model.errors import HostUnfit
 from rayprep.model.events import Phase
 from rayprep.model.rollout import HostPhase
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from pickle import PickleBuffer
 
 import rayprep
+from rayprep.base.errors import BadRequest, HostUnfit, RayprepError
 from rayprep.fleet.asked import Asked, Done, Report
 from rayprep.fleet.facts import extras_of, facts_of
 from rayprep.fleet.handles import Handle
@@ -29,7 +30,6 @@ from rayprep.host.snapshot import Wanted as WantedSnapshot
 from rayprep.host.snapshot import take_inventory, take_snapshot
 from rayprep.host.store_id import store_id
 from rayprep.host.unpack import Receipt, receive
-from rayprep.model.errors import BadRequest, HostUnfit, RayprepError
 from rayprep.model.events import Event, Phase, event
 from rayprep.model.leases import Holder, Queued
 from rayprep.model.package import Key

@@ -2,11 +2,11 @@
 
 from collections.abc import Collection, Mapping
 
+from rayprep.base.errors import ErrorType
 from rayprep.fleet.asked import Asked, Done, Report
 from rayprep.fleet.dealer import Dealer
 from rayprep.fleet.fleet_record import FleetRecord
 from rayprep.fleet.member import Member
-from rayprep.model.errors import ErrorType
 from rayprep.model.events import Phase
 from rayprep.model.fleet import FleetSpec, VerifyScope
 from rayprep.model.fleet_result import FleetError, end_of, failure_of

@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 
+from rayprep.base.errors import ErrorType, HostUnfit, Interrupted, LockTimeout, StageError
 from rayprep.fleet.handles import Handle
-from rayprep.model.errors import ErrorType, HostUnfit, Interrupted, LockTimeout, StageError
 from rayprep.model.leases import Granted, Holder, Queued
 
 CALL_S = 10.0

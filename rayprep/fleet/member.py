@@ -5,11 +5,11 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from rayprep.base.errors import ErrorType, Interrupted, RayprepError
 from rayprep.fleet.asked import Asked, Done, Report
 from rayprep.fleet.calls import Pulse, outcome_of
 from rayprep.fleet.handles import Handle
 from rayprep.fleet.members import answers, claim_gpus, living_nodes, start_agent
-from rayprep.model.errors import ErrorType, Interrupted, RayprepError
 from rayprep.model.fleet import NodeInfo
 from rayprep.model.fleet_result import FleetError, FleetHost
 from rayprep.model.grouping import HostFacts

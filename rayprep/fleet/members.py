@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import rayprep
+from rayprep.base.errors import ErrorType, HostUnfit
 from rayprep.fleet.claim import GpuClaim
 from rayprep.fleet.coordinator import LEASE_TTL_S, NAME, Coordinator
 from rayprep.fleet.handles import Handle
 from rayprep.fleet.host_agent import CONCURRENCY_GROUPS, HostAgent
 from rayprep.fleet.runtime import NAMESPACE
-from rayprep.model.errors import ErrorType, HostUnfit
 from rayprep.model.fleet import NodeInfo, nodes_of
 from rayprep.model.fleet_status import FleetStatus
 from rayprep.model.result import NodeBlock

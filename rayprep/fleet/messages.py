@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from rayprep.base.errors import RayprepError
 from rayprep.fleet.asked import Asked
 from rayprep.host.layout import Layout
-from rayprep.model.errors import RayprepError
 from rayprep.model.events import Event
 from rayprep.model.fleet import FleetSpec
 from rayprep.model.fleet_result import FleetResult

@@ -16,11 +16,11 @@ from typing import NoReturn
 
 import psutil
 
+from rayprep.base.errors import ErrorType, HostUnfit, Interrupted, RayprepError
 from rayprep.fleet.messages import CANCEL, Alive, Attach, FleetJob, HostJob, Outcome
 from rayprep.host.environment import RUN_MARK
 from rayprep.host.interrupts import Interrupts
 from rayprep.host.process import GRACE_S, end_marked, end_processes, marked_processes
-from rayprep.model.errors import ErrorType, HostUnfit, Interrupted, RayprepError
 from rayprep.model.events import Event
 from rayprep.model.fleet_result import FleetResult
 from rayprep.model.result import PrepResult

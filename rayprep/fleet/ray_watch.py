@@ -4,9 +4,9 @@ import time
 
 import psutil
 
+from rayprep.base.errors import ErrorType, HostUnfit
 from rayprep.fleet.runtime import answers_at
 from rayprep.host.guard import lives
-from rayprep.model.errors import ErrorType, HostUnfit
 
 KNOCK_EVERY_S = 2.0
 GONE_S = 15.0

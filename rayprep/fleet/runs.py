@@ -5,16 +5,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
+from rayprep.base.records import Record, utc_now
+from rayprep.base.sealed import Sealed
+from rayprep.base.written import result_text, shown_text
 from rayprep.host.layout import Layout, root_unfit
-from rayprep.model.base import Record, utc_now
 from rayprep.model.events import Event, Phase, event
 from rayprep.model.fleet_result import FleetResult
 from rayprep.model.fleet_status import FleetStatus, HostNow
 from rayprep.model.metrics import Sample, fleet_samples, host_samples, state_samples
 from rayprep.model.result import PrepResult
-from rayprep.model.sealed import Sealed
 from rayprep.model.snapshot import ProfileSnapshot
-from rayprep.model.written import result_text, shown_text
 from rayprep.report.session_log import SessionLog
 
 

@@ -14,11 +14,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from rayprep.base.errors import ErrorType, HostUnfit
+from rayprep.base.records import read_tolerant
 from rayprep.host.environment import passed_on
 from rayprep.host.files import read_text
 from rayprep.host.sweeper import remove_own, sweep
-from rayprep.model.base import read_tolerant
-from rayprep.model.errors import ErrorType, HostUnfit
 from rayprep.model.ray_versions import RayVersions
 
 NAMESPACE = "rayprep"

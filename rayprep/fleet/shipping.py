@@ -8,13 +8,13 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pickle import PickleBuffer
 
+from rayprep.base.errors import ErrorType, HostUnfit, RayprepError, StageError
 from rayprep.fleet.handles import Handle
 from rayprep.fleet.shared_stream import Make, SharedStreams
 from rayprep.host.completions import read_completions
 from rayprep.host.layout import Layout
 from rayprep.host.pack import blocks, make_manifest
 from rayprep.model.completion import Completion
-from rayprep.model.errors import ErrorType, HostUnfit, RayprepError, StageError
 from rayprep.model.package import Key, PackageManifest
 
 PIECE = 8 << 20

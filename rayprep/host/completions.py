@@ -4,9 +4,11 @@ import contextlib
 import re
 from pathlib import Path
 
+from rayprep.base.records import Record
+from rayprep.base.sealed import is_sealed
+from rayprep.base.text import printable
 from rayprep.host.layout import Layout
 from rayprep.host.locks import held_if_free
-from rayprep.model.base import Record
 from rayprep.model.completion import Completion, Identity
 from rayprep.model.completion_text import (
     CompletionDamaged,
@@ -15,9 +17,7 @@ from rayprep.model.completion_text import (
     latest_of_each,
     parse_completion,
 )
-from rayprep.model.sealed import is_sealed
 from rayprep.model.stages import StageName
-from rayprep.model.text import printable
 
 _KEY = re.compile(r"(?P<slug>.+)-tp(?P<tp>\d+)-[0-9a-f]{16}")
 

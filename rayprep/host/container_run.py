@@ -5,11 +5,12 @@ import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from rayprep.base.errors import BadRequest
+from rayprep.base.file_names import is_file_name
+from rayprep.base.records import read_tolerant
+from rayprep.base.written import shown_text
 from rayprep.host.locks import acquire
 from rayprep.host.owned import OwnedTree
-from rayprep.model.base import read_tolerant
-from rayprep.model.errors import BadRequest
-from rayprep.model.file_names import is_file_name
 from rayprep.model.manifest import (
     LONGEST_POINTER,
     MANIFEST_NAME,
@@ -20,7 +21,6 @@ from rayprep.model.manifest import (
     parse_pointer,
     pointer_text,
 )
-from rayprep.model.written import shown_text
 
 _LOCK_S = 10.0
 

@@ -4,9 +4,9 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from rayprep.base.secrets import may_hold_secret, redacted_settings
 from rayprep.host.layout import Layout
 from rayprep.model.caches import CacheName
-from rayprep.model.secrets import may_hold_secret, redacted_settings
 
 STORE_MARK = "RAYPREP_STORE"
 """Carried by every process that works in a store, so that what a dead owner left can be found and ended."""

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from pydantic import Field
 
+from rayprep.base.errors import ErrorType, HostUnfit, StageError
+from rayprep.base.file_names import file_name
+from rayprep.base.records import Record
+from rayprep.base.sealed import read_sealed, sealed_line
 from rayprep.host.layout import Layout
-from rayprep.model.base import Record
-from rayprep.model.errors import ErrorType, HostUnfit, StageError
-from rayprep.model.file_names import file_name
-from rayprep.model.sealed import read_sealed, sealed_line
 
 _PLAIN = re.compile(rb"\d{1,18}\n?")
 """As an earlier version wrote it, without a checksum."""

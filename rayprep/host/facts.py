@@ -8,10 +8,10 @@ from collections.abc import Mapping
 
 from pydantic import Field, ValidationError
 
+from rayprep.base.errors import BadRequest
+from rayprep.base.records import Record, first_problem, read_tolerant
 from rayprep.host.files import read_bytes
 from rayprep.host.gpu import Gpu, GpuInventory
-from rayprep.model.base import Record, first_problem, read_tolerant
-from rayprep.model.errors import BadRequest
 from rayprep.model.signature import Signature
 
 VARIABLE = "RAYPREP_FACTS"

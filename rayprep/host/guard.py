@@ -20,7 +20,7 @@ import time
 
 import psutil
 
-from rayprep.model.text import printable
+from rayprep.base.text import printable
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36

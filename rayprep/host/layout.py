@@ -20,14 +20,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from rayprep.base.errors import BadRequest, ErrorType, HostUnfit
+from rayprep.base.file_names import file_name
+from rayprep.base.text import printable
 from rayprep.host.files import open_file
 from rayprep.host.owned import OwnedTree, why_strange
 from rayprep.model.caches import CACHES, CacheName
-from rayprep.model.errors import BadRequest, ErrorType, HostUnfit
-from rayprep.model.file_names import file_name
 from rayprep.model.located import Located
 from rayprep.model.stages import StageName
-from rayprep.model.text import printable
 
 if TYPE_CHECKING:
     from rayprep.model.manifest import Manifest

@@ -9,12 +9,12 @@ anew, for one time to live.
 import os
 from pathlib import Path
 
+from rayprep.base.errors import HostUnfit
+from rayprep.base.records import Record
+from rayprep.base.sealed import read_sealed, sealed_line
 from rayprep.host.layout import os_error_type
 from rayprep.host.owned import OwnedTree
-from rayprep.model.base import Record
-from rayprep.model.errors import HostUnfit
 from rayprep.model.leases import Lease, LeaseTable
-from rayprep.model.sealed import read_sealed, sealed_line
 
 LEAST_GRANTS = 1000
 """So many lines may follow at least, before the whole is written anew."""

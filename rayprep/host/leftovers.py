@@ -4,10 +4,10 @@ import os
 
 import psutil
 
+from rayprep.base.errors import ErrorType, HostUnfit
 from rayprep.host.environment import STORE_MARK, store_mark
 from rayprep.host.layout import Layout
 from rayprep.host.process import marked_processes
-from rayprep.model.errors import ErrorType, HostUnfit
 
 
 def leftovers(layout: Layout) -> list[psutil.Process]:

@@ -19,12 +19,12 @@ from pathlib import Path
 from filelock import lock_descriptor
 from pydantic import ValidationError
 
+from rayprep.base.errors import ErrorType, HostUnfit, Interrupted, LockTimeout
+from rayprep.base.file_names import file_name
+from rayprep.base.records import Record, Utc, parse_utc, read_tolerant, utc_now
 from rayprep.host.files import open_file, read_whole
 from rayprep.host.layout import STORE_LOCK, nearest
 from rayprep.host.owned import OwnedTree
-from rayprep.model.base import Record, Utc, parse_utc, read_tolerant, utc_now
-from rayprep.model.errors import ErrorType, HostUnfit, Interrupted, LockTimeout
-from rayprep.model.file_names import file_name
 
 POLL_S = 0.2
 GPU_LOCKS = Path("/tmp/rayprep-gpu-locks")

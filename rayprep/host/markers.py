@@ -6,11 +6,11 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from rayprep.base.errors import ErrorType, HostUnfit
+from rayprep.base.file_names import is_file_name
+from rayprep.base.records import Record, Utc, read_tolerant, to_json
 from rayprep.host.layout import Layout
 from rayprep.host.owned import raise_refused
-from rayprep.model.base import Record, Utc, read_tolerant, to_json
-from rayprep.model.errors import ErrorType, HostUnfit
-from rayprep.model.file_names import is_file_name
 from rayprep.model.snapshot import PartialInfo
 from rayprep.model.stages import StageName
 

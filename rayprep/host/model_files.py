@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import rayprep
+from rayprep.base.errors import BadRequest
+from rayprep.base.records import encodable
 from rayprep.host.environment import hub_folders
 from rayprep.host.files import read_text
-from rayprep.model.architecture import Architecture, config_digest, parse_architecture
-from rayprep.model.base import encodable
-from rayprep.model.errors import BadRequest
 from rayprep.model.slug import model_slug
+from rayprep.sglang.architecture import Architecture, config_digest, parse_architecture
 
 _LARGEST = 4 << 20
 """Bytes of a config.json; real ones have some kilobytes, a hundred where they list each layer's quantisation."""

@@ -13,13 +13,13 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from rayprep.base.errors import ErrorType, StageError
+from rayprep.base.records import Record, Utc, utc_now
+from rayprep.base.sealed import SealBroken, read_sealed, sealed_line
 from rayprep.host.completions import read_completions
 from rayprep.host.layout import Layout
 from rayprep.host.moe_folder import digest_of, drop_dangling_links
-from rayprep.model.base import Record, Utc, utc_now
 from rayprep.model.caches import CacheName
-from rayprep.model.errors import ErrorType, StageError
-from rayprep.model.sealed import SealBroken, read_sealed, sealed_line
 from rayprep.model.stages import StageName
 
 

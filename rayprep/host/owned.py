@@ -18,9 +18,9 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from rayprep.base.errors import ErrorType, HostUnfit
 from rayprep.host.atomic import write_in
 from rayprep.host.files import LARGEST_BYTES, open_file, read_whole
-from rayprep.model.errors import ErrorType, HostUnfit
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _REFUSALS = (errno.ELOOP, errno.ENOTDIR, errno.EPERM)

@@ -10,16 +10,17 @@ from pathlib import Path
 from typing import Protocol
 
 from rayprep import __version__
+from rayprep.base.errors import BadRequest, HostUnfit, RayprepError
+from rayprep.base.records import encodable
+from rayprep.base.text import printable
 from rayprep.host.completions import read_completions
 from rayprep.host.entries import find_places
 from rayprep.host.layout import Layout, os_error_type
 from rayprep.host.markers import read_markers
 from rayprep.host.package_stream import CHUNK, END, header, member_size, padding
 from rayprep.host.scan import hash_files
-from rayprep.model.base import encodable
 from rayprep.model.caches import CACHES, CacheName, Entry, FileKind, classify
 from rayprep.model.completion import Completion
-from rayprep.model.errors import BadRequest, HostUnfit, RayprepError
 from rayprep.model.package import (
     MANIFEST_NAME,
     PackageManifest,
@@ -33,7 +34,6 @@ from rayprep.model.package import (
 )
 from rayprep.model.signature import Signature, differences
 from rayprep.model.stages import StageName
-from rayprep.model.text import printable
 
 _KEY = re.compile(r".+-tp\d+-[0-9a-f]{16}")
 

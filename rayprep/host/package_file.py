@@ -11,11 +11,11 @@ from io import BufferedRandom
 from pathlib import Path
 from typing import BinaryIO
 
+from rayprep.base.errors import BadRequest, HostUnfit, RayprepError
 from rayprep.host.atomic import current_umask
 from rayprep.host.layout import os_error_type
 from rayprep.host.package_stream import CHUNK, Source
 from rayprep.host.zstd import compressed, decompressed, most_bytes
-from rayprep.model.errors import BadRequest, HostUnfit, RayprepError
 
 STDIO = "-"
 _DRAINED = 4 << 30

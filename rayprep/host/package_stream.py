@@ -9,8 +9,8 @@ import tarfile
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
-from rayprep.model.base import encodable
-from rayprep.model.errors import BadRequest
+from rayprep.base.errors import BadRequest
+from rayprep.base.records import encodable
 from rayprep.model.package import (
     LARGEST_MANIFEST,
     MANIFEST_NAME,

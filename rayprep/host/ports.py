@@ -3,7 +3,7 @@
 import socket
 from collections.abc import Sequence
 
-from rayprep.model.errors import ErrorType, StageError
+from rayprep.base.errors import ErrorType, StageError
 
 
 def is_free(port: int, host: str = "127.0.0.1") -> bool:

@@ -14,11 +14,11 @@ from pathlib import Path
 import psutil
 from pydantic import ValidationError
 
+from rayprep.base.errors import ErrorType, Interrupted, StageError
 from rayprep.host.environment import CHILD_MARK
 from rayprep.host.guard import lives
 from rayprep.host.layout import open_log
 from rayprep.model.cleanup import Cleanup
-from rayprep.model.errors import ErrorType, Interrupted, StageError
 
 GRACE_S = 10.0
 """From SIGTERM to SIGKILL, as the contract has it."""

@@ -6,10 +6,10 @@ import urllib.parse
 
 from pydantic import ValidationError
 
-from rayprep.model.base import read_tolerant
+from rayprep.base.records import read_tolerant
+from rayprep.base.text import one_line
 from rayprep.model.manifest import Manifest
 from rayprep.model.telemetry import RangeAnswer, TelemetryProbe, points_between, query_of
-from rayprep.model.text import one_line
 
 TIMEOUT_S = 5.0
 _LARGEST = 16 << 20

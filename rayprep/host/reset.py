@@ -9,6 +9,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from rayprep.base.errors import LockTimeout
+from rayprep.base.file_names import is_file_name
+from rayprep.base.text import printable
 from rayprep.host.entries import remove_entry, still_there
 from rayprep.host.layout import Layout, clear_scratch
 from rayprep.host.leftovers import refuse_leftovers
@@ -18,13 +21,10 @@ from rayprep.host.moe_folder import drop_dangling_links
 from rayprep.host.owned import OwnedTree
 from rayprep.host.reset_survey import all_there, look
 from rayprep.model.caches import CacheName, Entry
-from rayprep.model.errors import LockTimeout
-from rayprep.model.file_names import is_file_name
 from rayprep.model.reset import Outcome, ResetReport, planned, report_of
 from rayprep.model.reset_filters import Filters
 from rayprep.model.reset_store import Claim, Found, Store
 from rayprep.model.stages import StageName
-from rayprep.model.text import printable
 
 Say = Callable[[str], None]
 """Takes one line for the session log."""

@@ -8,19 +8,19 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from rayprep.base.errors import ErrorType, HostUnfit
+from rayprep.base.records import parse_utc
+from rayprep.base.text import printable
 from rayprep.host.completions import read_completions
 from rayprep.host.entries import group_entries
 from rayprep.host.layout import Layout
 from rayprep.host.markers import read_markers
 from rayprep.host.scan import scan_cache
-from rayprep.model.base import parse_utc
 from rayprep.model.caches import CACHES, CacheName, Entry, entry_of
 from rayprep.model.completion import COMPLETION_FORMAT, Completion
-from rayprep.model.errors import ErrorType, HostUnfit
 from rayprep.model.reset_filters import Filters
 from rayprep.model.reset_store import Claim, Found, Mark, Store
 from rayprep.model.stages import StageName
-from rayprep.model.text import printable
 
 
 def look(layout: Layout, filters: Filters) -> Store:

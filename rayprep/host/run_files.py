@@ -11,17 +11,17 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from rayprep.base.errors import BadRequest
+from rayprep.base.file_names import is_file_name
+from rayprep.base.records import R, first_problem, parse_utc, read_tolerant
+from rayprep.base.sealed import SealBroken
+from rayprep.base.written import parse_result
 from rayprep.host.files import read_end
 from rayprep.host.layout import Layout
-from rayprep.model.base import R, first_problem, parse_utc, read_tolerant
-from rayprep.model.errors import BadRequest
 from rayprep.model.events import Event
-from rayprep.model.file_names import is_file_name
 from rayprep.model.fleet_result import FleetResult
 from rayprep.model.result import PrepResult
 from rayprep.model.run_record import LogTails, RunRecord, failed_without_tail, only_host
-from rayprep.model.sealed import SealBroken
-from rayprep.model.written import parse_result
 
 _TAIL_LINES = 12
 _NAMED = 3

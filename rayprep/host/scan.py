@@ -9,10 +9,10 @@ from math import inf
 from pathlib import Path
 from threading import Event
 
-from rayprep.model.base import utc_from_timestamp
+from rayprep.base.records import utc_from_timestamp
+from rayprep.base.text import printable
 from rayprep.model.caches import CACHES, CacheName
 from rayprep.model.snapshot import NewestFile
-from rayprep.model.text import printable
 
 NEWEST = 5
 """How many of the newest files a scan names."""

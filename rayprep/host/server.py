@@ -8,17 +8,17 @@ from enum import Enum, auto
 from pathlib import Path
 from typing import Literal
 
+from rayprep.base.errors import ErrorType, StageError
 from rayprep.host.ports import first_free
 from rayprep.host.process import GRACE_S
 from rayprep.host.server_client import Address, Answer, Health, in_background
 from rayprep.host.server_memory import HEADROOM_BYTES, KEPT_MEMORY, ServerMemory
 from rayprep.host.server_process import ServerProcess, Watch
 from rayprep.model.cleanup import Cleanup, together
-from rayprep.model.errors import ErrorType, StageError
-from rayprep.model.server_command import address_of, next_mem_fraction, option_of, server_env
-from rayprep.model.server_failure import hint_with_log, telling_line
-from rayprep.model.server_log import LogReader
-from rayprep.model.warmup import GenerateRequest, Round
+from rayprep.sglang.command import address_of, next_mem_fraction, option_of, server_env
+from rayprep.sglang.failures import hint_with_log, telling_line
+from rayprep.sglang.log import LogReader
+from rayprep.sglang.warmup_requests import GenerateRequest, Round
 
 __all__ = ["Server", "Watch"]
 

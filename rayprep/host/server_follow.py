@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from rayprep.base.secrets import redacted_text
 from rayprep.host.layout import open_in_run
-from rayprep.model.secrets import redacted_text
 
 _CHUNK = 1 << 20
 _LONGEST = 1 << 16

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import psutil
 
+from rayprep.base.errors import ErrorType, Interrupted, StageError
 from rayprep.host.guard import lives
 from rayprep.host.process import Child
 from rayprep.host.server_follow import LogFollower
 from rayprep.model.blame import ServerDied
 from rayprep.model.cleanup import Cleanup
-from rayprep.model.errors import ErrorType, Interrupted, StageError
-from rayprep.model.server_death import Death
-from rayprep.model.server_failure import classify_failure, hint_with_log, telling_line
-from rayprep.model.server_log import Hint, LogReader
+from rayprep.sglang.death import Death
+from rayprep.sglang.failures import classify_failure, hint_with_log, telling_line
+from rayprep.sglang.log import Hint, LogReader
 
 _TAIL = 12
 _NOTICED_S = 0.5

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from math import inf
 from pathlib import Path
 
+from rayprep.base.records import parse_utc, utc_from_timestamp, utc_now
 from rayprep.host.completions import Unreadable, read_completions
 from rayprep.host.layout import Layout
 from rayprep.host.markers import read_markers
 from rayprep.host.scan import CacheScan, hash_files, scan_cache
-from rayprep.model.base import parse_utc, utc_from_timestamp, utc_now
 from rayprep.model.caches import CacheName
 from rayprep.model.completion import Check, CheckState, Completion, best, check_completion
 from rayprep.model.signature import Signature

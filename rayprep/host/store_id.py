@@ -10,8 +10,8 @@ import os
 import re
 import secrets
 
+from rayprep.base.errors import HostUnfit
 from rayprep.host.layout import Layout, root_unfit
-from rayprep.model.errors import HostUnfit
 
 _ID = re.compile(r"(?:(?P<check>[0-9a-f]{8})-(?P<proved>[0-9a-f]{16})\.?|(?P<plain>[0-9a-f]{16}))")
 

@@ -3,10 +3,10 @@
 import platform
 from collections.abc import Mapping
 
+from rayprep.base.errors import HostUnfit
 from rayprep.host import toolchain
 from rayprep.host.gpu import GpuInventory
 from rayprep.host.layout import Layout
-from rayprep.model.errors import HostUnfit
 from rayprep.model.signature import Signature
 from rayprep.model.spec import DeviceChoice
 

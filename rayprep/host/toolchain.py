@@ -14,9 +14,9 @@ import sysconfig
 from collections.abc import Mapping
 from pathlib import Path
 
+from rayprep.base.otlp import PACKAGES
 from rayprep.host.environment import passed_on
 from rayprep.host.files import read_text
-from rayprep.model.tracing import PACKAGES
 
 _TIMEOUT_S = 20
 

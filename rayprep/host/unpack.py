@@ -14,6 +14,9 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
+from rayprep.base.errors import ErrorType, HostUnfit
+from rayprep.base.records import utc_now
+from rayprep.base.text import printable
 from rayprep.host.completions import read_completions, write_completion
 from rayprep.host.epochs import advance_epoch
 from rayprep.host.layout import Layout, clear_scratch, make_scratch, os_error_type, prepare_root
@@ -25,15 +28,12 @@ from rayprep.host.owned import Places
 from rayprep.host.package_stream import PackageReader, Source
 from rayprep.host.placing import clear_aborted, move_in, sync
 from rayprep.host.unpack_survey import look, read_back
-from rayprep.model.base import utc_now
 from rayprep.model.completion import Completion
 from rayprep.model.completion_text import cleaned
-from rayprep.model.errors import ErrorType, HostUnfit
 from rayprep.model.package import Key, PackageManifest, PackageReport, PackedFile, check_binding
 from rayprep.model.placement import Placement, place
 from rayprep.model.signature import Signature
 from rayprep.model.stages import StageName
-from rayprep.model.text import printable
 
 
 @dataclass(frozen=True)

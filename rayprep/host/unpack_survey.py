@@ -4,18 +4,18 @@ import stat
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from rayprep.base.errors import HostUnfit
+from rayprep.base.text import printable
 from rayprep.host.completions import read_completions
 from rayprep.host.layout import Layout
 from rayprep.host.markers import read_markers
 from rayprep.host.scan import files_of, hash_files, scan_cache
 from rayprep.model.caches import CacheName
 from rayprep.model.completion import CheckState, Completion, check_completion
-from rayprep.model.errors import HostUnfit
 from rayprep.model.package import Key, PackageManifest
 from rayprep.model.placement import Here
 from rayprep.model.signature import Signature
 from rayprep.model.stages import STAGES, StageName
-from rayprep.model.text import printable
 
 
 def look(layout: Layout, manifest: PackageManifest, now: Signature) -> Here:

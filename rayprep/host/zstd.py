@@ -8,9 +8,9 @@ import threading
 from collections.abc import Iterator
 from typing import BinaryIO, Protocol, cast
 
+from rayprep.base.errors import BadRequest, HostUnfit
+from rayprep.base.text import one_line
 from rayprep.host.environment import passed_on
-from rayprep.model.errors import BadRequest, HostUnfit
-from rayprep.model.text import one_line
 
 END_TIMEOUT_S = 600.0
 """For zstd to write what it still holds, once everything was handed to it."""

@@ -3,11 +3,11 @@
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-from rayprep.model.base import Record
+from rayprep.base.errors import ErrorType, StageError
+from rayprep.base.records import Record
 from rayprep.model.caches import CacheName
-from rayprep.model.errors import ErrorType, StageError
-from rayprep.model.moe_configs import MoeConfigs
-from rayprep.model.server_death import Death
+from rayprep.sglang.death import Death
+from rayprep.sglang.moe_config_lines import MoeConfigs
 
 MOST = 2
 """Things that are tried one after another: each try is another start of a server."""

@@ -3,8 +3,8 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from rayprep.model.base import Record
-from rayprep.model.errors import BadRequest, HostUnfit, Interrupted, LockTimeout, RayprepError
+from rayprep.base.errors import BadRequest, HostUnfit, Interrupted, LockTimeout, RayprepError
+from rayprep.base.records import Record
 from rayprep.model.result import RunStatus
 from rayprep.model.stages import STAGES
 

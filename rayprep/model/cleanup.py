@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from rayprep.model.base import Record
+from rayprep.base.records import Record
 
 
 class Cleanup(Record):

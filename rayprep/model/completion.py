@@ -12,9 +12,9 @@ from typing import Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from rayprep.model.base import FINITE, Record, Utc, left_out
+from rayprep.base.records import FINITE, Record, Utc, left_out
+from rayprep.base.sealed import Sealed
 from rayprep.model.located import Located
-from rayprep.model.sealed import Sealed
 from rayprep.model.signature import Difference, Signature, binding_digest, differences
 from rayprep.model.stages import StageName
 from rayprep.model.tuning import Tuning

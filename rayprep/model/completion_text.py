@@ -1,6 +1,6 @@
 """A completion as its file's text: sealed, read strictly, and free of secrets.
 
-Format 2 ends with its checksum (model/sealed.py). Format 1, of earlier versions, has none and is read word for word:
+Format 2 ends with its checksum (base/sealed.py). Format 1, of earlier versions, has none and is read word for word:
 every name must be known and there once, so that one that was damaged is not a default, and one that only a checksum
 could prove must not be there.
 """
@@ -10,11 +10,11 @@ from collections.abc import Iterable
 
 from pydantic import ValidationError
 
-from rayprep.model.base import Record, first_problem, read_tolerant
+from rayprep.base.records import Record, first_problem, read_tolerant
+from rayprep.base.sealed import SealBroken, Unsealed, open_seal, sealed_line
+from rayprep.base.secrets import redacted_command, redacted_flags, redacted_settings, redacted_text
 from rayprep.model.completion import COMPLETION_FORMAT, READ_FORMATS, Completion, cache_key
 from rayprep.model.moe_space import KernelConfig
-from rayprep.model.sealed import SealBroken, Unsealed, open_seal, sealed_line
-from rayprep.model.secrets import redacted_command, redacted_flags, redacted_settings, redacted_text
 
 _UNSEALED_FORMAT = "1"
 

@@ -5,8 +5,8 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, model_validator
 
-from rayprep.model.base import Record, Utc
-from rayprep.model.text import one_line
+from rayprep.base.records import Record, Utc
+from rayprep.base.text import one_line
 
 EXIT_UNFIT = 3
 """The exit code of an environment that cannot do it."""

@@ -2,10 +2,10 @@
 
 from enum import StrEnum
 
-from rayprep.model.base import Record, Utc, utc_now
-from rayprep.model.errors import ErrorType, RayprepError
-from rayprep.model.secrets import redacted_json, redacted_text
-from rayprep.model.text import one_line, printable_json
+from rayprep.base.errors import ErrorType, RayprepError
+from rayprep.base.records import Record, Utc, utc_now
+from rayprep.base.secrets import redacted_json, redacted_text
+from rayprep.base.text import one_line, printable_json
 
 Settings = dict[str, str | int | float | tuple[int, ...] | None]
 

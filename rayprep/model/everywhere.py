@@ -5,7 +5,7 @@ from collections import Counter
 
 from pydantic import Field, ValidationError
 
-from rayprep.model.base import Record, Utf8, read_tolerant
+from rayprep.base.records import Record, Utf8, read_tolerant
 from rayprep.model.doctor import DoctorReport, State
 from rayprep.model.reset import ResetReport
 from rayprep.model.snapshot import ProfileSnapshot

@@ -6,9 +6,9 @@ from itertools import pairwise
 
 from pydantic import Field
 
-from rayprep.model.base import Record, Utf8
+from rayprep.base.errors import BadRequest, HostUnfit
+from rayprep.base.records import Record, Utf8
 from rayprep.model.dealing import WORTH_S
-from rayprep.model.errors import BadRequest, HostUnfit
 from rayprep.model.spec import DeviceChoice
 
 HOST_LABEL = "rayprep-host"

@@ -5,13 +5,13 @@ from collections.abc import Iterable
 
 from pydantic import Field
 
-from rayprep.model.base import Record, Utc, Utf8, parse_utc
-from rayprep.model.errors import ErrorType, RayprepError
+from rayprep.base.errors import ErrorType, RayprepError
+from rayprep.base.records import Record, Utc, Utf8, parse_utc
+from rayprep.base.sealed import Sealed
 from rayprep.model.fleet import FleetSpec
 from rayprep.model.oddities import Oddity
 from rayprep.model.result import PrepResult, Received, RunStatus
 from rayprep.model.rollout import HostPhase
-from rayprep.model.sealed import Sealed
 from rayprep.model.stages import StageName, StageStatus, exit_code
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from pydantic import Field
 
-from rayprep.model.base import Record, Utc, Utf8
+from rayprep.base.records import Record, Utc, Utf8
 from rayprep.model.events import Event, Phase
 from rayprep.model.fleet_result import FleetHost, FleetResult
 from rayprep.model.rollout import WORST_FIRST, HostPhase

@@ -12,8 +12,8 @@ from itertools import chain, pairwise, zip_longest
 
 from pydantic import Field
 
-from rayprep.model.base import Record, Utf8
-from rayprep.model.errors import BadRequest
+from rayprep.base.errors import BadRequest
+from rayprep.base.records import Record, Utf8
 from rayprep.model.oddities import Oddity, odd_ones_out
 from rayprep.model.signature import Signature, binding_digest
 from rayprep.model.stages import StageName

@@ -18,8 +18,8 @@ from collections.abc import Callable
 
 from pydantic import Field
 
-from rayprep.model.base import Record, Utf8
-from rayprep.model.sealed import Sealed
+from rayprep.base.records import Record, Utf8
+from rayprep.base.sealed import Sealed
 
 
 def may_publish(seen_epoch: int, epoch: int) -> bool:

@@ -1,6 +1,6 @@
 """A path under its two names."""
 
-from rayprep.model.base import Record
+from rayprep.base.records import Record
 
 
 class Located(Record):

@@ -11,8 +11,8 @@ from enum import StrEnum
 
 from pydantic import Field
 
-from rayprep.model.base import Record, Utc, encodable
-from rayprep.model.errors import BadRequest, ErrorType
+from rayprep.base.errors import BadRequest, ErrorType
+from rayprep.base.records import Record, Utc, encodable
 from rayprep.model.located import Located
 from rayprep.model.signature import Signature
 from rayprep.model.snapshot import ProfileSnapshot

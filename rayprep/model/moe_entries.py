@@ -3,10 +3,10 @@
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 
-from rayprep.model.base import Record
-from rayprep.model.moe import MoeShape
+from rayprep.base.records import Record
 from rayprep.model.moe_search import Choice
 from rayprep.model.moe_space import KernelConfig, specialisation
+from rayprep.sglang.moe_shape import MoeShape
 
 LARGEST_BATCH = 16384
 """Tokens that SGLang prefills at a time at most, where no chunk is set (`max_prefill_tokens` of its ServerArgs)."""

@@ -9,12 +9,12 @@ import json
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from rayprep.model.base import Record
-from rayprep.model.moe import MoeShape
+from rayprep.base.records import Record
 from rayprep.model.moe_space import KernelConfig, curated, neighbours, official_space, specialisation
 from rayprep.model.moe_trial import Done, Trial
 from rayprep.model.signature import Signature
 from rayprep.model.spec import MoeStrategy
+from rayprep.sglang.moe_shape import MoeShape
 
 TUNER_VERSION = "5"
 """Of the method: measurements of another one are not compared with ours."""

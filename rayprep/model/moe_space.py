@@ -6,8 +6,8 @@ from itertools import product
 
 from pydantic import ConfigDict, Field
 
-from rayprep.model.base import Record
-from rayprep.model.moe import MoeShape
+from rayprep.base.records import Record
+from rayprep.sglang.moe_shape import MoeShape
 
 
 class KernelConfig(Record):

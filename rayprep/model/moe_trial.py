@@ -5,9 +5,9 @@ from collections.abc import Mapping
 
 from pydantic import Field
 
-from rayprep.model.base import Record
-from rayprep.model.failure_signs import NO_SPACE
+from rayprep.base.records import Record
 from rayprep.model.moe_space import KernelConfig
+from rayprep.sglang.failure_signs import NO_SPACE
 
 _PASSING = re.compile(
     r"(?i:out.?of.?memory(?!error: out of resource))|(?<!OutOf)MemoryError|\[Errno \d+\]|Cannot allocate memory"

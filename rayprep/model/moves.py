@@ -12,7 +12,7 @@ from enum import StrEnum
 
 from pydantic import Field
 
-from rayprep.model.base import Record, Utf8
+from rayprep.base.records import Record, Utf8
 from rayprep.model.grouping import HostFacts, Standing
 from rayprep.model.package import Key
 from rayprep.model.stages import StageName

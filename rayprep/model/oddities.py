@@ -3,7 +3,7 @@
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
-from rayprep.model.base import Record, Utf8
+from rayprep.base.records import Record, Utf8
 from rayprep.model.signature import BINDING, Signature
 from rayprep.model.stages import StageName
 

@@ -7,9 +7,9 @@ in it from before its first file, so that a run that is killed leaves no old `ok
 from collections.abc import Iterable, Mapping
 from pathlib import PurePath
 
-from rayprep.model.base import utc_now
+from rayprep.base.errors import ErrorType
+from rayprep.base.records import utc_now
 from rayprep.model.completion import CheckState
-from rayprep.model.errors import ErrorType
 from rayprep.model.manifest import Optimization
 from rayprep.model.reset import ResetReport
 from rayprep.model.result import PrepResult, StageResult

@@ -14,12 +14,12 @@ from typing import Annotated, Literal, NamedTuple
 from pydantic import Field, ValidationError
 from pydantic_core import from_json
 
-from rayprep.model.base import Record, first_problem
-from rayprep.model.bounded_json import OutOfBounds, check_sizes, check_values
+from rayprep.base.bounded_json import OutOfBounds, check_sizes, check_values
+from rayprep.base.errors import BadRequest, HostUnfit
+from rayprep.base.records import Record, first_problem
+from rayprep.base.sealed import Sealed, Unsealed, open_seal, seal
 from rayprep.model.caches import CacheName, Entry, FileKind, classify, entry_of
 from rayprep.model.completion import READ_FORMATS, Completion, cache_key
-from rayprep.model.errors import BadRequest, HostUnfit
-from rayprep.model.sealed import Sealed, Unsealed, open_seal, seal
 from rayprep.model.signature import Signature, differences
 from rayprep.model.slug import model_slug
 from rayprep.model.stages import StageName

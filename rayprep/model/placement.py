@@ -4,9 +4,9 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from rayprep.base.errors import HostUnfit
 from rayprep.model.caches import CacheName, Entry
 from rayprep.model.completion import Completion
-from rayprep.model.errors import HostUnfit
 from rayprep.model.package import Key, Listed, PackageManifest, PackedFile, entry_at, listed_by
 from rayprep.model.signature import Signature, differences
 

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from enum import StrEnum
 
-from rayprep.model.base import Record, counted
+from rayprep.base.errors import ErrorType
+from rayprep.base.records import Record, counted
+from rayprep.base.secrets import redacted_command
 from rayprep.model.completion import Check, Completion
-from rayprep.model.errors import ErrorType
-from rayprep.model.secrets import redacted_command
 from rayprep.model.signature import Signature, differences
 from rayprep.model.spec import StageOp
 from rayprep.model.stages import StageName

@@ -1,6 +1,6 @@
 """Whether a driver can join a Ray cluster: its Ray and its Python have to be the cluster's."""
 
-from rayprep.model.base import Record
+from rayprep.base.records import Record
 
 
 class RayVersions(Record):

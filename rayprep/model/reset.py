@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 from pydantic import Field
 
-from rayprep.model.base import Record, Utc, utc_from_timestamp
+from rayprep.base.errors import HostUnfit
+from rayprep.base.records import Record, Utc, utc_from_timestamp
 from rayprep.model.caches import CacheName, Entry
-from rayprep.model.errors import HostUnfit
 from rayprep.model.reset_filters import DAY_S, Filters
 from rayprep.model.reset_store import Claim, Found, Kept, Mark, Store
 from rayprep.model.stages import STAGES

@@ -2,9 +2,9 @@
 
 import math
 
-from rayprep.model.base import Record
+from rayprep.base.errors import BadRequest
+from rayprep.base.records import Record
 from rayprep.model.caches import CacheName
-from rayprep.model.errors import BadRequest
 from rayprep.model.stages import STAGES, StageName
 
 DAY_S = 86400.0

@@ -5,11 +5,11 @@ from enum import StrEnum
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
-from rayprep.model.base import Record, Utc, Utf8
+from rayprep.base.errors import ErrorType
+from rayprep.base.records import Record, Utc, Utf8
+from rayprep.base.sealed import Sealed
 from rayprep.model.cleanup import Cleanup
-from rayprep.model.errors import ErrorType
 from rayprep.model.located import Located
-from rayprep.model.sealed import Sealed
 from rayprep.model.signature import Signature
 from rayprep.model.slices import Asked
 from rayprep.model.snapshot import ProfileSnapshot

@@ -11,8 +11,8 @@ from enum import StrEnum
 
 from pydantic import Field
 
-from rayprep.model.base import Record
-from rayprep.model.errors import BadRequest
+from rayprep.base.errors import BadRequest
+from rayprep.base.records import Record
 from rayprep.model.result import RunStatus
 
 DEFAULT_WAVE = "25%"

@@ -4,7 +4,7 @@ import hashlib
 import json
 from typing import Literal
 
-from rayprep.model.base import Record
+from rayprep.base.records import Record
 from rayprep.model.stages import StageName
 
 FORMAT_VERSION = "1"

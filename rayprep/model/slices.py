@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Literal, TypeVar
 
-from rayprep.model.errors import HostUnfit
+from rayprep.base.errors import HostUnfit
 
 ALL: Literal["all"] = "all"
 Asked = int | Literal["all"]

@@ -3,7 +3,7 @@
 import re
 from pathlib import PurePosixPath
 
-from rayprep.model.errors import BadRequest
+from rayprep.base.errors import BadRequest
 
 _HUB_FOLDER = re.compile(r"models--(?:.+?--)?(.+)")
 

@@ -1,6 +1,6 @@
 """What lies in each cache now, and whether it can be used: the seed contract's `profile_cache.start`."""
 
-from rayprep.model.base import Record, Utc
+from rayprep.base.records import Record, Utc
 from rayprep.model.signature import Difference, Signature
 
 

@@ -6,14 +6,14 @@ from enum import StrEnum
 
 from pydantic import Field, ValidationError, field_validator
 
-from rayprep.model.architecture import Architecture
-from rayprep.model.base import Record, Word, first_problem
-from rayprep.model.errors import BadRequest
-from rayprep.model.server_args import check_server_args
-from rayprep.model.server_command import address_of, refuse_tls, request_of
+from rayprep.base.errors import BadRequest
+from rayprep.base.otlp import OtlpEndpoint, parse_endpoint
+from rayprep.base.records import Record, Word, first_problem
 from rayprep.model.slices import ALL, Asked
 from rayprep.model.stages import StageName
-from rayprep.model.tracing import OtlpEndpoint, parse_endpoint
+from rayprep.sglang.architecture import Architecture
+from rayprep.sglang.command import address_of, refuse_tls, request_of
+from rayprep.sglang.flags import check_server_args
 
 SPEC_VERSION = "1"
 DEFAULT_BATCH_SIZES = (1, 8)
@@ -89,7 +89,7 @@ class PrepSpec(Record):
     verify: bool = True
     """Prove on a server of its own, after all stages, that nothing is left to compile."""
     otlp_endpoint: Word | None = None
-    """Where traces go, of rayprep's stages and of its servers; see `rayprep.model.tracing`."""
+    """Where traces go, of rayprep's stages and of its servers; see `rayprep.base.otlp`."""
     server_command: tuple[Word, ...] = ()
     """The campaign's own server command, for that proof; empty means the one that this request implies."""
 

@@ -10,10 +10,10 @@ import difflib
 import json
 from collections.abc import Iterable, Mapping
 
-from rayprep.model.base import Record, encodable
-from rayprep.model.errors import BadRequest
-from rayprep.model.server_args import refuse_layout
+from rayprep.base.errors import BadRequest
+from rayprep.base.records import Record, encodable
 from rayprep.model.spec import SPEC_VERSION
+from rayprep.sglang.flags import refuse_layout
 
 _PLAIN = {
     "model": "model",

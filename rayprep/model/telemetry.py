@@ -1,6 +1,6 @@
 """Whether Prometheus has seen a run: what it is asked, and what it answers."""
 
-from rayprep.model.base import Record
+from rayprep.base.records import Record
 
 QUERY = "increase(sglang:prompt_tokens_total[30s])"
 WINDOW_S = 30.0

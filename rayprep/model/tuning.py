@@ -1,6 +1,6 @@
 """How a MoE kernel was tuned, as results and completions tell it."""
 
-from rayprep.model.base import FINITE, Record
+from rayprep.base.records import FINITE, Record
 
 OF_A_SCRIPT = "that of "
 """Before its path, where a script tuned: what `grid` is."""

@@ -3,10 +3,10 @@
 from collections.abc import Iterable
 from typing import Literal
 
-from rayprep.model.base import FINITE, Record, Utc
+from rayprep.base.errors import ErrorType
+from rayprep.base.records import FINITE, Record, Utc
 from rayprep.model.caches import CacheName, FileKind, classify, entry_of
 from rayprep.model.cleanup import Cleanup
-from rayprep.model.errors import ErrorType
 from rayprep.model.located import Located
 from rayprep.model.stages import ANSWERS_FOR, STAGES, StageName
 

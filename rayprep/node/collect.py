@@ -3,11 +3,11 @@
 from collections.abc import Iterable
 
 from rayprep import __version__
+from rayprep.base.errors import ErrorType, StageError
+from rayprep.base.records import utc_now
 from rayprep.host.completions import write_completion
 from rayprep.host.scan import CacheScan, files_of, hash_files
-from rayprep.model.base import utc_now
 from rayprep.model.completion import Completion
-from rayprep.model.errors import ErrorType, StageError
 from rayprep.model.plan import Decision
 from rayprep.model.result import Artifacts
 from rayprep.model.signature import differences

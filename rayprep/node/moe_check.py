@@ -3,16 +3,16 @@
 import os
 from pathlib import PurePath
 
+from rayprep.base.errors import ErrorType, StageError
 from rayprep.host.completions import write_completion
 from rayprep.host.layout import Layout
 from rayprep.model.completion import Completion
-from rayprep.model.errors import ErrorType, StageError
 from rayprep.model.located import Located
-from rayprep.model.moe_configs import MoeConfigs, complaint
 from rayprep.model.result import Artifacts, StageResult
 from rayprep.model.stages import StageName, StageStatus
 from rayprep.node.record import failed_result
 from rayprep.node.survey import Survey
+from rayprep.sglang.moe_config_lines import MoeConfigs, complaint
 from rayprep.stages.moe_files import adopt_config
 
 

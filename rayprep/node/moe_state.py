@@ -8,11 +8,11 @@ from rayprep.host.moe_folder import digest_of, shipped_configs
 from rayprep.host.moe_withdrawn import withdrawal_of
 from rayprep.model.caches import CacheName
 from rayprep.model.completion import Check, CheckState, Completion
-from rayprep.model.moe import MoeShape
 from rayprep.model.moe_search import TUNER_VERSION, tuning_digest
 from rayprep.model.plan import NotNeeded
 from rayprep.model.stages import StageName
 from rayprep.model.tuning import Tuning
+from rayprep.sglang.moe_shape import MoeShape
 from rayprep.stages import StageRequest
 from rayprep.stages.moe_tune import shape_of, tuner_of
 

@@ -8,11 +8,13 @@ from collections import Counter
 from pathlib import Path
 
 from rayprep import __version__
+from rayprep.base.errors import ErrorType, RayprepError, StageError
+from rayprep.base.records import utc_now
+from rayprep.base.secrets import redacted_command
+from rayprep.base.written import result_text
 from rayprep.host.environment import server_cache_env
 from rayprep.host.layout import root_unfit
 from rayprep.host.owned import OwnedTree
-from rayprep.model.base import utc_now
-from rayprep.model.errors import ErrorType, RayprepError, StageError
 from rayprep.model.events import Event, Phase
 from rayprep.model.plan import Action, Decision
 from rayprep.model.result import (
@@ -26,15 +28,13 @@ from rayprep.model.result import (
     StageResult,
     overall_status,
 )
-from rayprep.model.secrets import redacted_command
-from rayprep.model.server_args import redacted
 from rayprep.model.spec import SPEC_VERSION
 from rayprep.model.stages import STAGES, StageName, StageStatus
 from rayprep.model.telemetry import TelemetryProbe, query_of
 from rayprep.model.verification import VerifyResult
-from rayprep.model.written import result_text
 from rayprep.node.request import NodeRequest
 from rayprep.node.survey import Survey
+from rayprep.sglang.flags import redacted
 
 
 class Recorder:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from pydantic import Field
 
+from rayprep.base.records import Record, Utc
 from rayprep.host.layout import Layout
 from rayprep.host.markers import Marker
-from rayprep.model.base import Record, Utc
 from rayprep.model.result import NodeBlock
 from rayprep.model.snapshot import ProfileSnapshot
 from rayprep.model.spec import Resolved

@@ -8,6 +8,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
 
+from rayprep.base.errors import ErrorType, HostUnfit, Interrupted, RayprepError
 from rayprep.host.completions import rewrite_outdated
 from rayprep.host.environment import child_env
 from rayprep.host.layout import Layout, clear_scratch, make_scratch, os_error_type, root_unfit
@@ -15,17 +16,16 @@ from rayprep.host.leftovers import leftovers
 from rayprep.host.locks import HeldLocks, acquire, gpu_lock_paths
 from rayprep.host.owned import raise_refused
 from rayprep.host.process import end_marked
-from rayprep.model.errors import ErrorType, HostUnfit, Interrupted, RayprepError
 from rayprep.model.plan import Action, Decision, is_served_without, prevents_proof, waves
 from rayprep.model.result import PrepResult, StageResult
 from rayprep.model.stages import StageName, StageStatus
-from rayprep.model.torch_compile import ENABLE, without
 from rayprep.node.collect import drop_proof
 from rayprep.node.request import NodeRequest
 from rayprep.node.server_word import take_in, tell_set_aside
 from rayprep.node.stage_run import StageRun
 from rayprep.node.survey import Survey, exact_completions, take_survey
 from rayprep.node.telling import Emit, Telling
+from rayprep.sglang.torch_compile import ENABLE, without
 
 Cancelled = Callable[[], bool]
 

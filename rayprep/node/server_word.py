@@ -4,8 +4,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
-from rayprep.model.gemm import GemmShape
-from rayprep.model.moe_configs import MoeConfigs
 from rayprep.model.result import Artifacts
 from rayprep.model.stages import StageName, StageStatus
 from rayprep.node.adopt import adopt
@@ -13,6 +11,8 @@ from rayprep.node.moe_check import confirmed, keep_word
 from rayprep.node.record import failed_result
 from rayprep.node.survey import Survey, exact_completions
 from rayprep.node.telling import Telling, end_event
+from rayprep.sglang.gemm_shapes import GemmShape
+from rayprep.sglang.moe_config_lines import MoeConfigs
 from rayprep.stages.second_try import SetAside, withdrawn_error
 
 

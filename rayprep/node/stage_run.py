@@ -9,16 +9,15 @@ from concurrent.futures import Future, wait
 from functools import partial
 from pathlib import Path
 
+from rayprep.base.errors import ErrorType, Interrupted, RayprepError, StageError, Unsupported
+from rayprep.base.records import utc_now
 from rayprep.host.layout import os_error_type
 from rayprep.host.locks import HeldLocks
 from rayprep.host.markers import remove_marker, standing_since, write_marker
 from rayprep.host.scan import CacheScan, scan_cache
-from rayprep.model.base import utc_now
 from rayprep.model.cleanup import Cleanup
 from rayprep.model.completion import Completion
-from rayprep.model.errors import ErrorType, Interrupted, RayprepError, StageError, Unsupported
 from rayprep.model.events import Event, Phase, event
-from rayprep.model.moe_configs import looked_for
 from rayprep.model.plan import Decision
 from rayprep.model.result import Artifacts, Headroom, StageResult
 from rayprep.model.spec import StageOp
@@ -30,6 +29,7 @@ from rayprep.node.repair import repair
 from rayprep.node.request import NodeRequest
 from rayprep.node.survey import Survey, exact_completions
 from rayprep.node.telling import end_event
+from rayprep.sglang.moe_config_lines import looked_for
 from rayprep.stages import BY_NAME, BuildContext, Built
 from rayprep.stages.second_try import SecondTry, SetAside
 

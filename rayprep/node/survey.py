@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from rayprep.base.errors import HostUnfit
 from rayprep.host.completions import of_identity, read_completions
 from rayprep.host.environment import compiler_settings
 from rayprep.host.facts import read_facts
@@ -14,7 +15,6 @@ from rayprep.host.snapshot import Inventory, known_wrong, take_inventory
 from rayprep.host.survey import choose_device, read_signature
 from rayprep.model.completion import Check, CheckState, Completion, Identity, best, cache_key, check_completion
 from rayprep.model.dealing import Part, part_name
-from rayprep.model.errors import HostUnfit
 from rayprep.model.plan import (
     Decision,
     NotNeeded,
@@ -31,15 +31,15 @@ from rayprep.model.plan import (
     with_consequences,
     with_missed,
 )
-from rayprep.model.server_args import kernel_flags
-from rayprep.model.server_command import request_of
 from rayprep.model.signature import Signature, differences
 from rayprep.model.slices import count_slices, deal
 from rayprep.model.spec import DeviceChoice, PrepSpec, StageOp, check_against_model
 from rayprep.model.stages import StageName
-from rayprep.model.torch_compile import without
 from rayprep.node.moe_state import is_tried, served_with_others, withdrawn
 from rayprep.node.request import NodeRequest
+from rayprep.sglang.command import request_of
+from rayprep.sglang.flags import kernel_flags
+from rayprep.sglang.torch_compile import without
 from rayprep.stages import BY_NAME, StageRequest
 from rayprep.stages.serve import serve_follows
 

@@ -3,17 +3,17 @@
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from rayprep.base.errors import RayprepError
+from rayprep.base.otlp import PACKAGES
 from rayprep.host.locks import Holder, lock_of
 from rayprep.host.owned import group_writes, open_to_all
 from rayprep.host.sharing import shares
 from rayprep.host.toolchain import can_trace
-from rayprep.model.errors import RayprepError
 from rayprep.model.events import Event, Phase, event, run_end
 from rayprep.model.manifest import Manifest
 from rayprep.model.plan import Action, Decision
 from rayprep.model.result import PrepResult, StageResult
 from rayprep.model.stages import StageName, StageStatus
-from rayprep.model.tracing import PACKAGES
 from rayprep.model.verification import VERIFY, skipped
 from rayprep.node.collect import record_skip
 from rayprep.node.moe_check import with_config

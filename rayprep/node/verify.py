@@ -7,19 +7,16 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from rayprep.base.errors import ErrorType, Interrupted, RayprepError, StageError
+from rayprep.base.records import utc_now
+from rayprep.base.secrets import redacted_command
 from rayprep.host.cache_watch import CacheUse, CacheWatch
 from rayprep.host.completions import write_completion
 from rayprep.host.locks import HeldLocks
 from rayprep.host.markers import remove_marker, standing_since, write_marker
 from rayprep.host.server import Watch
-from rayprep.model.base import utc_now
 from rayprep.model.caches import CacheName
-from rayprep.model.errors import ErrorType, Interrupted, RayprepError, StageError
 from rayprep.model.events import Event, Phase, event
-from rayprep.model.gemm import GemmShape
-from rayprep.model.moe_configs import MoeConfigs, looked_for
-from rayprep.model.secrets import redacted_command
-from rayprep.model.server_command import proof_mem_fraction
 from rayprep.model.stages import STAGES, StageName
 from rayprep.model.verification import VERIFY, NewFile, Verification, VerifyResult, new_file
 from rayprep.node.adopt import widened
@@ -30,6 +27,9 @@ from rayprep.node.repair import repair
 from rayprep.node.request import NodeRequest
 from rayprep.node.stage_run import as_rayprep_error
 from rayprep.node.survey import Survey, exact_completions
+from rayprep.sglang.command import proof_mem_fraction
+from rayprep.sglang.gemm_shapes import GemmShape
+from rayprep.sglang.moe_config_lines import MoeConfigs, looked_for
 from rayprep.stages.second_try import SecondTry, SetAside
 from rayprep.stages.warmup_server import rounds_for
 

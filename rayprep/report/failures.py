@@ -3,8 +3,8 @@
 import re
 from collections.abc import Iterator, Mapping
 
-from rayprep.model.base import Record
-from rayprep.model.errors import MEANING, ErrorType
+from rayprep.base.errors import MEANING, ErrorType
+from rayprep.base.records import Record
 from rayprep.model.fleet_result import FleetError, FleetHost
 from rayprep.model.result import PrepResult
 from rayprep.model.rollout import HostPhase

@@ -2,10 +2,11 @@
 
 from typing import TYPE_CHECKING
 
-from rayprep.model.base import counted
+from rayprep.base import human as words
+from rayprep.base.records import counted
+from rayprep.base.text import printable
 from rayprep.model.run_record import RunRecord
-from rayprep.model.text import printable
-from rayprep.report import timeline, words
+from rayprep.report import timeline
 from rayprep.report.page_model import Page, page_of
 
 if TYPE_CHECKING:

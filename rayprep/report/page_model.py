@@ -3,7 +3,7 @@
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 
-from rayprep.model.base import Record
+from rayprep.base.records import Record
 from rayprep.model.events import Phase
 from rayprep.model.fleet_result import FleetHost
 from rayprep.model.oddities import Oddity

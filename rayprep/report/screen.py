@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal, TextIO
 
-from rayprep.model.text import printable, printable_json
+from rayprep.base.text import printable, printable_json
 
 if TYPE_CHECKING:
     from rich.live import Live

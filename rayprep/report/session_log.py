@@ -3,9 +3,9 @@
 import os
 from pathlib import Path
 
+from rayprep.base.text import printable
 from rayprep.host.owned import OwnedTree
 from rayprep.model.events import Event, Phase
-from rayprep.model.text import printable
 
 _FOR_PEOPLE = frozenset({Phase.START, Phase.END, Phase.WARNING})
 """Phases that get a human line beside their JSON line; the others would only fill the log."""

@@ -3,12 +3,12 @@
 from collections import defaultdict
 from collections.abc import Mapping
 
-from rayprep.model.base import Record
+from rayprep.base.human import seconds
+from rayprep.base.records import Record
 from rayprep.model.fleet_result import FleetHost
 from rayprep.model.result import PrepResult, Received
 from rayprep.model.run_record import RunRecord
 from rayprep.model.stages import StageName, StageStatus
-from rayprep.report.words import seconds
 
 
 class Build(Record):

@@ -4,14 +4,14 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from rayprep.model.base import parse_utc
+from rayprep.base.human import seconds
+from rayprep.base.records import parse_utc
 from rayprep.model.events import Event, Phase
 from rayprep.model.fleet_result import FleetHost
 from rayprep.model.rollout import HostPhase
 from rayprep.model.run_record import RECEIVE, RunRecord
 from rayprep.model.stages import StageName
 from rayprep.model.verification import VERIFY
-from rayprep.report.words import seconds
 
 KINDS = (*(stage.value for stage in StageName), RECEIVE, VERIFY)
 RESOLUTION_S = 1.0

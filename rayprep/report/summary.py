@@ -2,14 +2,14 @@
 
 from collections import Counter
 
-from rayprep.model.base import counted
+from rayprep.base.human import duration
+from rayprep.base.records import counted
 from rayprep.model.fleet_result import FleetResult
 from rayprep.model.result import PrepResult
 from rayprep.model.run_record import RunRecord
 from rayprep.model.stages import StageName
 from rayprep.model.verification import VERIFY
 from rayprep.report.sharing import Spared
-from rayprep.report.words import duration
 
 _VERSIONS = {
     "GPU": "device_name",

@@ -6,12 +6,12 @@ A host's stages may run side by side; then its row has as many lanes as it takes
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rayprep.model.base import Record, utc_from_timestamp
+from rayprep.base.human import duration
+from rayprep.base.records import Record, utc_from_timestamp
 from rayprep.model.fleet_result import FleetHost
 from rayprep.model.rollout import HostPhase
 from rayprep.model.run_record import RunRecord
 from rayprep.report.spans import KINDS, RESOLUTION_S, Span, spans_of
-from rayprep.report.words import duration
 
 ROWS = 50
 """More hosts than these nobody compares by eye; those that tell most are drawn."""

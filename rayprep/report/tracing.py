@@ -7,9 +7,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from rayprep import __version__
+from rayprep.base.otlp import GRPC, OtlpEndpoint
 from rayprep.model.events import Event, Phase, event
 from rayprep.model.stages import StageStatus
-from rayprep.model.tracing import GRPC, OtlpEndpoint
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan

@@ -5,9 +5,9 @@ import os
 import re
 from pathlib import PurePath
 
-from rayprep.model.errors import ErrorType, RayprepError, causes
-from rayprep.model.failure_signs import sign_in
-from rayprep.model.text import one_line, printable
+from rayprep.base.errors import ErrorType, RayprepError, causes
+from rayprep.base.text import one_line, printable
+from rayprep.sglang.failure_signs import sign_in
 from rayprep.stages.child_lines import FailLine
 
 _MOST = 300

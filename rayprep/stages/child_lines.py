@@ -8,9 +8,9 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Literal, TextIO
 
+from rayprep.base.errors import ErrorType
+from rayprep.base.records import R, Record, read_tolerant
 from rayprep.host.files import read_bytes
-from rayprep.model.base import R, Record, read_tolerant
-from rayprep.model.errors import ErrorType
 
 Emit = Callable[[Record], None]
 

@@ -8,11 +8,11 @@ from typing import TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from rayprep.base.errors import ErrorType, StageError
+from rayprep.base.records import Record
 from rayprep.host.files import read_end
 from rayprep.host.layout import open_in_run, open_log
 from rayprep.host.process import Child
-from rayprep.model.base import Record
-from rayprep.model.errors import ErrorType, StageError
 from rayprep.stages.child_lines import FailLine, StepLine
 from rayprep.stages.protocol import BuildContext
 

@@ -13,9 +13,9 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
-from rayprep.model.errors import ErrorType
-from rayprep.model.failure_signs import NO_SPACE
-from rayprep.model.text import one_line, printable
+from rayprep.base.errors import ErrorType
+from rayprep.base.text import one_line, printable
+from rayprep.sglang.failure_signs import NO_SPACE
 from rayprep.stages.child_failure import ChildError
 from rayprep.stages.deep_gemm_cache import CUBIN, SOURCE, new_folder, publish
 

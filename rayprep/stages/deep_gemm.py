@@ -9,17 +9,17 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from rayprep.base.errors import ErrorType, StageError
 from rayprep.host.entries import find_places, remove_entry
 from rayprep.host.layout import Layout
 from rayprep.host.scan import CacheScan
 from rayprep.model.caches import CacheName
-from rayprep.model.errors import ErrorType, StageError
-from rayprep.model.gemm import KINDS, SERVER_UNIT, GemmShape, gemm_shapes, uses_nvrtc
 from rayprep.model.plan import NotNeeded, StagePlan, Unable, Work
 from rayprep.model.result import Artifacts, Tally
 from rayprep.model.signature import Signature
 from rayprep.model.spec import DeepGemmVia, DeviceChoice
 from rayprep.model.stages import StageName
+from rayprep.sglang.gemm_shapes import KINDS, SERVER_UNIT, GemmShape, gemm_shapes, uses_nvrtc
 from rayprep.stages.deep_gemm_cache import CUBIN, clear_left_over, entries, files_of, whole_entry
 from rayprep.stages.plain_paths import unable_under
 from rayprep.stages.protocol import BuildContext, Built, StageRequest

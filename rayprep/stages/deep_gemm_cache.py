@@ -13,8 +13,8 @@ import stat
 import uuid
 from pathlib import Path
 
+from rayprep.base.records import Record
 from rayprep.host.files import read_bytes
-from rayprep.model.base import Record
 
 SOURCE, CUBIN = "kernel.cu", "kernel.cubin"
 _COMMITTED = ("meta.json", ".committed")

@@ -20,8 +20,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
-from rayprep.model.errors import ErrorType
-from rayprep.model.text import printable
+from rayprep.base.errors import ErrorType
+from rayprep.base.text import printable
 from rayprep.stages.child_failure import failure
 from rayprep.stages.child_lines import Emit, FailLine, StepLine, answer
 from rayprep.stages.compile_jobs import CompileJob, compile_error, run_jobs

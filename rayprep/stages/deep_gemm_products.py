@@ -7,7 +7,7 @@ import importlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from rayprep.model.gemm import GemmShape, fitting
+from rayprep.sglang.gemm_shapes import GemmShape, fitting
 from rayprep.stages.deep_gemm_protocol import Task
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
-from rayprep.model.base import Record
-from rayprep.model.errors import ErrorType
-from rayprep.model.gemm import GemmShape
+from rayprep.base.errors import ErrorType
+from rayprep.base.records import Record
+from rayprep.sglang.gemm_shapes import GemmShape
 from rayprep.stages.child_failure import ChildError
 from rayprep.stages.child_lines import FailLine, StepLine
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rayprep.host.toolchain import find_nvcc
 from rayprep.model.caches import CacheName
-from rayprep.model.gemm import GemmShape, chunked_prefill_size, m_values, uses_nvrtc
+from rayprep.sglang.gemm_shapes import GemmShape, chunked_prefill_size, m_values, uses_nvrtc
 from rayprep.stages.child_run import run_child
 from rayprep.stages.deep_gemm_protocol import GEMM_LINE, GemmRequest, KernelsLine, Task
 from rayprep.stages.listing_folder import ListingFolder

@@ -6,9 +6,9 @@ graphs, which would only cost time, and is ended once the warm-up requests have 
 
 from rayprep.host.cache_watch import CacheWatch
 from rayprep.model.caches import CacheName
-from rayprep.model.gemm import SERVER_UNIT
 from rayprep.model.plan import Work
-from rayprep.model.warmup import GenerateRequest, Round, Sampling
+from rayprep.sglang.gemm_shapes import SERVER_UNIT
+from rayprep.sglang.warmup_requests import GenerateRequest, Round, Sampling
 from rayprep.stages.protocol import BuildContext, Built, StageRequest
 from rayprep.stages.warmup_server import record_of, warmup_server
 

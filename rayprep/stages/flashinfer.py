@@ -11,15 +11,15 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from rayprep.base.errors import ErrorType, StageError
 from rayprep.host.layout import Layout
 from rayprep.host.scan import CacheScan, scan_cache
-from rayprep.model.attention import FlashInferModule, flashinfer_modules, module_of
 from rayprep.model.caches import CacheName
-from rayprep.model.errors import ErrorType, StageError
 from rayprep.model.plan import NotNeeded, StagePlan, Unable, Work
 from rayprep.model.result import Artifacts, Tally
 from rayprep.model.spec import DeviceChoice
 from rayprep.model.stages import StageName
+from rayprep.sglang.flashinfer_modules import FlashInferModule, flashinfer_modules, module_of
 from rayprep.stages.child_run import run_child
 from rayprep.stages.flashinfer_protocol import CHILD_LINE, ChildRequest, ModuleDone
 from rayprep.stages.plain_paths import unable_under

@@ -23,8 +23,8 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Protocol
 
-from rayprep.model.attention import FlashInferModule
-from rayprep.model.errors import ErrorType
+from rayprep.base.errors import ErrorType
+from rayprep.sglang.flashinfer_modules import FlashInferModule
 from rayprep.stages.child_failure import ChildError, failure
 from rayprep.stages.child_lines import Emit, StepLine, UnitFailed, answer
 from rayprep.stages.flashinfer_protocol import ChildRequest, ModuleDone, ModulesLine

@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
-from rayprep.model.attention import FlashInferModule
-from rayprep.model.base import AbsolutePath, Record
+from rayprep.base.records import AbsolutePath, Record
+from rayprep.sglang.flashinfer_modules import FlashInferModule
 from rayprep.stages.child_lines import FailLine, StepLine
 
 

@@ -10,18 +10,18 @@ import os
 from collections.abc import Sequence
 from typing import Literal
 
+from rayprep.base.errors import ErrorType, StageError
+from rayprep.base.records import counted
 from rayprep.host.environment import on_every_core
 from rayprep.host.layout import Layout
 from rayprep.host.scan import CacheScan, scan_cache
-from rayprep.model.architecture import Architecture
-from rayprep.model.base import counted
 from rayprep.model.caches import CacheName
-from rayprep.model.errors import ErrorType, StageError
 from rayprep.model.plan import StagePlan, Unable, Work
 from rayprep.model.result import Artifacts, Tally
-from rayprep.model.server_args import ServerFlags
 from rayprep.model.spec import DeviceChoice
 from rayprep.model.stages import StageName
+from rayprep.sglang.architecture import Architecture
+from rayprep.sglang.flags import ServerFlags
 from rayprep.stages.child_run import run_child
 from rayprep.stages.inductor_plan import plan_on_gpu
 from rayprep.stages.inductor_protocol import (

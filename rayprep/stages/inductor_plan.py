@@ -1,7 +1,7 @@
 """What the `inductor` stage has to do on a GPU: something only where the server's flags ask for torch.compile."""
 
 from rayprep.model.plan import NotNeeded, StagePlan, Work
-from rayprep.model.torch_compile import asks, captures_decode, max_batch
+from rayprep.sglang.torch_compile import asks, captures_decode, max_batch
 from rayprep.stages.protocol import StageRequest
 from rayprep.stages.serve import unable_to_serve
 

@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
-from rayprep.model.architecture import Architecture
-from rayprep.model.base import AbsolutePath, Record
+from rayprep.base.records import AbsolutePath, Record
+from rayprep.sglang.architecture import Architecture
 from rayprep.stages.child_failure import ChildError
 from rayprep.stages.child_lines import FailLine, StepLine
 

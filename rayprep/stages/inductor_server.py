@@ -7,17 +7,17 @@ Where no server starts with torch.compile, that is said by name, with the line o
 
 from collections.abc import Collection, Mapping, Sequence
 
+from rayprep.base.errors import ErrorType, StageError, Unsupported
 from rayprep.host.cache_watch import CacheUse, CacheWatch, entry_name
 from rayprep.host.environment import on_every_core
 from rayprep.host.server import Server
 from rayprep.model.caches import CacheName
-from rayprep.model.errors import ErrorType, StageError, Unsupported
 from rayprep.model.plan import Work
-from rayprep.model.server_failure import is_accident, torch_compile_failure
-from rayprep.model.server_log import LogReader, ResolvedArgs
 from rayprep.model.stages import STAGES, StageName
-from rayprep.model.torch_compile import ENABLE, max_batch, with_max_batch
-from rayprep.model.warmup import decode_requests
+from rayprep.sglang.failures import is_accident, torch_compile_failure
+from rayprep.sglang.log import LogReader, ResolvedArgs
+from rayprep.sglang.torch_compile import ENABLE, max_batch, with_max_batch
+from rayprep.sglang.warmup_requests import decode_requests
 from rayprep.stages.protocol import BuildContext, Built, StageRequest
 from rayprep.stages.serve import serve_follows
 from rayprep.stages.sglang_jit import SglangJit

@@ -25,11 +25,11 @@ from sglang.srt.layers.moe.moe_runner.triton_utils import override_config
 from sglang.srt.layers.moe.moe_runner.triton_utils.fused_moe import fused_moe
 from sglang.srt.server_args import ServerArgs, set_global_server_args_for_scheduler
 
-from rayprep.model.moe import FP8, MoeShape
 from rayprep.model.moe_entries import Launch, Stock
 from rayprep.model.moe_search import is_hopeless
 from rayprep.model.moe_space import KernelConfig
 from rayprep.model.moe_trial import Measurement, Trial
+from rayprep.sglang.moe_shape import FP8, MoeShape
 from rayprep.stages.child_failure import failure_line
 from rayprep.stages.moe_layer import Inputs, MadeUpLayer
 from rayprep.stages.moe_timing import graph_us

@@ -3,16 +3,16 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from rayprep.base.errors import StageError
 from rayprep.host.layout import Layout, os_error_type
 from rayprep.host.moe_folder import drop_dangling_links
 from rayprep.host.moe_withdrawn import refuse_withdrawn, release
 from rayprep.model.caches import CacheName
-from rayprep.model.errors import StageError
-from rayprep.model.moe import MoeShape
 from rayprep.model.moe_search import SEED, TUNER_VERSION, WORTH, Choice, first_candidates, tuning_digest
 from rayprep.model.result import Artifacts
 from rayprep.model.spec import MoeStrategy, PrepSpec
 from rayprep.model.tuning import OF_A_SCRIPT, TunedSize, Tuning, TuningCounts
+from rayprep.sglang.moe_shape import MoeShape
 from rayprep.stages.moe_files import config_text, facts_of, kept_aside, link_active, place_config, seed
 from rayprep.stages.moe_tune import covered_units, label_of, sizes_of, tuner_of
 from rayprep.stages.moe_tune_protocol import TunedLine

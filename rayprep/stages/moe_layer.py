@@ -7,7 +7,7 @@ import torch
 from sglang.srt.layers.moe.topk import StandardTopKOutput
 from torch import Tensor
 
-from rayprep.model.moe import FP8, MoeShape
+from rayprep.sglang.moe_shape import FP8, MoeShape
 
 _WEIGHT_SCALE = 0.02
 _CALLS = ((256, 16), (2048, 8))

@@ -5,10 +5,10 @@ import os
 from collections.abc import Collection
 from pathlib import Path
 
+from rayprep.base.errors import ErrorType, HostUnfit
+from rayprep.base.sealed import read_sealed, sealed_line
 from rayprep.host.files import open_file, read_whole
-from rayprep.model.errors import ErrorType, HostUnfit
 from rayprep.model.moe_trial import Measurement, Trial
-from rayprep.model.sealed import read_sealed, sealed_line
 
 
 class MeasurementLog:

@@ -6,15 +6,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from rayprep.base.errors import ErrorType, StageError
 from rayprep.host.gpu import visible_env
 from rayprep.host.layout import Layout, os_error_type
 from rayprep.model.caches import CacheName
-from rayprep.model.errors import ErrorType, StageError
-from rayprep.model.moe import MoeShape
 from rayprep.model.moe_entries import ConfigFiles
 from rayprep.model.moe_search import SEED, tuning_digest
 from rayprep.model.spec import StageOp
 from rayprep.model.stages import StageName
+from rayprep.sglang.moe_shape import MoeShape
 from rayprep.stages.child_run import run_child
 from rayprep.stages.moe_built import built_of
 from rayprep.stages.moe_tune import capability_of, sizes_of

@@ -7,16 +7,16 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
+from rayprep.base.errors import ErrorType, StageError
+from rayprep.base.text import one_line
 from rayprep.host.files import read_bytes
 from rayprep.host.gpu import visible_env
 from rayprep.host.moe_folder import shipped_configs
-from rayprep.model.errors import ErrorType, StageError
-from rayprep.model.moe import MoeShape
 from rayprep.model.moe_entries import ConfigFiles
 from rayprep.model.moe_search import Choice, with_own
 from rayprep.model.moe_space import KernelConfig
-from rayprep.model.text import one_line
 from rayprep.model.tuning import TuningCounts
+from rayprep.sglang.moe_shape import MoeShape
 from rayprep.stages.child_run import keep_line, log_tail, run_command
 from rayprep.stages.moe_built import built_of
 from rayprep.stages.moe_run import kernels_env, run_tuner, without_configs

@@ -3,13 +3,13 @@
 from dataclasses import replace
 from pathlib import PurePath
 
+from rayprep.base.errors import ErrorType, StageError
 from rayprep.host.server import Server
 from rayprep.model.caches import CacheName
-from rayprep.model.errors import ErrorType, StageError
-from rayprep.model.moe_configs import complaint
 from rayprep.model.result import Artifacts, ServerRecord
 from rayprep.model.stages import StageName
-from rayprep.model.torch_compile import without
+from rayprep.sglang.moe_config_lines import complaint
+from rayprep.sglang.torch_compile import without
 from rayprep.stages.protocol import BuildContext, Built, StageRequest
 from rayprep.stages.second_try import SecondTry, withdrawn_error
 from rayprep.stages.warmup_server import record_of, warmup_server

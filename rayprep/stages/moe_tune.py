@@ -9,10 +9,9 @@ import os
 import re
 from collections.abc import Sequence
 
+from rayprep.base.errors import BadRequest, ErrorType, StageError
 from rayprep.host.layout import Layout
 from rayprep.host.scan import CacheScan
-from rayprep.model.errors import BadRequest, ErrorType, StageError
-from rayprep.model.moe import MoeShape, default_batch_sizes, moe_runner, moe_shape
 from rayprep.model.moe_search import Choice, estimated_seconds
 from rayprep.model.moe_space import official_space
 from rayprep.model.plan import NotNeeded, StagePlan, Unable, Work
@@ -20,6 +19,7 @@ from rayprep.model.result import Artifacts, Tally
 from rayprep.model.signature import Signature
 from rayprep.model.spec import DeviceChoice, MoeStrategy, PrepSpec
 from rayprep.model.stages import StageName
+from rayprep.sglang.moe_shape import MoeShape, default_batch_sizes, moe_runner, moe_shape
 from rayprep.stages.protocol import BuildContext, Built, StageRequest
 from rayprep.stages.serve import serve_follows
 

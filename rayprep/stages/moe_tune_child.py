@@ -11,7 +11,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from rayprep.model.errors import ErrorType
+from rayprep.base.errors import ErrorType
 from rayprep.stages.child_failure import failure
 from rayprep.stages.child_lines import Emit, answer
 from rayprep.stages.moe_log import MeasurementLog

@@ -9,14 +9,14 @@ from typing import Annotated, Literal, NamedTuple, Protocol
 
 from pydantic import Field, TypeAdapter
 
-from rayprep.model.base import Record
-from rayprep.model.moe import MoeShape
+from rayprep.base.records import Record
 from rayprep.model.moe_entries import ConfigFiles, Launch, Stock
 from rayprep.model.moe_search import Choice, Group
 from rayprep.model.moe_space import KernelConfig
 from rayprep.model.moe_trial import Measurement, Trial
 from rayprep.model.spec import MoeStrategy
 from rayprep.model.tuning import RefusedEntry, TuningCounts
+from rayprep.sglang.moe_shape import MoeShape
 from rayprep.stages.child_lines import FailLine, StepLine
 
 

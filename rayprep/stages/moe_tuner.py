@@ -5,8 +5,6 @@ import secrets
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from rayprep.model.failure_signs import NO_SPACE
-from rayprep.model.moe import default_batch_sizes
 from rayprep.model.moe_entries import ConfigFiles, Launch, Stock, config_files, launches, without
 from rayprep.model.moe_search import (
     Choice,
@@ -22,6 +20,8 @@ from rayprep.model.moe_space import KernelConfig, accumulators, specialisation
 from rayprep.model.moe_trial import Measurement, Trial, may_pass
 from rayprep.model.spec import MoeStrategy
 from rayprep.model.tuning import RefusedEntry, TuningCounts
+from rayprep.sglang.failure_signs import NO_SPACE
+from rayprep.sglang.moe_shape import default_batch_sizes
 from rayprep.stages.child_lines import Emit, StepLine
 from rayprep.stages.moe_log import MeasurementLog
 from rayprep.stages.moe_tune_protocol import Bench, BenchFacts, Call, KernelJob, TunedLine, TuneRequest

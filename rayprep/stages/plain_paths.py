@@ -2,7 +2,7 @@
 
 import shlex
 
-from rayprep.model.errors import ErrorType
+from rayprep.base.errors import ErrorType
 from rayprep.model.plan import Unable
 from rayprep.model.signature import Signature
 

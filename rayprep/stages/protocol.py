@@ -10,13 +10,13 @@ from rayprep.host.layout import Layout
 from rayprep.host.model_files import ModelFiles
 from rayprep.host.scan import CacheScan
 from rayprep.model.cleanup import Cleanup
-from rayprep.model.gemm import GemmShape
-from rayprep.model.moe_configs import MoeConfigs
 from rayprep.model.plan import StagePlan, Work
 from rayprep.model.result import Artifacts, ServerRecord
 from rayprep.model.signature import Signature
 from rayprep.model.spec import DeviceChoice, PrepSpec
 from rayprep.model.stages import StageName
+from rayprep.sglang.gemm_shapes import GemmShape
+from rayprep.sglang.moe_config_lines import MoeConfigs
 
 
 @dataclass(frozen=True)

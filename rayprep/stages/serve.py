@@ -6,17 +6,17 @@ before it did not know of.
 
 from collections.abc import Sequence
 
+from rayprep.base.errors import ErrorType
 from rayprep.host.layout import Layout
 from rayprep.host.scan import CacheScan
 from rayprep.model.caches import CacheName
-from rayprep.model.errors import ErrorType
 from rayprep.model.plan import NotNeeded, StagePlan, Unable, Work
 from rayprep.model.result import Artifacts, Tally
 from rayprep.model.signature import Signature
 from rayprep.model.spec import DeviceChoice, PrepSpec, StageOp
 from rayprep.model.stages import STAGES, StageName
-from rayprep.model.torch_compile import asks
-from rayprep.model.warmup import LONGEST_PREFILL
+from rayprep.sglang.torch_compile import asks
+from rayprep.sglang.warmup_requests import LONGEST_PREFILL
 from rayprep.stages.plain_paths import unable_under
 from rayprep.stages.protocol import BuildContext, Built, StageRequest
 

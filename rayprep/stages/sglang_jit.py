@@ -9,11 +9,11 @@ from types import TracebackType
 
 from pydantic import ValidationError
 
+from rayprep.base.errors import ErrorType, StageError
 from rayprep.host.gpu import visible_env
 from rayprep.host.process import Child
-from rayprep.model.errors import ErrorType, StageError
-from rayprep.model.server_command import server_env
-from rayprep.model.sglang_jit import JitLine, JitModule, JitRequest, jit_modules, left_to_the_server
+from rayprep.sglang.command import server_env
+from rayprep.sglang.jit_modules import JitLine, JitModule, JitRequest, jit_modules, left_to_the_server
 from rayprep.stages.flashinfer import HOPPER
 from rayprep.stages.protocol import BuildContext, StageRequest
 

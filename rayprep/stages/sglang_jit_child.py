@@ -21,10 +21,10 @@ from functools import partial
 from queue import SimpleQueue
 from types import ModuleType
 
+from rayprep.base.records import read_tolerant
+from rayprep.base.text import printable
 from rayprep.host.files import read_bytes
-from rayprep.model.base import read_tolerant
-from rayprep.model.sglang_jit import PDL, Arg, JitLine, JitModule, JitRequest
-from rayprep.model.text import printable
+from rayprep.sglang.jit_modules import PDL, Arg, JitLine, JitModule, JitRequest
 from rayprep.stages.child_lines import claim_stdout
 from rayprep.stages.compile_jobs import first_error
 

@@ -6,16 +6,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from rayprep.base.otlp import OtlpEndpoint
+from rayprep.base.secrets import redacted_command
 from rayprep.host.gpu import Gpu, visible_env
 from rayprep.host.server import Server, Watch
 from rayprep.host.toolchain import can_trace
 from rayprep.model.result import ServerRecord
-from rayprep.model.secrets import redacted_command
-from rayprep.model.server_command import ServerSettings, address_of, option_of, server_command, warmup_ports
-from rayprep.model.server_log import ResolvedArgs
 from rayprep.model.spec import PrepSpec
-from rayprep.model.tracing import OtlpEndpoint
-from rayprep.model.warmup import Round, warmup_requests
+from rayprep.sglang.command import ServerSettings, address_of, option_of, server_command, warmup_ports
+from rayprep.sglang.log import ResolvedArgs
+from rayprep.sglang.warmup_requests import Round, warmup_requests
 from rayprep.stages.protocol import BuildContext, StageRequest
 
 LARGEST_BATCH = 256

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import rayprep
+from rayprep.base.records import parse_utc, read_tolerant, utc_now
 from rayprep.fleet.asked import Asked, Done, Report
 from rayprep.fleet.handles import Handle
 from rayprep.fleet.leasing import Leases
 from rayprep.fleet.member import Member
 from rayprep.fleet.reporter import Reporter
-from rayprep.model.base import parse_utc, read_tolerant, utc_now
 from rayprep.model.caches import CacheName
 from rayprep.model.events import Event, Phase, event
 from rayprep.model.grouping import HostFacts, StageFacts, Standing

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from rayprep.model.sealed import open_seal, seal
+from rayprep.base.sealed import open_seal, seal
 from tests.conftest import ENSURE_TINY, Built, Roots, write_model
 from tests.needs import needs_torch
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from rayprep.base.errors import BadRequest
 from rayprep.cli.request import Flags, node_requests, resolve_flags
-from rayprep.model.errors import BadRequest
 from rayprep.model.spec import StageOp
 from rayprep.model.stages import StageName
 

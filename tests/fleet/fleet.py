@@ -17,11 +17,11 @@ import jsonschema
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
+from rayprep.base.records import read_tolerant
 from rayprep.cli.schema import schema
 from rayprep.fleet.members import join_coordinator, living_nodes
 from rayprep.fleet.runtime import NAMESPACE
 from rayprep.host.layout import Layout
-from rayprep.model.base import read_tolerant
 from rayprep.model.ray_versions import RayVersions
 from tests.conftest import QUICK_COMPILER
 from tests.events import events_in

@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from rayprep.base.errors import ErrorType, HostUnfit
 from rayprep.fleet import members
 from rayprep.fleet.asked import Asked
 from rayprep.fleet.fleet_record import FleetRecord
@@ -19,7 +20,6 @@ from rayprep.fleet.leasing import Leases, Wanted
 from rayprep.fleet.member import Member
 from rayprep.fleet.members import living_nodes, start_agent
 from rayprep.host.layout import Layout
-from rayprep.model.errors import ErrorType, HostUnfit
 from rayprep.model.fleet import FleetSpec
 from rayprep.model.leases import Queued
 from rayprep.model.rollout import Rollout

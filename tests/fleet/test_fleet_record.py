@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
+from rayprep.base.written import result_text
 from rayprep.fleet.fleet_record import write_unless_there
 from rayprep.host.layout import Layout
 from rayprep.model.stages import StageName, StageStatus
-from rayprep.model.written import result_text
 from tests.model.samples import prep_result
 
 

@@ -7,9 +7,9 @@ import time
 
 import pytest
 
+from rayprep.base.errors import ErrorType
 from rayprep.fleet import ray_watch
 from rayprep.fleet.ray_watch import RayGone, RayWatch
-from rayprep.model.errors import ErrorType
 from tests.processes import wait_for
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import ray
 
+from rayprep.base.errors import ErrorType, HostUnfit
 from rayprep.fleet.runtime import RayFolder, local_ray
 from rayprep.host.interrupts import Interrupts
-from rayprep.model.errors import ErrorType, HostUnfit
 from tests.processes import alive, family, named, wait_for
 
 

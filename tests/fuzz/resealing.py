@@ -1,6 +1,6 @@
 """Sealing what was damaged, so that a reader looks behind the checksum."""
 
-from rayprep.model.sealed import digest
+from rayprep.base.sealed import digest
 
 
 def resealed(content: bytes) -> bytes:

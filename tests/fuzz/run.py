@@ -10,7 +10,7 @@ from itertools import islice
 from random import Random
 from types import FrameType
 
-from rayprep.model.errors import RayprepError
+from rayprep.base.errors import RayprepError
 from tests.fuzz.mutations import mutate, name_flips, other_values
 from tests.fuzz.target import REFUSED, Finding, Target, require
 

@@ -18,12 +18,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from rayprep.model.architecture import parse_architecture
-from rayprep.model.moe import MoeShape, default_batch_sizes, moe_shape
 from rayprep.model.moe_search import SEED, kernels
 from rayprep.model.moe_space import KernelConfig, official_space
 from rayprep.model.moe_trial import Trial
 from rayprep.model.spec import MoeStrategy
+from rayprep.sglang.architecture import parse_architecture
+from rayprep.sglang.moe_shape import MoeShape, default_batch_sizes, moe_shape
 from rayprep.stages.child_lines import StepLine
 from rayprep.stages.moe_tune_protocol import TUNE_LINE, TunedLine, TuneRequest
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from rayprep.base.records import to_json
+from rayprep.base.sealed import seal
 from rayprep.host.completions import of_identity, read_completions, rewrite_outdated, write_completion
 from rayprep.host.layout import Layout
 from rayprep.host.locks import LOOK_S, acquire
-from rayprep.model.base import to_json
 from rayprep.model.completion import Completion, cache_key
 from rayprep.model.completion_text import completion_text
-from rayprep.model.sealed import seal
 from rayprep.model.stages import StageName
 from tests.host.caches import layout_in
 from tests.host.other_user import NOBODY, as_user

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from rayprep.base.errors import HostUnfit
+from rayprep.base.records import to_json
 from rayprep.client import find_manifest
 from rayprep.host.container_run import read_container_run, update_manifest, write_manifest
-from rayprep.model.base import to_json
-from rayprep.model.errors import HostUnfit
 from rayprep.model.located import Located
 from rayprep.model.manifest import LONGEST_POINTER, POINTER, Manifest, merged, parse_pointer, pointer_text
 from tests.model.samples import MOMENT

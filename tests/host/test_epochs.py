@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from rayprep.base.errors import HostUnfit, StageError
 from rayprep.host.epochs import advance_epoch, highest_epoch
-from rayprep.model.errors import HostUnfit, StageError
 from tests.host.caches import layout_in
 
 

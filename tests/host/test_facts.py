@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from rayprep.base.errors import BadRequest
 from rayprep.host.facts import VARIABLE, Facts, read_facts
-from rayprep.model.errors import BadRequest
 from tests.model.samples import signature
 
 

@@ -5,9 +5,9 @@ import re
 
 import pytest
 
+from rayprep.base.errors import HostUnfit
 from rayprep.host.gpu import Gpu, GpuInventory, read_gpus, visible_gpus
 from rayprep.host.survey import choose_device
-from rayprep.model.errors import HostUnfit
 from rayprep.model.spec import DeviceChoice
 
 

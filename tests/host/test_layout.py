@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from rayprep.base.errors import BadRequest, ErrorType, HostUnfit
 from rayprep.host.layout import Layout, choose_roots, clear_scratch, make_scratch, os_error_type, prepare_root
 from rayprep.model.caches import CacheName
-from rayprep.model.errors import BadRequest, ErrorType, HostUnfit
 from rayprep.model.stages import StageName
 from tests.foreign import NASTY
 from tests.host.other_user import NOBODY, as_user
@@ -197,7 +197,7 @@ def test_a_read_only_root_is_one_line(tmp_path: Path) -> None:
     program = (
         "import pathlib, sys\n"
         "from rayprep.host.layout import prepare_root\n"
-        "from rayprep.model.errors import HostUnfit\n"
+        "from rayprep.base.errors import HostUnfit\n"
         "try: prepare_root(pathlib.Path(sys.argv[1]), 'profiles')\n"
         "except HostUnfit as error: print(error.line)"
     )

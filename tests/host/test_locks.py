@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from rayprep.base.errors import ErrorType, HostUnfit, Interrupted, LockTimeout
+from rayprep.base.records import utc_now
 from rayprep.host import locks
 from rayprep.host.atomic import current_umask
 from rayprep.host.locks import HeldLocks, Holder, acquire, acquire_run, gpu_lock_paths, is_held, read_holder
 from rayprep.host.owned import OwnedTree
-from rayprep.model.base import utc_now
-from rayprep.model.errors import ErrorType, HostUnfit, Interrupted, LockTimeout
 from tests.host.other_user import NOBODY, as_user
 from tests.host.programs import ended, next_line
 from tests.needs import needs_root, needs_tool

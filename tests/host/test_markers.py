@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from rayprep.base.errors import ErrorType, HostUnfit
 from rayprep.host.layout import Layout
 from rayprep.host.markers import Marker, read_markers, remove_marker, standing_since, write_marker
-from rayprep.model.errors import ErrorType, HostUnfit
 from rayprep.model.snapshot import PartialInfo
 from rayprep.model.stages import StageName
 from tests.host.caches import layout_in

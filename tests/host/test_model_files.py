@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from rayprep.base.errors import BadRequest
 from rayprep.host.model_files import SHIPPED, find_model
-from rayprep.model.errors import BadRequest
 from tests.conftest import write_model
 from tests.host.other_user import NOBODY, as_user
 from tests.needs import needs_root

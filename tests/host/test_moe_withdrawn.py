@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from rayprep.base.errors import ErrorType, StageError
 from rayprep.host import aside
 from rayprep.host.aside import Aside
 from rayprep.host.completions import read_completions, write_completion
@@ -21,7 +22,6 @@ from rayprep.host.moe_withdrawn import (
 )
 from rayprep.model.blame import Blame
 from rayprep.model.caches import CacheName
-from rayprep.model.errors import ErrorType, StageError
 from rayprep.model.stages import StageName
 from tests.model.samples import completion, identity
 

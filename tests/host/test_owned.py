@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from rayprep.base.errors import ErrorType, HostUnfit
 from rayprep.host.files import read_text
 from rayprep.host.owned import OwnedTree, Places, open_to_all
-from rayprep.model.errors import ErrorType, HostUnfit
 from tests.host.other_user import NOBODY
 from tests.needs import needs_root
 

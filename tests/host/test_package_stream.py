@@ -8,8 +8,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from rayprep.base.errors import BadRequest
 from rayprep.host.package_stream import END, PackageReader, header, padding
-from rayprep.model.errors import BadRequest
 from rayprep.model.package import MANIFEST_NAME, PackageManifest, PackedFile, manifest_text
 from tests.model.samples import completion
 

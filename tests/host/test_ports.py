@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from rayprep.base.errors import ErrorType, StageError
 from rayprep.host.ports import first_free, is_free
-from rayprep.model.errors import ErrorType, StageError
 
 
 @pytest.fixture

@@ -14,10 +14,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from rayprep.base.errors import ErrorType, Interrupted, StageError
 from rayprep.host.environment import CHILD_MARK, STORE_MARK
 from rayprep.host.locks import acquire, is_held
 from rayprep.host.process import Child, end_processes, marked_processes
-from rayprep.model.errors import ErrorType, Interrupted, StageError
 from tests.host.other_user import NOBODY
 from tests.host.programs import TREE, ended, next_line
 from tests.needs import needs_root, needs_tool

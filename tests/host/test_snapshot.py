@@ -9,12 +9,12 @@ from typing import Any
 import jsonschema
 import pytest
 
+from rayprep.base.records import read_tolerant, to_json, utc_from_timestamp
 from rayprep.host.completions import write_completion
 from rayprep.host.layout import Layout
 from rayprep.host.markers import Marker, write_marker
 from rayprep.host.scan import hash_files
 from rayprep.host.snapshot import Wanted, take_inventory, take_snapshot, wrong_hashes
-from rayprep.model.base import read_tolerant, to_json, utc_from_timestamp
 from rayprep.model.caches import CacheName
 from rayprep.model.signature import Signature
 from rayprep.model.snapshot import CacheSnapshot, ProfileSnapshot

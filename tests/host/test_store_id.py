@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from rayprep.base.errors import HostUnfit
 from rayprep.host.store_id import store_id
-from rayprep.model.errors import HostUnfit
 from tests.host.caches import layout_in
 
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from rayprep.base.errors import HostUnfit
 from rayprep.host.gpu import Gpu, GpuInventory
 from rayprep.host.layout import Layout
 from rayprep.host.survey import choose_device, read_signature
-from rayprep.model.errors import HostUnfit
 from rayprep.model.signature import Signature
 from rayprep.model.spec import DeviceChoice
 

@@ -1,7 +1,7 @@
 """Whole, valid records that tests change one field of."""
 
+from rayprep.base.errors import ErrorType
 from rayprep.model.completion import Completion, Identity, cache_key
-from rayprep.model.errors import ErrorType
 from rayprep.model.fleet import FleetSpec
 from rayprep.model.fleet_result import FleetRun
 from rayprep.model.result import (

@@ -2,10 +2,10 @@
 
 import pytest
 
+from rayprep.base.errors import ErrorType
 from rayprep.model.blame import MOST, Blame, blames
 from rayprep.model.caches import CacheName
-from rayprep.model.errors import ErrorType
-from rayprep.model.server_death import Death
+from rayprep.sglang.death import Death
 
 ROOT = "/data/profiles"
 CONFIG = "moe_configs/configs/triton_3_6_0/E=8,N=14336,device_name=NVIDIA_H200.json"

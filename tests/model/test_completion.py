@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from rayprep.model.base import to_json
+from rayprep.base.records import to_json
 from rayprep.model.completion import Check, CheckState, Completion, best, cache_key, check_completion
 from rayprep.model.signature import BINDING
 from rayprep.model.stages import StageName

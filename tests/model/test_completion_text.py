@@ -7,7 +7,8 @@ import time
 
 import pytest
 
-from rayprep.model.base import to_json
+from rayprep.base.records import to_json
+from rayprep.base.sealed import seal
 from rayprep.model.completion import CheckState, Completion, cache_key, check_completion
 from rayprep.model.completion_text import (
     CompletionDamaged,
@@ -16,7 +17,6 @@ from rayprep.model.completion_text import (
     latest_of_each,
     parse_completion,
 )
-from rayprep.model.sealed import seal
 from rayprep.model.tuning import TunedSize, Tuning
 from rayprep.model.verification import Verification
 from tests.model.samples import MOMENT, completion, identity, signature

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rayprep.model.base import parse_utc
-from rayprep.model.errors import ErrorType
+from rayprep.base.errors import ErrorType
+from rayprep.base.records import parse_utc
 from rayprep.model.events import Event, Phase, event
 
 START = {

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rayprep.model.errors import BadRequest, ErrorType, HostUnfit, Interrupted, RayprepError
+from rayprep.base.errors import BadRequest, ErrorType, HostUnfit, Interrupted, RayprepError
 from rayprep.model.fleet import FleetSpec, NodeInfo, choose_nodes, nodes_of, parse_labels
 from rayprep.model.fleet_result import FleetError, FleetHost, FleetResult, closed, end_of
 from rayprep.model.fleet_status import FleetStatus

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rayprep.model.errors import BadRequest
+from rayprep.base.errors import BadRequest
 from rayprep.model.grouping import Grouping, HostFacts, StageFacts, StageShare, Standing, group_hosts
 from rayprep.model.stages import StageName
 from tests.model.samples import signature

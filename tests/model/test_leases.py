@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from pydantic import ValidationError
 
-from rayprep.model.base import read_tolerant, to_json
+from rayprep.base.records import read_tolerant, to_json
 from rayprep.model.leases import Granted, Holder, LeaseTable, Queued, may_publish
 
 TTL = 10.0

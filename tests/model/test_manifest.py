@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rayprep.model.errors import BadRequest
+from rayprep.base.errors import BadRequest
 from rayprep.model.located import Located
 from rayprep.model.manifest import (
     POINTER,

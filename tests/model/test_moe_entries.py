@@ -3,10 +3,10 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rayprep.model.moe import MoeShape
 from rayprep.model.moe_entries import LARGEST_BATCH, ConfigFiles, Launch, Stock, config_files, launches, without
 from rayprep.model.moe_search import Choice
 from rayprep.model.moe_space import OFFICIAL, KernelConfig, specialisation
+from rayprep.sglang.moe_shape import MoeShape
 
 SHAPE = MoeShape(experts=128, width=768, hidden=2048, top_k=8, dtype="fp8_w8a8", block=(128, 128))
 

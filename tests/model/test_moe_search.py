@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 import pytest
 
-from rayprep.model.moe import MoeShape
 from rayprep.model.moe_search import (
     BEAMS,
     COARSE,
@@ -21,6 +20,7 @@ from rayprep.model.moe_search import (
 from rayprep.model.moe_space import KernelConfig, curated, official_space
 from rayprep.model.moe_trial import Measurement, Trial
 from rayprep.model.spec import MoeStrategy
+from rayprep.sglang.moe_shape import MoeShape
 from tests.model.samples import signature
 
 SHAPE = MoeShape(experts=128, width=768, hidden=2048, top_k=8, dtype="fp8_w8a8", block=(128, 128))

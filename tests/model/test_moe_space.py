@@ -3,7 +3,6 @@
 import pytest
 from pydantic import ValidationError
 
-from rayprep.model.moe import MoeShape
 from rayprep.model.moe_space import (
     OFFICIAL,
     KernelConfig,
@@ -13,6 +12,7 @@ from rayprep.model.moe_space import (
     official_space,
     specialisation,
 )
+from rayprep.sglang.moe_shape import MoeShape
 
 FP8 = MoeShape(experts=128, width=768, hidden=2048, top_k=8, dtype="fp8_w8a8", block=(128, 128))
 HALF = MoeShape(experts=128, width=768, hidden=2048, top_k=8)

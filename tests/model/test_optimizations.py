@@ -1,6 +1,6 @@
 """What the manifest is told of stages that begin, end, and are reset; what a harness then reads is in test_client."""
 
-from rayprep.model.errors import ErrorType
+from rayprep.base.errors import ErrorType
 from rayprep.model.manifest import Optimization
 from rayprep.model.optimizations import Changes, begun, ended, removed
 from rayprep.model.reset import ResetReport

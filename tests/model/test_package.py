@@ -4,9 +4,10 @@ from collections.abc import Sequence
 
 import pytest
 
-from rayprep.model.base import to_json
+from rayprep.base.errors import BadRequest, HostUnfit
+from rayprep.base.records import to_json
+from rayprep.base.sealed import seal
 from rayprep.model.completion import Completion
-from rayprep.model.errors import BadRequest, HostUnfit
 from rayprep.model.located import Located
 from rayprep.model.package import (
     Listed,
@@ -18,7 +19,6 @@ from rayprep.model.package import (
     parse_manifest,
 )
 from rayprep.model.placement import Here, Placement, place
-from rayprep.model.sealed import seal
 from rayprep.model.stages import StageName
 from rayprep.model.verification import Verification
 from tests.model.samples import MOMENT, completion, identity, signature

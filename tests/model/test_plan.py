@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from rayprep.base.errors import ErrorType
 from rayprep.model.completion import Check, CheckState
-from rayprep.model.errors import ErrorType
 from rayprep.model.plan import (
     Action,
     Decision,

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rayprep.base.errors import BadRequest
 from rayprep.model.caches import CacheName
-from rayprep.model.errors import BadRequest
 from rayprep.model.reset import Outcome, planned, report_of
 from rayprep.model.reset_filters import Filters, make_filters
 from rayprep.model.reset_store import Claim, Found, Kept, Store

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rayprep.model.base import read_tolerant, to_json
-from rayprep.model.errors import ErrorType
+from rayprep.base.errors import ErrorType
+from rayprep.base.records import read_tolerant, to_json
 from rayprep.model.result import Artifacts, Located, PrepResult, RunError, RunStatus, Tally, overall_status
 from rayprep.model.stages import STAGES, StageName, StageStatus
 from rayprep.model.verification import VerifyResult

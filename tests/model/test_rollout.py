@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rayprep.model.errors import BadRequest
+from rayprep.base.errors import BadRequest
 from rayprep.model.result import RunStatus
 from rayprep.model.rollout import HostPhase, HostState, Rollout, Step, fleet_status, make_rollout, next_step
 

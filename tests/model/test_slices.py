@@ -2,7 +2,7 @@
 
 import pytest
 
-from rayprep.model.errors import HostUnfit
+from rayprep.base.errors import HostUnfit
 from rayprep.model.slices import Asked, count_slices, deal
 
 

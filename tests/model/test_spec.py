@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rayprep.model.architecture import Architecture
-from rayprep.model.base import to_json
-from rayprep.model.errors import BadRequest
+from rayprep.base.errors import BadRequest
+from rayprep.base.records import to_json
 from rayprep.model.spec import DeviceChoice, MoeStrategy, PrepSpec, StageOp, check_against_model, resolve
 from rayprep.model.stages import StageName
+from rayprep.sglang.architecture import Architecture
 
 VALUES: dict[str, st.SearchStrategy[Any]] = {
     "tp": st.integers(1, 64),

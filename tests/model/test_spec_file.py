@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rayprep.model.errors import BadRequest
+from rayprep.base.errors import BadRequest
 from rayprep.model.spec import MoeStrategy, PrepSpec, Resolved, StageOp, resolve
 from rayprep.model.spec_file import SpecFile, parse_spec_file
 from rayprep.model.stages import StageName
@@ -139,7 +139,7 @@ def test_a_layout_of_one_is_an_unknown_key_like_any_other(key: str) -> None:
 
 @pytest.mark.parametrize("args", [["--dp", "2"], ["--ep-size=2"], ["--pp-size", "2"], ["--enable-dp-attention"]])
 def test_other_layouts_in_the_files_server_arguments_are_refused_with_the_model(args: list[str]) -> None:
-    from rayprep.model.server_args import check_server_args
+    from rayprep.sglang.flags import check_server_args
 
     spec = resolved(json.dumps({"model": "m", "server_args": args})).spec
     with pytest.raises(BadRequest, match="tensor-parallel servers only"):

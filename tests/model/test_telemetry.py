@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rayprep.model.base import read_tolerant
+from rayprep.base.records import read_tolerant
 from rayprep.model.telemetry import RangeAnswer, points_between, query_of
 
 TIME = st.floats(min_value=1.6e9, max_value=1.9e9)

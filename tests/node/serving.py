@@ -13,6 +13,7 @@ import jsonschema
 import psutil
 import pytest
 
+from rayprep.base.written import parse_result
 from rayprep.cli.schema import schema
 from rayprep.host.completions import read_completions
 from rayprep.host.environment import STORE_MARK, store_mark
@@ -24,7 +25,6 @@ from rayprep.model.events import Event
 from rayprep.model.result import PrepResult
 from rayprep.model.spec import StageOp, resolve
 from rayprep.model.stages import StageName
-from rayprep.model.written import parse_result
 from rayprep.node import NodeRequest, ensure, take_survey
 from tests.host.test_ports import free_port
 

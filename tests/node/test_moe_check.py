@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 
+from rayprep.base.errors import ErrorType
 from rayprep.host.layout import Layout
 from rayprep.model.completion_text import parse_completion
-from rayprep.model.errors import ErrorType
 from rayprep.model.located import Located
-from rayprep.model.moe_configs import MoeConfigs
 from rayprep.model.result import Artifacts, StageResult
 from rayprep.model.stages import StageName, StageStatus
 from rayprep.node.moe_check import confirmed, keep_word
+from rayprep.sglang.moe_config_lines import MoeConfigs
 from tests.model.samples import completion
 
 LOG = Located(container_path="/t/serve.log", host_path="/t/serve.log")

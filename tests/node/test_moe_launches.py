@@ -16,8 +16,8 @@ from rayprep.host.pack import pack
 from rayprep.host.package_file import open_to_read, open_to_write
 from rayprep.host.unpack import Receipt, receive
 from rayprep.model.caches import CacheName
-from rayprep.model.moe import default_batch_sizes
 from rayprep.model.result import PrepResult, StageResult
+from rayprep.sglang.moe_shape import default_batch_sizes
 from tests.needs import needs_torch
 from tests.node.serving import LIBRARY, played, statuses
 from tests.node.test_moe_store import StoreHost

@@ -13,21 +13,21 @@ from pathlib import Path
 import psutil
 import pytest
 
+from rayprep.base.records import utc_now
+from rayprep.base.sealed import read_sealed
 from rayprep.host.completions import write_completion
 from rayprep.host.scan import scan_cache
-from rayprep.model.base import utc_now
 from rayprep.model.caches import CacheName
 from rayprep.model.events import Phase
-from rayprep.model.moe import MoeShape
 from rayprep.model.moe_search import SEED, tuning_digest
 from rayprep.model.moe_trial import Measurement
 from rayprep.model.result import Artifacts
-from rayprep.model.sealed import read_sealed
 from rayprep.model.spec import MoeStrategy, StageOp
 from rayprep.model.stages import StageName
 from rayprep.model.tuning import Tuning
 from rayprep.node import take_survey
 from rayprep.node.collect import complete, new_completion
+from rayprep.sglang.moe_shape import MoeShape
 from rayprep.stages import Built
 from rayprep.stages.moe_tune import shape_of
 from rayprep.stages.moe_tune_protocol import TuneRequest

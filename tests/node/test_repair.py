@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rayprep.base.records import utc_now
 from rayprep.host.completions import read_completions, write_completion
 from rayprep.host.entries import group_entries
 from rayprep.host.layout import Layout
 from rayprep.host.markers import Marker, standing_since, write_marker
 from rayprep.host.scan import scan_cache
-from rayprep.model.base import utc_now
 from rayprep.model.caches import CacheName
 from rayprep.model.completion import Completion
 from rayprep.model.stages import StageName

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from rayprep.base.errors import ErrorType
 from rayprep.host.completions import read_completions, write_completion
 from rayprep.host.moe_folder import digest_of
 from rayprep.host.scan import artifacts_of
 from rayprep.model import blame
-from rayprep.model.errors import ErrorType
 from rayprep.model.plan import StagePlan, Work
 from rayprep.model.spec import StageOp
 from rayprep.model.stages import StageName

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rayprep.model.errors import ErrorType
+from rayprep.base.errors import ErrorType
 from rayprep.model.result import RunStatus
 from rayprep.model.spec import StageOp
 from rayprep.model.stages import StageName, StageStatus

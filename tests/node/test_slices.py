@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from rayprep.model.errors import ErrorType, HostUnfit
+from rayprep.base.errors import ErrorType, HostUnfit
 from rayprep.model.result import RunStatus
 from rayprep.model.verification import VerifyResult
 from tests.node.serving import LIBRARY, Host

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from rayprep.base.errors import ErrorType
 from rayprep.host.environment import on_every_core
-from rayprep.model.errors import ErrorType
 from rayprep.model.result import RunStatus
 from rayprep.model.spec import StageOp
 from rayprep.model.stages import StageName, StageStatus

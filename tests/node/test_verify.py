@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from rayprep.base.errors import ErrorType
 from rayprep.host.completions import write_completion
-from rayprep.model.errors import ErrorType
 from rayprep.model.result import PrepResult, RunStatus
 from rayprep.model.stages import StageName
 from rayprep.model.verification import VerifyResult

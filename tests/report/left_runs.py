@@ -4,11 +4,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from rayprep.base.errors import ErrorType
+from rayprep.base.file_names import file_name
+from rayprep.base.records import parse_utc, to_json, utc_from_timestamp
 from rayprep.host.layout import Layout
-from rayprep.model.base import parse_utc, to_json, utc_from_timestamp
-from rayprep.model.errors import ErrorType
 from rayprep.model.events import Event, Phase
-from rayprep.model.file_names import file_name
 from rayprep.model.fleet_result import FleetError, FleetGroup, FleetHost, FleetResult, failure_of
 from rayprep.model.oddities import Oddity
 from rayprep.model.result import (

@@ -11,16 +11,16 @@ from pathlib import Path
 import pytest
 from markupsafe import escape
 
+from rayprep.base.errors import BadRequest, ErrorType, HostUnfit
+from rayprep.base.records import to_json
+from rayprep.base.text import printable
 from rayprep.cli import report as command
 from rayprep.host.run_files import read_run
-from rayprep.model.base import to_json
-from rayprep.model.errors import BadRequest, ErrorType, HostUnfit
 from rayprep.model.events import Event, Phase
 from rayprep.model.fleet_result import FleetError
 from rayprep.model.result import PrepResult, RunStatus
 from rayprep.model.rollout import HostPhase
 from rayprep.model.stages import StageName, StageStatus
-from rayprep.model.text import printable
 from rayprep.report.page import render
 from rayprep.report.page_model import Page, page_of
 from rayprep.report.timeline import ROWS, WIDTH

@@ -3,8 +3,8 @@
 import time
 from pathlib import Path
 
+from rayprep.base.errors import ErrorType
 from rayprep.host.run_files import read_run
-from rayprep.model.errors import ErrorType
 from rayprep.model.oddities import Oddity
 from rayprep.model.rollout import HostPhase
 from rayprep.model.stages import StageName

@@ -12,7 +12,7 @@ from typing import TextIO
 
 import pytest
 
-from rayprep.model.errors import ErrorType
+from rayprep.base.errors import ErrorType
 from rayprep.model.events import Event, Phase, event
 from rayprep.model.fleet_result import FleetError, FleetHost, FleetResult
 from rayprep.model.fleet_status import FleetStatus

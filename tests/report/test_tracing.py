@@ -11,9 +11,9 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
-from rayprep.model.errors import ErrorType
+from rayprep.base.errors import ErrorType
+from rayprep.base.otlp import parse_endpoint
 from rayprep.model.events import Phase, event
-from rayprep.model.tracing import parse_endpoint
 from rayprep.report.live import LineView, View
 from rayprep.report.tracing import traced
 from tests.host.test_ports import free_port

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from rayprep.model.architecture import Architecture, parse_architecture
+from rayprep.sglang.architecture import Architecture, parse_architecture
 from rayprep.stages.inductor_protocol import ChildRequest
 
 CONFIGS = Path(__file__).parents[2] / "rayprep" / "configs"

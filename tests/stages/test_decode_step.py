@@ -11,7 +11,7 @@ from torch._functorch.aot_autograd import aot_module_simplified  # noqa: E402
 from torch._inductor.codecache import compiled_fx_graph_hash  # noqa: E402
 from torch.utils._pytree import tree_map_only  # noqa: E402
 
-from rayprep.model.architecture import Architecture  # noqa: E402
+from rayprep.sglang.architecture import Architecture  # noqa: E402
 from rayprep.stages.decode_step import (  # noqa: E402
     KvCache,
     Mlp,

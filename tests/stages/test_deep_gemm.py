@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
+from rayprep.base.errors import ErrorType, Interrupted, StageError
 from rayprep.host.layout import Layout
 from rayprep.host.model_files import ModelFiles
 from rayprep.host.scan import scan_cache
-from rayprep.model.architecture import parse_architecture
 from rayprep.model.caches import CacheName
-from rayprep.model.errors import ErrorType, Interrupted, StageError
-from rayprep.model.gemm import EXPERTS, GemmShape
 from rayprep.model.plan import NotNeeded, StagePlan, Unable, Work
 from rayprep.model.result import Cleanup
 from rayprep.model.spec import DeepGemmVia, DeviceChoice, PrepSpec
+from rayprep.sglang.architecture import parse_architecture
+from rayprep.sglang.gemm_shapes import EXPERTS, GemmShape
 from rayprep.stages.deep_gemm import DeepGemmStage, build_shapes
 from rayprep.stages.deep_gemm_cache import entries, whole_entry
 from rayprep.stages.protocol import BuildContext, Built, StageRequest

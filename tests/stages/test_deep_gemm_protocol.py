@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rayprep.model.errors import ErrorType
-from rayprep.model.gemm import LINEAR, GemmShape, m_values
+from rayprep.base.errors import ErrorType
+from rayprep.sglang.gemm_shapes import LINEAR, GemmShape, m_values
 from rayprep.stages.child_failure import failure
 from rayprep.stages.child_lines import FailLine
 from rayprep.stages.compile_jobs import CompileError

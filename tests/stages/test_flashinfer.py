@@ -10,16 +10,16 @@ from pathlib import Path
 
 import pytest
 
+from rayprep.base.errors import ErrorType, Interrupted, StageError
 from rayprep.host.layout import Layout
 from rayprep.host.model_files import ModelFiles
 from rayprep.host.scan import scan_cache
-from rayprep.model.architecture import parse_architecture
-from rayprep.model.attention import FlashInferModule
 from rayprep.model.caches import CacheName
 from rayprep.model.cleanup import Cleanup
-from rayprep.model.errors import ErrorType, Interrupted, StageError
 from rayprep.model.plan import NotNeeded, Unable, Work
 from rayprep.model.spec import DeviceChoice, PrepSpec
+from rayprep.sglang.architecture import parse_architecture
+from rayprep.sglang.flashinfer_modules import FlashInferModule
 from rayprep.stages.child_lines import FailLine, StepLine
 from rayprep.stages.flashinfer import FlashInferStage
 from rayprep.stages.flashinfer_protocol import CHILD_LINE, ChildRequest, ModulesLine

@@ -4,7 +4,7 @@ import errno
 
 import pytest
 
-from rayprep.model.errors import ErrorType
+from rayprep.base.errors import ErrorType
 from rayprep.stages.child_failure import failure
 from rayprep.stages.flashinfer_child import CalledOtherwise
 

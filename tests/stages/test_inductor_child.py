@@ -17,10 +17,10 @@ import torch
 import torch._functorch._aot_autograd.autograd_cache
 import torch._inductor.codecache
 
+from rayprep.base.errors import ErrorType
 from rayprep.host.completions import read_completions
 from rayprep.host.environment import server_cache_env
 from rayprep.host.layout import Layout
-from rayprep.model.errors import ErrorType
 from rayprep.model.package import listed_by
 from rayprep.model.stages import StageName
 from rayprep.stages.child_lines import FailLine, StepLine

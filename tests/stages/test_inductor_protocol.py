@@ -10,8 +10,8 @@ from torch import Tensor  # noqa: E402
 from torch._inductor.exc import CppCompileError, InvalidCxxCompiler  # noqa: E402
 from torch.utils._pytree import tree_leaves  # noqa: E402
 
-from rayprep.model.architecture import Architecture, Quantization  # noqa: E402
-from rayprep.model.errors import ErrorType  # noqa: E402
+from rayprep.base.errors import ErrorType  # noqa: E402
+from rayprep.sglang.architecture import Architecture, Quantization  # noqa: E402
 from rayprep.stages.child_failure import failure  # noqa: E402
 from rayprep.stages.decode_step import Random  # noqa: E402
 from rayprep.stages.inductor_protocol import (  # noqa: E402

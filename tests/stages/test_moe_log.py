@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rayprep.model.errors import HostUnfit
+from rayprep.base.errors import HostUnfit
 from rayprep.model.moe_trial import Measurement, Trial
 from rayprep.stages.child_failure import failure
 from rayprep.stages.moe_log import MeasurementLog

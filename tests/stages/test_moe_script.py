@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from rayprep.base.errors import ErrorType, StageError
 from rayprep.host.layout import Layout
 from rayprep.host.model_files import ModelFiles
-from rayprep.model.architecture import parse_architecture
 from rayprep.model.cleanup import Cleanup
-from rayprep.model.errors import ErrorType, StageError
 from rayprep.model.plan import Work
+from rayprep.sglang.architecture import parse_architecture
 from rayprep.stages.moe_tune import MoeTuneStage
 from rayprep.stages.protocol import Built
 from tests.model.samples import DIGEST

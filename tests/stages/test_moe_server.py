@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from rayprep.base.errors import ErrorType, StageError
 from rayprep.host.layout import Layout
 from rayprep.model.caches import CacheName
 from rayprep.model.cleanup import Cleanup
-from rayprep.model.errors import ErrorType, StageError
 from rayprep.model.result import Artifacts
 from rayprep.stages.moe_server import confirm_by_server
 from rayprep.stages.protocol import Built

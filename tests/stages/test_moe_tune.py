@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from rayprep.base.errors import BadRequest, ErrorType, StageError
 from rayprep.host.layout import Layout
 from rayprep.host.model_files import ModelFiles
-from rayprep.model.architecture import parse_architecture
-from rayprep.model.errors import BadRequest, ErrorType, StageError
-from rayprep.model.moe import MoeShape
 from rayprep.model.moe_search import Choice
 from rayprep.model.plan import NotNeeded, Unable, Work
 from rayprep.model.spec import DeviceChoice, MoeStrategy, PrepSpec
+from rayprep.sglang.architecture import parse_architecture
+from rayprep.sglang.moe_shape import MoeShape
 from rayprep.stages.moe_run import tune, tuning_home
 from rayprep.stages.moe_tune import MoeTuneStage, covered_units, shape_of
 from rayprep.stages.protocol import StageRequest

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from rayprep.model.errors import ErrorType
-from rayprep.model.moe import MoeShape, default_batch_sizes
+from rayprep.base.errors import ErrorType
 from rayprep.model.moe_entries import ConfigFiles, Launch, Stock
 from rayprep.model.moe_search import COARSE, FINALS, SEED, Group
 from rayprep.model.moe_space import KernelConfig, curated
 from rayprep.model.moe_trial import Measurement, Trial
 from rayprep.model.spec import MoeStrategy
+from rayprep.sglang.moe_shape import MoeShape, default_batch_sizes
 from rayprep.stages.child_failure import failure
 from rayprep.stages.moe_log import MeasurementLog
 from rayprep.stages.moe_tune_protocol import BenchFacts, Call, KernelJob, Recorded, TunedLine, TuneRequest

@@ -8,7 +8,7 @@ from multiprocessing import get_context
 import psutil
 import pytest
 
-from rayprep.model.moe import MoeShape
+from rayprep.sglang.moe_shape import MoeShape
 from rayprep.stages.moe_process_bench import ProcessBench
 from rayprep.stages.moe_tune_protocol import TuneRequest
 from rayprep.stages.moe_workers import Worker, WorkerFailed, WorkerKilled, ask_all

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from rayprep.model.errors import ErrorType
+from rayprep.base.errors import ErrorType
 from rayprep.model.plan import Unable, Work
 from rayprep.model.spec import DeviceChoice
 from rayprep.stages.inductor import InductorStage

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
+from rayprep.base.errors import ErrorType, Interrupted, StageError
 from rayprep.host.environment import CHILD_MARK
 from rayprep.host.layout import Layout
 from rayprep.host.model_files import ModelFiles
 from rayprep.host.process import marked_processes
-from rayprep.model.architecture import parse_architecture
 from rayprep.model.caches import CacheName
 from rayprep.model.cleanup import Cleanup
-from rayprep.model.errors import ErrorType, Interrupted, StageError
 from rayprep.model.spec import DeviceChoice, PrepSpec
+from rayprep.sglang.architecture import parse_architecture
 from rayprep.stages.protocol import BuildContext, StageRequest
 from rayprep.stages.sglang_jit import LOG, SglangJit, modules_ahead
 from tests.model.samples import DIGEST, signature

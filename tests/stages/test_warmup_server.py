@@ -1,6 +1,6 @@
 """What the warm-up server is asked, and what is written down of it."""
 
-from rayprep.model.server_log import ResolvedArgs
+from rayprep.sglang.log import ResolvedArgs
 from rayprep.stages.warmup_server import rounds_for
 from tests.stages.test_sglang_jit import request
 

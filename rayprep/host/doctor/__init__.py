@@ -10,6 +10,7 @@ from concurrent.futures import Future, wait
 from functools import partial
 
 import rayprep
+from rayprep.base.records import utc_now
 from rayprep.host.doctor import (
     clock_checks,
     cuda_checks,
@@ -24,7 +25,6 @@ from rayprep.host.doctor.bounded import answer_within, start
 from rayprep.host.doctor.subject import Check, Subject
 from rayprep.host.gpu import GpuInventory, read_gpus
 from rayprep.host.layout import Layout
-from rayprep.model.base import utc_now
 from rayprep.model.doctor import DoctorReport, Finding, fail, warn
 from rayprep.model.spec import DeviceChoice
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import rayprep
+from rayprep.base.records import utc_from_timestamp
 from rayprep.host.doctor.bounded import run_bounded
 from rayprep.host.doctor.subject import Checks, Subject
-from rayprep.model.base import utc_from_timestamp
 from rayprep.model.doctor import Finding, fail, ok, warn
 
 _YEARS = range(2025, 2100)

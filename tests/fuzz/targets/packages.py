@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from rayprep.base.errors import RayprepError
 from rayprep.host.layout import Layout
 from rayprep.host.package_file import open_to_read
 from rayprep.host.package_stream import PackageReader, header, padding
@@ -14,7 +15,6 @@ from rayprep.host.snapshot import wrong_hashes
 from rayprep.host.unpack import preview
 from rayprep.model.caches import CacheName
 from rayprep.model.completion import check_completion
-from rayprep.model.errors import RayprepError
 from rayprep.model.package import MANIFEST_NAME
 from tests.fuzz.target import Target, require
 from tests.host.pack.archives import FLASHINFER, GRAPHS, INDUCTOR, MODULE, archive, at, every, finished, take

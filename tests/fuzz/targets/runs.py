@@ -5,14 +5,14 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from rayprep.base.records import Record, to_json
+from rayprep.base.sealed import is_sealed, open_seal
+from rayprep.base.written import result_text
 from rayprep.cli.request import Flags, read_spec_file, resolve_flags
 from rayprep.client import read_result
 from rayprep.host.run_files import read_run
-from rayprep.model.base import Record, to_json
 from rayprep.model.located import Located
 from rayprep.model.metrics import HOSTS, SHIPPED, WAITED
-from rayprep.model.sealed import is_sealed, open_seal
-from rayprep.model.written import result_text
 from rayprep.report.metrics_file import add_to_metrics_file
 from rayprep.report.page import render
 from tests.fuzz.resealing import resealed

@@ -6,19 +6,19 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
+from rayprep.base.errors import ErrorType
+from rayprep.base.sealed import open_seal
 from rayprep.host.layout import Layout
 from rayprep.host.model_files import SHIPPED, find_model
 from rayprep.host.moe_folder import digest_of, is_config, keep_aside
 from rayprep.host.server_follow import LogFollower
 from rayprep.model.caches import CacheName
-from rayprep.model.errors import ErrorType
 from rayprep.model.events import Phase, event
 from rayprep.model.moe_space import KernelConfig
 from rayprep.model.moe_trial import Measurement, Trial
-from rayprep.model.sealed import open_seal
-from rayprep.model.server_log import LogReader, classify_failure
 from rayprep.model.spec import PrepSpec, check_against_model
 from rayprep.model.tuning import TuningCounts
+from rayprep.sglang.log import LogReader, classify_failure
 from rayprep.stages import flashinfer_protocol, inductor_protocol
 from rayprep.stages.child_lines import FailLine, StepLine
 from rayprep.stages.deep_gemm_protocol import GEMM_LINE, KernelsLine

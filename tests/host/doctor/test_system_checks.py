@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from rayprep.base.records import parse_utc
 from rayprep.host.doctor import clock_checks, init_checks, system_checks
-from rayprep.model.base import parse_utc
 from rayprep.model.doctor import State
 from tests.host.doctor.words import FAIL, GIB, OK, WARN
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from rayprep.base.errors import BadRequest, ErrorType, HostUnfit
 from rayprep.host.completions import write_completion
 from rayprep.host.layout import Layout
 from rayprep.host.markers import write_marker
 from rayprep.host.pack import choose, pack
-from rayprep.model.errors import BadRequest, ErrorType, HostUnfit
 from rayprep.model.signature import Signature
 from rayprep.model.stages import StageName
 from tests.host.other_user import NOBODY, as_user

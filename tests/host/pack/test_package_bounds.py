@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from rayprep.base.errors import BadRequest
+from rayprep.base.sealed import seal
 from rayprep.host.package_stream import END, PackageReader, header, padding
-from rayprep.model.errors import BadRequest
 from rayprep.model.package import MANIFEST_NAME, MOST_VALUES, PackageManifest, manifest_text
-from rayprep.model.sealed import seal
 from tests.model.samples import completion
 from tests.needs import needs_tool
 

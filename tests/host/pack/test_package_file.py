@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from rayprep.base.errors import BadRequest, ErrorType, HostUnfit
 from rayprep.host.layout import Layout
 from rayprep.host.pack import pack
 from rayprep.host.package_file import open_to_read, open_to_write
 from rayprep.host.unpack import receive
-from rayprep.model.errors import BadRequest, ErrorType, HostUnfit
 from tests.host.pack.archives import WHO, at, every, packable, there
 from tests.model.samples import signature
 from tests.needs import needs_tool

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from rayprep.base.errors import BadRequest, ErrorType, HostUnfit
 from rayprep.host import unpack
 from rayprep.host.completions import write_completion
 from rayprep.host.layout import Layout
@@ -15,7 +16,6 @@ from rayprep.host.pack import blocks, make_manifest
 from rayprep.host.package_stream import header, padding
 from rayprep.host.unpack import preview
 from rayprep.model.completion import Completion, cache_key
-from rayprep.model.errors import BadRequest, ErrorType, HostUnfit
 from rayprep.model.package import MANIFEST_NAME, PackageManifest, manifest_text
 from rayprep.model.stages import StageName
 from tests.host.caches import fill

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from rayprep.base.errors import BadRequest, ErrorType, HostUnfit, LockTimeout, RayprepError, StageError
 from rayprep.host.environment import STORE_MARK
 from rayprep.host.epochs import highest_epoch
 from rayprep.host.layout import Layout
 from rayprep.host.locks import acquire
 from rayprep.host.unpack import Receipt, receive
-from rayprep.model.errors import BadRequest, ErrorType, HostUnfit, LockTimeout, RayprepError, StageError
 from tests.host.pack.archives import FLASHINFER, MODULES, WHO, archive, every, finished, packable, take, there
 from tests.model.samples import signature
 

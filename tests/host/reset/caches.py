@@ -7,11 +7,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from rayprep.base.records import utc_from_timestamp
 from rayprep.host.completions import write_completion
 from rayprep.host.layout import Layout
 from rayprep.host.markers import Marker, write_marker
 from rayprep.host.reset import reset
-from rayprep.model.base import utc_from_timestamp
 from rayprep.model.caches import CacheName
 from rayprep.model.reset import ResetReport
 from rayprep.model.reset_filters import Filters

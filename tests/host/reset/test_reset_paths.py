@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from rayprep.model.errors import HostUnfit
+from rayprep.base.errors import HostUnfit
 from tests.host.reset.caches import DEEP_GEMM, Caches, paths
 
 

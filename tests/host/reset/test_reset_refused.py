@@ -6,10 +6,10 @@ import sys
 
 import pytest
 
+from rayprep.base.errors import HostUnfit, LockTimeout
 from rayprep.host.environment import STORE_MARK
 from rayprep.host.process import marked_processes
 from rayprep.host.reset import preview, reset
-from rayprep.model.errors import HostUnfit, LockTimeout
 from rayprep.model.reset import ResetReport
 from rayprep.model.reset_filters import Filters
 from tests.host.reset.caches import DEEP_GEMM, HOLD, Caches, holding

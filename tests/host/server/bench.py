@@ -10,10 +10,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from rayprep.base.errors import StageError
 from rayprep.host.process import marked_processes
 from rayprep.host.server import Server, Watch
-from rayprep.model.errors import StageError
-from rayprep.model.warmup import GenerateRequest, Sampling
+from rayprep.sglang.warmup_requests import GenerateRequest, Sampling
 from tests.host.test_ports import free_port
 
 TESTS = Path(__file__).parents[2]

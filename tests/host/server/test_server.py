@@ -7,8 +7,8 @@ from pathlib import Path
 import psutil
 
 from rayprep.host.server import Server
-from rayprep.model.server_log import LogReader
-from rayprep.model.warmup import warmup_requests
+from rayprep.sglang.log import LogReader
+from rayprep.sglang.warmup_requests import warmup_requests
 from tests.host.server.bench import ONE, TESTS, Bench, fault
 
 

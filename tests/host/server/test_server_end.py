@@ -2,7 +2,7 @@
 
 import pytest
 
-from rayprep.model.errors import Interrupted
+from rayprep.base.errors import Interrupted
 from tests.host.server.bench import Bench, fault
 from tests.processes import alive, wait_for
 

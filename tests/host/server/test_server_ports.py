@@ -5,7 +5,7 @@ import threading
 from collections.abc import Sequence
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
-from rayprep.model.errors import ErrorType
+from rayprep.base.errors import ErrorType
 from tests.host.server.bench import FAKE, Bench, failing, fault, saying
 from tests.host.test_ports import free_port
 

@@ -5,8 +5,8 @@ import re
 import psutil
 import pytest
 
+from rayprep.base.errors import ErrorType, StageError
 from rayprep.host.server import Server
-from rayprep.model.errors import ErrorType, StageError
 from tests.host.server.bench import ONE, Bench, failing, fault, start_and_send
 
 

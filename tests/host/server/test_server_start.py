@@ -3,7 +3,7 @@
 import psutil
 import pytest
 
-from rayprep.model.errors import MEANING, ErrorType
+from rayprep.base.errors import MEANING, ErrorType
 from tests.host.server.bench import FAKE, Bench, failing, fault, saying
 from tests.host.test_ports import free_port
 

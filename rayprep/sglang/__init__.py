@@ -1,0 +1,1 @@
+"""All that rayprep knows of SGLang and its kernel libraries, each fact with its source. Pure."""

@@ -1,0 +1,176 @@
+"""The widths of a model, read from its Hugging Face `config.json`.
+
+Only the keys that decide which kernels are compiled are read; everything else in the file is ignored.
+Source of the names: transformers' configuration classes (Qwen2, Qwen3, Qwen3-MoE, Llama, Mixtral, DeepSeek-V2/V3,
+LongCat); `model/experts` has those of the experts.
+"""
+
+import hashlib
+import json
+
+from pydantic import AliasChoices, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+
+from rayprep.base.errors import BadRequest
+from rayprep.base.records import Record, first_problem
+from rayprep.sglang import expert_keys as experts
+
+_LAYERS, _WIDTH, _VOCABULARY = 10_000, 10_000_000, 1_000_000_000
+"""No model has as many. A file can come from anywhere, and what is planned grows with these."""
+
+
+class WeightScheme(Record):
+    """How compressed-tensors stores one group of weights."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    num_bits: int | None = None
+    type: str | None = None
+    """`float` or `int`."""
+    strategy: str | None = None
+    """What has a scale of its own: `tensor`, `channel`, `block` or `group`."""
+
+
+class WeightGroup(Record):
+    """One of compressed-tensors' `config_groups`."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    weights: WeightScheme | None = None
+
+
+class Quantization(Record):
+    """`quantization_config`: how the weights are stored."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    quant_method: str | None = None
+    weight_block_size: tuple[PositiveInt, ...] | None = None
+    """Rows and columns of one scaling block, usually (128, 128)."""
+    ignored_layers: tuple[str, ...] = Field(
+        default=(), validation_alias=AliasChoices("ignored_layers", "modules_to_not_convert", "ignore")
+    )
+    """Parts of module names that are left unquantised."""
+    config_groups: dict[str, WeightGroup] = Field(default_factory=dict)
+
+    @property
+    def weights(self) -> WeightScheme | None:
+        """Of compressed-tensors: the scheme, where all groups have one and the same."""
+        found = {group.weights for group in self.config_groups.values()}
+        return found.pop() if len(found) == 1 else None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_nulls(cls, data: object) -> object:
+        """A key that is null is one left out: real configs say `"modules_to_not_convert": null`."""
+        return {name: value for name, value in data.items() if value is not None} if isinstance(data, dict) else data
+
+
+class Architecture(Record):
+    """What of a model's `config.json` decides its kernels. Widths are in elements, of the whole model (TP 1)."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    architectures: tuple[str, ...] = ()
+    model_type: str = "unknown"
+    hidden_size: int = Field(gt=0, le=_WIDTH)
+    intermediate_size: int = Field(
+        gt=0, le=_WIDTH, validation_alias=AliasChoices("intermediate_size", "ffn_hidden_size")
+    )
+    num_hidden_layers: int = Field(gt=0, le=_LAYERS, validation_alias=AliasChoices("num_hidden_layers", "num_layers"))
+    num_attention_heads: int = Field(gt=0, le=_WIDTH)
+    num_key_value_heads: int = Field(gt=0, le=_WIDTH)
+    head_dim: int = Field(gt=0, le=_WIDTH)
+    vocab_size: int = Field(gt=0, le=_VOCABULARY)
+    max_position_embeddings: int = Field(default=4096, gt=0)
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 10000.0
+    dtype: str = Field(default="float32", validation_alias=AliasChoices("torch_dtype", "dtype"))
+    """As the config has it; one that names none is taken for float32, as SGLang takes it."""
+    num_experts: int = Field(default=0, ge=0, le=_WIDTH, validation_alias=AliasChoices(*experts.COUNT))
+    num_experts_per_tok: int = Field(default=0, ge=0, le=_WIDTH, validation_alias=AliasChoices(*experts.TOP_K))
+    moe_intermediate_size: int | None = Field(
+        default=None, gt=0, le=_WIDTH, validation_alias=AliasChoices(*experts.WIDTH)
+    )
+    experts_unread: str = ""
+    """Why the three above do not tell which experts the model has; empty where they do."""
+    n_shared_experts: int = Field(default=0, ge=0, le=_WIDTH)
+    shared_expert_intermediate_size: int = Field(default=0, ge=0, le=_WIDTH)
+    """Qwen2-MoE's way to say how wide its one shared expert is; DeepSeek counts experts instead."""
+    first_k_dense_replace: int = Field(default=0, ge=0)
+    """How many of the first layers of a DeepSeek MoE model are dense."""
+    moe_layer_freq: int = Field(default=1, ge=1)
+    """Every how many of the layers after those are sparse."""
+    decoder_sparse_step: int = Field(default=1, ge=1)
+    """Every how many layers of a Qwen MoE model are sparse."""
+    mlp_only_layers: tuple[int, ...] = ()
+    """Layers of a Qwen MoE model that are dense all the same."""
+    q_lora_rank: int | None = Field(default=None, gt=0, le=_WIDTH)
+    kv_lora_rank: int | None = Field(default=None, gt=0, le=_WIDTH)
+    """Set for multi-head latent attention (MLA), and only there."""
+    qk_nope_head_dim: int = Field(default=0, ge=0, le=_WIDTH)
+    qk_rope_head_dim: int = Field(default=0, ge=0, le=_WIDTH)
+    v_head_dim: int | None = Field(default=None, gt=0, le=_WIDTH)
+    quantization: Quantization | None = Field(
+        default=None, validation_alias=AliasChoices("quantization_config", "quantization")
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_defaults(cls, data: object) -> object:
+        """transformers' own defaults for keys that configs leave out or set to null."""
+        if not isinstance(data, dict):
+            return data
+        inner = data.get("text_config")
+        keys = {**data, **inner} if isinstance(inner, dict) else dict(data)
+        keys = {name: value for name, value in keys.items() if value is not None}
+        rope = keys.get("rope_parameters")  # where transformers 5 puts it
+        if isinstance(rope, dict) and "rope_theta" in rope:
+            keys.setdefault("rope_theta", rope["rope_theta"])
+        heads, hidden = keys.get("num_attention_heads"), keys.get("hidden_size")
+        if isinstance(heads, int) and heads > 0:
+            keys.setdefault("num_key_value_heads", heads)
+            if isinstance(hidden, int):
+                keys.setdefault("head_dim", max(1, hidden // heads))
+        keys = experts.flattened(keys)
+        lists = experts.differing(keys)
+        readable = {name: value for name, value in keys.items() if name not in lists}
+        return {**readable, "experts_unread": experts.unread(keys)}
+
+    @model_validator(mode="after")
+    def _chosen_of_all(self) -> "Architecture":
+        if self.is_moe and self.num_experts_per_tok > self.num_experts:
+            raise ValueError(f"a token goes to {self.num_experts_per_tok} experts, and there are {self.num_experts}")
+        return self
+
+    @property
+    def is_moe(self) -> bool:
+        return self.num_experts > 0
+
+    @property
+    def is_mla(self) -> bool:
+        return self.kv_lora_rank is not None
+
+    @property
+    def weight_block_size(self) -> tuple[int, ...] | None:
+        return self.quantization.weight_block_size if self.quantization else None
+
+
+def parse_architecture(text: str, source: str) -> Architecture:
+    """Reads a `config.json`'s text.
+
+    Raises:
+        BadRequest: not JSON, not an object, or a width is missing or not a positive number.
+    """
+    try:
+        return Architecture.model_validate_json(text)
+    except ValidationError as error:
+        raise BadRequest(
+            f"model config {source} cannot be read: {first_problem(error)}",
+            hint="give a Hugging Face config.json of a causal language model",
+        ) from None
+
+
+def config_digest(text: str) -> str:
+    """`sha256:` of the config with its keys in order, so that white space and key order do not matter."""
+    canonical = json.dumps(json.loads(text), sort_keys=True, separators=(",", ":"))
+    return "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()

@@ -1,0 +1,162 @@
+"""Which matrix products SGLang runs through DeepGEMM for a model, and at which numbers of rows.
+
+A product is X[M, K] times W[N, K] transposed. DeepGEMM chooses its tiles by M, N and K, and compiles them in.
+Source: sglang 0.5.16 on sm_90, `srt/layers/quantization/fp8_utils.py`, `srt/layers/deep_gemm_wrapper/compile_utils.py`,
+`srt/layers/moe/moe_runner/deep_gemm.py` and the models under `srt/models`.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+
+from pydantic import Field
+
+from rayprep.base.records import Record
+from rayprep.sglang.architecture import Architecture
+from rayprep.sglang.flags import ServerFlags
+from rayprep.sglang.fp8_linears import fp8_layers, is_known, shares_fused
+
+LINEAR = "GEMM_NT_F8F8BF16"
+EXPERTS = "GROUPED_GEMM_NT_F8F8BF16_MASKED"
+KINDS = frozenset(
+    {
+        *(LINEAR, "GROUPED_GEMM_NT_F8F8BF16_CONTIG", EXPERTS),
+        *("GEMM_NT_BF16BF16F32", "GROUPED_GEMM_NT_BF16_CONTIG", "GROUPED_GEMM_NT_BF16_MASKED"),
+    }
+)
+"""SGLang's names of the kernels that rayprep can have listed: `DeepGemmKernelType` in compile_utils.py."""
+
+SERVER_UNIT = "server"
+"""The unit of a model whose products are not known ahead: the server compiles them for itself."""
+
+DEFAULT_CHUNKED_PREFILL = 8192
+"""SGLang's own default on a GPU with 60 to 160 GB of memory, which all of sm_90 are."""
+
+
+class GemmShape(Record):
+    """One family of kernels: all that DeepGEMM compiles for it differ in M alone. Widths in elements, of one rank."""
+
+    kind: str
+    n: int = Field(gt=0)
+    k: int = Field(gt=0)
+    groups: int = Field(default=1, gt=0)
+    """Experts of a grouped product, else 1."""
+
+    def __str__(self) -> str:
+        return f"{self.kind} N={self.n} K={self.k} groups={self.groups}"
+
+    @property
+    def is_fp8(self) -> bool:
+        """Operands in FP8 with scales, else in bfloat16."""
+        return "F8F8" in self.kind
+
+    @property
+    def is_masked(self) -> bool:
+        """Each group has rows of its own, of which a mask says how many count."""
+        return self.kind.endswith("_MASKED")
+
+    @property
+    def is_contiguous(self) -> bool:
+        """The groups' rows lie one group after another."""
+        return self.kind.endswith("_CONTIG")
+
+    @property
+    def is_float32(self) -> bool:
+        """The product is in float32, else in bfloat16."""
+        return self.kind.endswith("F32")
+
+    @classmethod
+    def parse(cls, text: str) -> "GemmShape":
+        """The reverse of `str`. Raises ValueError on any other text."""
+        match = re.fullmatch(r"(\w+) N=(\d+) K=(\d+) groups=(\d+)", text)
+        if match is None:
+            raise ValueError(f"{text!r} is no shape of a matrix product")
+        return cls(kind=match[1], n=int(match[2]), k=int(match[3]), groups=int(match[4]))
+
+
+def gemm_shapes(architecture: Architecture, tp: int, server_args: tuple[str, ...]) -> tuple[GemmShape, ...] | None:
+    """What SGLang runs through DeepGEMM at this TP, each once, sorted.
+
+    Empty where it uses DeepGEMM for nothing: weights that are not FP8 in blocks of 128 by 128, another type than
+    bfloat16, or another backend asked for. None where that is not known: an architecture that rayprep does not know.
+    """
+    flags = ServerFlags(server_args)
+    experts_too = architecture.is_moe and flags.get("moe_runner_backend") == "deep_gemm"
+    quantization = architecture.quantization
+    if quantization is None or quantization.quant_method != "fp8" or not quantization.weight_block_size:
+        return None if experts_too else ()  # its experts would run as bfloat16 or be given blocks when loaded
+    if flags.dtype(architecture) != "bfloat16":
+        return ()
+    if quantization.weight_block_size != (128, 128) or not is_known(architecture):
+        return None
+    found: set[GemmShape] = set()
+    if _linear_backend(flags) in ("auto", "deep_gemm"):
+        weights = {(layer.n, layer.k) for layer in fp8_layers(architecture, tp, flags)}
+        # Other widths go to a Triton kernel.
+        found |= {GemmShape(kind=LINEAR, n=n, k=k) for n, k in weights if n % 64 == 0 and k % 128 == 0}
+    if experts_too:
+        found |= set(_expert_shapes(architecture, tp, flags))
+    return tuple(sorted(found, key=lambda shape: (shape.kind, shape.n, shape.k)))
+
+
+def m_values(chunked_prefill: int | None) -> tuple[int, ...]:
+    """The numbers of rows whose kernels together are all that SGLang's own loop reaches, ascending.
+
+    That loop takes every M up to a maximum that follows from the size of a prefill chunk
+    (`update_deep_gemm_config`); but the choice of tiles depends on the M only as ceil(M / 16).
+    """
+    chunk = DEFAULT_CHUNKED_PREFILL if chunked_prefill is None else chunked_prefill
+    largest = 1024 * 64 if chunk < 1 else chunk * 2 if chunk > 8192 else 1024 * 16
+    return (1, *range(16, min(1024 * 128, largest) + 1, 16))
+
+
+def chunked_prefill_size(server_args: tuple[str, ...]) -> int | None:
+    """`--chunked-prefill-size`, or None where it is not given as a number."""
+    return ServerFlags(server_args).number("chunked_prefill_size")
+
+
+def fitting(shape: GemmShape, rows: Iterable[int], alignment: int, budget: int) -> tuple[int, ...]:
+    """Those of `rows` that SGLang's loop would run for the shape with `budget` bytes of GPU memory.
+
+    Args:
+        alignment: of a contiguous grouped product's rows, `get_mk_alignment_for_contiguous_layout`.
+    """
+    chosen = [m for m in rows if not shape.is_contiguous or m % alignment == 0]
+    largest = max(chosen, default=0)
+    while operand_bytes(shape, largest) > budget and largest > 4096:
+        largest //= 2
+    return tuple(m for m in chosen if m <= largest)
+
+
+def operand_bytes(shape: GemmShape, rows: int) -> int:
+    """GPU memory of X, W and the product at `rows` rows. Source: `get_memory_requirement` in compile_utils.py."""
+    element, result = (1 if shape.is_fp8 else 2), (4 if shape.is_float32 else 2)
+    copies = shape.groups if shape.is_masked else 1
+    return copies * rows * (shape.k * element + shape.n * result) + shape.groups * shape.n * shape.k * element
+
+
+def uses_nvrtc(environ: Mapping[str, str]) -> bool:
+    """SGLang overwrites DG_JIT_USE_NVRTC with this variable of its own."""
+    return environ.get("SGL_DG_USE_NVRTC", "0") not in ("", "0")
+
+
+def missed_shapes(planned: Iterable[str], seen: Iterable[GemmShape]) -> tuple[GemmShape, ...]:
+    """What a server named in its log and no unit of the plan was for, each once, in the order seen.
+
+    A unit may say more after its shape, behind a comma. Where the server compiles for itself, nothing is missed.
+    """
+    known = {unit.partition(",")[0] for unit in planned}
+    if SERVER_UNIT in known:
+        return ()
+    return tuple(shape for shape in dict.fromkeys(seen) if str(shape) not in known)
+
+
+def _linear_backend(flags: ServerFlags) -> str:
+    return flags.get("fp8_gemm_backend") or flags.get("fp8_gemm_runner_backend") or "auto"
+
+
+def _expert_shapes(architecture: Architecture, tp: int, flags: ServerFlags) -> Iterator[GemmShape]:
+    """Without expert parallelism SGLang's dispatcher always feeds the masked kernels."""
+    width = (architecture.moe_intermediate_size or architecture.intermediate_size) // tp
+    groups = architecture.num_experts + (architecture.n_shared_experts if shares_fused(architecture, flags) else 0)
+    yield GemmShape(kind=EXPERTS, n=2 * width, k=architecture.hidden_size, groups=groups)
+    yield GemmShape(kind=EXPERTS, n=architecture.hidden_size, k=width, groups=groups)

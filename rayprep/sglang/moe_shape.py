@@ -1,0 +1,155 @@
+"""Which fused MoE kernel SGLang runs for a model, and for which numbers of tokens it is worth tuning.
+
+Read in sglang 0.5.16: `srt/layers/moe/moe_runner/triton_utils/fused_moe_triton_config.py` (what a config file's name is
+made of), `srt/layers/quantization/{fp8,unquant}.py` and `compressed_tensors/schemes/compressed_tensors_w8a8_fp8_moe.py`
+(which layers go to the Triton runner), and `srt/models` (how many experts a layer has).
+"""
+
+import re
+
+from pydantic import Field
+
+from rayprep.base.errors import BadRequest, ErrorType
+from rayprep.base.records import Record
+from rayprep.model.plan import NotNeeded, Unable
+from rayprep.sglang.architecture import Architecture
+from rayprep.sglang.flags import ServerFlags
+from rayprep.sglang.fp8_linears import shares_fused
+from rayprep.sglang.gemm_shapes import DEFAULT_CHUNKED_PREFILL, chunked_prefill_size
+
+FP8 = "fp8_w8a8"
+DECODE_MAX_BATCH = 256
+"""The largest batch that SGLang captures decode graphs for, by default, on a GPU with 60 to 160 GB of memory."""
+_OTHER_KERNELS = re.compile(r"awq|gptq|mxfp4|mxfp8|modelopt|nvfp4|petit|bitsandbytes")
+"""Quantisations whose experts SGLang runs through Marlin, CUTLASS or FlashInfer, on Hopper."""
+_DECODE_FLAGS = ("cuda_graph_max_bs_decode", "cuda_graph_max_bs")
+
+
+class MoeShape(Record):
+    """One rank's fused MoE layer, as far as it decides the kernel. Widths in elements."""
+
+    experts: int = Field(gt=0)
+    """E, with a shared expert that runs as one more routed one."""
+    width: int = Field(gt=0)
+    """N, of each expert's middle."""
+    hidden: int = Field(gt=0)
+    """K."""
+    top_k: int = Field(gt=0)
+    """Experts of each token, the shared ones included."""
+    shared: int = Field(default=0, ge=0)
+    """How many of them are shared, so that every token goes to them; they are the last of the experts."""
+    dtype: str | None = None
+    """As the config file's name says it; None for experts in bfloat16 or float16."""
+    block: tuple[int, int] | None = None
+    """Rows and columns of one scaling block of the weights."""
+    per_channel: bool = False
+    activation: str = "bfloat16"
+    """The type of the hidden states, by torch's name."""
+
+    def __str__(self) -> str:
+        words = [f"E={self.experts} N={self.width} K={self.hidden} topk={self.top_k}", self.dtype or self.activation]
+        words += [f"{self.block[0]}x{self.block[1]}"] if self.block else []
+        return " ".join([*words, *(["per_channel"] if self.per_channel else [])])
+
+
+def moe_shape(
+    architecture: Architecture, tp: int, server_args: tuple[str, ...], asked_dtype: str | None = None
+) -> MoeShape | NotNeeded | Unable:
+    """What one rank of `tp` runs through SGLang's Triton MoE kernel, or why there is nothing to tune.
+
+    Args:
+        asked_dtype: as the user says that the kernel is called, such as `fp8_w8a8`.
+
+    Raises:
+        BadRequest: the model's kernel is of another type than `asked_dtype`.
+    """
+    flags = ServerFlags(server_args)
+    if (nothing := _nothing_to_tune(architecture, flags)) is not None:
+        return nothing
+    weights = _weights(architecture, flags)
+    if not isinstance(weights, MoeShape):
+        return weights
+    if asked_dtype not in (None, weights.dtype or "auto"):
+        hint = f"leave it out, or say {weights.dtype}" if weights.dtype else "leave it out"
+        raise BadRequest(f"moe dtype {asked_dtype} is not the model's, which is {weights.dtype or 'bf16'}", hint=hint)
+    width = architecture.moe_intermediate_size or architecture.intermediate_size
+    if problem := _unsplittable(width, tp, weights.block):
+        return _unable(problem)
+    shared = architecture.n_shared_experts if shares_fused(architecture, flags) else 0
+    sizes = {
+        "experts": architecture.num_experts + shared,
+        "width": width // tp,
+        "hidden": architecture.hidden_size,
+        "top_k": architecture.num_experts_per_tok + shared,
+        "shared": shared,
+    }
+    return weights.model_copy(update=sizes)
+
+
+def _nothing_to_tune(architecture: Architecture, flags: ServerFlags) -> NotNeeded | Unable | None:
+    """Whatever the types of the weights."""
+    if not architecture.is_moe and not architecture.experts_unread:
+        return NotNeeded(reason="dense_model", detail="it has no experts")
+    runner = flags.get("moe_runner_backend", "auto")
+    if runner not in ("auto", "triton"):
+        return NotNeeded(reason="no_triton_moe", detail=f"--moe-runner-backend {runner} reads no such config")
+    if "enable_deterministic_inference" in flags:
+        return NotNeeded(reason="deterministic", detail="--enable-deterministic-inference reads no such config")
+    if architecture.experts_unread:
+        return _unable(f"moe_tune cannot tell which experts the model has: {architecture.experts_unread}")
+    return None
+
+
+def moe_runner(server_args: tuple[str, ...]) -> str:
+    """`--moe-runner-backend`, `auto` where it is not given."""
+    return ServerFlags(server_args).get("moe_runner_backend", "auto")
+
+
+def _weights(architecture: Architecture, flags: ServerFlags) -> MoeShape | NotNeeded | Unable:
+    """The types alone, in a shape whose sizes mean nothing yet."""
+    plain = flags.dtype(architecture)
+    if plain not in ("bfloat16", "float16"):
+        return _unable(f"moe_tune knows the MoE kernel for bfloat16 and float16, not for {plain}")
+    empty = MoeShape(experts=1, width=1, hidden=1, top_k=1, activation=plain)
+    quantization = architecture.quantization
+    method = (quantization.quant_method if quantization else None) or flags.get("quantization")
+    if method is None:
+        return empty
+    if _OTHER_KERNELS.search(method):
+        return NotNeeded(reason="no_triton_moe", detail=f"{method} experts do not run on SGLang's Triton MoE kernel")
+    if method == "fp8":
+        block = architecture.weight_block_size
+        pair = (block[0], block[1]) if block and len(block) == 2 else None
+        return empty.model_copy(update={"dtype": FP8, "block": pair})
+    scheme = quantization.weights if quantization and method == "compressed-tensors" else None
+    if scheme and (scheme.type, scheme.num_bits) == ("float", 8) and scheme.strategy in ("channel", "tensor"):
+        return empty.model_copy(update={"dtype": FP8, "per_channel": scheme.strategy == "channel"})
+    return _unable(f"moe_tune does not know the MoE kernel of {method} weights")
+
+
+def _unsplittable(width: int, tp: int, block: tuple[int, int] | None) -> str | None:
+    """Why no server starts with experts of this width. Source: `create_weights` of `Fp8MoEMethod` in `fp8.py`."""
+    if width % tp:
+        return f"the experts' width {width} cannot be split over tp {tp}"
+    if block and any(width // tp % size for size in block[: 2 if tp > 1 else 1]):
+        return f"the experts' width {width} over tp {tp} is no multiple of the weights' block {block[0]}x{block[1]}"
+    return None
+
+
+def _unable(message: str) -> Unable:
+    return Unable(error_type=ErrorType.UNSUPPORTED, message=message)
+
+
+def default_batch_sizes(server_args: tuple[str, ...]) -> tuple[int, ...]:
+    """Powers of two up to what decode captures and, above it, up to a prefill chunk, each of the two included.
+
+    SGLang takes the entry that is nearest to a batch's number of tokens, so that each serves from three quarters of
+    itself to one and a half times itself.
+    """
+    flags = ServerFlags(server_args)
+    given = next((number for name in _DECODE_FLAGS if (number := flags.number(name)) is not None), 0)
+    decode = given if given > 0 else DECODE_MAX_BATCH
+    chunk = chunked_prefill_size(server_args) or DEFAULT_CHUNKED_PREFILL
+    largest = max(decode, chunk if chunk > 0 else DEFAULT_CHUNKED_PREFILL)
+    powers = {2**exponent for exponent in range(largest.bit_length()) if 2**exponent <= largest}
+    return tuple(sorted(powers | {decode, largest}))

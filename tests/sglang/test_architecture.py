@@ -1,0 +1,121 @@
+"""The widths of a model, from its config.json and its defaults."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import rayprep
+from rayprep.base.errors import BadRequest
+from rayprep.sglang.architecture import Architecture, config_digest, parse_architecture
+
+TINY = json.loads((Path(rayprep.__file__).parent / "configs/tiny-dense/config.json").read_text(encoding="utf-8"))
+WIDTHS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+
+
+def parse(**changes: object) -> Architecture:
+    keys = {name: value for name, value in {**TINY, **changes}.items() if value != "LEFT OUT"}
+    return parse_architecture(json.dumps(keys), "config.json")
+
+
+@pytest.mark.parametrize("name", ["tiny-dense", "tiny-moe"])
+def test_the_shipped_models_are_read(name: str) -> None:
+    path = Path(rayprep.__file__).parent / "configs" / name / "config.json"
+    found = parse_architecture(path.read_text(encoding="utf-8"), str(path))
+    assert found.is_moe == (name == "tiny-moe")
+
+
+@pytest.mark.parametrize("absent", [None, "LEFT OUT"])
+def test_what_configs_leave_out_or_null_is_as_transformers_has_it(absent: object) -> None:
+    found = parse(num_key_value_heads=absent, head_dim=absent, num_attention_heads=4, hidden_size=64)
+    assert (found.num_key_value_heads, found.head_dim) == (4, 16)
+
+
+@pytest.mark.parametrize(
+    ("keys", "sizes"),
+    [
+        ({"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 64}, (8, 2, 64)),
+        ({"n_routed_experts": 8, "moe_topk": 2, "expert_ffn_hidden_size": 64}, (8, 2, 64)),
+        ({"num_local_experts": 8, "num_experts_per_tok": 2}, (8, 2, None)),
+        ({"moe_num_experts": 8, "moe_k": 2, "moe_intermediate_size": 64}, (8, 2, 64)),
+        ({"moe_num_experts": 8, "moe_top_k": 2, "moe_intermediate_size": 64}, (8, 2, 64)),
+        ({"num_experts": 8, "moe_topk": [2, 2], "moe_intermediate_size": [64, 64]}, (8, 2, 64)),
+        ({"ffn_config": {"moe_num_experts": 8, "moe_top_k": 2, "ffn_hidden_size": 64}}, (8, 2, 64)),
+    ],
+    ids=["qwen", "longcat", "mixtral", "ernie", "step", "hunyuan", "dbrx"],
+)
+def test_experts_by_each_of_their_names(keys: dict[str, object], sizes: tuple[int, int, int | None]) -> None:
+    found = parse(**keys)
+    assert (found.num_experts, found.num_experts_per_tok, found.moe_intermediate_size) == sizes
+    assert (found.is_moe, found.experts_unread) == (True, "")
+
+
+@pytest.mark.parametrize(
+    ("keys", "why"),
+    [
+        ({"number_of_experts": 8}, "'number_of_experts'"),
+        ({"text": {"experts": {"count": 8}}}, "'experts'"),
+        ({"num_experts_per_tok": 8}, "'num_experts_per_tok'"),
+        ({"num_experts": 8}, "how many experts a token goes to"),
+        ({"num_experts": 8, "moe_topk": [2, 1]}, "its layers differ in moe_topk"),
+    ],
+)
+def test_experts_that_cannot_be_read_are_not_taken_for_none(keys: dict[str, object], why: str) -> None:
+    assert why in parse(**keys).experts_unread
+
+
+@pytest.mark.parametrize("keys", [{}, {"num_experts": 0, "num_experts_per_tok": 2}, {"expert_bias": False}])
+def test_a_dense_model_may_speak_of_experts(keys: dict[str, object]) -> None:
+    assert (parse(**keys).is_moe, parse(**keys).experts_unread) == (False, "")
+
+
+def test_a_token_cannot_go_to_more_experts_than_there_are() -> None:
+    with pytest.raises(BadRequest, match="cannot be read: a token goes to 9 experts, and there are 8"):
+        parse(num_experts=8, num_experts_per_tok=9)
+
+
+def test_a_multimodal_config_is_read_by_its_text_part() -> None:
+    inner = {name: TINY[name] for name in WIDTHS}
+    outer = {name: value for name, value in TINY.items() if name not in WIDTHS}
+    found = parse_architecture(json.dumps({**outer, "text_config": inner}), "config.json")
+    assert found.hidden_size == TINY["hidden_size"]
+
+
+def test_block_quantisation_is_found() -> None:
+    quantised = {"quant_method": "fp8", "weight_block_size": [128, 128], "unknown": 1}
+    assert parse(quantization_config=quantised).weight_block_size == (128, 128)
+    assert parse(quantization_config="LEFT OUT").weight_block_size is None
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("value", [0, -1, "wide", [1], None, "LEFT OUT", 1.5])
+def test_a_wrong_width_is_one_line_that_names_it(width: str, value: object) -> None:
+    with pytest.raises(BadRequest, match=width) as caught:
+        parse(**{width: value})
+    assert caught.value.line.startswith("model config config.json cannot be read")
+
+
+@pytest.mark.parametrize("block", [[0, 128], [128, -1], 128, "128"])
+def test_a_scaling_block_has_a_size(block: object) -> None:
+    with pytest.raises(BadRequest, match="weight_block_size"):
+        parse(quantization_config={"quant_method": "fp8", "weight_block_size": block})
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "7", '"x"', "[" * 10_000, "{}", "\ufeff{}"])
+def test_what_is_no_config_is_a_bad_request(text: str) -> None:
+    with pytest.raises(BadRequest) as caught:
+        parse_architecture(text, "config.json")
+    assert len(caught.value.line.splitlines()) == 1
+
+
+@given(st.permutations(list(TINY)), st.sampled_from([None, 2, "\t"]))
+def test_the_digest_does_not_depend_on_order_or_white_space(order: list[str], indent: str | int | None) -> None:
+    text = json.dumps({key: TINY[key] for key in order}, indent=indent)
+    assert config_digest(text) == config_digest(json.dumps(TINY))
+
+
+def test_the_digest_depends_on_every_value() -> None:
+    assert config_digest(json.dumps({**TINY, "hidden_act": "other"})) != config_digest(json.dumps(TINY))
+    assert config_digest(json.dumps(TINY)).startswith("sha256:")
