@@ -25,7 +25,7 @@ SINKS = {
     # A trace that was asked for, by way of the screen.
     "fleet/attached.py": {"sys.stderr"},
     # An archive.
-    "host/package_file.py": {"sys.stdout"},
+    "store/package/archive_file.py": {"sys.stdout"},
 }
 """Who writes to a stream of the process's, or draws, and by which means."""
 DRAWS = {"Console", "Table", "Text", "Live", "Panel", "Prompt", "Confirm", "Progress"}

@@ -1,1 +1,1 @@
-"""What every room builds on: records and their files, errors, text, secrets, numbers for people. Imports nothing of ours."""
+"""What every room builds on: records, errors, text, secrets, numbers for people. Imports nothing of ours."""

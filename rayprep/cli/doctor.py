@@ -5,10 +5,10 @@ import sys
 
 from rayprep.base.errors import BadRequest, HostUnfit
 from rayprep.cli import output
-from rayprep.host.doctor import examine
-from rayprep.host.doctor.bounded import answer_within
+from rayprep.doctor import examine
+from rayprep.doctor.bounded import answer_within
+from rayprep.doctor.findings import DoctorReport, Finding, State
 from rayprep.host.layout import Layout, choose_roots
-from rayprep.model.doctor import DoctorReport, Finding, State
 from rayprep.model.spec import DeviceChoice
 from rayprep.report.screen import Grid, Screen, styled
 

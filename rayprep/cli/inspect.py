@@ -11,13 +11,13 @@ from rayprep.cli import output
 from rayprep.host.environment import server_cache_env
 from rayprep.host.gpu import read_gpus, visible_gpus
 from rayprep.host.layout import choose_roots
-from rayprep.host.snapshot import Wanted, take_inventory, take_snapshot
-from rayprep.host.survey import choose_device, read_signature
+from rayprep.host.this_host import choose_device, read_signature
 from rayprep.model.caches import CacheName
 from rayprep.model.snapshot import CacheSnapshot, ProfileSnapshot
 from rayprep.model.spec import DeviceChoice
 from rayprep.model.stages import ANSWERS_FOR, STAGES, StageName
 from rayprep.report.screen import Grid, Screen
+from rayprep.store.snapshot import Wanted, take_inventory, take_snapshot
 
 _NEWEST_SHOWN = 3
 _WIDTH_OF_A_FILE = 160

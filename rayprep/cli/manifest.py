@@ -12,7 +12,7 @@ from rayprep.cli.request import RUN_ID
 from rayprep.host.container_run import update_manifest, write_manifest
 from rayprep.host.gpu import read_gpus, visible_gpus
 from rayprep.host.layout import Layout, root_unfit
-from rayprep.host.survey import choose_device, read_signature
+from rayprep.host.this_host import choose_device, read_signature
 from rayprep.model.located import Located
 from rayprep.model.manifest import (
     MANIFEST_NAME,

@@ -11,13 +11,13 @@ from rayprep.cli import output
 from rayprep.cli.request import new_run_id
 from rayprep.host.gpu import read_gpus, visible_gpus
 from rayprep.host.layout import Layout, choose_roots
-from rayprep.host.pack import choose, pack
-from rayprep.host.package_file import STDIO, open_to_read, open_to_write
-from rayprep.host.survey import choose_device, read_signature
-from rayprep.host.unpack import Receipt, preview, receive
-from rayprep.model.package import PackageReport, parse_digest
+from rayprep.host.this_host import choose_device, read_signature
 from rayprep.model.signature import Signature
 from rayprep.model.spec import DeviceChoice
+from rayprep.store.package.archive_file import STDIO, open_to_read, open_to_write
+from rayprep.store.package.manifest import PackageReport, parse_digest
+from rayprep.store.package.pack import choose, pack
+from rayprep.store.package.unpack import Receipt, preview, receive
 
 _MMAP_THRESHOLD = -3
 """Its name in malloc.h begins with M_."""

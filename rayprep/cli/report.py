@@ -11,7 +11,7 @@ from rayprep.base.records import counted
 from rayprep.cli import output
 from rayprep.host.atomic import write_text
 from rayprep.host.layout import Layout, choose_roots
-from rayprep.host.run_files import read_run
+from rayprep.host.run_reader import read_run
 from rayprep.report.page import render
 
 _READER_S = 10.0

@@ -13,12 +13,12 @@ from rayprep.cli import output
 from rayprep.cli.request import default_run_id
 from rayprep.host.container_run import change_manifest
 from rayprep.host.layout import Layout, choose_roots, root_unfit
-from rayprep.host.reset import preview, reset
 from rayprep.model.optimizations import removed
-from rayprep.model.reset import ResetReport
-from rayprep.model.reset_filters import Filters, make_filters
 from rayprep.model.stages import StageName
 from rayprep.report.session_log import SessionLog
+from rayprep.store.reset.filters import Filters, make_filters
+from rayprep.store.reset.remove import preview, reset
+from rayprep.store.reset.report import ResetReport
 
 
 @dataclass(frozen=True)

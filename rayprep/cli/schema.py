@@ -5,19 +5,19 @@ import json
 from rayprep.base.errors import BadRequest
 from rayprep.base.records import Record
 from rayprep.cli import output
+from rayprep.doctor.findings import DoctorReport
 from rayprep.host.locks import Holder
-from rayprep.host.markers import Marker
 from rayprep.model.completion import Completion
-from rayprep.model.doctor import DoctorReport
 from rayprep.model.events import Event
 from rayprep.model.fleet_result import FleetResult
 from rayprep.model.fleet_status import FleetStatus
 from rayprep.model.leases import LeaseTable
 from rayprep.model.manifest import Manifest
-from rayprep.model.package import PackageManifest, PackageReport
-from rayprep.model.reset import ResetReport
 from rayprep.model.result import PrepResult
 from rayprep.model.snapshot import ProfileSnapshot
+from rayprep.store.markers import Marker
+from rayprep.store.package.manifest import PackageManifest, PackageReport
+from rayprep.store.reset.report import ResetReport
 
 FILES: dict[str, type[Record]] = {
     "prep_result": PrepResult,

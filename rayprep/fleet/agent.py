@@ -10,11 +10,11 @@ import threading
 from functools import partial
 
 from rayprep.fleet.handles import Handle
-from rayprep.host.sharing import set_umask
-from rayprep.host.snapshot import Wanted, take_inventory, take_snapshot
+from rayprep.host.group_access import set_umask
 from rayprep.model.events import Event
 from rayprep.model.result import PrepResult
 from rayprep.node import NodeRequest, ensure, take_survey
+from rayprep.store.snapshot import Wanted, take_inventory, take_snapshot
 
 CONCURRENCY_GROUPS = {"ctl": 2, "stage": 1}
 LOG_DEADLINE_S = 10.0

@@ -1,11 +1,11 @@
 """What a host tells the fleet of a look at itself."""
 
-from rayprep.host.store_id import store_id
 from rayprep.model.grouping import HostFacts, StageFacts, Standing
 from rayprep.model.plan import Action, Decision
 from rayprep.model.stages import StageName
 from rayprep.node import Survey
 from rayprep.node.survey import exact_completions
+from rayprep.store.store_id import store_id
 
 _STANDING = {Action.NOOP: Standing.VALID, Action.BUILD: Standing.MISSING, Action.FAIL: Standing.UNABLE}
 

@@ -21,24 +21,24 @@ from rayprep.fleet.handles import Handle
 from rayprep.fleet.leasing import Leases, Wanted
 from rayprep.fleet.reporter import Reporter
 from rayprep.fleet.shipping import AHEAD, Packages, PieceStream, SourceFailed
-from rayprep.host.epochs import highest_epoch
+from rayprep.host.group_access import set_umask
 from rayprep.host.layout import Layout, choose_roots, prepare_root
 from rayprep.host.locks import Holder as LockHolder
 from rayprep.host.locks import lock_of
-from rayprep.host.sharing import set_umask
-from rayprep.host.snapshot import Wanted as WantedSnapshot
-from rayprep.host.snapshot import take_inventory, take_snapshot
-from rayprep.host.store_id import store_id
-from rayprep.host.unpack import Receipt, receive
 from rayprep.model.events import Event, Phase, event
 from rayprep.model.leases import Holder, Queued
-from rayprep.model.package import Key
 from rayprep.model.plan import Action
 from rayprep.model.result import NodeBlock, Received
 from rayprep.model.slug import model_slug
 from rayprep.model.snapshot import ProfileSnapshot
 from rayprep.node import NodeRequest, Survey, ensure, take_survey
 from rayprep.node.survey import exact_completions
+from rayprep.store.epochs import highest_epoch
+from rayprep.store.package.manifest import Key
+from rayprep.store.package.unpack import Receipt, receive
+from rayprep.store.snapshot import Wanted as WantedSnapshot
+from rayprep.store.snapshot import take_inventory, take_snapshot
+from rayprep.store.store_id import store_id
 
 CONCURRENCY_GROUPS = {"ctl": 4, "stage": 1, "ship": 4}
 EVERYWHERE = "*"

@@ -15,10 +15,10 @@ from rayprep.model.fleet_result import FleetError, FleetHost
 from rayprep.model.grouping import HostFacts
 from rayprep.model.leases import Holder
 from rayprep.model.moves import Move
-from rayprep.model.package import Key
 from rayprep.model.result import NodeBlock, Received
 from rayprep.model.rollout import HostPhase, HostState
 from rayprep.model.stages import StageName
+from rayprep.store.package.manifest import Key
 
 RETURN_S = 30.0
 """For a lost host to come back, under whatever node id."""

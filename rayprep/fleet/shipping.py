@@ -11,11 +11,11 @@ from pickle import PickleBuffer
 from rayprep.base.errors import ErrorType, HostUnfit, RayprepError, StageError
 from rayprep.fleet.handles import Handle
 from rayprep.fleet.shared_stream import Make, SharedStreams
-from rayprep.host.completions import read_completions
 from rayprep.host.layout import Layout
-from rayprep.host.pack import blocks, make_manifest
 from rayprep.model.completion import Completion
-from rayprep.model.package import Key, PackageManifest
+from rayprep.store.completions import read_completions
+from rayprep.store.package.manifest import Key, PackageManifest
+from rayprep.store.package.pack import blocks, make_manifest
 
 PIECE = 8 << 20
 """Bytes, or a little more. Ray keeps anything above 100 kB in its object store."""

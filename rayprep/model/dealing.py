@@ -15,8 +15,8 @@ from pydantic import Field
 from rayprep.base.records import Record, Utf8
 from rayprep.model.grouping import HostFacts, Standing
 from rayprep.model.moves import Move, MoveKind
-from rayprep.model.package import Key
 from rayprep.model.stages import StageName
+from rayprep.store.package.manifest import Key
 
 Part = Mapping[StageName, tuple[str, ...]]
 """Of each stage, some units."""

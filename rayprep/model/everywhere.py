@@ -6,9 +6,9 @@ from collections import Counter
 from pydantic import Field, ValidationError
 
 from rayprep.base.records import Record, Utf8, read_tolerant
-from rayprep.model.doctor import DoctorReport, State
-from rayprep.model.reset import ResetReport
+from rayprep.doctor.findings import DoctorReport, State
 from rayprep.model.snapshot import ProfileSnapshot
+from rayprep.store.reset.report import ResetReport
 
 
 class Answer(Record):

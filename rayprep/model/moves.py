@@ -14,8 +14,8 @@ from pydantic import Field
 
 from rayprep.base.records import Record, Utf8
 from rayprep.model.grouping import HostFacts, Standing
-from rayprep.model.package import Key
 from rayprep.model.stages import StageName
+from rayprep.store.package.manifest import Key
 
 RECEIVERS_AT_ONCE = 3
 """So many one host serves side by side; the others wait for it, or for one that has received from it."""

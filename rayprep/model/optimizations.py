@@ -11,9 +11,9 @@ from rayprep.base.errors import ErrorType
 from rayprep.base.records import utc_now
 from rayprep.model.completion import CheckState
 from rayprep.model.manifest import Optimization
-from rayprep.model.reset import ResetReport
 from rayprep.model.result import PrepResult, StageResult
 from rayprep.model.stages import StageName, StageStatus
+from rayprep.store.reset.report import ResetReport
 
 Changes = Mapping[tuple[str, ...], object]
 

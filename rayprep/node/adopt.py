@@ -7,15 +7,15 @@ now, and a completion that did not list it would be shipped without it.
 from collections.abc import Collection, Mapping, Sequence
 
 from rayprep.base.records import utc_now
-from rayprep.host.cache_watch import entry_name
-from rayprep.host.completions import write_completion
 from rayprep.host.layout import Layout
-from rayprep.host.scan import artifacts_of
 from rayprep.model.completion import Completion
 from rayprep.model.stages import STAGES, StageName
 from rayprep.node.collect import new_completion
 from rayprep.node.survey import Survey
 from rayprep.sglang.gemm_shapes import GemmShape, missed_shapes
+from rayprep.store.cache_watch import entry_name
+from rayprep.store.completions import write_completion
+from rayprep.store.scan import artifacts_of
 
 ADOPTING = (StageName.DEEP_GEMM, StageName.FLASHINFER)
 

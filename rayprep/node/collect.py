@@ -5,8 +5,6 @@ from collections.abc import Iterable
 from rayprep import __version__
 from rayprep.base.errors import ErrorType, StageError
 from rayprep.base.records import utc_now
-from rayprep.host.completions import write_completion
-from rayprep.host.scan import CacheScan, files_of, hash_files
 from rayprep.model.completion import Completion
 from rayprep.model.plan import Decision
 from rayprep.model.result import Artifacts
@@ -14,6 +12,8 @@ from rayprep.model.signature import differences
 from rayprep.model.stages import StageName
 from rayprep.node.survey import Survey
 from rayprep.stages import Built
+from rayprep.store.completions import write_completion
+from rayprep.store.scan import CacheScan, files_of, hash_files
 
 
 def complete(

@@ -4,7 +4,6 @@ import os
 from pathlib import PurePath
 
 from rayprep.base.errors import ErrorType, StageError
-from rayprep.host.completions import write_completion
 from rayprep.host.layout import Layout
 from rayprep.model.completion import Completion
 from rayprep.model.located import Located
@@ -14,6 +13,7 @@ from rayprep.node.record import failed_result
 from rayprep.node.survey import Survey
 from rayprep.sglang.moe_config_lines import MoeConfigs, complaint
 from rayprep.stages.moe_files import adopt_config
+from rayprep.store.completions import write_completion
 
 
 def confirmed(result: StageResult, said: MoeConfigs, log: Located) -> StageResult | None:

@@ -4,8 +4,6 @@ from collections.abc import Iterable
 
 from rayprep.host.files import read_bytes
 from rayprep.host.layout import Layout
-from rayprep.host.moe_folder import digest_of, shipped_configs
-from rayprep.host.moe_withdrawn import withdrawal_of
 from rayprep.model.caches import CacheName
 from rayprep.model.completion import Check, CheckState, Completion
 from rayprep.model.moe_search import TUNER_VERSION, tuning_digest
@@ -15,6 +13,8 @@ from rayprep.model.tuning import Tuning
 from rayprep.sglang.moe_shape import MoeShape
 from rayprep.stages import StageRequest
 from rayprep.stages.moe_tune import shape_of, tuner_of
+from rayprep.store.moe_folder import digest_of, shipped_configs
+from rayprep.store.moe_withdrawn import withdrawal_of
 
 
 def found_configs(layout: Layout, names: Iterable[str]) -> dict[str, str]:

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from rayprep.base.errors import RayprepError
 from rayprep.base.records import parse_utc
 from rayprep.host.container_run import change_manifest
+from rayprep.host.group_access import share_with_group
 from rayprep.host.prometheus import probe
-from rayprep.host.sharing import share_with_group
 from rayprep.model.manifest import Manifest
 from rayprep.model.optimizations import Changes, begun, ended
 from rayprep.model.result import PrepResult

@@ -8,10 +8,10 @@ from pathlib import Path
 from rayprep.base.errors import Interrupted, RayprepError
 from rayprep.host.gpu import Gpu
 from rayprep.host.layout import Layout
-from rayprep.host.server import Server, Watch
 from rayprep.model.spec import PrepSpec
 from rayprep.model.verification import SliceProof, new_files
 from rayprep.node.survey import Survey
+from rayprep.server.server import Server, Watch
 from rayprep.sglang.warmup_requests import Round
 from rayprep.stages.warmup_server import CommandFor, implied_command, open_own_server, open_server
 

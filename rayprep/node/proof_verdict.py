@@ -6,13 +6,13 @@ from pathlib import Path
 
 from rayprep.base.errors import ErrorType, RayprepError
 from rayprep.base.secrets import redacted_command
-from rayprep.host.cache_watch import CacheUse
 from rayprep.host.layout import Layout
-from rayprep.host.scan import hash_files
 from rayprep.model.caches import CacheName
 from rayprep.model.cleanup import together
 from rayprep.model.verification import NAMED, NewFile, SliceProof, VerifyResult, new_files, shortfall
 from rayprep.node.proof_servers import ProofServer
+from rayprep.store.cache_watch import CacheUse
+from rayprep.store.scan import hash_files
 
 
 def judge(

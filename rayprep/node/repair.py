@@ -8,16 +8,16 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from rayprep.host.completions import read_completions
-from rayprep.host.entries import find_places, group_entries, paths_in, remove_entry
 from rayprep.host.layout import Layout
-from rayprep.host.markers import refresh_markers
-from rayprep.host.moe_folder import keep_aside
-from rayprep.host.scan import CacheScan
-from rayprep.host.snapshot import wrong_hashes
 from rayprep.model.caches import Entry
 from rayprep.model.completion import Completion
 from rayprep.model.stages import STAGES, StageName
+from rayprep.store.completions import read_completions
+from rayprep.store.entries import find_places, group_entries, paths_in, remove_entry
+from rayprep.store.markers import refresh_markers
+from rayprep.store.moe_folder import keep_aside
+from rayprep.store.scan import CacheScan
+from rayprep.store.snapshot import wrong_hashes
 
 CLOCK_MARGIN_S = 2.0
 """Between the clock that stamps a marker and the one that stamps its cache's files: one file system's, but coarse."""

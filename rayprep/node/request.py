@@ -9,11 +9,11 @@ from pydantic import Field
 
 from rayprep.base.records import Record, Utc
 from rayprep.host.layout import Layout
-from rayprep.host.markers import Marker
 from rayprep.model.result import NodeBlock
 from rayprep.model.snapshot import ProfileSnapshot
 from rayprep.model.spec import Resolved
 from rayprep.model.stages import StageName
+from rayprep.store.markers import Marker
 
 
 class NodeRequest(Record):

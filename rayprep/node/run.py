@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from rayprep.base.errors import ErrorType, HostUnfit, Interrupted, RayprepError
-from rayprep.host.completions import rewrite_outdated
 from rayprep.host.environment import child_env
 from rayprep.host.layout import Layout, clear_scratch, make_scratch, os_error_type, root_unfit
 from rayprep.host.leftovers import leftovers
@@ -26,6 +25,7 @@ from rayprep.node.stage_run import StageRun
 from rayprep.node.survey import Survey, exact_completions, take_survey
 from rayprep.node.telling import Emit, Telling
 from rayprep.sglang.torch_compile import ENABLE, without
+from rayprep.store.completions import rewrite_outdated
 
 Cancelled = Callable[[], bool]
 

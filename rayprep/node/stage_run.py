@@ -13,8 +13,6 @@ from rayprep.base.errors import ErrorType, Interrupted, RayprepError, StageError
 from rayprep.base.records import utc_now
 from rayprep.host.layout import os_error_type
 from rayprep.host.locks import HeldLocks
-from rayprep.host.markers import remove_marker, standing_since, write_marker
-from rayprep.host.scan import CacheScan, scan_cache
 from rayprep.model.cleanup import Cleanup
 from rayprep.model.completion import Completion
 from rayprep.model.events import Event, Phase, event
@@ -32,6 +30,8 @@ from rayprep.node.telling import end_event
 from rayprep.sglang.moe_config_lines import looked_for
 from rayprep.stages import BY_NAME, BuildContext, Built
 from rayprep.stages.second_try import SecondTry, SetAside
+from rayprep.store.markers import remove_marker, standing_since, write_marker
+from rayprep.store.scan import CacheScan, scan_cache
 
 HEADROOM_FACTOR = 1.25
 """Free disk asked for, over what the stage is reckoned to write."""

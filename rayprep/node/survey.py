@@ -5,14 +5,12 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from rayprep.base.errors import HostUnfit
-from rayprep.host.completions import of_identity, read_completions
 from rayprep.host.environment import compiler_settings
-from rayprep.host.facts import read_facts
 from rayprep.host.gpu import Gpu, GpuInventory, read_gpus, visible_gpus
 from rayprep.host.layout import Layout
 from rayprep.host.model_files import ModelFiles, find_model
-from rayprep.host.snapshot import Inventory, known_wrong, take_inventory
-from rayprep.host.survey import choose_device, read_signature
+from rayprep.host.rehearsal import read_facts
+from rayprep.host.this_host import choose_device, read_signature
 from rayprep.model.completion import Check, CheckState, Completion, Identity, best, cache_key, check_completion
 from rayprep.model.dealing import Part, part_name
 from rayprep.model.plan import (
@@ -42,6 +40,8 @@ from rayprep.sglang.flags import kernel_flags
 from rayprep.sglang.torch_compile import without
 from rayprep.stages import BY_NAME, StageRequest
 from rayprep.stages.serve import serve_follows
+from rayprep.store.completions import of_identity, read_completions
+from rayprep.store.snapshot import Inventory, known_wrong, take_inventory
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from rayprep.base.errors import RayprepError
 from rayprep.base.otlp import PACKAGES
+from rayprep.host.group_access import shares
 from rayprep.host.locks import Holder, lock_of
 from rayprep.host.owned import group_writes, open_to_all
-from rayprep.host.sharing import shares
 from rayprep.host.toolchain import can_trace
 from rayprep.model.events import Event, Phase, event, run_end
 from rayprep.model.manifest import Manifest

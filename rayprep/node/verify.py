@@ -10,11 +10,7 @@ from typing import NamedTuple
 from rayprep.base.errors import ErrorType, Interrupted, RayprepError, StageError
 from rayprep.base.records import utc_now
 from rayprep.base.secrets import redacted_command
-from rayprep.host.cache_watch import CacheUse, CacheWatch
-from rayprep.host.completions import write_completion
 from rayprep.host.locks import HeldLocks
-from rayprep.host.markers import remove_marker, standing_since, write_marker
-from rayprep.host.server import Watch
 from rayprep.model.caches import CacheName
 from rayprep.model.events import Event, Phase, event
 from rayprep.model.stages import STAGES, StageName
@@ -27,11 +23,15 @@ from rayprep.node.repair import repair
 from rayprep.node.request import NodeRequest
 from rayprep.node.stage_run import as_rayprep_error
 from rayprep.node.survey import Survey, exact_completions
+from rayprep.server.server import Watch
 from rayprep.sglang.command import proof_mem_fraction
 from rayprep.sglang.gemm_shapes import GemmShape
 from rayprep.sglang.moe_config_lines import MoeConfigs, looked_for
 from rayprep.stages.second_try import SecondTry, SetAside
 from rayprep.stages.warmup_server import rounds_for
+from rayprep.store.cache_watch import CacheUse, CacheWatch
+from rayprep.store.completions import write_completion
+from rayprep.store.markers import remove_marker, standing_since, write_marker
 
 
 class _Outcome(NamedTuple):

@@ -10,9 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from rayprep.base.errors import ErrorType, StageError
-from rayprep.host.entries import find_places, remove_entry
 from rayprep.host.layout import Layout
-from rayprep.host.scan import CacheScan
 from rayprep.model.caches import CacheName
 from rayprep.model.plan import NotNeeded, StagePlan, Unable, Work
 from rayprep.model.result import Artifacts, Tally
@@ -23,6 +21,8 @@ from rayprep.sglang.gemm_shapes import KINDS, SERVER_UNIT, GemmShape, gemm_shape
 from rayprep.stages.deep_gemm_cache import CUBIN, clear_left_over, entries, files_of, whole_entry
 from rayprep.stages.plain_paths import unable_under
 from rayprep.stages.protocol import BuildContext, Built, StageRequest
+from rayprep.store.entries import find_places, remove_entry
+from rayprep.store.scan import CacheScan
 
 # Measured on 16 cores with sglang 0.5.16: 27 kernels of two products in 30 s. Only a first guess.
 SECONDS_PER_SHAPE = 15.0

@@ -4,13 +4,13 @@ The server compiles each product's kernels one after another when a request firs
 graphs, which would only cost time, and is ended once the warm-up requests have returned.
 """
 
-from rayprep.host.cache_watch import CacheWatch
 from rayprep.model.caches import CacheName
 from rayprep.model.plan import Work
 from rayprep.sglang.gemm_shapes import SERVER_UNIT
 from rayprep.sglang.warmup_requests import GenerateRequest, Round, Sampling
 from rayprep.stages.protocol import BuildContext, Built, StageRequest
 from rayprep.stages.warmup_server import record_of, warmup_server
+from rayprep.store.cache_watch import CacheWatch
 
 _WITHOUT_GRAPHS = "--disable-cuda-graph"
 _ENV = {

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from rayprep.base.errors import ErrorType, StageError
 from rayprep.host.layout import Layout
-from rayprep.host.scan import CacheScan, scan_cache
 from rayprep.model.caches import CacheName
 from rayprep.model.plan import NotNeeded, StagePlan, Unable, Work
 from rayprep.model.result import Artifacts, Tally
@@ -24,6 +23,7 @@ from rayprep.stages.child_run import run_child
 from rayprep.stages.flashinfer_protocol import CHILD_LINE, ChildRequest, ModuleDone
 from rayprep.stages.plain_paths import unable_under
 from rayprep.stages.protocol import BuildContext, Built, StageRequest
+from rayprep.store.scan import CacheScan, scan_cache
 
 __all__ = ["FlashInferStage", "module_of"]
 

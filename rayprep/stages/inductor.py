@@ -14,7 +14,6 @@ from rayprep.base.errors import ErrorType, StageError
 from rayprep.base.records import counted
 from rayprep.host.environment import on_every_core
 from rayprep.host.layout import Layout
-from rayprep.host.scan import CacheScan, scan_cache
 from rayprep.model.caches import CacheName
 from rayprep.model.plan import StagePlan, Unable, Work
 from rayprep.model.result import Artifacts, Tally
@@ -33,6 +32,7 @@ from rayprep.stages.inductor_protocol import (
 )
 from rayprep.stages.plain_paths import remedy
 from rayprep.stages.protocol import BuildContext, Built, StageRequest
+from rayprep.store.scan import CacheScan, scan_cache
 
 # Measured on two cores with torch 2.13 on the CPU; only a first guess, later runs reckon from their own history.
 SECONDS_PER_GRAPH = 12.0

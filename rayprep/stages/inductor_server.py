@@ -8,12 +8,11 @@ Where no server starts with torch.compile, that is said by name, with the line o
 from collections.abc import Collection, Mapping, Sequence
 
 from rayprep.base.errors import ErrorType, StageError, Unsupported
-from rayprep.host.cache_watch import CacheUse, CacheWatch, entry_name
 from rayprep.host.environment import on_every_core
-from rayprep.host.server import Server
 from rayprep.model.caches import CacheName
 from rayprep.model.plan import Work
 from rayprep.model.stages import STAGES, StageName
+from rayprep.server.server import Server
 from rayprep.sglang.failures import is_accident, torch_compile_failure
 from rayprep.sglang.log import LogReader, ResolvedArgs
 from rayprep.sglang.torch_compile import ENABLE, max_batch, with_max_batch
@@ -22,6 +21,7 @@ from rayprep.stages.protocol import BuildContext, Built, StageRequest
 from rayprep.stages.serve import serve_follows
 from rayprep.stages.sglang_jit import SglangJit
 from rayprep.stages.warmup_server import record_of, warmup_server
+from rayprep.store.cache_watch import CacheUse, CacheWatch, entry_name
 
 _GRAPHS = ("torchinductor/fxgraph/", "torchinductor/aotautograd/")
 _OF_SMALL_FUNCTIONS = 5

@@ -5,8 +5,6 @@ from pathlib import Path
 
 from rayprep.base.errors import StageError
 from rayprep.host.layout import Layout, os_error_type
-from rayprep.host.moe_folder import drop_dangling_links
-from rayprep.host.moe_withdrawn import refuse_withdrawn, release
 from rayprep.model.caches import CacheName
 from rayprep.model.moe_search import SEED, TUNER_VERSION, WORTH, Choice, first_candidates, tuning_digest
 from rayprep.model.result import Artifacts
@@ -17,6 +15,8 @@ from rayprep.stages.moe_files import config_text, facts_of, kept_aside, link_act
 from rayprep.stages.moe_tune import covered_units, label_of, sizes_of, tuner_of
 from rayprep.stages.moe_tune_protocol import TunedLine
 from rayprep.stages.protocol import BuildContext, Built, StageRequest
+from rayprep.store.moe_folder import drop_dangling_links
+from rayprep.store.moe_withdrawn import refuse_withdrawn, release
 
 
 def built_of(request: StageRequest, shape: MoeShape, context: BuildContext, said: TunedLine) -> Built:

@@ -12,15 +12,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from rayprep.host.entries import plain_folder
 from rayprep.host.environment import server_cache_env
 from rayprep.host.files import read_bytes
 from rayprep.host.layout import Layout
-from rayprep.host.moe_folder import active_links, digest_of, is_config, keep_aside, kept_copies, shipped_configs
 from rayprep.model.caches import CacheName
 from rayprep.model.completion import Completion
 from rayprep.model.moe_space import KernelConfig
 from rayprep.model.result import Artifacts
+from rayprep.store.entries import plain_folder
+from rayprep.store.moe_folder import active_links, digest_of, is_config, keep_aside, kept_copies, shipped_configs
 
 
 def unseeded(layout: Layout, shipped: Path) -> Iterator[tuple[Path, Path]]:

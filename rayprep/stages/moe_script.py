@@ -11,7 +11,6 @@ from rayprep.base.errors import ErrorType, StageError
 from rayprep.base.text import one_line
 from rayprep.host.files import read_bytes
 from rayprep.host.gpu import visible_env
-from rayprep.host.moe_folder import shipped_configs
 from rayprep.model.moe_entries import ConfigFiles
 from rayprep.model.moe_search import Choice, with_own
 from rayprep.model.moe_space import KernelConfig
@@ -23,6 +22,7 @@ from rayprep.stages.moe_run import kernels_env, run_tuner, without_configs
 from rayprep.stages.moe_tune import sizes_of
 from rayprep.stages.moe_tune_protocol import TunedLine
 from rayprep.stages.protocol import BuildContext, Built, StageRequest
+from rayprep.store.moe_folder import shipped_configs
 
 _ENTRIES: TypeAdapter[dict[int, KernelConfig]] = TypeAdapter(dict[int, KernelConfig])
 

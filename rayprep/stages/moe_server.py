@@ -4,10 +4,10 @@ from dataclasses import replace
 from pathlib import PurePath
 
 from rayprep.base.errors import ErrorType, StageError
-from rayprep.host.server import Server
 from rayprep.model.caches import CacheName
 from rayprep.model.result import Artifacts, ServerRecord
 from rayprep.model.stages import StageName
+from rayprep.server.server import Server
 from rayprep.sglang.moe_config_lines import complaint
 from rayprep.sglang.torch_compile import without
 from rayprep.stages.protocol import BuildContext, Built, StageRequest

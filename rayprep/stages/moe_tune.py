@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 from rayprep.base.errors import BadRequest, ErrorType, StageError
 from rayprep.host.layout import Layout
-from rayprep.host.scan import CacheScan
 from rayprep.model.moe_search import Choice, estimated_seconds
 from rayprep.model.moe_space import official_space
 from rayprep.model.plan import NotNeeded, StagePlan, Unable, Work
@@ -22,6 +21,7 @@ from rayprep.model.stages import StageName
 from rayprep.sglang.moe_shape import MoeShape, default_batch_sizes, moe_runner, moe_shape
 from rayprep.stages.protocol import BuildContext, Built, StageRequest
 from rayprep.stages.serve import serve_follows
+from rayprep.store.scan import CacheScan
 
 _BYTES = 1 << 30
 """Of kernels while it tunes; they are removed in the end."""

@@ -8,7 +8,6 @@ from typing import Protocol
 from rayprep.host.gpu import Gpu
 from rayprep.host.layout import Layout
 from rayprep.host.model_files import ModelFiles
-from rayprep.host.scan import CacheScan
 from rayprep.model.cleanup import Cleanup
 from rayprep.model.plan import StagePlan, Work
 from rayprep.model.result import Artifacts, ServerRecord
@@ -17,6 +16,7 @@ from rayprep.model.spec import DeviceChoice, PrepSpec
 from rayprep.model.stages import StageName
 from rayprep.sglang.gemm_shapes import GemmShape
 from rayprep.sglang.moe_config_lines import MoeConfigs
+from rayprep.store.scan import CacheScan
 
 
 @dataclass(frozen=True)

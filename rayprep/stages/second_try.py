@@ -11,10 +11,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from rayprep.base.errors import MEANING, ErrorType, RayprepError, StageError, causes
-from rayprep.host.aside import Aside
-from rayprep.host.completions import read_completions
 from rayprep.host.layout import Layout
-from rayprep.host.moe_withdrawn import tuned_files, withdraw
 from rayprep.model.blame import Blame, ServerDied, blames
 from rayprep.model.caches import CacheName
 from rayprep.model.moe_search import tuning_digest
@@ -23,6 +20,9 @@ from rayprep.sglang.moe_config_lines import MoeConfigs
 from rayprep.sglang.moe_shape import MoeShape
 from rayprep.stages.moe_tune import shape_of, tuner_of
 from rayprep.stages.protocol import StageRequest
+from rayprep.store.aside import Aside
+from rayprep.store.completions import read_completions
+from rayprep.store.moe_withdrawn import tuned_files, withdraw
 
 T = TypeVar("T")
 

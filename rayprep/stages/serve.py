@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 from rayprep.base.errors import ErrorType
 from rayprep.host.layout import Layout
-from rayprep.host.scan import CacheScan
 from rayprep.model.caches import CacheName
 from rayprep.model.plan import NotNeeded, StagePlan, Unable, Work
 from rayprep.model.result import Artifacts, Tally
@@ -19,6 +18,7 @@ from rayprep.sglang.torch_compile import asks
 from rayprep.sglang.warmup_requests import LONGEST_PREFILL
 from rayprep.stages.plain_paths import unable_under
 from rayprep.stages.protocol import BuildContext, Built, StageRequest
+from rayprep.store.scan import CacheScan
 
 # Measured on an H200 with four layers: 45 s with everything but these caches warm, 30 MiB in them.
 SECONDS = 60.0
@@ -48,9 +48,9 @@ class ServeStage:
 
     def build(self, request: StageRequest, work: Work, context: BuildContext) -> Built:
         # What runs a server is not imported to plan.
-        from rayprep.host.cache_watch import CacheWatch
         from rayprep.stages.sglang_jit import SglangJit
         from rayprep.stages.warmup_server import record_of, rounds_for, warmup_server
+        from rayprep.store.cache_watch import CacheWatch
 
         caches = CacheWatch(context.layout, CacheName)
         # The modules' compilers end before the server does.

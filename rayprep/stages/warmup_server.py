@@ -9,10 +9,10 @@ from pathlib import Path
 from rayprep.base.otlp import OtlpEndpoint
 from rayprep.base.secrets import redacted_command
 from rayprep.host.gpu import Gpu, visible_env
-from rayprep.host.server import Server, Watch
 from rayprep.host.toolchain import can_trace
 from rayprep.model.result import ServerRecord
 from rayprep.model.spec import PrepSpec
+from rayprep.server.server import Server, Watch
 from rayprep.sglang.command import ServerSettings, address_of, option_of, server_command, warmup_ports
 from rayprep.sglang.log import ResolvedArgs
 from rayprep.sglang.warmup_requests import Round, warmup_requests

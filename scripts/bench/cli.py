@@ -23,13 +23,13 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from rayprep.host.completions import write_completion
-from rayprep.host.scan import scan_cache
 from rayprep.model.caches import CacheName
 from rayprep.model.plan import Action
 from rayprep.model.spec import resolve
 from rayprep.node import NodeRequest, Survey, take_survey
 from rayprep.node.stage_run import new_completion
+from rayprep.store.completions import write_completion
+from rayprep.store.scan import scan_cache
 
 MEMORY_BOUND_MIB = 120
 MODEL = ("--model", "tiny-dense", "--device", "cpu")

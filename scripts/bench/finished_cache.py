@@ -4,13 +4,13 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from rayprep.host.completions import write_completion
 from rayprep.host.layout import Layout
-from rayprep.host.scan import hash_files, scan_cache
 from rayprep.model.caches import CacheName
 from rayprep.model.completion import Completion, Identity, cache_key
 from rayprep.model.signature import Signature
 from rayprep.model.stages import StageName
+from rayprep.store.completions import write_completion
+from rayprep.store.scan import hash_files, scan_cache
 
 MIB = 1 << 20
 CACHE = CacheName.TRITON

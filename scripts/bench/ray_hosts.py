@@ -14,7 +14,7 @@ from shipping_sides import Split, Stopwatch, hashing_s, receive, time_hashing
 from rayprep.fleet.handles import Handle
 from rayprep.fleet.runtime import NAMESPACE
 from rayprep.fleet.shipping import AHEAD, Packages, PieceStream
-from rayprep.model.package import Key
+from rayprep.store.package.manifest import Key
 
 STORE_BYTES = 256 << 20
 

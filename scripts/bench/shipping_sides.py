@@ -10,10 +10,11 @@ from typing import Any, BinaryIO
 
 from finished_cache import FinishedCache
 
-from rayprep.host import pack, package_stream, unpack
-from rayprep.host.completions import read_completions
 from rayprep.host.layout import Layout
-from rayprep.host.package_stream import Source
+from rayprep.store.completions import read_completions
+from rayprep.store.package import pack, unpack
+from rayprep.store.package import tar_stream as package_stream
+from rayprep.store.package.tar_stream import Source
 
 PARTS = ("pack", "move", "hash", "unpack", "sync", "place")
 

@@ -18,11 +18,11 @@ from rayprep.model.caches import CacheName
 from rayprep.model.events import Event, Phase, event
 from rayprep.model.grouping import HostFacts, StageFacts, Standing
 from rayprep.model.leases import Holder
-from rayprep.model.package import Key
 from rayprep.model.result import NodeBlock, PrepResult, Received
 from rayprep.model.snapshot import CacheSnapshot, ProfileSnapshot
 from rayprep.model.stages import StageName
 from rayprep.model.verification import VERIFY
+from rayprep.store.package.manifest import Key
 
 PLAYERS = 4
 STAGES = (StageName.DEEP_GEMM, StageName.FLASHINFER, StageName.SERVE)

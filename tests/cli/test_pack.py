@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rayprep.model.package import MANIFEST_NAME
+from rayprep.store.package.manifest import MANIFEST_NAME
 from tests.conftest import ENSURE_TINY, Built, Roots
 from tests.needs import needs_tool, needs_torch
 from tests.test_schemas import check

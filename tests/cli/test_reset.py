@@ -14,13 +14,13 @@ from rayprep.client import needs_prep, read_manifest
 from rayprep.host.container_run import write_manifest
 from rayprep.host.layout import Layout
 from rayprep.model.manifest import MANIFEST_NAME, ProfileCache
-from rayprep.model.reset import ResetReport
 from rayprep.model.stages import StageName
+from rayprep.store.reset.report import ResetReport
 from tests.conftest import Roots
-from tests.host.reset.caches import Caches, holding
 from tests.model.test_manifest import manifest
 from tests.needs import needs_tool
 from tests.processes import wait_for
+from tests.store.reset.caches import Caches, holding
 from tests.test_client import warm
 
 DEEP_GEMM, MOE = StageName.DEEP_GEMM, StageName.MOE_TUNE

@@ -5,7 +5,7 @@ from pickle import PickleBuffer
 
 from rayprep.fleet.asked import Asked
 from rayprep.fleet.host_agent import HostAgent
-from rayprep.model.package import Key
+from rayprep.store.package.manifest import Key
 
 
 class DamagesOne(HostAgent):

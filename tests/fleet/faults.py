@@ -12,16 +12,16 @@ import jsonschema
 import psutil
 
 from rayprep.cli.schema import schema
-from rayprep.host.completions import read_completions
 from rayprep.host.environment import STORE_MARK, store_mark
 from rayprep.host.layout import Layout
 from rayprep.host.lease_file import LeaseFile
-from rayprep.host.markers import read_markers
 from rayprep.host.process import marked_processes
-from rayprep.host.snapshot import wrong_hashes
 from rayprep.model.completion import Completion
 from rayprep.model.leases import Granted, Holder
 from rayprep.model.stages import StageName
+from rayprep.store.completions import read_completions
+from rayprep.store.markers import read_markers
+from rayprep.store.snapshot import wrong_hashes
 from tests.fleet.fleet import STAND_IN, Fleet, Node
 from tests.host.test_ports import free_port
 from tests.processes import alive, family, named, wait_for

@@ -43,10 +43,10 @@ from tests.fleet.faults import (
     valid,
 )
 from tests.fleet.fleet import FP8_MODEL, KERNELS, STAND_IN, Fleet, Node, fleet_of
-from tests.host.caches import built
 from tests.host.test_ports import free_port
 from tests.model.samples import prep_result
 from tests.processes import import_s, wait_for
+from tests.store.caches import built
 
 pytestmark = pytest.mark.ray
 

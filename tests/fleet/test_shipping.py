@@ -7,12 +7,12 @@ import pytest
 from rayprep.fleet import shared_stream, shipping
 from rayprep.fleet.shared_stream import KEPT
 from rayprep.fleet.shipping import Packages
-from rayprep.host.completions import write_completion
 from rayprep.host.layout import Layout
-from rayprep.host.scan import hash_files
 from rayprep.model.stages import StageName
-from tests.host.caches import fill
+from rayprep.store.completions import write_completion
+from rayprep.store.scan import hash_files
 from tests.model.samples import completion
+from tests.store.caches import fill
 
 
 def test_who_lags_is_sent_the_rest_without_what_it_has_being_read_again(

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rayprep.base.records import utc_now
-from rayprep.host.sharing import set_umask
+from rayprep.host.group_access import set_umask
 from tests.fuzz.run import Tally, fuzz_names, fuzz_target, fuzz_values
 from tests.fuzz.targets.everything import all_targets
 

@@ -9,10 +9,10 @@ import json
 import sys
 from pathlib import Path
 
-from rayprep.host.completions import read_completions, write_completion
 from rayprep.host.layout import Layout
-from rayprep.host.scan import artifacts_of
 from rayprep.model.stages import StageName
+from rayprep.store.completions import read_completions, write_completion
+from rayprep.store.scan import artifacts_of
 
 TOO_MUCH = {"BLOCK_SIZE_M": 256, "BLOCK_SIZE_N": 256, "BLOCK_SIZE_K": 64, "GROUP_SIZE_M": 64}
 """Its two tiles take 262,144 bytes of shared memory in four stages, and an H200 has 232,448."""

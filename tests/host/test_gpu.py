@@ -7,7 +7,7 @@ import pytest
 
 from rayprep.base.errors import HostUnfit
 from rayprep.host.gpu import Gpu, GpuInventory, read_gpus, visible_gpus
-from rayprep.host.survey import choose_device
+from rayprep.host.this_host import choose_device
 from rayprep.model.spec import DeviceChoice
 
 

@@ -18,7 +18,7 @@ import sys
 from rayprep.host import toolchain
 from rayprep.host.gpu import read_gpus
 from rayprep.host.layout import choose_roots
-from rayprep.host.survey import read_signature
+from rayprep.host.this_host import read_signature
 from rayprep.model.spec import DeviceChoice
 import os
 read_signature(choose_roots({}, "/p", "/t"), os.environ, DeviceChoice.CPU, read_gpus())

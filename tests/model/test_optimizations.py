@@ -3,10 +3,10 @@
 from rayprep.base.errors import ErrorType
 from rayprep.model.manifest import Optimization
 from rayprep.model.optimizations import Changes, begun, ended, removed
-from rayprep.model.reset import ResetReport
-from rayprep.model.reset_filters import Filters
 from rayprep.model.stages import StageName, StageStatus
 from rayprep.model.verification import VerifyResult
+from rayprep.store.reset.filters import Filters
+from rayprep.store.reset.report import ResetReport
 from tests.model.samples import MOMENT, prep_result
 
 WARM = prep_result(dict.fromkeys(StageName, StageStatus.OK))

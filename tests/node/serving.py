@@ -15,7 +15,6 @@ import pytest
 
 from rayprep.base.written import parse_result
 from rayprep.cli.schema import schema
-from rayprep.host.completions import read_completions
 from rayprep.host.environment import STORE_MARK, store_mark
 from rayprep.host.gpu import Gpu, GpuInventory
 from rayprep.host.layout import Layout
@@ -26,6 +25,7 @@ from rayprep.model.result import PrepResult
 from rayprep.model.spec import StageOp, resolve
 from rayprep.model.stages import StageName
 from rayprep.node import NodeRequest, ensure, take_survey
+from rayprep.store.completions import read_completions
 from tests.host.test_ports import free_port
 
 FAKES = Path(__file__).resolve().parent.parent / "fakes"

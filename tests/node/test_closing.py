@@ -7,13 +7,13 @@ import pytest
 from rayprep.base.errors import ErrorType, HostUnfit, Interrupted
 from rayprep.base.records import utc_now
 from rayprep.base.written import parse_result
-from rayprep.host.markers import Marker, write_marker
 from rayprep.model.result import PrepResult, RunStatus
 from rayprep.model.spec import resolve
 from rayprep.model.stages import StageName, StageStatus
 from rayprep.node import NodeRequest, close_result, ensure, take_survey
 from rayprep.node.closing import lost
 from rayprep.node.run import _NodeRun
+from rayprep.store.markers import Marker, write_marker
 from tests.conftest import Roots
 
 ENVIRON = dict(os.environ)

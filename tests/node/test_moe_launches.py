@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from rayprep.host.completions import write_completion
-from rayprep.host.moe_folder import digest_of, kept_copies
-from rayprep.host.pack import pack
-from rayprep.host.package_file import open_to_read, open_to_write
-from rayprep.host.unpack import Receipt, receive
 from rayprep.model.caches import CacheName
 from rayprep.model.result import PrepResult, StageResult
 from rayprep.sglang.moe_shape import default_batch_sizes
+from rayprep.store.completions import write_completion
+from rayprep.store.moe_folder import digest_of, kept_copies
+from rayprep.store.package.archive_file import open_to_read, open_to_write
+from rayprep.store.package.pack import pack
+from rayprep.store.package.unpack import Receipt, receive
 from tests.needs import needs_torch
 from tests.node.serving import LIBRARY, played, statuses
 from tests.node.test_moe_store import StoreHost

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from rayprep.host.moe_folder import kept_copies
 from rayprep.model.result import PrepResult
 from rayprep.model.spec import StageOp
+from rayprep.store.moe_folder import kept_copies
 from tests.needs import needs_torch
 from tests.node.serving import LIBRARY, played, statuses
 from tests.node.test_moe_tune import MOE, NAME, OTHERS, SERVE, STAND_IN, MoeHost

@@ -15,8 +15,6 @@ import pytest
 
 from rayprep.base.records import utc_now
 from rayprep.base.sealed import read_sealed
-from rayprep.host.completions import write_completion
-from rayprep.host.scan import scan_cache
 from rayprep.model.caches import CacheName
 from rayprep.model.events import Phase
 from rayprep.model.moe_search import SEED, tuning_digest
@@ -31,6 +29,8 @@ from rayprep.sglang.moe_shape import MoeShape
 from rayprep.stages import Built
 from rayprep.stages.moe_tune import shape_of
 from rayprep.stages.moe_tune_protocol import TuneRequest
+from rayprep.store.completions import write_completion
+from rayprep.store.scan import scan_cache
 from tests.needs import needs_torch
 from tests.node.serving import FAKES, LIBRARY, Host, played, statuses
 from tests.processes import alive, wait_for

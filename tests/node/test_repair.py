@@ -11,15 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rayprep.base.records import utc_now
-from rayprep.host.completions import read_completions, write_completion
-from rayprep.host.entries import group_entries
 from rayprep.host.layout import Layout
-from rayprep.host.markers import Marker, standing_since, write_marker
-from rayprep.host.scan import scan_cache
 from rayprep.model.caches import CacheName
 from rayprep.model.completion import Completion
 from rayprep.model.stages import StageName
 from rayprep.node.repair import Repair, choose, repair
+from rayprep.store.completions import read_completions, write_completion
+from rayprep.store.entries import group_entries
+from rayprep.store.markers import Marker, standing_since, write_marker
+from rayprep.store.scan import scan_cache
 from tests.conftest import Built, Roots
 from tests.needs import needs_torch
 

@@ -10,9 +10,6 @@ from pathlib import Path
 import pytest
 
 from rayprep.base.errors import ErrorType
-from rayprep.host.completions import read_completions, write_completion
-from rayprep.host.moe_folder import digest_of
-from rayprep.host.scan import artifacts_of
 from rayprep.model import blame
 from rayprep.model.plan import StagePlan, Work
 from rayprep.model.spec import StageOp
@@ -20,6 +17,9 @@ from rayprep.model.stages import StageName
 from rayprep.model.verification import VERIFY
 from rayprep.stages import BY_NAME, BuildContext, Built, StageRequest, second_try
 from rayprep.stages.flashinfer import FlashInferStage
+from rayprep.store.completions import read_completions, write_completion
+from rayprep.store.moe_folder import digest_of
+from rayprep.store.scan import artifacts_of
 from tests.needs import needs_torch
 from tests.node.serving import LIBRARY, Host, played, statuses
 from tests.node.test_moe_tune import NAME, OTHERS, STAND_IN, MoeHost

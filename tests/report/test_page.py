@@ -15,7 +15,7 @@ from rayprep.base.errors import BadRequest, ErrorType, HostUnfit
 from rayprep.base.records import to_json
 from rayprep.base.text import printable
 from rayprep.cli import report as command
-from rayprep.host.run_files import read_run
+from rayprep.host.run_reader import read_run
 from rayprep.model.events import Event, Phase
 from rayprep.model.fleet_result import FleetError
 from rayprep.model.result import PrepResult, RunStatus

@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 
 from rayprep.base.errors import ErrorType
-from rayprep.host.run_files import read_run
+from rayprep.host.run_reader import read_run
 from rayprep.model.oddities import Oddity
 from rayprep.model.rollout import HostPhase
 from rayprep.model.stages import StageName

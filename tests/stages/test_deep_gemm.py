@@ -11,7 +11,6 @@ import pytest
 from rayprep.base.errors import ErrorType, Interrupted, StageError
 from rayprep.host.layout import Layout
 from rayprep.host.model_files import ModelFiles
-from rayprep.host.scan import scan_cache
 from rayprep.model.caches import CacheName
 from rayprep.model.plan import NotNeeded, StagePlan, Unable, Work
 from rayprep.model.result import Cleanup
@@ -21,6 +20,7 @@ from rayprep.sglang.gemm_shapes import EXPERTS, GemmShape
 from rayprep.stages.deep_gemm import DeepGemmStage, build_shapes
 from rayprep.stages.deep_gemm_cache import entries, whole_entry
 from rayprep.stages.protocol import BuildContext, Built, StageRequest
+from rayprep.store.scan import scan_cache
 from tests.model.samples import DIGEST, signature
 from tests.stages.contexts import build_context
 

@@ -13,7 +13,6 @@ import pytest
 from rayprep.base.errors import ErrorType, Interrupted, StageError
 from rayprep.host.layout import Layout
 from rayprep.host.model_files import ModelFiles
-from rayprep.host.scan import scan_cache
 from rayprep.model.caches import CacheName
 from rayprep.model.cleanup import Cleanup
 from rayprep.model.plan import NotNeeded, Unable, Work
@@ -24,6 +23,7 @@ from rayprep.stages.child_lines import FailLine, StepLine
 from rayprep.stages.flashinfer import FlashInferStage
 from rayprep.stages.flashinfer_protocol import CHILD_LINE, ChildRequest, ModulesLine
 from rayprep.stages.protocol import BuildContext, Built, StageRequest
+from rayprep.store.scan import scan_cache
 from tests.model.samples import DIGEST, signature
 from tests.needs import needs_tool
 from tests.stages.contexts import build_context

@@ -18,14 +18,14 @@ import torch._functorch._aot_autograd.autograd_cache
 import torch._inductor.codecache
 
 from rayprep.base.errors import ErrorType
-from rayprep.host.completions import read_completions
 from rayprep.host.environment import server_cache_env
 from rayprep.host.layout import Layout
-from rayprep.model.package import listed_by
 from rayprep.model.stages import StageName
 from rayprep.stages.child_lines import FailLine, StepLine
 from rayprep.stages.inductor_child import OpenedFiles, SwallowedErrors, largest_difference
 from rayprep.stages.inductor_protocol import CHILD_LINE, ChildRequest, GraphsLine, Mismatch, unit_name
+from rayprep.store.completions import read_completions
+from rayprep.store.package.manifest import listed_by
 from tests.conftest import QUICK_COMPILER, Built
 from tests.stages.decoding import DENSE, SMALL, request
 

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from rayprep.host.completions import write_completion
 from rayprep.host.layout import Layout
-from rayprep.host.moe_folder import kept_copies
-from rayprep.host.scan import scan_cache
 from rayprep.model.caches import CacheName
 from rayprep.model.completion import Completion
 from rayprep.model.moe_space import KernelConfig
 from rayprep.model.stages import StageName
 from rayprep.stages.moe_files import adopt_config, config_text, facts_of, kept_aside, link_active, place_config, seed
+from rayprep.store.completions import write_completion
+from rayprep.store.moe_folder import kept_copies
+from rayprep.store.scan import scan_cache
 from tests.model.samples import completion, identity, signature
 
 CONFIG = KernelConfig(BLOCK_SIZE_M=16, BLOCK_SIZE_N=32, BLOCK_SIZE_K=64, GROUP_SIZE_M=1)

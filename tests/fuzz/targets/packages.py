@@ -9,16 +9,16 @@ from pathlib import Path
 
 from rayprep.base.errors import RayprepError
 from rayprep.host.layout import Layout
-from rayprep.host.package_file import open_to_read
-from rayprep.host.package_stream import PackageReader, header, padding
-from rayprep.host.snapshot import wrong_hashes
-from rayprep.host.unpack import preview
 from rayprep.model.caches import CacheName
 from rayprep.model.completion import check_completion
-from rayprep.model.package import MANIFEST_NAME
+from rayprep.store.package.archive_file import open_to_read
+from rayprep.store.package.manifest import MANIFEST_NAME
+from rayprep.store.package.tar_stream import PackageReader, header, padding
+from rayprep.store.package.unpack import preview
+from rayprep.store.snapshot import wrong_hashes
 from tests.fuzz.target import Target, require
-from tests.host.pack.archives import FLASHINFER, GRAPHS, INDUCTOR, MODULE, archive, at, every, finished, take
 from tests.model.samples import signature
+from tests.store.package.archives import FLASHINFER, GRAPHS, INDUCTOR, MODULE, archive, at, every, finished, take
 
 
 def _good(folder: Path) -> bytes:

@@ -10,14 +10,13 @@ from rayprep.base.errors import ErrorType
 from rayprep.base.sealed import open_seal
 from rayprep.host.layout import Layout
 from rayprep.host.model_files import SHIPPED, find_model
-from rayprep.host.moe_folder import digest_of, is_config, keep_aside
-from rayprep.host.server_follow import LogFollower
 from rayprep.model.caches import CacheName
 from rayprep.model.events import Phase, event
 from rayprep.model.moe_space import KernelConfig
 from rayprep.model.moe_trial import Measurement, Trial
 from rayprep.model.spec import PrepSpec, check_against_model
 from rayprep.model.tuning import TuningCounts
+from rayprep.server.log_follower import LogFollower
 from rayprep.sglang.log import LogReader, classify_failure
 from rayprep.stages import flashinfer_protocol, inductor_protocol
 from rayprep.stages.child_lines import FailLine, StepLine
@@ -25,6 +24,7 @@ from rayprep.stages.deep_gemm_protocol import GEMM_LINE, KernelsLine
 from rayprep.stages.moe_files import config_text, kept_aside, place_config, seed, unseeded
 from rayprep.stages.moe_log import MeasurementLog
 from rayprep.stages.moe_tune_protocol import TUNE_LINE
+from rayprep.store.moe_folder import digest_of, is_config, keep_aside
 from tests.fuzz.resealing import resealed
 from tests.fuzz.target import Target, require
 

@@ -6,18 +6,18 @@ from pathlib import Path
 
 from rayprep.base.records import to_json
 from rayprep.base.sealed import is_sealed, open_seal
-from rayprep.host.completions import read_completions
-from rayprep.host.epochs import advance_epoch, highest_epoch
 from rayprep.host.layout import Layout
 from rayprep.host.locks import Holder, acquire, is_held, read_holder
-from rayprep.host.markers import Marker, read_markers, standing_since, write_marker
-from rayprep.host.snapshot import Wanted, take_inventory, take_snapshot
-from rayprep.host.store_id import store_id
 from rayprep.model.completion import Completion
 from rayprep.model.completion_text import completion_text
 from rayprep.model.stages import ANSWERS_FOR, StageName
 from rayprep.model.tuning import TunedSize, Tuning
 from rayprep.model.verification import Verification
+from rayprep.store.completions import read_completions
+from rayprep.store.epochs import advance_epoch, highest_epoch
+from rayprep.store.markers import Marker, read_markers, standing_since, write_marker
+from rayprep.store.snapshot import Wanted, take_inventory, take_snapshot
+from rayprep.store.store_id import store_id
 from tests.fuzz.resealing import resealed
 from tests.fuzz.target import Target, require
 from tests.model.samples import DIGEST, MOMENT, completion, signature

@@ -1,0 +1,1 @@
+"""One SGLang server: its start, its memory, its log, the requests that it is sent, its end."""

@@ -1,0 +1,1 @@
+"""One profiles root: its caches' files, entries, completions, markers and snapshot."""

@@ -1,0 +1,1 @@
+"""The removal of caches: what it selects, what it did."""

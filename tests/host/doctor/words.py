@@ -1,6 +1,0 @@
-"""What the tables of these tests are written in."""
-
-from rayprep.model.doctor import State
-
-GIB = 1 << 30
-OK, WARN, FAIL = State.OK, State.WARN, State.FAIL
