@@ -22,7 +22,7 @@ from rayprep.base.sealed import SealBroken
 from rayprep.base.written import parse_result
 from rayprep.host.files import read_bytes, read_text
 from rayprep.host.layout import choose_roots
-from rayprep.model.manifest import (
+from rayprep.model.container_manifest import (
     LONGEST_POINTER,
     POINTER,
     POINTER_NAME,

@@ -10,11 +10,11 @@ import pytest
 from rayprep.base.errors import ErrorType, HostUnfit
 from rayprep.base.records import to_json
 from rayprep.client import find_manifest, needs_prep, read_manifest, read_result
-from rayprep.model.manifest import Manifest, Optimization, ProfileCache
+from rayprep.model.container_manifest import Manifest, Optimization, ProfileCache
 from rayprep.model.snapshot import CacheSnapshot, ProfileSnapshot, SlugState
 from rayprep.model.stages import ANSWERS_FOR, StageName, StageStatus
 from tests.model.samples import MOMENT, prep_result, signature
-from tests.model.test_manifest import manifest
+from tests.model.test_container_manifest import manifest
 
 EARLIER, LATER = "2025-10-09T01:00:00Z", "2025-10-09T02:00:00Z"
 

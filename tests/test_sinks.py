@@ -62,8 +62,8 @@ HANDED_ON = {
     "cli/main.py": "asks the streams not to fail over a character",
     "cli/output.py": "the sink of the commands",
     "fleet/runtime.py": "has Ray's own words on standard error",
-    "report/live.py": "hands the stream to the sink",
-    "report/fleet_live.py": "hands the stream to the sink",
+    "report/host_view.py": "hands the stream to the sink",
+    "report/fleet_view.py": "hands the stream to the sink",
 }
 """Who may name a stream of the process's without a `print`, and why."""
 

@@ -21,16 +21,16 @@ from rayprep.host.environment import for_ray
 from rayprep.host.interrupts import Interrupts
 from rayprep.host.layout import prepare_root, root_unfit
 from rayprep.host.locks import acquire_run
-from rayprep.model.dealing import WORTH_S
 from rayprep.model.events import run_end
-from rayprep.model.fleet import FleetSpec, VerifyScope, parse_labels
-from rayprep.model.fleet_result import FleetResult, closed
-from rayprep.model.fleet_status import FleetStatus
-from rayprep.model.rollout import make_rollout
+from rayprep.model.fleet.parts import WORTH_S
+from rayprep.model.fleet.result import FleetResult, closed
+from rayprep.model.fleet.rollout import make_rollout
+from rayprep.model.fleet.spec import FleetSpec, VerifyScope, parse_labels
+from rayprep.model.fleet.status import FleetStatus
 from rayprep.node.request import NodeRequest
-from rayprep.report.fleet_live import FleetView, choose_fleet_view, fleet_table
+from rayprep.report.fleet_view import FleetView, choose_fleet_view, fleet_table
 from rayprep.report.screen import Screen
-from rayprep.report.tracing import traced_fleet
+from rayprep.report.traces import traced_fleet
 
 if TYPE_CHECKING:
     from rayprep.fleet.asked import Asked

@@ -24,11 +24,11 @@ from rayprep.host.locks import acquire_run
 from rayprep.model.events import Event, Phase, event, run_end
 from rayprep.model.metrics import host_samples, state_samples
 from rayprep.model.result import PrepResult
-from rayprep.model.run_record import only_host
+from rayprep.model.run_files import only_host
 from rayprep.node import NodeRequest, Survey, close_result, ensure, take_survey
-from rayprep.report.live import View, choose_view
+from rayprep.report.host_view import View, choose_view
 from rayprep.report.session_log import SessionLog
-from rayprep.report.tracing import traced
+from rayprep.report.traces import traced
 
 if TYPE_CHECKING:
     from rayprep.fleet.ray_process import RayProcess

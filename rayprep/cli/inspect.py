@@ -126,7 +126,7 @@ def snapshot(question: Question, manifest: Path | None, *, if_missing: bool) -> 
         output.document(look(question))
         return
     from rayprep.host.container_run import read_text, update_manifest
-    from rayprep.model.manifest import has_snapshot, merge_snapshot
+    from rayprep.model.container_manifest import has_snapshot, merge_snapshot
 
     def stays(text: str) -> bool:
         return if_missing and has_snapshot(text)

@@ -13,8 +13,7 @@ from rayprep.host.container_run import update_manifest, write_manifest
 from rayprep.host.gpu import read_gpus, visible_gpus
 from rayprep.host.layout import Layout, root_unfit
 from rayprep.host.this_host import choose_device, read_signature
-from rayprep.model.located import Located
-from rayprep.model.manifest import (
+from rayprep.model.container_manifest import (
     MANIFEST_NAME,
     PORTS,
     Manifest,
@@ -25,6 +24,7 @@ from rayprep.model.manifest import (
     warnings_of,
     with_programs,
 )
+from rayprep.model.located import Located
 from rayprep.model.signature import Signature
 from rayprep.model.spec import DeviceChoice
 

@@ -12,7 +12,7 @@ from rayprep.cli import output
 from rayprep.host.atomic import write_text
 from rayprep.host.layout import Layout, choose_roots
 from rayprep.host.run_reader import read_run
-from rayprep.report.page import render
+from rayprep.report.page.page import render
 
 _READER_S = 10.0
 """For a pipe's reader to come."""

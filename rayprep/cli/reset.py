@@ -13,7 +13,7 @@ from rayprep.cli import output
 from rayprep.cli.request import default_run_id
 from rayprep.host.container_run import change_manifest
 from rayprep.host.layout import Layout, choose_roots, root_unfit
-from rayprep.model.optimizations import removed
+from rayprep.model.manifest_changes import removed
 from rayprep.model.stages import StageName
 from rayprep.report.session_log import SessionLog
 from rayprep.store.reset.filters import Filters, make_filters

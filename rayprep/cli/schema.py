@@ -8,11 +8,11 @@ from rayprep.cli import output
 from rayprep.doctor.findings import DoctorReport
 from rayprep.host.locks import Holder
 from rayprep.model.completion import Completion
+from rayprep.model.container_manifest import Manifest
 from rayprep.model.events import Event
-from rayprep.model.fleet_result import FleetResult
-from rayprep.model.fleet_status import FleetStatus
-from rayprep.model.leases import LeaseTable
-from rayprep.model.manifest import Manifest
+from rayprep.model.fleet.leases import LeaseTable
+from rayprep.model.fleet.result import FleetResult
+from rayprep.model.fleet.status import FleetStatus
 from rayprep.model.result import PrepResult
 from rayprep.model.snapshot import ProfileSnapshot
 from rayprep.store.markers import Marker

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from rayprep.fleet.handles import Handle
 from rayprep.fleet.member import Member
-from rayprep.model.fleet import NodeInfo
+from rayprep.model.fleet.spec import NodeInfo
 
 
 class AgentPool:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable
 from pydantic import Field
 
 from rayprep.base.records import Record, Utf8
-from rayprep.model.grouping import HostFacts
+from rayprep.model.fleet.grouping import HostFacts
 from rayprep.model.result import NodeBlock, PrepResult, Received
 from rayprep.model.spec import Resolved, StageOp
 from rayprep.model.stages import StageName

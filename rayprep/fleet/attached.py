@@ -20,7 +20,7 @@ from rayprep.fleet.fleet_driver import FleetRequest, drive_fleet
 from rayprep.fleet.messages import Attach, FleetJob, HostJob, Orders, Wire
 from rayprep.fleet.ray_watch import RayWatch
 from rayprep.fleet.runtime import joined_ray, local_ray
-from rayprep.model.fleet_result import FleetResult
+from rayprep.model.fleet.result import FleetResult
 from rayprep.model.result import PrepResult
 from rayprep.report.screen import write_trace
 

@@ -6,7 +6,7 @@ from typing import Any
 from rayprep.base.errors import ErrorType, RayprepError
 from rayprep.fleet.handles import Handle
 from rayprep.fleet.members import answers
-from rayprep.model.fleet import NodeInfo
+from rayprep.model.fleet.spec import NodeInfo
 
 PING_EVERY_S = 15.0
 SILENCE_S = 60.0

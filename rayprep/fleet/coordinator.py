@@ -17,9 +17,9 @@ from rayprep.host.layout import Layout
 from rayprep.host.lease_file import LeaseFile
 from rayprep.model.campaign import is_run_of
 from rayprep.model.events import Event
-from rayprep.model.fleet_result import FleetResult
-from rayprep.model.fleet_status import FleetStatus
-from rayprep.model.leases import Granted, Holder, LeaseTable, Queued
+from rayprep.model.fleet.leases import Granted, Holder, LeaseTable, Queued
+from rayprep.model.fleet.result import FleetResult
+from rayprep.model.fleet.status import FleetStatus
 from rayprep.model.result import PrepResult
 from rayprep.model.snapshot import ProfileSnapshot
 

@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterable, Mapping
 
 from rayprep.fleet.asked import Done
 from rayprep.fleet.member import Member
-from rayprep.model.dealing import Deal, deal_out, dealt_move
-from rayprep.model.moves import Move, MoveKind
+from rayprep.model.fleet.moves import Move, MoveKind
+from rayprep.model.fleet.parts import Deal, deal_out, dealt_move
 from rayprep.model.result import RunStatus
 from rayprep.model.spec import PrepSpec, StageOp
 

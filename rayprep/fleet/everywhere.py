@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from rayprep.fleet.members import living_nodes, pinned_actor
 from rayprep.host.environment import passed_on
 from rayprep.model.everywhere import Answer
-from rayprep.model.fleet import FleetSpec, choose_nodes
+from rayprep.model.fleet.spec import FleetSpec, choose_nodes
 from rayprep.model.spec import DeviceChoice
 
 LAST_LINE = 1000

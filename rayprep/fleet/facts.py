@@ -1,6 +1,6 @@
 """What a host tells the fleet of a look at itself."""
 
-from rayprep.model.grouping import HostFacts, StageFacts, Standing
+from rayprep.model.fleet.grouping import HostFacts, StageFacts, Standing
 from rayprep.model.plan import Action, Decision
 from rayprep.model.stages import StageName
 from rayprep.node import Survey

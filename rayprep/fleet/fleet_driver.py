@@ -24,11 +24,11 @@ from rayprep.host.interrupts import Interrupts
 from rayprep.host.layout import Layout
 from rayprep.host.process import GRACE_S
 from rayprep.model.events import Phase
-from rayprep.model.fleet import FleetSpec, choose_nodes
-from rayprep.model.fleet_result import FleetError, FleetResult, failure_of
-from rayprep.model.grouping import Grouping, group_hosts
-from rayprep.model.rollout import HostPhase, Rollout, make_rollout, next_step
-from rayprep.report.fleet_live import FleetView
+from rayprep.model.fleet.grouping import Grouping, group_hosts
+from rayprep.model.fleet.result import FleetError, FleetResult, failure_of
+from rayprep.model.fleet.rollout import HostPhase, Rollout, make_rollout, next_step
+from rayprep.model.fleet.spec import FleetSpec, choose_nodes
+from rayprep.report.fleet_view import FleetView
 
 POLL_S = 0.1
 CANCEL_DEADLINE_S = 4 * GRACE_S + 15.0

@@ -15,12 +15,12 @@ from rayprep.fleet.handles import Handle
 from rayprep.fleet.member import Member
 from rayprep.host.layout import Layout, root_unfit
 from rayprep.model.events import Event, Phase, event
-from rayprep.model.fleet import FleetSpec
-from rayprep.model.fleet_result import FleetError, FleetGroup, FleetHost, FleetResult, FleetRun
-from rayprep.model.grouping import Grouping
+from rayprep.model.fleet.grouping import Grouping
+from rayprep.model.fleet.result import FleetError, FleetGroup, FleetHost, FleetResult, FleetRun
+from rayprep.model.fleet.rollout import Rollout, fleet_status
+from rayprep.model.fleet.spec import FleetSpec
 from rayprep.model.result import PrepResult, RunStatus
-from rayprep.model.rollout import Rollout, fleet_status
-from rayprep.report.fleet_live import FleetView
+from rayprep.report.fleet_view import FleetView
 
 CALL_S = 10.0
 DRAIN_EVERY_S = SHOW_EVERY_S = 0.25

@@ -9,7 +9,7 @@ from rayprep.fleet.fleet_record import FleetRecord
 from rayprep.fleet.member import Member
 from rayprep.fleet.members import holders, living_actors
 from rayprep.model.events import Phase
-from rayprep.model.rollout import HostPhase
+from rayprep.model.fleet.rollout import HostPhase
 
 SAY_WAITING_S = 10.0
 

@@ -26,7 +26,7 @@ from rayprep.host.layout import Layout, choose_roots, prepare_root
 from rayprep.host.locks import Holder as LockHolder
 from rayprep.host.locks import lock_of
 from rayprep.model.events import Event, Phase, event
-from rayprep.model.leases import Holder, Queued
+from rayprep.model.fleet.leases import Holder, Queued
 from rayprep.model.plan import Action
 from rayprep.model.result import NodeBlock, Received
 from rayprep.model.slug import model_slug

@@ -8,12 +8,12 @@ from rayprep.fleet.dealer import Dealer
 from rayprep.fleet.fleet_record import FleetRecord
 from rayprep.fleet.member import Member
 from rayprep.model.events import Phase
-from rayprep.model.fleet import FleetSpec, VerifyScope
-from rayprep.model.fleet_result import FleetError, end_of, failure_of
-from rayprep.model.grouping import Standing
-from rayprep.model.moves import Board, Move, MoveKind, next_move, with_standing
+from rayprep.model.fleet.grouping import Standing
+from rayprep.model.fleet.moves import Board, Move, MoveKind, next_move, with_standing
+from rayprep.model.fleet.result import FleetError, end_of, failure_of
+from rayprep.model.fleet.rollout import HostPhase
+from rayprep.model.fleet.spec import FleetSpec, VerifyScope
 from rayprep.model.result import PrepResult, Received, RunStatus
-from rayprep.model.rollout import HostPhase
 from rayprep.model.stages import StageStatus
 
 _DOING = {MoveKind.BUILD: "builds ", MoveKind.PART: "builds a part of ", MoveKind.PROVE: "proves"}

@@ -12,7 +12,7 @@ from types import TracebackType
 
 from rayprep.base.errors import ErrorType, HostUnfit, Interrupted, LockTimeout, StageError
 from rayprep.fleet.handles import Handle
-from rayprep.model.leases import Granted, Holder, Queued
+from rayprep.model.fleet.leases import Granted, Holder, Queued
 
 CALL_S = 10.0
 ASK_EVERY_S = 1.0

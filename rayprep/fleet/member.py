@@ -10,13 +10,13 @@ from rayprep.fleet.asked import Asked, Done, Report
 from rayprep.fleet.calls import Pulse, outcome_of
 from rayprep.fleet.handles import Handle
 from rayprep.fleet.members import answers, claim_gpus, living_nodes, start_agent
-from rayprep.model.fleet import NodeInfo
-from rayprep.model.fleet_result import FleetError, FleetHost
-from rayprep.model.grouping import HostFacts
-from rayprep.model.leases import Holder
-from rayprep.model.moves import Move
+from rayprep.model.fleet.grouping import HostFacts
+from rayprep.model.fleet.leases import Holder
+from rayprep.model.fleet.moves import Move
+from rayprep.model.fleet.result import FleetError, FleetHost
+from rayprep.model.fleet.rollout import HostPhase, HostState
+from rayprep.model.fleet.spec import NodeInfo
 from rayprep.model.result import NodeBlock, Received
-from rayprep.model.rollout import HostPhase, HostState
 from rayprep.model.stages import StageName
 from rayprep.store.package.manifest import Key
 

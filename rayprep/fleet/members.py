@@ -13,8 +13,8 @@ from rayprep.fleet.coordinator import LEASE_TTL_S, NAME, Coordinator
 from rayprep.fleet.handles import Handle
 from rayprep.fleet.host_agent import CONCURRENCY_GROUPS, HostAgent
 from rayprep.fleet.runtime import NAMESPACE
-from rayprep.model.fleet import NodeInfo, nodes_of
-from rayprep.model.fleet_status import FleetStatus
+from rayprep.model.fleet.spec import NodeInfo, nodes_of
+from rayprep.model.fleet.status import FleetStatus
 from rayprep.model.result import NodeBlock
 
 START_S = 60.0

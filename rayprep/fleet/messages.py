@@ -13,8 +13,8 @@ from rayprep.base.errors import RayprepError
 from rayprep.fleet.asked import Asked
 from rayprep.host.layout import Layout
 from rayprep.model.events import Event
-from rayprep.model.fleet import FleetSpec
-from rayprep.model.fleet_result import FleetResult
+from rayprep.model.fleet.result import FleetResult
+from rayprep.model.fleet.spec import FleetSpec
 from rayprep.model.result import PrepResult
 from rayprep.node.request import NodeRequest
 

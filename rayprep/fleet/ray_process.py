@@ -22,9 +22,9 @@ from rayprep.host.environment import RUN_MARK
 from rayprep.host.interrupts import Interrupts
 from rayprep.host.process import GRACE_S, end_marked, end_processes, marked_processes
 from rayprep.model.events import Event
-from rayprep.model.fleet_result import FleetResult
+from rayprep.model.fleet.result import FleetResult
 from rayprep.model.result import PrepResult
-from rayprep.report.live import View
+from rayprep.report.host_view import View
 
 POLL_S = 0.25
 START_S = 180.0

@@ -10,8 +10,8 @@ from rayprep.base.sealed import Sealed
 from rayprep.base.written import result_text, shown_text
 from rayprep.host.layout import Layout, root_unfit
 from rayprep.model.events import Event, Phase, event
-from rayprep.model.fleet_result import FleetResult
-from rayprep.model.fleet_status import FleetStatus, HostNow
+from rayprep.model.fleet.result import FleetResult
+from rayprep.model.fleet.status import FleetStatus, HostNow
 from rayprep.model.metrics import Sample, fleet_samples, host_samples, state_samples
 from rayprep.model.result import PrepResult
 from rayprep.model.snapshot import ProfileSnapshot

@@ -11,7 +11,7 @@ from rayprep.base.records import read_tolerant
 from rayprep.base.written import shown_text
 from rayprep.host.locks import acquire
 from rayprep.host.owned import OwnedTree
-from rayprep.model.manifest import (
+from rayprep.model.container_manifest import (
     LONGEST_POINTER,
     MANIFEST_NAME,
     POINTER,

@@ -30,7 +30,7 @@ from rayprep.model.located import Located
 from rayprep.model.stages import StageName
 
 if TYPE_CHECKING:
-    from rayprep.model.manifest import Manifest
+    from rayprep.model.container_manifest import Manifest
 
 STORE_LOCK = ".store.lock"
 _CONTRACT_ENV = (

@@ -14,7 +14,7 @@ from rayprep.base.records import Record
 from rayprep.base.sealed import read_sealed, sealed_line
 from rayprep.host.layout import os_error_type
 from rayprep.host.owned import OwnedTree
-from rayprep.model.leases import Lease, LeaseTable
+from rayprep.model.fleet.leases import Lease, LeaseTable
 
 LEAST_GRANTS = 1000
 """So many lines may follow at least, before the whole is written anew."""

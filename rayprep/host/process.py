@@ -18,7 +18,7 @@ from rayprep.base.errors import ErrorType, Interrupted, StageError
 from rayprep.host.environment import CHILD_MARK
 from rayprep.host.guard import lives
 from rayprep.host.layout import open_log
-from rayprep.model.cleanup import Cleanup
+from rayprep.model.process_end import Cleanup
 
 GRACE_S = 10.0
 """From SIGTERM to SIGKILL, as the contract has it."""

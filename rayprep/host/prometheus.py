@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from rayprep.base.records import read_tolerant
 from rayprep.base.text import one_line
-from rayprep.model.manifest import Manifest
+from rayprep.model.container_manifest import Manifest
 from rayprep.model.telemetry import RangeAnswer, TelemetryProbe, points_between, query_of
 
 TIMEOUT_S = 5.0

@@ -19,9 +19,9 @@ from rayprep.base.written import parse_result
 from rayprep.host.files import read_end
 from rayprep.host.layout import Layout
 from rayprep.model.events import Event
-from rayprep.model.fleet_result import FleetResult
+from rayprep.model.fleet.result import FleetResult
 from rayprep.model.result import PrepResult
-from rayprep.model.run_record import LogTails, RunRecord, failed_without_tail, only_host
+from rayprep.model.run_files import LogTails, RunRecord, failed_without_tail, only_host
 
 _TAIL_LINES = 12
 _NAMED = 3

@@ -15,10 +15,10 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from rayprep.base.records import FINITE, Record, Utc, left_out
 from rayprep.base.sealed import Sealed
 from rayprep.model.located import Located
+from rayprep.model.proof import Verification
 from rayprep.model.signature import Difference, Signature, binding_digest, differences
 from rayprep.model.stages import StageName
 from rayprep.model.tuning import Tuning
-from rayprep.model.verification import Verification
 
 COMPLETION_FORMAT = "2"
 READ_FORMATS = ("1", COMPLETION_FORMAT)

@@ -7,11 +7,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from rayprep.model.fleet_result import FleetHost
+from rayprep.model.fleet.result import FleetHost
+from rayprep.model.fleet.rollout import HostPhase
+from rayprep.model.proof import VERIFY
 from rayprep.model.result import PrepResult, StageResult
-from rayprep.model.rollout import HostPhase
 from rayprep.model.stages import StageName
-from rayprep.model.verification import VERIFY
 
 
 @dataclass(frozen=True)

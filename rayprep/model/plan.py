@@ -7,10 +7,10 @@ from rayprep.base.errors import ErrorType
 from rayprep.base.records import Record, counted
 from rayprep.base.secrets import redacted_command
 from rayprep.model.completion import Check, Completion
+from rayprep.model.proof import STANDS, Verification
 from rayprep.model.signature import Signature, differences
 from rayprep.model.spec import StageOp
 from rayprep.model.stages import StageName
-from rayprep.model.verification import STANDS, Verification
 
 
 class Work(Record):

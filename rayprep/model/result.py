@@ -8,15 +8,15 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 from rayprep.base.errors import ErrorType
 from rayprep.base.records import Record, Utc, Utf8
 from rayprep.base.sealed import Sealed
-from rayprep.model.cleanup import Cleanup
 from rayprep.model.located import Located
+from rayprep.model.process_end import Cleanup
+from rayprep.model.proof import VerifyResult
 from rayprep.model.signature import Signature
 from rayprep.model.slices import Asked
 from rayprep.model.snapshot import ProfileSnapshot
 from rayprep.model.stages import StageName, StageStatus, exit_code
 from rayprep.model.telemetry import TelemetryProbe
 from rayprep.model.tuning import RefusedEntry, Tuning
-from rayprep.model.verification import VerifyResult
 
 
 class RunStatus(StrEnum):

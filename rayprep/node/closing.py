@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from rayprep.base.errors import ErrorType, RayprepError, StageError
 from rayprep.base.records import parse_utc, utc_now
 from rayprep.base.written import parse_result, result_text
+from rayprep.model.proof import VerifyResult
 from rayprep.model.result import PrepResult, RunError, RunStatus, StageResult, overall_status
 from rayprep.model.stages import StageName, StageStatus
-from rayprep.model.verification import VerifyResult
 from rayprep.node.record import Recorder, failed_result
 from rayprep.node.request import NodeRequest
 from rayprep.node.survey import Survey

@@ -8,8 +8,8 @@ from rayprep.base.records import parse_utc
 from rayprep.host.container_run import change_manifest
 from rayprep.host.group_access import share_with_group
 from rayprep.host.prometheus import probe
-from rayprep.model.manifest import Manifest
-from rayprep.model.optimizations import Changes, begun, ended
+from rayprep.model.container_manifest import Manifest
+from rayprep.model.manifest_changes import Changes, begun, ended
 from rayprep.model.result import PrepResult
 from rayprep.model.stages import StageName, StageStatus
 from rayprep.model.telemetry import TelemetryProbe

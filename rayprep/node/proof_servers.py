@@ -8,8 +8,8 @@ from pathlib import Path
 from rayprep.base.errors import Interrupted, RayprepError
 from rayprep.host.gpu import Gpu
 from rayprep.host.layout import Layout
+from rayprep.model.proof import SliceProof, new_files
 from rayprep.model.spec import PrepSpec
-from rayprep.model.verification import SliceProof, new_files
 from rayprep.node.survey import Survey
 from rayprep.server.server import Server, Watch
 from rayprep.sglang.warmup_requests import Round

@@ -8,8 +8,8 @@ from rayprep.base.errors import ErrorType, RayprepError
 from rayprep.base.secrets import redacted_command
 from rayprep.host.layout import Layout
 from rayprep.model.caches import CacheName
-from rayprep.model.cleanup import together
-from rayprep.model.verification import NAMED, NewFile, SliceProof, VerifyResult, new_files, shortfall
+from rayprep.model.process_end import together
+from rayprep.model.proof import NAMED, NewFile, SliceProof, VerifyResult, new_files, shortfall
 from rayprep.node.proof_servers import ProofServer
 from rayprep.store.cache_watch import CacheUse
 from rayprep.store.scan import hash_files

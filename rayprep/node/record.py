@@ -17,6 +17,7 @@ from rayprep.host.layout import root_unfit
 from rayprep.host.owned import OwnedTree
 from rayprep.model.events import Event, Phase
 from rayprep.model.plan import Action, Decision
+from rayprep.model.proof import VerifyResult
 from rayprep.model.result import (
     Artifacts,
     MoeSettings,
@@ -31,7 +32,6 @@ from rayprep.model.result import (
 from rayprep.model.spec import SPEC_VERSION
 from rayprep.model.stages import STAGES, StageName, StageStatus
 from rayprep.model.telemetry import TelemetryProbe, query_of
-from rayprep.model.verification import VerifyResult
 from rayprep.node.request import NodeRequest
 from rayprep.node.survey import Survey
 from rayprep.sglang.flags import redacted

@@ -13,10 +13,10 @@ from rayprep.base.errors import ErrorType, Interrupted, RayprepError, StageError
 from rayprep.base.records import utc_now
 from rayprep.host.layout import os_error_type
 from rayprep.host.locks import HeldLocks
-from rayprep.model.cleanup import Cleanup
 from rayprep.model.completion import Completion
 from rayprep.model.events import Event, Phase, event
 from rayprep.model.plan import Decision
+from rayprep.model.process_end import Cleanup
 from rayprep.model.result import Artifacts, Headroom, StageResult
 from rayprep.model.spec import StageOp
 from rayprep.model.stages import STAGES, StageName, StageStatus

@@ -12,7 +12,7 @@ from rayprep.host.model_files import ModelFiles, find_model
 from rayprep.host.rehearsal import read_facts
 from rayprep.host.this_host import choose_device, read_signature
 from rayprep.model.completion import Check, CheckState, Completion, Identity, best, cache_key, check_completion
-from rayprep.model.dealing import Part, part_name
+from rayprep.model.fleet.parts import Part, part_name
 from rayprep.model.plan import (
     Decision,
     NotNeeded,

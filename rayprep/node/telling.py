@@ -9,12 +9,12 @@ from rayprep.host.group_access import shares
 from rayprep.host.locks import Holder, lock_of
 from rayprep.host.owned import group_writes, open_to_all
 from rayprep.host.toolchain import can_trace
+from rayprep.model.container_manifest import Manifest
 from rayprep.model.events import Event, Phase, event, run_end
-from rayprep.model.manifest import Manifest
 from rayprep.model.plan import Action, Decision
+from rayprep.model.proof import VERIFY, skipped
 from rayprep.model.result import PrepResult, StageResult
 from rayprep.model.stages import StageName, StageStatus
-from rayprep.model.verification import VERIFY, skipped
 from rayprep.node.collect import record_skip
 from rayprep.node.moe_check import with_config
 from rayprep.node.record import Recorder, settled_result

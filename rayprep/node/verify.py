@@ -13,8 +13,8 @@ from rayprep.base.secrets import redacted_command
 from rayprep.host.locks import HeldLocks
 from rayprep.model.caches import CacheName
 from rayprep.model.events import Event, Phase, event
+from rayprep.model.proof import VERIFY, NewFile, Verification, VerifyResult, new_file
 from rayprep.model.stages import STAGES, StageName
-from rayprep.model.verification import VERIFY, NewFile, Verification, VerifyResult, new_file
 from rayprep.node.adopt import widened
 from rayprep.node.moe_state import found_configs
 from rayprep.node.proof_servers import ProofServer, ProofServers, run_at_once

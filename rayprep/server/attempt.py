@@ -11,7 +11,7 @@ from rayprep.base.errors import ErrorType, Interrupted, StageError
 from rayprep.host.guard import lives
 from rayprep.host.process import Child
 from rayprep.model.blame import ServerDied
-from rayprep.model.cleanup import Cleanup
+from rayprep.model.process_end import Cleanup
 from rayprep.server.log_follower import LogFollower
 from rayprep.sglang.death import Death
 from rayprep.sglang.failures import classify_failure, hint_with_log, telling_line

@@ -11,7 +11,7 @@ from typing import Literal
 from rayprep.base.errors import ErrorType, StageError
 from rayprep.host.ports import first_free
 from rayprep.host.process import GRACE_S
-from rayprep.model.cleanup import Cleanup, together
+from rayprep.model.process_end import Cleanup, together
 from rayprep.server.attempt import ServerProcess, Watch
 from rayprep.server.client import Address, Answer, Health, in_background
 from rayprep.server.gpu_memory import HEADROOM_BYTES, KEPT_MEMORY, ServerMemory

@@ -8,8 +8,8 @@ from typing import Protocol
 from rayprep.host.gpu import Gpu
 from rayprep.host.layout import Layout
 from rayprep.host.model_files import ModelFiles
-from rayprep.model.cleanup import Cleanup
 from rayprep.model.plan import StagePlan, Work
+from rayprep.model.process_end import Cleanup
 from rayprep.model.result import Artifacts, ServerRecord
 from rayprep.model.signature import Signature
 from rayprep.model.spec import DeviceChoice, PrepSpec

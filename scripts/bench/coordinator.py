@@ -41,12 +41,12 @@ from rayprep.fleet.runs import KeptRun
 from rayprep.fleet.runtime import NAMESPACE
 from rayprep.host.interrupts import Interrupts
 from rayprep.host.layout import Layout
-from rayprep.model.fleet import FleetSpec, NodeInfo
-from rayprep.model.fleet_result import FleetResult
-from rayprep.model.fleet_status import FleetStatus
-from rayprep.model.rollout import HostState, make_rollout, next_step
+from rayprep.model.fleet.result import FleetResult
+from rayprep.model.fleet.rollout import HostState, make_rollout, next_step
+from rayprep.model.fleet.spec import FleetSpec, NodeInfo
+from rayprep.model.fleet.status import FleetStatus
 from rayprep.model.spec import resolve
-from rayprep.report.fleet_live import FleetLineView, LiveFleetView
+from rayprep.report.fleet_view import FleetLineView, LiveFleetView
 
 CORE_BOUND, MEMORY_BOUND_MIB, RESULT_BOUND_S = 0.05, 300, 2.0
 RUN_ID = "bench"
@@ -174,7 +174,7 @@ def median_s(work: Callable[[], object], rounds: int = 5) -> float:
 
 def rules(folder: Path, result: FleetResult) -> dict[str, float]:
     """Milliseconds of what the driver and `status` do over and over, each for all hosts once."""
-    from rayprep.report.fleet_live import fleet_table
+    from rayprep.report.fleet_view import fleet_table
 
     rollout = make_rollout(list(result.hosts))
     states = {host: HostState().started() for host in result.hosts}

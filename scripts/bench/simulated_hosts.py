@@ -16,12 +16,12 @@ from rayprep.fleet.member import Member
 from rayprep.fleet.reporter import Reporter
 from rayprep.model.caches import CacheName
 from rayprep.model.events import Event, Phase, event
-from rayprep.model.grouping import HostFacts, StageFacts, Standing
-from rayprep.model.leases import Holder
+from rayprep.model.fleet.grouping import HostFacts, StageFacts, Standing
+from rayprep.model.fleet.leases import Holder
+from rayprep.model.proof import VERIFY
 from rayprep.model.result import NodeBlock, PrepResult, Received
 from rayprep.model.snapshot import CacheSnapshot, ProfileSnapshot
 from rayprep.model.stages import StageName
-from rayprep.model.verification import VERIFY
 from rayprep.store.package.manifest import Key
 
 PLAYERS = 4

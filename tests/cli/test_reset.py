@@ -13,11 +13,11 @@ import pytest
 from rayprep.client import needs_prep, read_manifest
 from rayprep.host.container_run import write_manifest
 from rayprep.host.layout import Layout
-from rayprep.model.manifest import MANIFEST_NAME, ProfileCache
+from rayprep.model.container_manifest import MANIFEST_NAME, ProfileCache
 from rayprep.model.stages import StageName
 from rayprep.store.reset.report import ResetReport
 from tests.conftest import Roots
-from tests.model.test_manifest import manifest
+from tests.model.test_container_manifest import manifest
 from tests.needs import needs_tool
 from tests.processes import wait_for
 from tests.store.reset.caches import Caches, holding

@@ -22,7 +22,7 @@ from rayprep.client import find_manifest, needs_prep, read_manifest, read_result
 from rayprep.host.container_run import read_container_run
 from rayprep.host.layout import Layout
 from rayprep.host.prometheus import probe
-from rayprep.model.manifest import PORTS
+from rayprep.model.container_manifest import PORTS
 from rayprep.model.stages import StageName
 from scripts.metrics_catalog import rayprep_part, sglang_part
 from tests.cluster.container_run import METRICS, ROOT, RUN_ID, ContainerRun, metrics_server

@@ -17,7 +17,7 @@ from rayprep.host.layout import Layout
 from rayprep.host.lease_file import LeaseFile
 from rayprep.host.process import marked_processes
 from rayprep.model.completion import Completion
-from rayprep.model.leases import Granted, Holder
+from rayprep.model.fleet.leases import Granted, Holder
 from rayprep.model.stages import StageName
 from rayprep.store.completions import read_completions
 from rayprep.store.markers import read_markers

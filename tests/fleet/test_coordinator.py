@@ -6,7 +6,7 @@ from pathlib import Path
 from rayprep.fleet.coordinator import Coordinator
 from rayprep.host.layout import Layout
 from rayprep.model.events import Event, Phase, event
-from rayprep.model.fleet_result import FleetResult
+from rayprep.model.fleet.result import FleetResult
 from rayprep.model.stages import StageName, StageStatus
 from tests.model.samples import fleet_run, prep_result
 

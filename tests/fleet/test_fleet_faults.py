@@ -20,12 +20,12 @@ from rayprep.fleet.leasing import Leases, Wanted
 from rayprep.fleet.member import Member
 from rayprep.fleet.members import living_nodes, start_agent
 from rayprep.host.layout import Layout
-from rayprep.model.fleet import FleetSpec
-from rayprep.model.leases import Queued
-from rayprep.model.rollout import Rollout
+from rayprep.model.fleet.leases import Queued
+from rayprep.model.fleet.rollout import Rollout
+from rayprep.model.fleet.spec import FleetSpec
 from rayprep.model.spec import resolve
 from rayprep.model.stages import StageName, StageStatus
-from rayprep.report.fleet_live import FleetLineView
+from rayprep.report.fleet_view import FleetLineView
 from tests.fleet.damages_one import DamagesOne
 from tests.fleet.faults import (
     PROBE,

@@ -7,7 +7,7 @@ import pytest
 from rayprep.base.errors import ErrorType, HostUnfit
 from rayprep.host import lease_file
 from rayprep.host.lease_file import LeaseFile
-from rayprep.model.leases import Granted, Holder, LeaseTable
+from rayprep.model.fleet.leases import Granted, Holder, LeaseTable
 
 TTL_S = 30.0
 

@@ -10,10 +10,10 @@ import pytest
 
 from rayprep.host import prometheus
 from rayprep.host.prometheus import probe
-from rayprep.model.manifest import Manifest, services
+from rayprep.model.container_manifest import Manifest, services
 from rayprep.model.telemetry import TelemetryProbe
 from tests.host.test_ports import free_port
-from tests.model.test_manifest import manifest
+from tests.model.test_container_manifest import manifest
 
 
 def asked(port: int) -> TelemetryProbe:

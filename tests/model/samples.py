@@ -2,8 +2,8 @@
 
 from rayprep.base.errors import ErrorType
 from rayprep.model.completion import Completion, Identity, cache_key
-from rayprep.model.fleet import FleetSpec
-from rayprep.model.fleet_result import FleetRun
+from rayprep.model.fleet.result import FleetRun
+from rayprep.model.fleet.spec import FleetSpec
 from rayprep.model.result import (
     Located,
     MoeSettings,

@@ -17,8 +17,8 @@ from rayprep.model.completion_text import (
     latest_of_each,
     parse_completion,
 )
+from rayprep.model.proof import Verification
 from rayprep.model.tuning import TunedSize, Tuning
-from rayprep.model.verification import Verification
 from tests.model.samples import MOMENT, completion, identity, signature
 
 PROOF = Verification(verified_at=MOMENT, command=("serve", "--port", "1"), ready_s=1.0)

@@ -1,6 +1,7 @@
 """What monitoring is told of a result."""
 
-from rayprep.model.fleet_result import FleetHost
+from rayprep.model.fleet.result import FleetHost
+from rayprep.model.fleet.rollout import HostPhase
 from rayprep.model.metrics import (
     HOSTS,
     METRICS,
@@ -12,10 +13,9 @@ from rayprep.model.metrics import (
     merge,
     state_samples,
 )
+from rayprep.model.proof import VerifyResult
 from rayprep.model.result import Artifacts, Received, StageResult
-from rayprep.model.rollout import HostPhase
 from rayprep.model.stages import StageName, StageStatus
-from rayprep.model.verification import VerifyResult
 from tests.model.samples import prep_result, stage_result
 
 

@@ -24,9 +24,9 @@ from rayprep.model.plan import (
     with_consequences,
     with_missed,
 )
+from rayprep.model.proof import Verification
 from rayprep.model.spec import StageOp
 from rayprep.model.stages import StageName
-from rayprep.model.verification import Verification
 from tests.model.samples import DIGEST, MOMENT, completion, signature
 
 WORK = Work(units=("bs1", "bs8"), required_bytes=10 << 20, estimate="a guess", seconds=24)

@@ -12,9 +12,9 @@ import pytest
 from rayprep.base.errors import ErrorType
 from rayprep.model import blame
 from rayprep.model.plan import StagePlan, Work
+from rayprep.model.proof import VERIFY
 from rayprep.model.spec import StageOp
 from rayprep.model.stages import StageName
-from rayprep.model.verification import VERIFY
 from rayprep.stages import BY_NAME, BuildContext, Built, StageRequest, second_try
 from rayprep.stages.flashinfer import FlashInferStage
 from rayprep.store.completions import read_completions, write_completion

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import pytest
 
 from rayprep.base.errors import ErrorType, HostUnfit
+from rayprep.model.proof import VerifyResult
 from rayprep.model.result import RunStatus
-from rayprep.model.verification import VerifyResult
 from tests.node.serving import LIBRARY, Host
 
 

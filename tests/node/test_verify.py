@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from rayprep.base.errors import ErrorType
+from rayprep.model.proof import VerifyResult
 from rayprep.model.result import PrepResult, RunStatus
 from rayprep.model.stages import StageName
-from rayprep.model.verification import VerifyResult
 from rayprep.store.completions import write_completion
 from tests.host.test_ports import free_port
 from tests.node.serving import COMPILES, LIBRARY, SERVER, Host, fault, statuses

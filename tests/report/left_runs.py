@@ -9,8 +9,10 @@ from rayprep.base.file_names import file_name
 from rayprep.base.records import parse_utc, to_json, utc_from_timestamp
 from rayprep.host.layout import Layout
 from rayprep.model.events import Event, Phase
-from rayprep.model.fleet_result import FleetError, FleetGroup, FleetHost, FleetResult, failure_of
-from rayprep.model.oddities import Oddity
+from rayprep.model.fleet.odd_hosts import Oddity
+from rayprep.model.fleet.result import FleetError, FleetGroup, FleetHost, FleetResult, failure_of
+from rayprep.model.fleet.rollout import HostPhase
+from rayprep.model.proof import VerifyResult
 from rayprep.model.result import (
     Artifacts,
     NodeBlock,
@@ -22,9 +24,7 @@ from rayprep.model.result import (
     StageResult,
     Tally,
 )
-from rayprep.model.rollout import HostPhase
 from rayprep.model.stages import STAGES, StageName, StageStatus
-from rayprep.model.verification import VerifyResult
 from rayprep.report.session_log import SessionLog
 from tests.model.samples import MOMENT, fleet_run, prep_result
 

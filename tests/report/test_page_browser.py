@@ -5,10 +5,10 @@ from pathlib import Path
 
 from rayprep.base.errors import ErrorType
 from rayprep.host.run_reader import read_run
-from rayprep.model.oddities import Oddity
-from rayprep.model.rollout import HostPhase
+from rayprep.model.fleet.odd_hosts import Oddity
+from rayprep.model.fleet.rollout import HostPhase
 from rayprep.model.stages import StageName
-from rayprep.report.page import render
+from rayprep.report.page.page import render
 from tests.needs import needs_browser
 from tests.report.browser import Tab, open_tab
 from tests.report.left_runs import HINT, LOG_TAIL, LeftRun, broken, fleet, single

@@ -14,11 +14,11 @@ import pytest
 
 from rayprep.base.errors import ErrorType
 from rayprep.model.events import Event, Phase, event
-from rayprep.model.fleet_result import FleetError, FleetHost, FleetResult
-from rayprep.model.fleet_status import FleetStatus
-from rayprep.model.rollout import HostPhase
-from rayprep.report.fleet_live import FleetLineView, LiveFleetView, fleet_table
-from rayprep.report.live import LineView, LiveView
+from rayprep.model.fleet.result import FleetError, FleetHost, FleetResult
+from rayprep.model.fleet.rollout import HostPhase
+from rayprep.model.fleet.status import FleetStatus
+from rayprep.report.fleet_view import FleetLineView, LiveFleetView, fleet_table
+from rayprep.report.host_view import LineView, LiveView
 from rayprep.report.screen import Grid, Screen, styled, write_json, write_line
 from rayprep.report.session_log import SessionLog
 from tests.foreign import ALL, NASTY, UTF8, lines

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from rayprep.host.layout import Layout
-from rayprep.model.cleanup import Cleanup
+from rayprep.model.process_end import Cleanup
 from rayprep.stages.protocol import BuildContext, Report
 
 

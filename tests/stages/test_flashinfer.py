@@ -14,8 +14,8 @@ from rayprep.base.errors import ErrorType, Interrupted, StageError
 from rayprep.host.layout import Layout
 from rayprep.host.model_files import ModelFiles
 from rayprep.model.caches import CacheName
-from rayprep.model.cleanup import Cleanup
 from rayprep.model.plan import NotNeeded, Unable, Work
+from rayprep.model.process_end import Cleanup
 from rayprep.model.spec import DeviceChoice, PrepSpec
 from rayprep.sglang.architecture import parse_architecture
 from rayprep.sglang.flashinfer_modules import FlashInferModule

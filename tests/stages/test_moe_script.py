@@ -14,8 +14,8 @@ import pytest
 from rayprep.base.errors import ErrorType, StageError
 from rayprep.host.layout import Layout
 from rayprep.host.model_files import ModelFiles
-from rayprep.model.cleanup import Cleanup
 from rayprep.model.plan import Work
+from rayprep.model.process_end import Cleanup
 from rayprep.sglang.architecture import parse_architecture
 from rayprep.stages.moe_tune import MoeTuneStage
 from rayprep.stages.protocol import Built

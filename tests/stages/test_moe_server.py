@@ -7,7 +7,7 @@ import pytest
 from rayprep.base.errors import ErrorType, StageError
 from rayprep.host.layout import Layout
 from rayprep.model.caches import CacheName
-from rayprep.model.cleanup import Cleanup
+from rayprep.model.process_end import Cleanup
 from rayprep.model.result import Artifacts
 from rayprep.stages.moe_server import confirm_by_server
 from rayprep.stages.protocol import Built

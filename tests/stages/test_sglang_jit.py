@@ -12,7 +12,7 @@ from rayprep.host.layout import Layout
 from rayprep.host.model_files import ModelFiles
 from rayprep.host.process import marked_processes
 from rayprep.model.caches import CacheName
-from rayprep.model.cleanup import Cleanup
+from rayprep.model.process_end import Cleanup
 from rayprep.model.spec import DeviceChoice, PrepSpec
 from rayprep.sglang.architecture import parse_architecture
 from rayprep.stages.protocol import BuildContext, StageRequest

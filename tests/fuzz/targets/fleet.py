@@ -12,14 +12,14 @@ from rayprep.host.gpu import Gpu, visible_gpus
 from rayprep.host.lease_file import LeaseFile
 from rayprep.host.rehearsal import VARIABLE, read_facts
 from rayprep.host.this_host import choose_device
-from rayprep.model.leases import Granted, Holder, Lease, LeaseTable
+from rayprep.model.container_manifest import POINTER_NAME, Manifest, has_snapshot, merge_snapshot, with_programs
+from rayprep.model.fleet.leases import Granted, Holder, Lease, LeaseTable
 from rayprep.model.located import Located
-from rayprep.model.manifest import POINTER_NAME, Manifest, has_snapshot, merge_snapshot, with_programs
 from rayprep.model.spec import DeviceChoice
 from tests.fuzz.resealing import resealed
 from tests.fuzz.target import REFUSED, Target, require
 from tests.model.samples import signature
-from tests.model.test_manifest import manifest, snapshot
+from tests.model.test_container_manifest import manifest, snapshot
 
 _TTL_S = 30.0
 

@@ -14,10 +14,10 @@ from rayprep.host.run_reader import read_run
 from rayprep.model.located import Located
 from rayprep.model.metrics import HOSTS, SHIPPED, WAITED
 from rayprep.report.metrics_file import add_to_metrics_file
-from rayprep.report.page import render
+from rayprep.report.page.page import render
 from tests.fuzz.resealing import resealed
 from tests.fuzz.target import Target, require
-from tests.model.test_manifest import manifest
+from tests.model.test_container_manifest import manifest
 from tests.report.left_runs import LeftRun, fleet, single
 
 

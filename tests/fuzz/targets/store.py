@@ -10,9 +10,9 @@ from rayprep.host.layout import Layout
 from rayprep.host.locks import Holder, acquire, is_held, read_holder
 from rayprep.model.completion import Completion
 from rayprep.model.completion_text import completion_text
+from rayprep.model.proof import Verification
 from rayprep.model.stages import ANSWERS_FOR, StageName
 from rayprep.model.tuning import TunedSize, Tuning
-from rayprep.model.verification import Verification
 from rayprep.store.completions import read_completions
 from rayprep.store.epochs import advance_epoch, highest_epoch
 from rayprep.store.markers import Marker, read_markers, standing_since, write_marker

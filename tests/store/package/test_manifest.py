@@ -9,8 +9,8 @@ from rayprep.base.records import to_json
 from rayprep.base.sealed import seal
 from rayprep.model.completion import Completion
 from rayprep.model.located import Located
+from rayprep.model.proof import Verification
 from rayprep.model.stages import StageName
-from rayprep.model.verification import Verification
 from rayprep.store.package.manifest import (
     Listed,
     PackageManifest,
