@@ -20,7 +20,7 @@ MAY_IMPORT = {
 }
 LEFT: dict[str, set[str]] = {
     "sglang/moe_shape.py": {"rayprep.model.plan"},
-    "model/completion_text.py": {"rayprep.stages.moe_tune.space"},
+    "model/completion_text.py": {"rayprep.stages.moe_tune.stage.space"},
     "model/manifest_changes.py": {"rayprep.store.reset.report"},
     "model/fleet/moves.py": {"rayprep.store.package.manifest"},
     "model/fleet/parts.py": {"rayprep.store.package.manifest"},
@@ -28,11 +28,11 @@ LEFT: dict[str, set[str]] = {
 """Arrows upwards that are still there."""
 HEAVY = {"torch", "ray", "triton", "sglang", "flashinfer", "deep_gemm", "transformers", "numpy", "prometheus_client"}
 IN_CHILDREN = {
-    "stages/moe_bench.py",
-    "stages/moe_layer.py",
-    "stages/moe_timing.py",
-    "stages/decode_step.py",
-    "stages/inductor_child.py",
+    "stages/moe_tune/bench.py",
+    "stages/moe_tune/layer.py",
+    "stages/moe_tune/timing.py",
+    "stages/inductor/decode_step.py",
+    "stages/inductor/child.py",
 }
 """Modules that only ever run in a child process of their own."""
 

@@ -14,14 +14,14 @@ SINKS = {
     "cli/output.py": {"print", "buffer.write"},
     # Into a stage's log, which is for a compiler's or a server's own output as well; what they name is written out.
     "host/guard.py": {"print"},
-    "stages/compile_jobs.py": {"print"},
-    "stages/deep_gemm_child.py": {"print"},
-    "stages/flashinfer_child.py": {"print"},
-    "stages/moe_bench.py": {"print"},
-    "stages/nvcc_recorder.py": {"print", "buffer.write"},  # it is the compiler, for DeepGEMM
+    "stages/deep_gemm/compile_jobs.py": {"print"},
+    "stages/deep_gemm/child.py": {"print"},
+    "stages/flashinfer/child.py": {"print"},
+    "stages/moe_tune/bench.py": {"print"},
+    "stages/deep_gemm/nvcc_recorder.py": {"print", "buffer.write"},  # it is the compiler, for DeepGEMM
     # Lines of JSON from a child to its stage.
-    "stages/child_lines.py": {"print"},
-    "stages/sglang_jit_child.py": {"print"},
+    "stages/child/lines.py": {"print"},
+    "stages/serve/jit_child.py": {"print"},
     # A trace that was asked for, by way of the screen.
     "fleet/attached.py": {"sys.stderr"},
     # An archive.

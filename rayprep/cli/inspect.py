@@ -141,7 +141,7 @@ def snapshot(question: Question, manifest: Path | None, *, if_missing: bool) -> 
 
 def env(profiles_root: str | None, *, env_file: bool) -> None:
     """Prints `export NAME=value` lines for eval, or `NAME=value` lines for a container's env file."""
-    from rayprep.stages.moe_files import warn_of_hidden
+    from rayprep.stages.moe_tune.files import warn_of_hidden
 
     layout = choose_roots(dict(os.environ), profiles_root)
     if warning := warn_of_hidden(layout):

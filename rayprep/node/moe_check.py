@@ -12,7 +12,7 @@ from rayprep.model.stages import StageName, StageStatus
 from rayprep.node.record import failed_result
 from rayprep.node.survey import Survey
 from rayprep.sglang.moe_config_lines import MoeConfigs, complaint
-from rayprep.stages.moe_files import adopt_config
+from rayprep.stages.moe_tune.files import adopt_config
 from rayprep.store.completions import write_completion
 
 

@@ -6,13 +6,13 @@ from rayprep.host.files import read_bytes
 from rayprep.host.layout import Layout
 from rayprep.model.caches import CacheName
 from rayprep.model.completion import Check, CheckState, Completion
-from rayprep.model.moe_search import TUNER_VERSION, tuning_digest
 from rayprep.model.plan import NotNeeded
 from rayprep.model.stages import StageName
 from rayprep.model.tuning import Tuning
 from rayprep.sglang.moe_shape import MoeShape
 from rayprep.stages import StageRequest
-from rayprep.stages.moe_tune import shape_of, tuner_of
+from rayprep.stages.moe_tune.search import TUNER_VERSION, tuning_digest
+from rayprep.stages.moe_tune.stage import shape_of, tuner_of
 from rayprep.store.moe_folder import digest_of, shipped_configs
 from rayprep.store.moe_withdrawn import withdrawal_of
 

@@ -13,7 +13,7 @@ from rayprep.node.survey import Survey, exact_completions
 from rayprep.node.telling import Telling, end_event
 from rayprep.sglang.gemm_shapes import GemmShape
 from rayprep.sglang.moe_config_lines import MoeConfigs
-from rayprep.stages.second_try import SetAside, withdrawn_error
+from rayprep.stages.moe_tune.second_try import SetAside, withdrawn_error
 
 
 class ServerWord(Protocol):

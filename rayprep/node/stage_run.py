@@ -29,7 +29,7 @@ from rayprep.node.survey import Survey, exact_completions
 from rayprep.node.telling import end_event
 from rayprep.sglang.moe_config_lines import looked_for
 from rayprep.stages import BY_NAME, BuildContext, Built
-from rayprep.stages.second_try import SecondTry, SetAside
+from rayprep.stages.moe_tune.second_try import SecondTry, SetAside
 from rayprep.store.markers import remove_marker, standing_since, write_marker
 from rayprep.store.scan import CacheScan, scan_cache
 

@@ -39,7 +39,7 @@ from rayprep.sglang.command import request_of
 from rayprep.sglang.flags import kernel_flags
 from rayprep.sglang.torch_compile import without
 from rayprep.stages import BY_NAME, StageRequest
-from rayprep.stages.serve import serve_follows
+from rayprep.stages.serve.stage import serve_follows
 from rayprep.store.completions import of_identity, read_completions
 from rayprep.store.snapshot import Inventory, known_wrong, take_inventory
 

@@ -20,7 +20,7 @@ from rayprep.node.moe_check import with_config
 from rayprep.node.record import Recorder, settled_result
 from rayprep.node.request import NodeRequest
 from rayprep.node.survey import Survey
-from rayprep.stages.moe_files import seed_for_servers
+from rayprep.stages.moe_tune.files import seed_for_servers
 
 Emit = Callable[[Event], None]
 

@@ -27,7 +27,7 @@ from rayprep.server.server import Watch
 from rayprep.sglang.command import proof_mem_fraction
 from rayprep.sglang.gemm_shapes import GemmShape
 from rayprep.sglang.moe_config_lines import MoeConfigs, looked_for
-from rayprep.stages.second_try import SecondTry, SetAside
+from rayprep.stages.moe_tune.second_try import SecondTry, SetAside
 from rayprep.stages.warmup_server import rounds_for
 from rayprep.store.cache_watch import CacheUse, CacheWatch
 from rayprep.store.completions import write_completion

@@ -2,16 +2,16 @@
 
 from rayprep.model.plan import Work
 from rayprep.model.stages import StageName
-from rayprep.stages.deep_gemm import DeepGemmStage
-from rayprep.stages.flashinfer import FlashInferStage
-from rayprep.stages.inductor import InductorStage
-from rayprep.stages.moe_tune import MoeTuneStage
+from rayprep.stages.deep_gemm.stage import DeepGemmStage
+from rayprep.stages.flashinfer.stage import FlashInferStage
+from rayprep.stages.inductor.stage import InductorStage
+from rayprep.stages.moe_tune.stage import MoeTuneStage
 from rayprep.stages.protocol import BuildContext, Built, Stage, StageRequest
-from rayprep.stages.serve import ServeStage
+from rayprep.stages.serve.stage import ServeStage
 
 
 def _via_server(request: StageRequest, work: Work, context: BuildContext) -> Built:
-    from rayprep.stages.deep_gemm_server import compile_via_server  # what runs a server is not imported to plan
+    from rayprep.stages.deep_gemm.by_server import compile_via_server  # what runs a server is not imported to plan
 
     return compile_via_server(request, work, context)
 

@@ -64,7 +64,7 @@ def run_until_the_middle(roots: Roots, built: Built, record_property: Record) ->
     delay = random.Random(seed).uniform(0.0, 0.3 * built.build_s)
     record_property("hit", f"seed {seed}, {delay:.2f} s after the start")
     result = roots.telemetry / "container_runs" / "aborted" / "prep_result.json"
-    wait_for(lambda: named(marked(result), "inductor_child"), "the compiling child")
+    wait_for(lambda: named(marked(result), "inductor.child"), "the compiling child")
     moment = time.monotonic() + delay
     # A machine that has become faster since the fixture's build must not reach the end before the hit.
     wait_for(
@@ -83,8 +83,8 @@ def assert_it_was_the_middle(roots: Roots) -> None:
 
 
 def kill_the_child(run: Aborted) -> None:
-    wait_for(lambda: named(marked(run.result), "rayprep.stages.inductor_child"), "a child to hit")
-    named(marked(run.result), "rayprep.stages.inductor_child")[-1].kill()
+    wait_for(lambda: named(marked(run.result), "rayprep.stages.inductor.child"), "a child to hit")
+    named(marked(run.result), "rayprep.stages.inductor.child")[-1].kill()
 
 
 def kill_the_agent(run: Aborted) -> None:

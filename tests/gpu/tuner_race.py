@@ -18,14 +18,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from rayprep.model.moe_search import SEED, kernels
-from rayprep.model.moe_space import KernelConfig, official_space
-from rayprep.model.moe_trial import Trial
 from rayprep.model.spec import MoeStrategy
 from rayprep.sglang.architecture import parse_architecture
 from rayprep.sglang.moe_shape import MoeShape, default_batch_sizes, moe_shape
-from rayprep.stages.child_lines import StepLine
-from rayprep.stages.moe_tune_protocol import TUNE_LINE, TunedLine, TuneRequest
+from rayprep.stages.child.lines import StepLine
+from rayprep.stages.moe_tune.protocol import TUNE_LINE, TunedLine, TuneRequest
+from rayprep.stages.moe_tune.search import SEED, kernels
+from rayprep.stages.moe_tune.space import KernelConfig, official_space
+from rayprep.stages.moe_tune.trial import Trial
 
 TOKENS = int(os.environ.get("TOKENS", "64"))
 CONFIGS = int(os.environ.get("CONFIGS", "160"))
@@ -127,7 +127,7 @@ def run_ours(folder: Path, shape: MoeShape, space: Sequence[KernelConfig], sizes
     file.write_text(request.model_dump_json())
     env = {**os.environ, "TRITON_CACHE_DIR": request.kernels}
     env.pop("SGLANG_MOE_CONFIG_DIR", None)
-    command = [sys.executable, "-m", "rayprep.stages.moe_tune_child", str(file)]
+    command = [sys.executable, "-m", "rayprep.stages.moe_tune.child", str(file)]
     with (home / "log").open("wb") as log:
         done = subprocess.run(command, env=env, stdout=subprocess.PIPE, stderr=log, timeout=590, check=False)
     said = [TUNE_LINE.validate_json(line) for line in done.stdout.splitlines()]
@@ -157,7 +157,7 @@ def compare(folder: Path, model: Path) -> None:
         raise SystemExit(f"official has tried {theirs['tried']} of {CONFIGS} configs: run it again, it goes on")
     mine = TunedLine.model_validate_json((folder / "ours.json").read_text())
     chosen = {"official": KernelConfig.model_validate(theirs["best"][0][1]), "ours": mine.choices[0].config}
-    from rayprep.stages.moe_bench import MoeBench
+    from rayprep.stages.moe_tune.bench import MoeBench
 
     bench, them = MoeBench(shape_of(model), SEED, 0), Official(model)
     times: dict[str, dict[str, list[float]]] = {"by ours": {}, "by official": {}}

@@ -2,9 +2,9 @@
 
 import pytest
 
-from rayprep.model.moe_search import TUNER_VERSION
 from rayprep.model.tuning import Tuning
 from rayprep.node.moe_state import is_tried
+from rayprep.stages.moe_tune.search import TUNER_VERSION
 
 
 def tuning(version: str | None, gpus: int) -> Tuning:

@@ -17,8 +17,6 @@ from rayprep.base.records import utc_now
 from rayprep.base.sealed import read_sealed
 from rayprep.model.caches import CacheName
 from rayprep.model.events import Phase
-from rayprep.model.moe_search import SEED, tuning_digest
-from rayprep.model.moe_trial import Measurement
 from rayprep.model.result import Artifacts
 from rayprep.model.spec import MoeStrategy, StageOp
 from rayprep.model.stages import StageName
@@ -27,8 +25,10 @@ from rayprep.node import take_survey
 from rayprep.node.collect import complete, new_completion
 from rayprep.sglang.moe_shape import MoeShape
 from rayprep.stages import Built
-from rayprep.stages.moe_tune import shape_of
-from rayprep.stages.moe_tune_protocol import TuneRequest
+from rayprep.stages.moe_tune.protocol import TuneRequest
+from rayprep.stages.moe_tune.search import SEED, tuning_digest
+from rayprep.stages.moe_tune.stage import shape_of
+from rayprep.stages.moe_tune.trial import Measurement
 from rayprep.store.completions import write_completion
 from rayprep.store.scan import scan_cache
 from tests.needs import needs_torch
@@ -235,7 +235,7 @@ def _kill_in_the_middle(host: MoeHost, asked: dict[str, object]) -> None:
     file = host.base / "tune.json"
     file.write_text(tune.model_dump_json())
     env = {**host.environ, "TRITON_CACHE_DIR": tune.kernels, "FAKE_HOLD": str(hold), "FAKE_HOLD_AT": "32"}
-    command = [sys.executable, "-P", "-m", "rayprep.stages.moe_tune_child", str(file)]
+    command = [sys.executable, "-P", "-m", "rayprep.stages.moe_tune.child", str(file)]
     with (host.base / "killed.log").open("wb") as log:
         child = subprocess.Popen(command, env=env, stdout=log, stderr=log)
     until = time.monotonic() + 120

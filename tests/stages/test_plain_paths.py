@@ -7,11 +7,11 @@ import pytest
 from rayprep.base.errors import ErrorType
 from rayprep.model.plan import Unable, Work
 from rayprep.model.spec import DeviceChoice
-from rayprep.stages.inductor import InductorStage
+from rayprep.stages.inductor.stage import InductorStage
 from rayprep.stages.plain_paths import unable_under
-from rayprep.stages.serve import ServeStage
+from rayprep.stages.serve.stage import ServeStage
 from tests.model.samples import signature
-from tests.stages.test_sglang_jit import request
+from tests.stages.serve.test_jit_ahead import request
 
 
 @pytest.mark.parametrize("name", ["profiles_root", "install_prefix"])

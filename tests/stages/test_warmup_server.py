@@ -2,7 +2,7 @@
 
 from rayprep.sglang.log import ResolvedArgs
 from rayprep.stages.warmup_server import rounds_for
-from tests.stages.test_sglang_jit import request
+from tests.stages.serve.test_jit_ahead import request
 
 ALLOWED = ResolvedArgs(context_length=40960, decode_max_batch=4, max_total_tokens=4000)
 

@@ -12,18 +12,19 @@ from rayprep.host.layout import Layout
 from rayprep.host.model_files import SHIPPED, find_model
 from rayprep.model.caches import CacheName
 from rayprep.model.events import Phase, event
-from rayprep.model.moe_space import KernelConfig
-from rayprep.model.moe_trial import Measurement, Trial
 from rayprep.model.spec import PrepSpec, check_against_model
 from rayprep.model.tuning import TuningCounts
 from rayprep.server.log_follower import LogFollower
 from rayprep.sglang.log import LogReader, classify_failure
-from rayprep.stages import flashinfer_protocol, inductor_protocol
-from rayprep.stages.child_lines import FailLine, StepLine
-from rayprep.stages.deep_gemm_protocol import GEMM_LINE, KernelsLine
-from rayprep.stages.moe_files import config_text, kept_aside, place_config, seed, unseeded
-from rayprep.stages.moe_log import MeasurementLog
-from rayprep.stages.moe_tune_protocol import TUNE_LINE
+from rayprep.stages.child.lines import FailLine, StepLine
+from rayprep.stages.deep_gemm.protocol import GEMM_LINE, KernelsLine
+from rayprep.stages.flashinfer import protocol as flashinfer_protocol
+from rayprep.stages.inductor import protocol as inductor_protocol
+from rayprep.stages.moe_tune.files import config_text, kept_aside, place_config, seed, unseeded
+from rayprep.stages.moe_tune.measurement_log import MeasurementLog
+from rayprep.stages.moe_tune.protocol import TUNE_LINE
+from rayprep.stages.moe_tune.space import KernelConfig
+from rayprep.stages.moe_tune.trial import Measurement, Trial
 from rayprep.store.moe_folder import digest_of, is_config, keep_aside
 from tests.fuzz.resealing import resealed
 from tests.fuzz.target import Target, require

@@ -1,0 +1,1 @@
+"""The stage that compiles DeepGEMM's kernels."""

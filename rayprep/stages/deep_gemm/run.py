@@ -1,0 +1,50 @@
+"""One run of the `deep_gemm` stage's child process, as its parent sees it."""
+
+import os
+import re
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from rayprep.host.toolchain import find_nvcc
+from rayprep.model.caches import CacheName
+from rayprep.sglang.gemm_shapes import GemmShape, chunked_prefill_size, m_values, uses_nvrtc
+from rayprep.stages.child.run import run_child
+from rayprep.stages.deep_gemm.listing_folder import ListingFolder
+from rayprep.stages.deep_gemm.protocol import GEMM_LINE, GemmRequest, KernelsLine, Task
+from rayprep.stages.protocol import BuildContext, StageRequest
+
+_WHAT = "kernels' build"
+_MOST_PROCESSES = 8
+"""Of those that each import torch, and hold a CUDA context."""
+
+
+def _second_layout(version: str | None) -> bool:
+    """Whether this DeepGEMM writes files of its own beside a cubin, so that only it can make an entry."""
+    major, minor = [*re.findall(r"\d+", version or ""), "0", "0"][:2]
+    return (int(major), int(minor)) >= (0, 2)
+
+
+def run_gemms(shapes: Sequence[GemmShape], request: StageRequest, context: BuildContext) -> KernelsLine:
+    """Has the child build these products. Raises as `deep_gemm.build_shapes` does."""
+    # Two calls for one stage do not share a folder.
+    scratch = Path(tempfile.mkdtemp(prefix="listing.", dir=context.scratch))
+    cache = str(context.layout.cache(CacheName.DEEP_GEMM))
+    rows = m_values(chunked_prefill_size(request.spec.server_args))
+    by_itself = uses_nvrtc(context.env) or _second_layout(request.signature.deep_gemm_version)
+    cpus = len(os.sched_getaffinity(0))
+    nvcc = context.env.get("DG_JIT_NVCC_COMPILER") or find_nvcc(context.env) or ""
+    asked = GemmRequest(
+        mode="library" if by_itself else "nvcc",
+        tasks=tuple(Task(shape=shape, rows=rows) for shape in shapes),
+        cache=cache,
+        scratch=str(scratch),
+        nvcc=nvcc,
+        parallel=min(_MOST_PROCESSES, max(1, cpus // 2)) if by_itself else cpus,
+    )
+    paths = {"DG_JIT_CACHE_DIR": cache} if by_itself else ListingFolder(scratch).prepare(nvcc)
+    # What it would dump beside a cubin it cannot dump beside a stub.
+    kept = {name: value for name, value in context.env.items() if not name.startswith("DG_JIT_DUMP_")}
+    env = {**kept, **paths, "DG_JIT_USE_NVRTC": "1" if uses_nvrtc(context.env) else "0"}
+    context.report("importing DeepGEMM", None, None)
+    return run_child("deep_gemm.child", asked, scratch / "request.json", env, context, GEMM_LINE, _WHAT)

@@ -1,0 +1,155 @@
+"""The `deep_gemm` stage: the matrix products that SGLang runs through DeepGEMM, compiled before any server starts.
+
+Which products those are follows from the model's config (`model.gemm`), and one unit is one product. For a model
+that rayprep does not know, the one unit is `server`: the server then compiles for itself.
+"""
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from rayprep.base.errors import ErrorType, StageError
+from rayprep.host.layout import Layout
+from rayprep.model.caches import CacheName
+from rayprep.model.plan import NotNeeded, StagePlan, Unable, Work
+from rayprep.model.result import Artifacts, Tally
+from rayprep.model.signature import Signature
+from rayprep.model.spec import DeepGemmVia, DeviceChoice
+from rayprep.model.stages import StageName
+from rayprep.sglang.gemm_shapes import KINDS, SERVER_UNIT, GemmShape, gemm_shapes, uses_nvrtc
+from rayprep.stages.deep_gemm.cache import CUBIN, clear_left_over, entries, files_of, whole_entry
+from rayprep.stages.plain_paths import unable_under
+from rayprep.stages.protocol import BuildContext, Built, StageRequest
+from rayprep.store.entries import find_places, remove_entry
+from rayprep.store.scan import CacheScan
+
+# Measured on 16 cores with sglang 0.5.16: 27 kernels of two products in 30 s. Only a first guess.
+SECONDS_PER_SHAPE = 15.0
+BYTES_PER_SHAPE = 16 << 20
+BYTES_ONCE = 64 << 20
+"""Room for the compiler's temporary files."""
+
+
+class ViaServer(Protocol):
+    """Has SGLang's own server compile what it needs."""
+
+    def __call__(self, request: StageRequest, work: Work, context: BuildContext) -> Built: ...
+
+
+def _by_the_server(request: StageRequest, work: Work, context: BuildContext) -> Built:
+    names = ", ".join(request.model.architecture.architectures) or "a model without an architecture's name"
+    raise StageError(ErrorType.UNSUPPORTED, f"deep_gemm does not know which kernels {names} needs")
+
+
+class DeepGemmStage:
+    """Compiles DeepGEMM's kernels. `environ` is what the server's environment will be made from."""
+
+    name = StageName.DEEP_GEMM
+
+    def __init__(self, environ: Mapping[str, str] = os.environ, via_server: ViaServer = _by_the_server) -> None:
+        self._environ, self._via_server = environ, via_server
+
+    def plan(self, request: StageRequest) -> StagePlan:
+        if request.device is DeviceChoice.CPU:
+            return NotNeeded(reason="no_gpu", detail="its kernels are compiled for a GPU, and none is used here")
+        architecture, spec = request.model.architecture, request.spec
+        shapes = gemm_shapes(architecture, spec.tp, spec.server_args)
+        if shapes == ():
+            return NotNeeded(reason="no_fp8_blocks", detail="SGLang runs nothing of this model through DeepGEMM")
+        if reason := _unused(request.signature, self._environ):
+            return NotNeeded(reason="deep_gemm_off", detail=reason)
+        known = shapes is not None and request.signature.compute_capability == "sm_90"
+        units = tuple(unit_name(shape, self._environ) for shape in shapes or ()) if known else (SERVER_UNIT,)
+        if unable := _unable(request.signature, self._environ):
+            return unable.model_copy(update={"units": units})
+        return _work(units, by_sglang=not known or spec.deep_gemm_via is DeepGemmVia.SERVER)
+
+    def build(self, request: StageRequest, work: Work, context: BuildContext) -> Built:
+        remove_half_written(context.layout)
+        if work.by_sglang:
+            return self._via_server(request, work, context)
+        shapes = [GemmShape.parse(unit.partition(",")[0]) for unit in work.units]
+        return build_shapes(shapes, request, context)
+
+    def unsound(self, layout: Layout, suspects: Sequence[str]) -> Sequence[str]:
+        """An entry appears as a whole or not at all, so one with all of its files can be kept."""
+        return [path for path in suspects if not whole_entry((layout.profiles / path).parent)]
+
+    def describe(self, layout: Layout, scans: Sequence[CacheScan]) -> Artifacts:
+        cubins = [size for path, size in scans[0].files.items() if path.endswith(f"/{CUBIN}")]
+        return Artifacts(
+            cache_dir=layout.located(layout.cache(CacheName.DEEP_GEMM)),
+            cubins=Tally(count=len(cubins), bytes=sum(cubins)),
+        )
+
+
+def unit_name(shape: GemmShape, environ: Mapping[str, str]) -> str:
+    """A product's unit. What NVRTC compiles is another kernel than what nvcc does."""
+    return f"{shape}, nvrtc" if uses_nvrtc(environ) else str(shape)
+
+
+def _work(units: tuple[str, ...], *, by_sglang: bool) -> Work:
+    return Work(
+        units=units,
+        required_bytes=BYTES_ONCE + BYTES_PER_SHAPE * len(units),
+        seconds=SECONDS_PER_SHAPE * len(units),
+        estimate=f"{len(units)} products at the shipped guess for each",
+        by_sglang=by_sglang,
+    )
+
+
+def _unused(signature: Signature, environ: Mapping[str, str]) -> str | None:
+    """Why SGLang would not use DeepGEMM here. Source: deep_gemm_wrapper/configurer.py and environ.py."""
+    if environ.get("SGLANG_ENABLE_JIT_DEEPGEMM", "true").lower() in ("0", "false", "no", "n"):
+        return "SGLANG_ENABLE_JIT_DEEPGEMM is off"
+    capability = int(re.sub(r"\D", "", signature.compute_capability or "") or 0)
+    return None if 90 <= capability < 120 else f"SGLang does not use DeepGEMM on {signature.compute_capability}"
+
+
+def _unable(signature: Signature, environ: Mapping[str, str]) -> Unable | None:
+    if unable := unable_under(signature, "DeepGEMM"):
+        return unable
+    missing = [
+        *(() if signature.deep_gemm_version else ("DeepGEMM (pip install 'rayprep[sglang]')",)),
+        *(() if signature.nvcc or uses_nvrtc(environ) else ("nvcc (set CUDA_HOME, or put it on PATH)",)),
+    ]
+    if missing:
+        return Unable(error_type=ErrorType.TOOLCHAIN_MISMATCH, message="missing: " + " and ".join(missing))
+    return None
+
+
+def remove_half_written(layout: Layout) -> None:
+    """Takes away what no DeepGEMM could load, and what a killed build of ours left. For the holder of the store's lock.
+
+    Raises:
+        OSError: something of it cannot be removed.
+    """
+    cache = layout.cache(CacheName.DEEP_GEMM)
+    clear_left_over(cache)
+    half = [(CacheName.DEEP_GEMM, f"cache/{entry.name}") for entry in entries(cache) if not whole_entry(entry)]
+    for entry, places in find_places(layout.profiles, half).items():
+        remove_entry(layout, entry, places)
+
+
+def build_shapes(shapes: Sequence[GemmShape], request: StageRequest, context: BuildContext) -> Built:
+    """Compiles what the cache lacks of these products, and proves that it now holds all of them.
+
+    Raises:
+        StageError: they could not be built, with the reason.
+        Interrupted: the run was cancelled.
+    """
+    if unknown := [shape for shape in shapes if shape.kind not in KINDS]:
+        raise StageError(ErrorType.UNSUPPORTED, f"deep_gemm cannot list kernels of the kind {unknown[0].kind}")
+    from rayprep.stages.deep_gemm.run import run_gemms  # what runs the child is not imported to plan
+
+    said = run_gemms(shapes, request, context)
+    folder = context.layout.cache(CacheName.DEEP_GEMM)
+    used = (folder / "cache" / name for name in said.used)
+    return Built(
+        units=tuple(unit_name(shape, context.env) for shape in shapes),
+        used=frozenset(
+            f"{entry.relative_to(context.layout.profiles)}/{name}" for entry in used for name in files_of(entry)
+        ),
+        compiled=said.compiled,
+    )

@@ -1,0 +1,1 @@
+"""The stage that builds FlashInfer's modules."""

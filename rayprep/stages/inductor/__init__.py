@@ -1,0 +1,1 @@
+"""The stage that compiles the decode step with TorchInductor."""

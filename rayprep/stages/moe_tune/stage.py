@@ -1,0 +1,145 @@
+"""The `moe_tune` stage: SGLang's fused MoE kernel, tuned for this model's experts on this kind of GPU.
+
+What a server reads of it is one config file, and perhaps its `_down` twin; the completion lists no more. One unit is
+one number of tokens. Measurements and kernels of a tuning lie below `moe_configs/tuning/`, where nobody looks but the
+next run of a tuning that was stopped.
+"""
+
+import os
+import re
+from collections.abc import Sequence
+
+from rayprep.base.errors import BadRequest, ErrorType, StageError
+from rayprep.host.layout import Layout
+from rayprep.model.plan import NotNeeded, StagePlan, Unable, Work
+from rayprep.model.result import Artifacts, Tally
+from rayprep.model.signature import Signature
+from rayprep.model.spec import DeviceChoice, MoeStrategy, PrepSpec
+from rayprep.model.stages import StageName
+from rayprep.sglang.moe_shape import MoeShape, default_batch_sizes, moe_runner, moe_shape
+from rayprep.stages.moe_tune.search import Choice, estimated_seconds
+from rayprep.stages.moe_tune.space import official_space
+from rayprep.stages.protocol import BuildContext, Built, StageRequest
+from rayprep.stages.serve.stage import serve_follows
+from rayprep.store.scan import CacheScan
+
+_BYTES = 1 << 30
+"""Of kernels while it tunes; they are removed in the end."""
+_BYTES_OF_A_SWEEP = 6 << 30
+_TRITON_UP_TO = 100
+"""From this compute capability on, 100 for sm_100, SGLang runs experts through FlashInfer unless it is told not to."""
+_SCRIPT_SECONDS = 2644.0
+"""Of the official tuner for one number of tokens, as its authors published for an H100."""
+
+
+class MoeTuneStage:
+    """Tunes, writes the config file, and has a server say that it uses it."""
+
+    name = StageName.MOE_TUNE
+
+    def plan(self, request: StageRequest) -> StagePlan:
+        if request.device is DeviceChoice.CPU:
+            return NotNeeded(reason="no_gpu", detail="its kernels are compiled for a GPU, and none is used here")
+        shape = shape_of(request)
+        if not isinstance(shape, MoeShape):
+            return shape
+        sizes = sizes_of(request.spec)
+        units = tuple(unit_name(label_of(request.spec), shape, size) for size in sizes)
+        if unable := _unable(request, shape):
+            return unable.model_copy(update={"units": units})
+        return _work(request.spec, shape, sizes, units)
+
+    def build(self, request: StageRequest, work: Work, context: BuildContext) -> Built:
+        from rayprep.stages.moe_tune.by_script import tune_by_script
+        from rayprep.stages.moe_tune.run import tune  # what runs processes is not imported to plan
+
+        shape = shape_of(request)
+        if not isinstance(shape, MoeShape):
+            raise StageError(ErrorType.UNSUPPORTED, "there is nothing to tune for this model")
+        run = tune_by_script if request.spec.moe_tuner_script else tune
+        built = run(request, shape, context)
+        if serve_follows(request.spec) or not built.used:
+            return built
+        from rayprep.stages.moe_tune.confirm import confirm_by_server
+
+        return confirm_by_server(request, context, built)
+
+    def unsound(self, layout: Layout, suspects: Sequence[str]) -> Sequence[str]:
+        """Every file is written under another name and renamed, Triton's too."""
+        return ()
+
+    def describe(self, layout: Layout, scans: Sequence[CacheScan]) -> Artifacts:
+        own = scans[0]
+        tally = Tally(count=own.file_count, bytes=own.size_bytes)
+        return Artifacts(cache_dir=layout.located(layout.cache(own.cache)), files=tally)
+
+
+def shape_of(request: StageRequest) -> MoeShape | NotNeeded | Unable:
+    """Raises BadRequest where the user asked for another type than the model's."""
+    spec = request.spec
+    return moe_shape(request.model.architecture, spec.tp, spec.server_args, spec.moe_dtype)
+
+
+def sizes_of(spec: PrepSpec) -> tuple[int, ...]:
+    """The numbers of tokens to tune for."""
+    return spec.moe_batch_sizes or default_batch_sizes(spec.server_args)
+
+
+def label_of(spec: PrepSpec) -> str:
+    return "script" if spec.moe_tuner_script else spec.moe_strategy.value
+
+
+def tuner_of(spec: PrepSpec) -> str:
+    """Who makes the config file."""
+    return spec.moe_tuner_script or "rayprep"
+
+
+def unit_name(label: str, shape: MoeShape, tokens: int) -> str:
+    return f"{label} {shape} M={tokens}"
+
+
+def covered_units(spec: PrepSpec, shape: MoeShape, choices: Sequence[Choice]) -> tuple[str, ...]:
+    """What finished searches cover. A script's are the sizes that it was asked for."""
+    if spec.moe_tuner_script:
+        return tuple(unit_name(label_of(spec), shape, size) for size in sizes_of(spec))
+    return tuple(unit_name(each.value, shape, choice.tokens) for choice in choices for each in choice.strategies)
+
+
+def capability_of(signature: Signature) -> int:
+    """90 for sm_90; 0 where there is none."""
+    return int(re.sub(r"\D", "", signature.compute_capability or "") or 0)
+
+
+def _unable(request: StageRequest, shape: MoeShape) -> Unable | None:
+    signature = request.signature
+    if not official_space(shape):
+        message = f"no tile of SGLang's tuner divides the weights' scaling block, in {shape}"
+        return Unable(error_type=ErrorType.UNSUPPORTED, message=message)
+    if capability_of(signature) >= _TRITON_UP_TO and moe_runner(request.spec.server_args) == "auto":
+        message = f"which MoE kernel SGLang chooses on {signature.compute_capability} is not known"
+        return Unable(error_type=ErrorType.UNSUPPORTED, message=f"{message}; say --moe-runner-backend=triton")
+    wanted = {"sglang": signature.sglang_version, "torch": signature.torch_version, "triton": signature.triton_version}
+    if missing := [name for name, version in wanted.items() if version is None]:
+        message = f"missing: {' and '.join(missing)} (pip install 'rayprep[sglang]')"
+        return Unable(error_type=ErrorType.TOOLCHAIN_MISMATCH, message=message)
+    script = request.spec.moe_tuner_script
+    if script and not os.path.isfile(script):  # noqa: PTH113 - os.path asks no question that a wild name could break
+        raise BadRequest(f"--moe-tuner-script {script} is no file", hint="give the path of tuning_fused_moe_triton.py")
+    return None
+
+
+def _work(spec: PrepSpec, shape: MoeShape, sizes: Sequence[int], units: tuple[str, ...]) -> Work:
+    cpus = len(os.sched_getaffinity(0))
+    if spec.moe_tuner_script:
+        seconds, said = _SCRIPT_SECONDS * len(sizes), "as published for the official tuner"
+    else:
+        seconds = estimated_seconds(spec.moe_strategy, shape, sizes, cpus, 1)
+        said = f"strategy {spec.moe_strategy} on {cpus} CPUs at the shipped guess for each config"
+    return Work(
+        units=units,
+        required_bytes=_BYTES_OF_A_SWEEP if spec.moe_strategy is MoeStrategy.SWEEP else _BYTES,
+        seconds=seconds,
+        estimate=f"{len(sizes)} batch sizes {said}",
+        batch_sizes=tuple(sizes),
+        by_sglang=True,
+    )
