@@ -65,8 +65,8 @@ def reset(
     Refused while a run holds a lock here. Exit 3 where something could not be removed; the rest is.
     """
     if cluster:
-        from rayprep.cli import cluster as fleet_command
-        from rayprep.cli import everywhere
+        from rayprep.cli import ensure_cluster as fleet_command
+        from rayprep.cli import on_cluster as everywhere
 
         options = {
             "--older-than": older_than,

@@ -51,8 +51,8 @@ def inspect(
 ) -> None:
     """Show what lies in each cache, and whether this host can use it."""
     if cluster:
-        from rayprep.cli import cluster as fleet_command
-        from rayprep.cli import everywhere
+        from rayprep.cli import ensure_cluster as fleet_command
+        from rayprep.cli import on_cluster as everywhere
 
         options = {
             "--model": model,
@@ -147,8 +147,8 @@ def doctor(
 ) -> None:
     """Say what this host has and lacks, and what to do about it."""
     if cluster:
-        from rayprep.cli import cluster as fleet_command
-        from rayprep.cli import everywhere
+        from rayprep.cli import ensure_cluster as fleet_command
+        from rayprep.cli import on_cluster as everywhere
 
         options = {"--device": device, "--profiles-root": profiles_root, "--telemetry-root": telemetry_root}
         fleet = fleet_command.FleetFlags(address, nodes or [], exclude or [], labels or [])
@@ -177,7 +177,7 @@ def status(
     debug: Debug = False,
 ) -> None:
     """Show what the hosts of a cluster's runs are at. Exit 3 where no run goes on."""
-    from rayprep.cli import cluster as command
+    from rayprep.cli import ensure_cluster as command
 
     raise typer.Exit(command.status(address, run_id, watch=watch, json_output=json))
 

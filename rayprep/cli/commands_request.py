@@ -148,7 +148,7 @@ def ensure(
         deep=deep,
     )
     if cluster:
-        from rayprep.cli import cluster as fleet_command
+        from rayprep.cli import ensure_cluster as fleet_command
 
         if dry_run:
             raise BadRequest("--dry-run looks at this host alone", hint="leave --cluster out, or --dry-run")
@@ -238,7 +238,7 @@ def verify(
         run_id=run_id,
     )
     if cluster:
-        from rayprep.cli import cluster as fleet_command
+        from rayprep.cli import ensure_cluster as fleet_command
 
         # A second try would find what the server of the first has compiled.
         fleet = fleet_command.FleetFlags(address, nodes or [], exclude or [], labels or [], node_retries=0)

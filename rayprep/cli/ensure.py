@@ -14,9 +14,9 @@ from rayprep.base.errors import ErrorType, Interrupted, RayprepError
 from rayprep.cli import output
 from rayprep.cli.campaign import run_each
 from rayprep.cli.explain import look_at_each, print_plans
-from rayprep.cli.kept import Kept
 from rayprep.cli.main import say, say_error
 from rayprep.cli.request import Flags, Requests, node_requests
+from rayprep.cli.reusable import Kept
 from rayprep.host.environment import for_ray
 from rayprep.host.interrupts import Interrupts
 from rayprep.host.layout import only_readable, prepare_root, root_unfit
@@ -31,7 +31,7 @@ from rayprep.report.session_log import SessionLog
 from rayprep.report.traces import traced
 
 if TYPE_CHECKING:
-    from rayprep.fleet.ray_process import RayProcess
+    from rayprep.fleet.runtime.process import RayProcess
 
 
 def run(flags: Flags, *, json_lines: bool, dry_run: bool, address: str | None, debug: bool) -> int:
@@ -81,8 +81,8 @@ def _run_one(
 
 @contextlib.contextmanager
 def _attached(address: str | None, interrupts: Interrupts, *, debug: bool) -> "Iterator[RayProcess]":
-    from rayprep.fleet.ray_process import RayProcess
-    from rayprep.fleet.runtime import CLUSTER_ENVIRONMENT, RayFolder
+    from rayprep.fleet.runtime.process import RayProcess
+    from rayprep.fleet.runtime.session import CLUSTER_ENVIRONMENT, RayFolder
 
     gc.enable()  # work may take hours
     with ExitStack() as stack:
@@ -194,7 +194,7 @@ class _Run:
 
     def _with_ray(self) -> PrepResult:
         from rayprep.fleet.messages import HostJob
-        from rayprep.fleet.ray_process import leave_nothing
+        from rayprep.fleet.runtime.process import leave_nothing
 
         job = HostJob(self.request, uses_gpus=bool(self.survey.signature.gpu_count))
         try:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from rayprep.fleet.handles import Handle
-from rayprep.fleet.member import Member
+from rayprep.fleet.remote_host import Member
 from rayprep.model.fleet.spec import NodeInfo
 
 

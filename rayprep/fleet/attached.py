@@ -15,11 +15,11 @@ from multiprocessing.connection import Connection
 
 from rayprep.base.errors import ErrorType, Interrupted, RayprepError
 from rayprep.fleet.agent_pool import AgentPool
-from rayprep.fleet.driver import HostDriver
-from rayprep.fleet.fleet_driver import FleetRequest, drive_fleet
+from rayprep.fleet.driver import FleetRequest, drive_fleet
+from rayprep.fleet.local_fleet import HostDriver
 from rayprep.fleet.messages import Attach, FleetJob, HostJob, Orders, Wire
-from rayprep.fleet.ray_watch import RayWatch
-from rayprep.fleet.runtime import joined_ray, local_ray
+from rayprep.fleet.runtime.session import joined_ray, local_ray
+from rayprep.fleet.runtime.watch import RayWatch
 from rayprep.model.fleet.result import FleetResult
 from rayprep.model.result import PrepResult
 from rayprep.report.screen import write_trace

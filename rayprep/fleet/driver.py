@@ -1,200 +1,257 @@
-"""The driver of this host's runs: creates the agent and the coordinator, shows progress, brings back the results."""
+"""The driver of a fleet's run: who is alike, who starts when, who is lost and returns, and the fleet's result.
 
+It decides by pure rules (`model/grouping`, `model/rollout`) and only acts: the work is the agents'.
+"""
+
+import contextlib
 import time
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from rayprep.base.errors import ErrorType, HostUnfit, Interrupted, RayprepError
-from rayprep.fleet.agent import CONCURRENCY_GROUPS, Agent
-from rayprep.fleet.coordinator import Coordinator
-from rayprep.fleet.handles import Handle
-from rayprep.fleet.messages import HostJob, Orders, Wire
-from rayprep.fleet.ray_watch import RayWatch
+from rayprep.fleet.actors import check_version, join_coordinator, living_nodes
+from rayprep.fleet.agent.messages import Asked, Done, Report
+from rayprep.fleet.agent_pool import AgentPool
+from rayprep.fleet.event_batcher import GATHER_S_PER_HOST
+from rayprep.fleet.gpu_waits import GpuWaits
+from rayprep.fleet.messages import Orders
+from rayprep.fleet.remote_calls import Lost
+from rayprep.fleet.remote_host import RETURN_S, Member, ended_steps
+from rayprep.fleet.result_writer import FleetRecord
+from rayprep.fleet.runtime.watch import RayGone, RayWatch
+from rayprep.fleet.steps import HostSteps
+from rayprep.host.interrupts import Interrupts
+from rayprep.host.layout import Layout
 from rayprep.host.process import GRACE_S
-from rayprep.model.events import Event, Phase, event
-from rayprep.model.result import PrepResult
-from rayprep.node.closing import lost
+from rayprep.model.events import Phase
+from rayprep.model.fleet.grouping import Grouping, group_hosts
+from rayprep.model.fleet.result import FleetError, FleetResult, failure_of
+from rayprep.model.fleet.rollout import HostPhase, Rollout, make_rollout, next_step
+from rayprep.model.fleet.spec import FleetSpec, choose_nodes
+from rayprep.report.fleet_view import FleetView
 
-POLL_S = 0.25
-PLACEMENT_DEADLINE_S = 60.0
-CANCEL_DEADLINE_S = 4 * GRACE_S + 10.0
-"""From the cancel to the agent's return: the children's grace, with time to write the result."""
+POLL_S = 0.1
+CANCEL_DEADLINE_S = 4 * GRACE_S + 15.0
+"""From the cancel to the agents' return: the children's grace, with time to write the results."""
+GONE_DEADLINE_S = GRACE_S + 2.0
+"""The same where Ray is gone, which ends this process before long."""
 
 
 @dataclass(frozen=True)
-class _Actors:
-    """Two actors on this host."""
+class FleetRequest:
+    """What the driver was asked."""
 
-    coordinator: Handle
-    agent: Handle
-    gpus: float
-    """All of the host's, which the agent holds, or 0."""
+    asked: Asked
+    fleet: FleetSpec
+    layout: Layout
+    """Of this driver; the head's is the same."""
+    address: str
+    view: FleetView
+    interrupts: Interrupts | Orders
+    more: bool = False
+    """Another request of the same campaign follows."""
+    watch: RayWatch | None = None
 
-    def end(self) -> None:
-        import ray
 
-        for actor in (self.agent, self.coordinator):
-            ray.kill(actor)
+def drive_fleet(request: FleetRequest, pool: AgentPool) -> FleetResult:
+    """Carries it out on the cluster that this process has joined, and returns the result that is written.
 
-
-class HostDriver:
-    """Carries out one request after another on this host, while this process is attached to a local or a joined Ray.
-
-    Its actors stay from one to the next, and with them the claim on the GPUs.
+    Raises:
+        BadRequest, HostUnfit: before any host does anything.
     """
-
-    def __init__(self, orders: Orders, watch: RayWatch) -> None:
-        self._orders, self._watch = orders, watch
-        self._actors: _Actors | None = None
-
-    def drive(self, job: HostJob, wire: Wire) -> PrepResult:
-        """Raises RayprepError where the agent or Ray died, or the agent could not go on.
-
-        The result is then still to be closed, what is left of the agent to be ended, and this driver of no more use.
-        """
-        drive = _Drive(job, wire, self._orders, self._watch, self._actors_for(job.uses_gpus))
-        result = drive.go()
-        if not drive.coordinator_lives:
-            self._end_actors()
-        return result
-
-    def _actors_for(self, uses_gpus: bool) -> _Actors:
-        import ray
-
-        here = ray.get_runtime_context().get_node_id()
-        nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-        gpus = next((node["Resources"].get("GPU", 0) for node in nodes if node["NodeID"] == here), 0)
-        gpus = gpus if uses_gpus else 0
-        if self._actors is not None and self._actors.gpus != gpus:
-            self._end_actors()
-        if self._actors is None:
-            self._actors = _create(here, gpus)
-        return self._actors
-
-    def _end_actors(self) -> None:
-        if self._actors is not None:
-            self._actors.end()
-            self._actors = None
-
-
-def _create(here: str, gpus: float) -> _Actors:
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    pinned = NodeAffinitySchedulingStrategy(node_id=here, soft=False)
-    options: dict[str, Any] = {"num_cpus": 0, "max_restarts": 0, "scheduling_strategy": pinned}
-    make: Any = ray.remote
-    coordinator = make(**options)(Coordinator).remote()
-    agent_class = make(**options, num_gpus=gpus, concurrency_groups=CONCURRENCY_GROUPS)(Agent)
-    return _Actors(coordinator, agent_class.remote(coordinator), gpus)
+    living = living_nodes()
+    chosen = choose_nodes(pool.with_gone(living), request.fleet, request.asked.resolved.spec.device)
+    asked = request.asked.model_copy(update={"gather_s": GATHER_S_PER_HOST * len(chosen)})
+    request = replace(request, asked=asked)
+    state = request.layout.telemetry / "coordinator" / "leases.jsonl"
+    coordinator = join_coordinator(living, state)
+    members = pool.members(chosen, coordinator, more=request.more)
+    record = FleetRecord(request.asked, request.fleet, request.address, request.layout, coordinator, request.view)
+    drive = _Drive(request, members, record)
+    try:
+        return drive.go()
+    finally:
+        coordinator.close_run.remote(request.asked.run_id)
 
 
 class _Drive:
-    """One request, from the agent's first sign to the result."""
+    def __init__(self, request: FleetRequest, members: dict[str, Member], record: FleetRecord) -> None:
+        self.asked, self.fleet, self.interrupts = request.asked, request.fleet, request.interrupts
+        self.watch = request.watch
+        self.members, self.record = members, record
+        self.rollout = Rollout(waves=(tuple(members),), node_retries=self.fleet.node_retries)
+        self.grouping: Grouping | None = None
+        self.steps = HostSteps(self.asked, self.fleet, members, record)
+        self.gpu_waits = GpuWaits(members, record, self.asked.resolved.spec.timeout_s)
+        self.returning: dict[str, float] = {}
+        """Lost hosts that may come back -> until when."""
 
-    def __init__(self, job: HostJob, wire: Wire, orders: Orders, watch: RayWatch, actors: _Actors) -> None:
-        self.request, self.wire, self.orders, self.watch = job.request, wire, orders, watch
-        self.seen = 0
-        self.coordinator_lives = True
-        self.cancel_until: float | None = None
-        self.coordinator, self.agent = actors.coordinator, actors.agent
-        self.opened = self.coordinator.open_run.remote(self.request.layout, self.request.run_id)
-
-    def go(self) -> PrepResult:
-        import ray
-
-        self._await_agent()
-        # What the agent says is dropped until then; a coordinator that does not come costs the log, not the work.
-        self._wait_for(self.opened)
-        answer = self.agent.ensure.options(concurrency_group="stage").remote(self.request)
-        while not ray.wait([answer], timeout=POLL_S)[0]:
-            self._drain()
-            self._breathe()
-            self._maybe_cancel()
-            if self.cancel_until and time.monotonic() > self.cancel_until:
-                ray.kill(self.agent)
-                raise self._lost(Interrupted())
+    def go(self) -> FleetResult:
         try:
-            result: PrepResult = ray.get(answer)
-        except ray.exceptions.RayTaskError as error:
-            self._drain()
-            raise _cause(error) from None
-        except ray.exceptions.RayError:
-            self.watch.check()  # where more than the agent died
-            raise self._lost(Interrupted() if self.orders.asked else lost()) from None
-        self._drain()
-        self.coordinator.close_run.remote(self.request.run_id)
-        return result
+            self._look_at_all()
+            self._form_groups()
+            self._roll_out()
+        except Interrupted as error:
+            self.record.fail(error)
+        except RayprepError as error:
+            self.record.fail(error)
+            self._cancel(error if isinstance(error, RayGone) else None)
+        return self.record.finish(self.rollout, self.members, interrupted=self.interrupts.asked)
 
-    def _await_agent(self) -> None:
-        """Raises HostUnfit when Ray does not place the agent, most likely since its GPUs are somebody else's."""
-        import ray
+    def _look_at_all(self) -> None:
+        """All at once; a host that cannot do what is asked fails here, and holds up nobody."""
+        for member in self.members.values():
+            member.begin()
+            member.look(self.asked)
+        while any(member.busy for member in self.members.values()):
+            self._ended(self._heard_at_first)
+            self._breathe()
+        for member in self.members.values():
+            if member.state.phase is not HostPhase.FAILED:
+                member.state = member.state.model_copy(update={"starts": 0})
 
-        ping = self.agent.ping.options(concurrency_group="ctl").remote()
-        if not self._wait_for(ping):
+    def _heard_at_first(self, member: Member, found: Report | Done | str) -> None:
+        assert isinstance(found, Report)
+        check_version(member.host, found.rayprep_version)
+        self.steps.reported(member, found)
+        if member.facts is not None:
+            member.end(HostPhase.WAITING)
+        member.record = member.record.model_copy(update={"duration_s": 0.0})
+
+    def _form_groups(self) -> None:
+        facts = [member.facts for member in self.members.values() if member.facts]
+        # A stage that nobody needs binds nobody.
+        needed = {stage for each in facts for stage in each.stages}
+        selected = [stage for stage in self.asked.resolved.spec.selected if stage in needed]
+        self.grouping = group_hosts(facts, selected)
+        for group in self.grouping.groups:
+            for host in group.hosts:
+                self.members[host].group = group.name
+        self.record.groups(self.grouping)
+        self._form_waves(self.grouping)
+        if self.fleet.require_uniform and not self.grouping.uniform:
             raise HostUnfit(
-                f"Ray has not placed the agent on this host within {PLACEMENT_DEADLINE_S:.0f} s",
-                hint="another job holds this host's GPUs: see `ray status`",
-                error_type=ErrorType.RAY_UNAVAILABLE,
+                f"the hosts are not alike: {self.grouping.odd[0]}",
+                hint="mend or --exclude the odd ones, or leave --require-uniform out",
             )
-        try:
-            self.wire.agent_pid = ray.get(ping)
-        except ray.exceptions.RayTaskError as error:
-            raise _cause(error) from None
-        except ray.exceptions.RayError as error:
-            raise RayprepError(f"the agent did not start: {error}", error_type=ErrorType.NODE_LOST) from None
 
-    def _wait_for(self, call: Handle) -> bool:
-        """Whether it has ended in time. Raises Interrupted, and HostUnfit where Ray is gone."""
-        import ray
+    def _form_waves(self, grouping: Grouping) -> None:
+        unfit = tuple(host for host, member in self.members.items() if member.facts is None)
+        spec = self.fleet
+        self.rollout = make_rollout(
+            (*grouping.order, *unfit),
+            canary=spec.canary,
+            wave=spec.wave,
+            max_failures=spec.max_failures,
+            node_retries=spec.node_retries,
+        )
+        self.steps.canary = self.rollout.waves[0] if self.rollout.waves else ()
+        self.record.waves(self.rollout)
 
-        deadline = time.monotonic() + PLACEMENT_DEADLINE_S
-        while not ray.wait([call], timeout=POLL_S)[0]:
-            self._breathe()
-            if self.orders.asked:
+    def _roll_out(self) -> None:
+        while True:
+            self._ended(self.steps.heard)
+            self._welcome_back()
+            if self.interrupts.asked:
+                self._cancel()
                 raise Interrupted
-            if time.monotonic() > deadline:
-                return False
-        return True
+            step = next_step(self.rollout, {host: member.state for host, member in self.members.items()})
+            for host in step.start:
+                self._start(self.members[host])
+            self.steps.move_on(self.returning)
+            if step.ended and not self.returning:
+                self.record.stopped(step.stopped)
+                return
+            self._breathe()
+
+    def _start(self, member: Member) -> None:
+        """Begins an attempt. One after the first looks again, for something may have changed."""
+        again = member.facts is None or member.state.starts > 0
+        if member.state.phase is HostPhase.LOST:
+            if member.host not in self.returning:
+                self.returning[member.host] = time.monotonic() + RETURN_S
+            member.state = member.state.started()
+            return
+        member.begin()
+        if again:
+            member.look(self.asked)
+
+    def _welcome_back(self) -> None:
+        for host, until in list(self.returning.items()):
+            member = self.members[host]
+            if member.come_back():
+                del self.returning[host]
+                member.state = member.state.model_copy(update={"starts": member.state.starts - 1})
+                member.begin()
+                member.look(self.asked)
+            elif time.monotonic() > until:
+                del self.returning[host]
+                member.state = member.state.ended(HostPhase.LOST)
+
+    def _ended(self, heard: Callable[[Member, Report | Done | str], None]) -> None:
+        """Hands on the steps that have ended, and fails the hosts whose step did."""
+        busy, ended = [member for member in self.members.values() if member.busy], []
+        ready = ended_steps(busy)
+        for member in busy:
+            try:
+                if member.step not in ready:
+                    member.keep_asking()
+                    continue
+                heard(member, member.outcome())
+            except Lost as error:
+                self.record.say(member.host, Phase.WARNING, message=error.message)
+                if error.dead:
+                    member.forget_leases(self.asked.invocation)
+                member.end(HostPhase.LOST, error)
+            except RayprepError as error:
+                if isinstance(error, HostUnfit) and error.error_type is ErrorType.RAY_UNAVAILABLE:
+                    raise
+                self.record.say(member.host, Phase.WARNING, message=error.line)
+                member.end(HostPhase.FAILED, error)
+            ended.append(member)
+        if ended + self.gpu_waits.look():
+            self.record.changed()
+
+    def _cancel(self, gone: RayGone | None = None) -> None:
+        """Tells all hosts, and waits for them to write their results. With a Ray that is gone they are lost."""
+        deadline = time.monotonic() + (GONE_DEADLINE_S if gone else CANCEL_DEADLINE_S)
+        for member in self.members.values():
+            with contextlib.suppress(RayprepError):
+                member.cancel(self.asked.invocation)
+        while any(member.busy for member in self.members.values()) and time.monotonic() < deadline:
+            ready = ended_steps(self.members.values())
+            for member in self.members.values():
+                if member.step in ready:
+                    self._cancelled(member, gone)
+            self.record.drain()
+            self.record.show(self.members)
+            time.sleep(POLL_S)
+        for member in self.members.values():
+            if member.state.phase is HostPhase.RUNNING:
+                self._end(member, gone, Interrupted())
+
+    def _cancelled(self, member: Member, gone: RayGone | None) -> None:
+        try:
+            found = member.outcome()
+        except RayprepError as error:
+            self._end(member, gone, error)
+            return
+        if isinstance(found, Done) and found.result is not None:
+            member.record = self.record.host_line(member, found.result)
+            self._end(member, gone, failure_of(found.result) or Interrupted())
+
+    def _end(self, member: Member, gone: RayGone | None, error: RayprepError | FleetError) -> None:
+        if gone:
+            member.dismiss()
+        member.end(HostPhase.LOST if gone else HostPhase.FAILED, gone or error)
 
     def _breathe(self) -> None:
-        self.wire.refresh()
-        self.watch.check()
-
-    def _maybe_cancel(self) -> None:
-        if self.orders.asked and self.cancel_until is None:
-            self.cancel_until = time.monotonic() + CANCEL_DEADLINE_S
-            self.agent.cancel.options(concurrency_group="ctl").remote()
-
-    def _drain(self) -> None:
-        import ray
-
-        if not self.coordinator_lives:
-            return
-        try:
-            asked = self.coordinator.events_since.remote(self.request.run_id, self.seen)
-            events: list[Event] = ray.get(asked, timeout=10)
-        except ray.exceptions.GetTimeoutError:
-            return
-        except ray.exceptions.RayTaskError as error:
-            raise _cause(error) from None
-        except ray.exceptions.RayError:
-            self.coordinator_lives = False
-            message = "the coordinator died: no more progress is shown or logged; the work goes on"
-            self.wire.show(event("ensure", Phase.WARNING, message=message))
-            return
-        for each in events:
-            self.wire.show(each)
-        self.seen += len(events)
-
-    def _lost(self, error: RayprepError) -> RayprepError:
-        """Shows what was still said."""
-        self._drain()
-        return error
-
-
-def _cause(error: Exception) -> RayprepError:
-    cause = getattr(error, "cause", None)
-    if isinstance(cause, RayprepError):
-        return cause
-    return RayprepError(f"the agent failed: {cause or error}", error_type=ErrorType.NODE_LOST)
+        """Raises RayGone, and Interrupted while the hosts are not grouped yet."""
+        if self.watch is not None:
+            self.watch.check()
+        self.record.drain()
+        self.record.show(self.members)
+        time.sleep(POLL_S)
+        if self.interrupts.asked and self.grouping is None:
+            self._cancel()
+            raise Interrupted

@@ -4,10 +4,10 @@ import time
 from collections.abc import Mapping
 
 from rayprep.base.errors import HostUnfit
+from rayprep.fleet.actors import holders, living_actors
 from rayprep.fleet.agent_pool import let_idle_gpus_go
-from rayprep.fleet.fleet_record import FleetRecord
-from rayprep.fleet.member import Member
-from rayprep.fleet.members import holders, living_actors
+from rayprep.fleet.remote_host import Member
+from rayprep.fleet.result_writer import FleetRecord
 from rayprep.model.events import Phase
 from rayprep.model.fleet.rollout import HostPhase
 

@@ -10,7 +10,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from rayprep.base.errors import RayprepError
-from rayprep.fleet.asked import Asked
+from rayprep.fleet.agent.messages import Asked
 from rayprep.host.layout import Layout
 from rayprep.model.events import Event
 from rayprep.model.fleet.result import FleetResult

@@ -1,6 +1,6 @@
 """One host carries out a request: looks, decides, runs the stages, writes the result. Knows nothing of Ray."""
 
-from rayprep.node.closing import close_result
+from rayprep.node.lost_run import close_result
 from rayprep.node.request import NodeRequest
 from rayprep.node.run import ensure
 from rayprep.node.survey import Survey, take_survey

@@ -10,7 +10,7 @@ from rayprep.base.records import utc_now
 from rayprep.host.layout import Layout
 from rayprep.model.completion import Completion
 from rayprep.model.stages import STAGES, StageName
-from rayprep.node.collect import new_completion
+from rayprep.node.completion_writer import new_completion
 from rayprep.node.survey import Survey
 from rayprep.sglang.gemm_shapes import GemmShape, missed_shapes
 from rayprep.store.cache_watch import entry_name

@@ -9,7 +9,7 @@ from rayprep.model.completion import Completion
 from rayprep.model.located import Located
 from rayprep.model.result import Artifacts, StageResult
 from rayprep.model.stages import StageName, StageStatus
-from rayprep.node.record import failed_result
+from rayprep.node.result_writer import failed_result
 from rayprep.node.survey import Survey
 from rayprep.sglang.moe_config_lines import MoeConfigs, complaint
 from rayprep.stages.moe_tune.files import adopt_config

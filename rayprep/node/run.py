@@ -18,12 +18,12 @@ from rayprep.host.process import end_marked
 from rayprep.model.plan import Action, Decision, is_served_without, prevents_proof, waves
 from rayprep.model.result import PrepResult, StageResult
 from rayprep.model.stages import StageName, StageStatus
-from rayprep.node.collect import drop_proof
+from rayprep.node.announcer import Emit, Telling
+from rayprep.node.completion_writer import drop_proof
 from rayprep.node.request import NodeRequest
-from rayprep.node.server_word import take_in, tell_set_aside
+from rayprep.node.server_evidence import take_in, tell_set_aside
 from rayprep.node.stage_run import StageRun
 from rayprep.node.survey import Survey, exact_completions, take_survey
-from rayprep.node.telling import Emit, Telling
 from rayprep.sglang.torch_compile import ENABLE, without
 from rayprep.store.completions import rewrite_outdated
 
@@ -85,7 +85,7 @@ class _NodeRun:
         container = self.survey.layout.container_run
         if not self._worked and not container:
             return self.recorder.finish()
-        from rayprep.node import outside  # which a run with nothing to do spares
+        from rayprep.node import after_run as outside  # which a run with nothing to do spares
 
         if self._worked:
             outside.share(self.survey, self.recorder.result)
@@ -224,7 +224,9 @@ class _NodeRun:
         # A user's own server leaves nothing out.
         survey, warnings = (self.survey, []) if command else self._as_served("proved")
         survey = replace(survey, completions=exact_completions(self.survey))
-        from rayprep.node.verify import Verify  # and with it what runs a server, which a run with nothing to do spares
+        from rayprep.node.proof.proof import (
+            Verify,  # and with it what runs a server, which a run with nothing to do spares
+        )
 
         proof = Verify(self.request, survey, env, home, locks, self.telling.emit, self.cancelled, tuple(warnings))
         try:

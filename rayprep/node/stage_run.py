@@ -20,13 +20,13 @@ from rayprep.model.process_end import Cleanup
 from rayprep.model.result import Artifacts, Headroom, StageResult
 from rayprep.model.spec import StageOp
 from rayprep.model.stages import STAGES, StageName, StageStatus
-from rayprep.node.collect import complete, deltas, new_completion, record_unsupported
+from rayprep.node.announcer import end_event
+from rayprep.node.completion_writer import complete, deltas, new_completion, record_unsupported
 from rayprep.node.moe_state import found_configs
-from rayprep.node.record import failed_result
 from rayprep.node.repair import repair
 from rayprep.node.request import NodeRequest
+from rayprep.node.result_writer import failed_result
 from rayprep.node.survey import Survey, exact_completions
-from rayprep.node.telling import end_event
 from rayprep.sglang.moe_config_lines import looked_for
 from rayprep.stages import BY_NAME, BuildContext, Built
 from rayprep.stages.moe_tune.second_try import SecondTry, SetAside

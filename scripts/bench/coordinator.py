@@ -31,14 +31,14 @@ from pathlib import Path
 import psutil
 from simulated_hosts import SimulatedAgent, SimulatedMember, read_script, start_players
 
-from rayprep.fleet.asked import Asked
-from rayprep.fleet.fleet_driver import FleetRequest, _Drive
-from rayprep.fleet.fleet_record import FleetRecord
+from rayprep.fleet.actors import join_coordinator, living_nodes
+from rayprep.fleet.agent.messages import Asked
+from rayprep.fleet.coordinator.run import KeptRun
+from rayprep.fleet.driver import FleetRequest, _Drive
+from rayprep.fleet.event_batcher import GATHER_S_PER_HOST
 from rayprep.fleet.handles import Handle
-from rayprep.fleet.members import join_coordinator, living_nodes
-from rayprep.fleet.reporter import GATHER_S_PER_HOST
-from rayprep.fleet.runs import KeptRun
-from rayprep.fleet.runtime import NAMESPACE
+from rayprep.fleet.result_writer import FleetRecord
+from rayprep.fleet.runtime.session import NAMESPACE
 from rayprep.host.interrupts import Interrupts
 from rayprep.host.layout import Layout
 from rayprep.model.fleet.result import FleetResult

@@ -11,9 +11,9 @@ from typing import Any
 from finished_cache import FinishedCache
 from shipping_sides import Split, Stopwatch, hashing_s, receive, time_hashing
 
+from rayprep.fleet.agent.shipping import AHEAD, Packages, PieceStream
 from rayprep.fleet.handles import Handle
-from rayprep.fleet.runtime import NAMESPACE
-from rayprep.fleet.shipping import AHEAD, Packages, PieceStream
+from rayprep.fleet.runtime.session import NAMESPACE
 from rayprep.store.package.manifest import Key
 
 STORE_BYTES = 256 << 20

@@ -9,11 +9,11 @@ from typing import Any
 
 import rayprep
 from rayprep.base.records import parse_utc, read_tolerant, utc_now
-from rayprep.fleet.asked import Asked, Done, Report
+from rayprep.fleet.agent.lease_holder import Leases
+from rayprep.fleet.agent.messages import Asked, Done, Report
+from rayprep.fleet.event_batcher import Reporter
 from rayprep.fleet.handles import Handle
-from rayprep.fleet.leasing import Leases
-from rayprep.fleet.member import Member
-from rayprep.fleet.reporter import Reporter
+from rayprep.fleet.remote_host import Member
 from rayprep.model.caches import CacheName
 from rayprep.model.events import Event, Phase, event
 from rayprep.model.fleet.grouping import HostFacts, StageFacts, Standing

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from rayprep.cli.everywhere import _table
-from rayprep.model.everywhere import Answer, Everywhere
+from rayprep.cli.on_cluster import _table
+from rayprep.fleet.command_answers import Answer, Everywhere
 from tests.conftest import TIMEOUT_S, Roots, write_model
 from tests.foreign import ALL, NASTY, UTF8, lines
 

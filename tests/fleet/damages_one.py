@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Sequence
 from pickle import PickleBuffer
 
-from rayprep.fleet.asked import Asked
-from rayprep.fleet.host_agent import HostAgent
+from rayprep.fleet.agent.agent import HostAgent
+from rayprep.fleet.agent.messages import Asked
 from rayprep.store.package.manifest import Key
 
 

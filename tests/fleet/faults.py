@@ -12,9 +12,9 @@ import jsonschema
 import psutil
 
 from rayprep.cli.schema import schema
+from rayprep.fleet.coordinator.lease_file import LeaseFile
 from rayprep.host.environment import STORE_MARK, store_mark
 from rayprep.host.layout import Layout
-from rayprep.host.lease_file import LeaseFile
 from rayprep.host.process import marked_processes
 from rayprep.model.completion import Completion
 from rayprep.model.fleet.leases import Granted, Holder

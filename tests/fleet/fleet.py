@@ -19,10 +19,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from rayprep.base.records import read_tolerant
 from rayprep.cli.schema import schema
-from rayprep.fleet.members import join_coordinator, living_nodes
-from rayprep.fleet.runtime import NAMESPACE
+from rayprep.fleet.actors import join_coordinator, living_nodes
+from rayprep.fleet.runtime.session import NAMESPACE
+from rayprep.fleet.runtime.versions import RayVersions
 from rayprep.host.layout import Layout
-from rayprep.model.ray_versions import RayVersions
 from tests.conftest import QUICK_COMPILER
 from tests.events import events_in
 from tests.host.test_ports import free_port

@@ -13,12 +13,12 @@ import psutil
 import pytest
 
 from rayprep.base.errors import ErrorType, HostUnfit
-from rayprep.fleet import members
-from rayprep.fleet.asked import Asked
-from rayprep.fleet.fleet_record import FleetRecord
-from rayprep.fleet.leasing import Leases, Wanted
-from rayprep.fleet.member import Member
-from rayprep.fleet.members import living_nodes, start_agent
+from rayprep.fleet import actors as members
+from rayprep.fleet.actors import living_nodes, start_agent
+from rayprep.fleet.agent.lease_holder import Leases, Wanted
+from rayprep.fleet.agent.messages import Asked
+from rayprep.fleet.remote_host import Member
+from rayprep.fleet.result_writer import FleetRecord
 from rayprep.host.layout import Layout
 from rayprep.model.fleet.leases import Queued
 from rayprep.model.fleet.rollout import Rollout

@@ -22,7 +22,7 @@ from rayprep.model.spec import MoeStrategy, StageOp
 from rayprep.model.stages import StageName
 from rayprep.model.tuning import Tuning
 from rayprep.node import take_survey
-from rayprep.node.collect import complete, new_completion
+from rayprep.node.completion_writer import complete, new_completion
 from rayprep.sglang.moe_shape import MoeShape
 from rayprep.stages import Built
 from rayprep.stages.moe_tune.protocol import TuneRequest

@@ -1,0 +1,1 @@
+"""The actor that gathers heartbeats and results, and holds the leases."""

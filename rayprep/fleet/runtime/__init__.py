@@ -1,0 +1,1 @@
+"""Ray itself: its processes, its versions, a session of our own, the watch over it."""
