@@ -18,14 +18,6 @@ MAY_IMPORT = {
     for height, floor in enumerate(FLOORS)
     for room in ((floor,) if isinstance(floor, str) else floor)
 }
-LEFT: dict[str, set[str]] = {
-    "sglang/moe_shape.py": {"rayprep.model.plan"},
-    "model/completion_text.py": {"rayprep.stages.moe_tune.stage.space"},
-    "model/manifest_changes.py": {"rayprep.store.reset.report"},
-    "model/fleet/moves.py": {"rayprep.store.package.manifest"},
-    "model/fleet/parts.py": {"rayprep.store.package.manifest"},
-}
-"""Arrows upwards that are still there."""
 HEAVY = {"torch", "ray", "triton", "sglang", "flashinfer", "deep_gemm", "transformers", "numpy", "prometheus_client"}
 IN_CHILDREN = {
     "stages/moe_tune/bench.py",
@@ -60,7 +52,7 @@ def test_every_folder_has_a_rule() -> None:
 def test_downwards_only(path: Path) -> None:
     allowed = MAY_IMPORT[path.parts[0]]
     ours = {name for name in imports(path, module_level=False) if name.startswith("rayprep.")}
-    assert {name for name in ours if name.split(".")[1] not in allowed} <= LEFT.get(path.as_posix(), set())
+    assert {name for name in ours if name.split(".")[1] not in allowed} == set()
 
 
 @pytest.mark.parametrize("path", MODULES, ids=str)

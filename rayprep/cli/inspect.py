@@ -125,7 +125,7 @@ def snapshot(question: Question, manifest: Path | None, *, if_missing: bool) -> 
     if manifest is None:
         output.document(look(question))
         return
-    from rayprep.host.container_run import read_text, update_manifest
+    from rayprep.host.manifest_file import read_text, update_manifest
     from rayprep.model.container_manifest import has_snapshot, merge_snapshot
 
     def stays(text: str) -> bool:

@@ -9,9 +9,9 @@ from rayprep.base.errors import BadRequest, HostUnfit
 from rayprep.base.records import utc_now
 from rayprep.cli import output
 from rayprep.cli.request import RUN_ID
-from rayprep.host.container_run import update_manifest, write_manifest
 from rayprep.host.gpu import read_gpus, visible_gpus
 from rayprep.host.layout import Layout, root_unfit
+from rayprep.host.manifest_file import update_manifest, write_manifest
 from rayprep.host.this_host import choose_device, read_signature
 from rayprep.model.container_manifest import (
     MANIFEST_NAME,

@@ -11,8 +11,8 @@ from rayprep.base.errors import BadRequest, RayprepError
 from rayprep.base.records import utc_now
 from rayprep.cli import output
 from rayprep.cli.request import default_run_id
-from rayprep.host.container_run import change_manifest
 from rayprep.host.layout import Layout, choose_roots, root_unfit
+from rayprep.host.manifest_file import change_manifest
 from rayprep.model.manifest_changes import removed
 from rayprep.model.stages import StageName
 from rayprep.report.session_log import SessionLog
@@ -93,7 +93,7 @@ def _logged(layout: Layout, filters: Filters, run_id: str, *, ask: bool) -> Rese
 
 def _tell(layout: Layout, report: ResetReport) -> str | None:
     """Tells the manifest of the container run that this is in; a warning where it could not be told."""
-    if layout.container_run is None or not (changes := removed(report, utc_now())):
+    if layout.container_run is None or not (changes := removed(report.completions_dropped, utc_now())):
         return None
     try:
         change_manifest(layout.container_run, changes)

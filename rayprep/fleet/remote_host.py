@@ -10,6 +10,7 @@ from rayprep.fleet.actors import answers, claim_gpus, living_nodes, start_agent
 from rayprep.fleet.agent.messages import Asked, Done, Report
 from rayprep.fleet.handles import Handle
 from rayprep.fleet.remote_calls import Pulse, outcome_of
+from rayprep.model.completion import Key
 from rayprep.model.fleet.grouping import HostFacts
 from rayprep.model.fleet.leases import Holder
 from rayprep.model.fleet.moves import Move
@@ -18,7 +19,6 @@ from rayprep.model.fleet.rollout import HostPhase, HostState
 from rayprep.model.fleet.spec import NodeInfo
 from rayprep.model.result import NodeBlock, Received
 from rayprep.model.stages import StageName
-from rayprep.store.package.manifest import Key
 
 RETURN_S = 30.0
 """For a lost host to come back, under whatever node id."""

@@ -18,19 +18,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 from rayprep.base.errors import BadRequest, ErrorType, HostUnfit
 from rayprep.base.file_names import file_name
 from rayprep.base.text import printable
+from rayprep.host.container_run import read_container_run
 from rayprep.host.files import open_file
 from rayprep.host.owned import OwnedTree, why_strange
 from rayprep.model.caches import CACHES, CacheName
+from rayprep.model.container_manifest import Manifest
 from rayprep.model.located import Located
 from rayprep.model.stages import StageName
-
-if TYPE_CHECKING:
-    from rayprep.model.container_manifest import Manifest
 
 STORE_LOCK = ".store.lock"
 _CONTRACT_ENV = (
@@ -155,12 +154,10 @@ class Layout:
         return (run.profiles_root, run.telemetry_root) if run else ()
 
     @cached_property
-    def container_run(self) -> "Manifest | None":
+    def container_run(self) -> Manifest | None:
         """The manifest of the container run that this process is in; null outside one."""
         if not (self.telemetry / "container_run_meta.env").exists():
-            return None  # and the models that a manifest needs are not loaded
-        from rayprep.host.container_run import read_container_run
-
+            return None
         return read_container_run(self.telemetry)
 
     def cache_env(self) -> dict[str, str]:

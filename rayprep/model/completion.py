@@ -39,6 +39,10 @@ class Identity(Record):
     """Of a fleet's build that several hosts share: which units; empty for the whole."""
 
 
+Key = tuple[StageName, str]
+"""Of a completion, in all of a store."""
+
+
 def cache_key(stage: StageName, identity: Identity, signature: Signature) -> str:
     """`<slug>-tp<N>-<16 hex digits>`; the digits cover the whole identity and the fields that bind the stage."""
     fields = identity.model_dump(exclude=None if identity.part else {"part"})

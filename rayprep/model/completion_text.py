@@ -14,7 +14,7 @@ from rayprep.base.records import Record, first_problem, read_tolerant
 from rayprep.base.sealed import SealBroken, Unsealed, open_seal, sealed_line
 from rayprep.base.secrets import redacted_command, redacted_flags, redacted_settings, redacted_text
 from rayprep.model.completion import COMPLETION_FORMAT, READ_FORMATS, Completion, cache_key
-from rayprep.stages.moe_tune.space import KernelConfig
+from rayprep.sglang.kernel_config import KernelConfig
 
 _UNSEALED_FORMAT = "1"
 

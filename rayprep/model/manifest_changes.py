@@ -13,7 +13,6 @@ from rayprep.model.completion import CheckState
 from rayprep.model.container_manifest import Optimization
 from rayprep.model.result import PrepResult, StageResult
 from rayprep.model.stages import StageName, StageStatus
-from rayprep.store.reset.report import ResetReport
 
 Changes = Mapping[tuple[str, ...], object]
 
@@ -39,9 +38,9 @@ def ended(result: PrepResult) -> Changes:
     return _changes(result, found)
 
 
-def removed(report: ResetReport, at: str) -> Changes:
-    """Before a reset and after it: the stages of which it will drop, or has dropped, a completion."""
-    stages = {PurePath(path).parent.name for path in report.completions_dropped}
+def removed(completions: Iterable[str], at: str) -> Changes:
+    """Return what a reset changes: the stages of which it drops a completion, `.../<stage>/<key>.json`, at a time."""
+    stages = {PurePath(path).parent.name for path in completions}
     return {("resets", stage): at for stage in sorted(stages)}
 
 

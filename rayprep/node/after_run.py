@@ -5,8 +5,8 @@ from collections.abc import Iterable
 
 from rayprep.base.errors import RayprepError
 from rayprep.base.records import parse_utc
-from rayprep.host.container_run import change_manifest
 from rayprep.host.group_access import share_with_group
+from rayprep.host.manifest_file import change_manifest
 from rayprep.host.prometheus import probe
 from rayprep.model.container_manifest import Manifest
 from rayprep.model.manifest_changes import Changes, begun, ended

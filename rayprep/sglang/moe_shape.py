@@ -9,9 +9,8 @@ import re
 
 from pydantic import Field
 
-from rayprep.base.errors import BadRequest, ErrorType
+from rayprep.base.errors import BadRequest
 from rayprep.base.records import Record
-from rayprep.model.plan import NotNeeded, Unable
 from rayprep.sglang.architecture import Architecture
 from rayprep.sglang.flags import ServerFlags
 from rayprep.sglang.fp8_linears import shares_fused
@@ -52,9 +51,22 @@ class MoeShape(Record):
         return " ".join([*words, *(["per_channel"] if self.per_channel else [])])
 
 
+class NoTritonKernel(Record):
+    """A server of this model runs no Triton MoE kernel that reads a config, or none at all."""
+
+    reason: str
+    detail: str
+
+
+class UnknownKernel(Record):
+    """A model with experts whose kernel is not known here."""
+
+    message: str
+
+
 def moe_shape(
     architecture: Architecture, tp: int, server_args: tuple[str, ...], asked_dtype: str | None = None
-) -> MoeShape | NotNeeded | Unable:
+) -> MoeShape | NoTritonKernel | UnknownKernel:
     """What one rank of `tp` runs through SGLang's Triton MoE kernel, or why there is nothing to tune.
 
     Args:
@@ -74,7 +86,7 @@ def moe_shape(
         raise BadRequest(f"moe dtype {asked_dtype} is not the model's, which is {weights.dtype or 'bf16'}", hint=hint)
     width = architecture.moe_intermediate_size or architecture.intermediate_size
     if problem := _unsplittable(width, tp, weights.block):
-        return _unable(problem)
+        return UnknownKernel(message=problem)
     shared = architecture.n_shared_experts if shares_fused(architecture, flags) else 0
     sizes = {
         "experts": architecture.num_experts + shared,
@@ -86,17 +98,17 @@ def moe_shape(
     return weights.model_copy(update=sizes)
 
 
-def _nothing_to_tune(architecture: Architecture, flags: ServerFlags) -> NotNeeded | Unable | None:
+def _nothing_to_tune(architecture: Architecture, flags: ServerFlags) -> NoTritonKernel | UnknownKernel | None:
     """Whatever the types of the weights."""
     if not architecture.is_moe and not architecture.experts_unread:
-        return NotNeeded(reason="dense_model", detail="it has no experts")
+        return NoTritonKernel(reason="dense_model", detail="it has no experts")
     runner = flags.get("moe_runner_backend", "auto")
     if runner not in ("auto", "triton"):
-        return NotNeeded(reason="no_triton_moe", detail=f"--moe-runner-backend {runner} reads no such config")
+        return NoTritonKernel(reason="no_triton_moe", detail=f"--moe-runner-backend {runner} reads no such config")
     if "enable_deterministic_inference" in flags:
-        return NotNeeded(reason="deterministic", detail="--enable-deterministic-inference reads no such config")
+        return NoTritonKernel(reason="deterministic", detail="--enable-deterministic-inference reads no such config")
     if architecture.experts_unread:
-        return _unable(f"moe_tune cannot tell which experts the model has: {architecture.experts_unread}")
+        return UnknownKernel(message=f"moe_tune cannot tell which experts the model has: {architecture.experts_unread}")
     return None
 
 
@@ -105,18 +117,20 @@ def moe_runner(server_args: tuple[str, ...]) -> str:
     return ServerFlags(server_args).get("moe_runner_backend", "auto")
 
 
-def _weights(architecture: Architecture, flags: ServerFlags) -> MoeShape | NotNeeded | Unable:
+def _weights(architecture: Architecture, flags: ServerFlags) -> MoeShape | NoTritonKernel | UnknownKernel:
     """The types alone, in a shape whose sizes mean nothing yet."""
     plain = flags.dtype(architecture)
     if plain not in ("bfloat16", "float16"):
-        return _unable(f"moe_tune knows the MoE kernel for bfloat16 and float16, not for {plain}")
+        return UnknownKernel(message=f"moe_tune knows the MoE kernel for bfloat16 and float16, not for {plain}")
     empty = MoeShape(experts=1, width=1, hidden=1, top_k=1, activation=plain)
     quantization = architecture.quantization
     method = (quantization.quant_method if quantization else None) or flags.get("quantization")
     if method is None:
         return empty
     if _OTHER_KERNELS.search(method):
-        return NotNeeded(reason="no_triton_moe", detail=f"{method} experts do not run on SGLang's Triton MoE kernel")
+        return NoTritonKernel(
+            reason="no_triton_moe", detail=f"{method} experts do not run on SGLang's Triton MoE kernel"
+        )
     if method == "fp8":
         block = architecture.weight_block_size
         pair = (block[0], block[1]) if block and len(block) == 2 else None
@@ -124,7 +138,7 @@ def _weights(architecture: Architecture, flags: ServerFlags) -> MoeShape | NotNe
     scheme = quantization.weights if quantization and method == "compressed-tensors" else None
     if scheme and (scheme.type, scheme.num_bits) == ("float", 8) and scheme.strategy in ("channel", "tensor"):
         return empty.model_copy(update={"dtype": FP8, "per_channel": scheme.strategy == "channel"})
-    return _unable(f"moe_tune does not know the MoE kernel of {method} weights")
+    return UnknownKernel(message=f"moe_tune does not know the MoE kernel of {method} weights")
 
 
 def _unsplittable(width: int, tp: int, block: tuple[int, int] | None) -> str | None:
@@ -134,10 +148,6 @@ def _unsplittable(width: int, tp: int, block: tuple[int, int] | None) -> str | N
     if block and any(width // tp % size for size in block[: 2 if tp > 1 else 1]):
         return f"the experts' width {width} over tp {tp} is no multiple of the weights' block {block[0]}x{block[1]}"
     return None
-
-
-def _unable(message: str) -> Unable:
-    return Unable(error_type=ErrorType.UNSUPPORTED, message=message)
 
 
 def default_batch_sizes(server_args: tuple[str, ...]) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from shipping_sides import Split, Stopwatch, hashing_s, receive, time_hashing
 from rayprep.fleet.agent.shipping import AHEAD, Packages, PieceStream
 from rayprep.fleet.handles import Handle
 from rayprep.fleet.runtime.session import NAMESPACE
-from rayprep.store.package.manifest import Key
+from rayprep.model.completion import Key
 
 STORE_BYTES = 256 << 20
 

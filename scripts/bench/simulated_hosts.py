@@ -15,6 +15,7 @@ from rayprep.fleet.event_batcher import Reporter
 from rayprep.fleet.handles import Handle
 from rayprep.fleet.remote_host import Member
 from rayprep.model.caches import CacheName
+from rayprep.model.completion import Key
 from rayprep.model.events import Event, Phase, event
 from rayprep.model.fleet.grouping import HostFacts, StageFacts, Standing
 from rayprep.model.fleet.leases import Holder
@@ -22,7 +23,6 @@ from rayprep.model.proof import VERIFY
 from rayprep.model.result import NodeBlock, PrepResult, Received
 from rayprep.model.snapshot import CacheSnapshot, ProfileSnapshot
 from rayprep.model.stages import StageName
-from rayprep.store.package.manifest import Key
 
 PLAYERS = 4
 STAGES = (StageName.DEEP_GEMM, StageName.FLASHINFER, StageName.SERVE)

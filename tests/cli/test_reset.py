@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from rayprep.client import needs_prep, read_manifest
-from rayprep.host.container_run import write_manifest
 from rayprep.host.layout import Layout
+from rayprep.host.manifest_file import write_manifest
 from rayprep.model.container_manifest import MANIFEST_NAME, ProfileCache
 from rayprep.model.stages import StageName
 from rayprep.store.reset.report import ResetReport

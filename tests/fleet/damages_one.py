@@ -5,7 +5,7 @@ from pickle import PickleBuffer
 
 from rayprep.fleet.agent.agent import HostAgent
 from rayprep.fleet.agent.messages import Asked
-from rayprep.store.package.manifest import Key
+from rayprep.model.completion import Key
 
 
 class DamagesOne(HostAgent):

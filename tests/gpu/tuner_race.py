@@ -20,11 +20,12 @@ from pathlib import Path
 
 from rayprep.model.spec import MoeStrategy
 from rayprep.sglang.architecture import parse_architecture
+from rayprep.sglang.kernel_config import KernelConfig
 from rayprep.sglang.moe_shape import MoeShape, default_batch_sizes, moe_shape
 from rayprep.stages.child.lines import StepLine
 from rayprep.stages.moe_tune.protocol import TUNE_LINE, TunedLine, TuneRequest
 from rayprep.stages.moe_tune.search import SEED, kernels
-from rayprep.stages.moe_tune.space import KernelConfig, official_space
+from rayprep.stages.moe_tune.space import official_space
 from rayprep.stages.moe_tune.trial import Trial
 
 TOKENS = int(os.environ.get("TOKENS", "64"))

@@ -12,7 +12,8 @@ import pytest
 from rayprep.base.errors import HostUnfit
 from rayprep.base.records import to_json
 from rayprep.client import find_manifest
-from rayprep.host.container_run import read_container_run, update_manifest, write_manifest
+from rayprep.host.container_run import read_container_run
+from rayprep.host.manifest_file import update_manifest, write_manifest
 from rayprep.model.container_manifest import LONGEST_POINTER, POINTER, Manifest, merged, parse_pointer, pointer_text
 from rayprep.model.located import Located
 from tests.model.samples import MOMENT
@@ -94,7 +95,7 @@ def test_a_pointer_that_is_a_mount_point_is_written_in_place(tmp_path: Path) -> 
     (telemetry / "container_run_meta.env").touch()
     on_host.write_text("CONTAINER_RUN_META_JSON=/of/a/much/longer/path/of/an/old/run.json\n" * 9, encoding="utf-8")
     program = (
-        "import sys; from pathlib import Path; from rayprep.host.container_run import write_manifest;"
+        "import sys; from pathlib import Path; from rayprep.host.manifest_file import write_manifest;"
         "from rayprep.model.container_manifest import Manifest;"
         "write_manifest(Manifest.model_validate_json(sys.stdin.read()))"
     )

@@ -63,5 +63,5 @@ def test_a_reset_names_the_stages_whose_completions_went() -> None:
         complete=True,
     )
     later = "2025-10-09T03:00:00Z"
-    assert removed(report, later) == {("resets", "inductor"): later, ("resets", "serve"): later}
-    assert removed(report.declined(), later) == {}
+    assert removed(report.completions_dropped, later) == {("resets", "inductor"): later, ("resets", "serve"): later}
+    assert removed(report.declined().completions_dropped, later) == {}

@@ -27,8 +27,8 @@ from rayprep.sglang.moe_shape import MoeShape
 from rayprep.stages import Built
 from rayprep.stages.moe_tune.protocol import TuneRequest
 from rayprep.stages.moe_tune.search import SEED, tuning_digest
-from rayprep.stages.moe_tune.stage import shape_of
 from rayprep.stages.moe_tune.trial import Measurement
+from rayprep.stages.moe_tune.units import shape_of
 from rayprep.store.completions import write_completion
 from rayprep.store.scan import scan_cache
 from tests.needs import needs_torch

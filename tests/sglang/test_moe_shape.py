@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 
 from rayprep.base.errors import BadRequest
-from rayprep.model.plan import NotNeeded, Unable
 from rayprep.sglang.architecture import Architecture, parse_architecture
-from rayprep.sglang.moe_shape import MoeShape, default_batch_sizes, moe_shape
+from rayprep.sglang.moe_shape import MoeShape, NoTritonKernel, UnknownKernel, default_batch_sizes, moe_shape
 
 MODELS = Path(__file__).parents[1] / "gpu" / "models"
 BLOCKS = {"quant_method": "fp8", "weight_block_size": [128, 128]}
@@ -79,7 +78,7 @@ def test_mixtral_says_its_width_otherwise() -> None:
 )
 def test_what_reads_no_such_config_needs_none(changes: dict[str, object], flags: tuple[str, ...], reason: str) -> None:
     found = moe_shape(model(**changes), 1, flags)
-    assert isinstance(found, NotNeeded)
+    assert isinstance(found, NoTritonKernel)
     assert found.reason == reason
 
 
@@ -95,7 +94,7 @@ def test_what_reads_no_such_config_needs_none(changes: dict[str, object], flags:
 )
 def test_what_is_not_known_is_refused_by_name(changes: dict[str, object], tp: int, said: str) -> None:
     found = moe_shape(model(**changes), tp, ())
-    assert isinstance(found, Unable)
+    assert isinstance(found, UnknownKernel)
     assert said in found.message
 
 
@@ -118,13 +117,13 @@ def test_the_kernel_computes_in_what_the_server_does(
 
 def test_no_kernel_is_known_for_single_precision() -> None:
     found = moe_shape(model(), 1, ("--dtype", "float"))
-    assert isinstance(found, Unable)
+    assert isinstance(found, UnknownKernel)
     assert "float32" in found.message
 
 
 def test_an_abbreviated_runner_is_heard() -> None:
     found = moe_shape(model(), 1, ("--moe-runner", "deep_gemm"))
-    assert isinstance(found, NotNeeded)
+    assert isinstance(found, NoTritonKernel)
     assert found.reason == "no_triton_moe"
 
 

@@ -25,6 +25,7 @@ from rayprep.host.group_access import set_umask
 from rayprep.host.layout import Layout, choose_roots, prepare_root
 from rayprep.host.locks import Holder as LockHolder
 from rayprep.host.locks import lock_of
+from rayprep.model.completion import Key
 from rayprep.model.events import Event, Phase, event
 from rayprep.model.fleet.leases import Holder, Queued
 from rayprep.model.plan import Action
@@ -34,7 +35,6 @@ from rayprep.model.snapshot import ProfileSnapshot
 from rayprep.node import NodeRequest, Survey, ensure, take_survey
 from rayprep.node.survey import exact_completions
 from rayprep.store.epochs import highest_epoch
-from rayprep.store.package.manifest import Key
 from rayprep.store.package.unpack import Receipt, receive
 from rayprep.store.snapshot import Wanted as WantedSnapshot
 from rayprep.store.snapshot import take_inventory, take_snapshot

@@ -6,12 +6,12 @@ from collections.abc import Collection, Iterable
 from pydantic import Field
 
 from rayprep.base.records import Record, Utf8
+from rayprep.model.completion import Key
 from rayprep.model.fleet.grouping import HostFacts
 from rayprep.model.result import NodeBlock, PrepResult, Received
 from rayprep.model.spec import Resolved, StageOp
 from rayprep.model.stages import StageName
 from rayprep.node.request import NodeRequest
-from rayprep.store.package.manifest import Key
 
 
 class Asked(Record):

@@ -12,9 +12,9 @@ from rayprep.base.errors import ErrorType, HostUnfit, RayprepError, StageError
 from rayprep.fleet.agent.shared_stream import Make, SharedStreams
 from rayprep.fleet.handles import Handle
 from rayprep.host.layout import Layout
-from rayprep.model.completion import Completion
+from rayprep.model.completion import Completion, Key
 from rayprep.store.completions import read_completions
-from rayprep.store.package.manifest import Key, PackageManifest
+from rayprep.store.package.manifest import PackageManifest
 from rayprep.store.package.pack import blocks, make_manifest
 
 PIECE = 8 << 20

@@ -13,9 +13,9 @@ from enum import StrEnum
 from pydantic import Field
 
 from rayprep.base.records import Record, Utf8
+from rayprep.model.completion import Key
 from rayprep.model.fleet.grouping import HostFacts, Standing
 from rayprep.model.stages import StageName
-from rayprep.store.package.manifest import Key
 
 RECEIVERS_AT_ONCE = 3
 """So many one host serves side by side; the others wait for it, or for one that has received from it."""

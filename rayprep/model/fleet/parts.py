@@ -13,10 +13,10 @@ from itertools import cycle
 from pydantic import Field
 
 from rayprep.base.records import Record, Utf8
+from rayprep.model.completion import Key
 from rayprep.model.fleet.grouping import HostFacts, Standing
 from rayprep.model.fleet.moves import Move, MoveKind
 from rayprep.model.stages import StageName
-from rayprep.store.package.manifest import Key
 
 Part = Mapping[StageName, tuple[str, ...]]
 """Of each stage, some units."""

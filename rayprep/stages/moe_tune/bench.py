@@ -25,13 +25,13 @@ from sglang.srt.layers.moe.moe_runner.triton_utils import override_config
 from sglang.srt.layers.moe.moe_runner.triton_utils.fused_moe import fused_moe
 from sglang.srt.server_args import ServerArgs, set_global_server_args_for_scheduler
 
+from rayprep.sglang.kernel_config import KernelConfig
 from rayprep.sglang.moe_shape import FP8, MoeShape
 from rayprep.stages.child.failures import failure_line
 from rayprep.stages.moe_tune.config_entries import Launch, Stock
 from rayprep.stages.moe_tune.layer import Inputs, MadeUpLayer
 from rayprep.stages.moe_tune.protocol import BenchFacts, Call, KernelJob, Recorded
 from rayprep.stages.moe_tune.search import is_hopeless
-from rayprep.stages.moe_tune.space import KernelConfig
 from rayprep.stages.moe_tune.timing import graph_us
 from rayprep.stages.moe_tune.trial import Measurement, Trial
 

@@ -12,6 +12,7 @@ from rayprep.base.text import one_line
 from rayprep.host.files import read_bytes
 from rayprep.host.gpu import visible_env
 from rayprep.model.tuning import TuningCounts
+from rayprep.sglang.kernel_config import KernelConfig
 from rayprep.sglang.moe_shape import MoeShape
 from rayprep.stages.child.run import keep_line, log_tail, run_command
 from rayprep.stages.moe_tune.config_entries import ConfigFiles
@@ -19,8 +20,7 @@ from rayprep.stages.moe_tune.outcome import built_of
 from rayprep.stages.moe_tune.protocol import TunedLine
 from rayprep.stages.moe_tune.run import kernels_env, run_tuner, without_configs
 from rayprep.stages.moe_tune.search import Choice, with_own
-from rayprep.stages.moe_tune.space import KernelConfig
-from rayprep.stages.moe_tune.stage import sizes_of
+from rayprep.stages.moe_tune.units import sizes_of
 from rayprep.stages.protocol import BuildContext, Built, StageRequest
 from rayprep.store.moe_folder import shipped_configs
 

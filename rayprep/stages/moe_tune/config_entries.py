@@ -4,9 +4,10 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 
 from rayprep.base.records import Record
+from rayprep.sglang.kernel_config import KernelConfig
 from rayprep.sglang.moe_shape import MoeShape
 from rayprep.stages.moe_tune.search import Choice
-from rayprep.stages.moe_tune.space import KernelConfig, specialisation
+from rayprep.stages.moe_tune.space import specialisation
 
 LARGEST_BATCH = 16384
 """Tokens that SGLang prefills at a time at most, where no chunk is set (`max_prefill_tokens` of its ServerArgs)."""

@@ -18,7 +18,7 @@ from rayprep.host.layout import Layout
 from rayprep.model.caches import CacheName
 from rayprep.model.completion import Completion
 from rayprep.model.result import Artifacts
-from rayprep.stages.moe_tune.space import KernelConfig
+from rayprep.sglang.kernel_config import KernelConfig
 from rayprep.store.entries import plain_folder
 from rayprep.store.moe_folder import active_links, digest_of, is_config, keep_aside, kept_copies, shipped_configs
 

@@ -13,7 +13,7 @@ from rayprep.sglang.moe_shape import MoeShape
 from rayprep.stages.moe_tune.files import config_text, facts_of, kept_aside, link_active, place_config, seed
 from rayprep.stages.moe_tune.protocol import TunedLine
 from rayprep.stages.moe_tune.search import SEED, TUNER_VERSION, WORTH, Choice, first_candidates, tuning_digest
-from rayprep.stages.moe_tune.stage import covered_units, label_of, sizes_of, tuner_of
+from rayprep.stages.moe_tune.units import covered_units, label_of, sizes_of, tuner_of
 from rayprep.stages.protocol import BuildContext, Built, StageRequest
 from rayprep.store.moe_folder import drop_dangling_links
 from rayprep.store.moe_withdrawn import refuse_withdrawn, release

@@ -12,11 +12,11 @@ from pydantic import Field, TypeAdapter
 from rayprep.base.records import Record
 from rayprep.model.spec import MoeStrategy
 from rayprep.model.tuning import RefusedEntry, TuningCounts
+from rayprep.sglang.kernel_config import KernelConfig
 from rayprep.sglang.moe_shape import MoeShape
 from rayprep.stages.child.lines import FailLine, StepLine
 from rayprep.stages.moe_tune.config_entries import ConfigFiles, Launch, Stock
 from rayprep.stages.moe_tune.search import Choice, Group
-from rayprep.stages.moe_tune.space import KernelConfig
 from rayprep.stages.moe_tune.trial import Measurement, Trial
 
 

@@ -18,7 +18,7 @@ from rayprep.stages.moe_tune.config_entries import ConfigFiles
 from rayprep.stages.moe_tune.outcome import built_of
 from rayprep.stages.moe_tune.protocol import TUNE_LINE, TunedLine, TuneRequest
 from rayprep.stages.moe_tune.search import SEED, tuning_digest
-from rayprep.stages.moe_tune.stage import capability_of, sizes_of
+from rayprep.stages.moe_tune.units import capability_of, sizes_of
 from rayprep.stages.protocol import BuildContext, Built, StageRequest
 
 _WHAT = "MoE tuner"

@@ -12,8 +12,9 @@ from typing import NamedTuple
 from rayprep.base.records import Record
 from rayprep.model.signature import Signature
 from rayprep.model.spec import MoeStrategy
+from rayprep.sglang.kernel_config import KernelConfig
 from rayprep.sglang.moe_shape import MoeShape
-from rayprep.stages.moe_tune.space import KernelConfig, curated, neighbours, official_space, specialisation
+from rayprep.stages.moe_tune.space import curated, neighbours, official_space, specialisation
 from rayprep.stages.moe_tune.trial import Done, Trial
 
 TUNER_VERSION = "5"

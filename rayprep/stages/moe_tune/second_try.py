@@ -18,7 +18,7 @@ from rayprep.model.stages import ANSWERS_FOR, StageName
 from rayprep.sglang.moe_config_lines import MoeConfigs
 from rayprep.sglang.moe_shape import MoeShape
 from rayprep.stages.moe_tune.search import tuning_digest
-from rayprep.stages.moe_tune.stage import shape_of, tuner_of
+from rayprep.stages.moe_tune.units import shape_of, tuner_of
 from rayprep.stages.protocol import StageRequest
 from rayprep.store.aside import Aside
 from rayprep.store.completions import read_completions

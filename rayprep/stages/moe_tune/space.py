@@ -4,32 +4,8 @@ from collections.abc import Iterable, Iterator
 from functools import cache
 from itertools import product
 
-from pydantic import ConfigDict, Field
-
-from rayprep.base.records import Record
+from rayprep.sglang.kernel_config import KernelConfig
 from rayprep.sglang.moe_shape import MoeShape
-
-
-class KernelConfig(Record):
-    """One entry of a config file, by SGLang's own names. What is None is left out there: Triton's default counts."""
-
-    model_config = ConfigDict(frozen=True, extra="allow")
-    __pydantic_extra__: dict[str, int | bool] = Field(init=False)
-
-    BLOCK_SIZE_M: int = Field(gt=0)
-    BLOCK_SIZE_N: int = Field(gt=0)
-    BLOCK_SIZE_K: int = Field(gt=0)
-    GROUP_SIZE_M: int = Field(gt=0)
-    num_warps: int | None = None
-    num_stages: int | None = None
-
-    def entry(self) -> dict[str, int | bool]:
-        """As SGLang reads it."""
-        return self.model_dump(exclude_none=True)
-
-    def __str__(self) -> str:
-        return ",".join(f"{name}={value}" for name, value in self.entry().items())
-
 
 OFFICIAL: dict[str, tuple[int, ...]] = {
     "num_stages": (2, 3, 4, 5),

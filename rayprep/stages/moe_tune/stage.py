@@ -6,19 +6,21 @@ next run of a tuning that was stopped.
 """
 
 import os
-import re
 from collections.abc import Sequence
 
 from rayprep.base.errors import BadRequest, ErrorType, StageError
 from rayprep.host.layout import Layout
 from rayprep.model.plan import NotNeeded, StagePlan, Unable, Work
 from rayprep.model.result import Artifacts, Tally
-from rayprep.model.signature import Signature
 from rayprep.model.spec import DeviceChoice, MoeStrategy, PrepSpec
 from rayprep.model.stages import StageName
-from rayprep.sglang.moe_shape import MoeShape, default_batch_sizes, moe_runner, moe_shape
-from rayprep.stages.moe_tune.search import Choice, estimated_seconds
+from rayprep.sglang.moe_shape import MoeShape, moe_runner
+from rayprep.stages.moe_tune.by_script import tune_by_script
+from rayprep.stages.moe_tune.confirm import confirm_by_server
+from rayprep.stages.moe_tune.run import tune
+from rayprep.stages.moe_tune.search import estimated_seconds
 from rayprep.stages.moe_tune.space import official_space
+from rayprep.stages.moe_tune.units import capability_of, label_of, shape_of, sizes_of, unit_name
 from rayprep.stages.protocol import BuildContext, Built, StageRequest
 from rayprep.stages.serve.stage import serve_follows
 from rayprep.store.scan import CacheScan
@@ -50,9 +52,6 @@ class MoeTuneStage:
         return _work(request.spec, shape, sizes, units)
 
     def build(self, request: StageRequest, work: Work, context: BuildContext) -> Built:
-        from rayprep.stages.moe_tune.by_script import tune_by_script
-        from rayprep.stages.moe_tune.run import tune  # what runs processes is not imported to plan
-
         shape = shape_of(request)
         if not isinstance(shape, MoeShape):
             raise StageError(ErrorType.UNSUPPORTED, "there is nothing to tune for this model")
@@ -60,8 +59,6 @@ class MoeTuneStage:
         built = run(request, shape, context)
         if serve_follows(request.spec) or not built.used:
             return built
-        from rayprep.stages.moe_tune.confirm import confirm_by_server
-
         return confirm_by_server(request, context, built)
 
     def unsound(self, layout: Layout, suspects: Sequence[str]) -> Sequence[str]:
@@ -72,42 +69,6 @@ class MoeTuneStage:
         own = scans[0]
         tally = Tally(count=own.file_count, bytes=own.size_bytes)
         return Artifacts(cache_dir=layout.located(layout.cache(own.cache)), files=tally)
-
-
-def shape_of(request: StageRequest) -> MoeShape | NotNeeded | Unable:
-    """Raises BadRequest where the user asked for another type than the model's."""
-    spec = request.spec
-    return moe_shape(request.model.architecture, spec.tp, spec.server_args, spec.moe_dtype)
-
-
-def sizes_of(spec: PrepSpec) -> tuple[int, ...]:
-    """The numbers of tokens to tune for."""
-    return spec.moe_batch_sizes or default_batch_sizes(spec.server_args)
-
-
-def label_of(spec: PrepSpec) -> str:
-    return "script" if spec.moe_tuner_script else spec.moe_strategy.value
-
-
-def tuner_of(spec: PrepSpec) -> str:
-    """Who makes the config file."""
-    return spec.moe_tuner_script or "rayprep"
-
-
-def unit_name(label: str, shape: MoeShape, tokens: int) -> str:
-    return f"{label} {shape} M={tokens}"
-
-
-def covered_units(spec: PrepSpec, shape: MoeShape, choices: Sequence[Choice]) -> tuple[str, ...]:
-    """What finished searches cover. A script's are the sizes that it was asked for."""
-    if spec.moe_tuner_script:
-        return tuple(unit_name(label_of(spec), shape, size) for size in sizes_of(spec))
-    return tuple(unit_name(each.value, shape, choice.tokens) for choice in choices for each in choice.strategies)
-
-
-def capability_of(signature: Signature) -> int:
-    """90 for sm_90; 0 where there is none."""
-    return int(re.sub(r"\D", "", signature.compute_capability or "") or 0)
 
 
 def _unable(request: StageRequest, shape: MoeShape) -> Unable | None:

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from rayprep.base.records import Record
 from rayprep.sglang.failure_signs import NO_SPACE
-from rayprep.stages.moe_tune.space import KernelConfig
+from rayprep.sglang.kernel_config import KernelConfig
 
 _PASSING = re.compile(
     r"(?i:out.?of.?memory(?!error: out of resource))|(?<!OutOf)MemoryError|\[Errno \d+\]|Cannot allocate memory"

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from rayprep.model.spec import MoeStrategy
 from rayprep.model.tuning import RefusedEntry, TuningCounts
 from rayprep.sglang.failure_signs import NO_SPACE
+from rayprep.sglang.kernel_config import KernelConfig
 from rayprep.sglang.moe_shape import default_batch_sizes
 from rayprep.stages.child.lines import Emit, StepLine
 from rayprep.stages.moe_tune.config_entries import ConfigFiles, Launch, Stock, config_files, launches, without
@@ -23,7 +24,7 @@ from rayprep.stages.moe_tune.search import (
     on_one_gpu,
     with_own,
 )
-from rayprep.stages.moe_tune.space import KernelConfig, accumulators, specialisation
+from rayprep.stages.moe_tune.space import accumulators, specialisation
 from rayprep.stages.moe_tune.trial import Measurement, Trial, may_pass
 
 _SAID_EACH_S = 1.0

@@ -19,10 +19,9 @@ from rayprep.base.errors import BadRequest, HostUnfit
 from rayprep.base.records import Record, first_problem
 from rayprep.base.sealed import Sealed, Unsealed, open_seal, seal
 from rayprep.model.caches import CacheName, Entry, FileKind, classify, entry_of
-from rayprep.model.completion import READ_FORMATS, Completion, cache_key
+from rayprep.model.completion import READ_FORMATS, Completion, Key, cache_key
 from rayprep.model.signature import Signature, differences
 from rayprep.model.slug import model_slug
-from rayprep.model.stages import StageName
 
 MANIFEST_NAME = "rayprep-package.json"
 PACKAGE_FORMAT = "2"
@@ -47,7 +46,6 @@ _CACHES = {cache.value: cache for cache in CacheName}
 
 Listed = tuple[int, str]
 """Bytes and `sha256:...`, as a completion lists a file."""
-Key = tuple[StageName, str]
 
 
 MtimeNs = Annotated[int, Field(ge=-(2**63) * 10**9, lt=2**63 * 10**9)]

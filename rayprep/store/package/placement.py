@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from rayprep.base.errors import HostUnfit
 from rayprep.model.caches import CacheName, Entry
-from rayprep.model.completion import Completion
+from rayprep.model.completion import Completion, Key
 from rayprep.model.signature import Signature, differences
-from rayprep.store.package.manifest import Key, Listed, PackageManifest, PackedFile, entry_at, listed_by
+from rayprep.store.package.manifest import Listed, PackageManifest, PackedFile, entry_at, listed_by
 
 _CACHES = frozenset(CacheName)
 

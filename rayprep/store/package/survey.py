@@ -8,12 +8,12 @@ from rayprep.base.errors import HostUnfit
 from rayprep.base.text import printable
 from rayprep.host.layout import Layout
 from rayprep.model.caches import CacheName
-from rayprep.model.completion import CheckState, Completion, check_completion
+from rayprep.model.completion import CheckState, Completion, Key, check_completion
 from rayprep.model.signature import Signature
 from rayprep.model.stages import STAGES, StageName
 from rayprep.store.completions import read_completions
 from rayprep.store.markers import read_markers
-from rayprep.store.package.manifest import Key, PackageManifest
+from rayprep.store.package.manifest import PackageManifest
 from rayprep.store.package.placement import Here
 from rayprep.store.scan import files_of, hash_files, scan_cache
 

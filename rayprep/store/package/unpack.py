@@ -21,7 +21,7 @@ from rayprep.host.layout import Layout, clear_scratch, make_scratch, os_error_ty
 from rayprep.host.leftovers import refuse_leftovers
 from rayprep.host.locks import OnWait, acquire
 from rayprep.host.owned import Places
-from rayprep.model.completion import Completion
+from rayprep.model.completion import Completion, Key
 from rayprep.model.completion_text import cleaned
 from rayprep.model.signature import Signature
 from rayprep.model.stages import StageName
@@ -29,7 +29,7 @@ from rayprep.store.completions import read_completions, write_completion
 from rayprep.store.epochs import advance_epoch
 from rayprep.store.markers import Marker, remove_marker, write_marker
 from rayprep.store.moe_folder import keep_aside, put_back_shipped
-from rayprep.store.package.manifest import Key, PackageManifest, PackageReport, PackedFile, check_binding
+from rayprep.store.package.manifest import PackageManifest, PackageReport, PackedFile, check_binding
 from rayprep.store.package.move_in import clear_aborted, move_in, sync
 from rayprep.store.package.placement import Placement, place
 from rayprep.store.package.survey import look, read_back

@@ -8,8 +8,9 @@ from rayprep.base.records import to_json
 from rayprep.base.sealed import open_seal
 from rayprep.client import find_manifest, needs_prep, read_manifest
 from rayprep.fleet.coordinator.lease_file import LeaseFile
-from rayprep.host.container_run import change_manifest, read_container_run, update_manifest, write_manifest
+from rayprep.host.container_run import read_container_run
 from rayprep.host.gpu import Gpu, visible_gpus
+from rayprep.host.manifest_file import change_manifest, update_manifest, write_manifest
 from rayprep.host.rehearsal import VARIABLE, read_facts
 from rayprep.host.this_host import choose_device
 from rayprep.model.container_manifest import POINTER_NAME, Manifest, has_snapshot, merge_snapshot, with_programs

@@ -15,6 +15,7 @@ from rayprep.model.events import Phase, event
 from rayprep.model.spec import PrepSpec, check_against_model
 from rayprep.model.tuning import TuningCounts
 from rayprep.server.log_follower import LogFollower
+from rayprep.sglang.kernel_config import KernelConfig
 from rayprep.sglang.log import LogReader, classify_failure
 from rayprep.stages.child.lines import FailLine, StepLine
 from rayprep.stages.deep_gemm.protocol import GEMM_LINE, KernelsLine
@@ -23,7 +24,6 @@ from rayprep.stages.inductor import protocol as inductor_protocol
 from rayprep.stages.moe_tune.files import config_text, kept_aside, place_config, seed, unseeded
 from rayprep.stages.moe_tune.measurement_log import MeasurementLog
 from rayprep.stages.moe_tune.protocol import TUNE_LINE
-from rayprep.stages.moe_tune.space import KernelConfig
 from rayprep.stages.moe_tune.trial import Measurement, Trial
 from rayprep.store.moe_folder import digest_of, is_config, keep_aside
 from tests.fuzz.resealing import resealed

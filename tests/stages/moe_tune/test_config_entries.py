@@ -3,6 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rayprep.sglang.kernel_config import KernelConfig
 from rayprep.sglang.moe_shape import MoeShape
 from rayprep.stages.moe_tune.config_entries import (
     LARGEST_BATCH,
@@ -14,7 +15,7 @@ from rayprep.stages.moe_tune.config_entries import (
     without,
 )
 from rayprep.stages.moe_tune.search import Choice
-from rayprep.stages.moe_tune.space import OFFICIAL, KernelConfig, specialisation
+from rayprep.stages.moe_tune.space import OFFICIAL, specialisation
 
 SHAPE = MoeShape(experts=128, width=768, hidden=2048, top_k=8, dtype="fp8_w8a8", block=(128, 128))
 

@@ -12,6 +12,7 @@ from rayprep.host.layout import Layout
 from rayprep.model.caches import CacheName
 from rayprep.model.completion import Completion
 from rayprep.model.stages import StageName
+from rayprep.sglang.kernel_config import KernelConfig
 from rayprep.stages.moe_tune.files import (
     adopt_config,
     config_text,
@@ -21,7 +22,6 @@ from rayprep.stages.moe_tune.files import (
     place_config,
     seed,
 )
-from rayprep.stages.moe_tune.space import KernelConfig
 from rayprep.store.completions import write_completion
 from rayprep.store.moe_folder import kept_copies
 from rayprep.store.scan import scan_cache

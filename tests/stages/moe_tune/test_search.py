@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from rayprep.model.spec import MoeStrategy
+from rayprep.sglang.kernel_config import KernelConfig
 from rayprep.sglang.moe_shape import MoeShape
 from rayprep.stages.moe_tune.search import (
     BEAMS,
@@ -19,7 +20,7 @@ from rayprep.stages.moe_tune.search import (
     on_one_gpu,
     tuning_digest,
 )
-from rayprep.stages.moe_tune.space import KernelConfig, curated, official_space
+from rayprep.stages.moe_tune.space import curated, official_space
 from rayprep.stages.moe_tune.trial import Measurement, Trial
 from tests.model.samples import signature
 

@@ -3,16 +3,9 @@
 import pytest
 from pydantic import ValidationError
 
+from rayprep.sglang.kernel_config import KernelConfig
 from rayprep.sglang.moe_shape import MoeShape
-from rayprep.stages.moe_tune.space import (
-    OFFICIAL,
-    KernelConfig,
-    accumulators,
-    curated,
-    neighbours,
-    official_space,
-    specialisation,
-)
+from rayprep.stages.moe_tune.space import OFFICIAL, accumulators, curated, neighbours, official_space, specialisation
 
 FP8 = MoeShape(experts=128, width=768, hidden=2048, top_k=8, dtype="fp8_w8a8", block=(128, 128))
 HALF = MoeShape(experts=128, width=768, hidden=2048, top_k=8)

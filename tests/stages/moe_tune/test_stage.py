@@ -15,7 +15,8 @@ from rayprep.sglang.architecture import parse_architecture
 from rayprep.sglang.moe_shape import MoeShape
 from rayprep.stages.moe_tune.run import tune, tuning_home
 from rayprep.stages.moe_tune.search import Choice
-from rayprep.stages.moe_tune.stage import MoeTuneStage, covered_units, shape_of
+from rayprep.stages.moe_tune.stage import MoeTuneStage
+from rayprep.stages.moe_tune.units import covered_units, shape_of
 from rayprep.stages.protocol import StageRequest
 from rayprep.stages.serve.stage import serve_follows
 from tests.model.samples import DIGEST, signature

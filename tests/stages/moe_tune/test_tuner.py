@@ -8,13 +8,14 @@ import pytest
 
 from rayprep.base.errors import ErrorType
 from rayprep.model.spec import MoeStrategy
+from rayprep.sglang.kernel_config import KernelConfig
 from rayprep.sglang.moe_shape import MoeShape, default_batch_sizes
 from rayprep.stages.child.failures import failure
 from rayprep.stages.moe_tune.config_entries import ConfigFiles, Launch, Stock
 from rayprep.stages.moe_tune.measurement_log import MeasurementLog
 from rayprep.stages.moe_tune.protocol import BenchFacts, Call, KernelJob, Recorded, TunedLine, TuneRequest
 from rayprep.stages.moe_tune.search import COARSE, FINALS, SEED, Group
-from rayprep.stages.moe_tune.space import KernelConfig, curated
+from rayprep.stages.moe_tune.space import curated
 from rayprep.stages.moe_tune.trial import Measurement, Trial
 from rayprep.stages.moe_tune.tuner import Tuner, Untunable
 
