@@ -5,7 +5,7 @@ from typing import Protocol
 
 from rayprep.base.errors import Interrupted, RayprepError
 from rayprep.cli import output
-from rayprep.cli.main import fail
+from rayprep.cli.failures import fail
 from rayprep.cli.request import Requests
 from rayprep.host.interrupts import Interrupts
 from rayprep.model.campaign import RequestEnd, exit_code, status_line

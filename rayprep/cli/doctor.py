@@ -3,8 +3,24 @@
 import os
 import sys
 
+import typer
+
 from rayprep.base.errors import BadRequest, HostUnfit
-from rayprep.cli import output
+from rayprep.cli import on_cluster, output
+from rayprep.cli.fleet_flags import FleetFlags
+from rayprep.cli.options import (
+    Address,
+    Cluster,
+    Debug,
+    Device,
+    Exclude,
+    Json,
+    Labels,
+    Nodes,
+    ProfilesRoot,
+    TelemetryRoot,
+    refuse_without_cluster,
+)
 from rayprep.doctor import examine
 from rayprep.doctor.bounded import answer_within
 from rayprep.doctor.findings import DoctorReport, Finding, State
@@ -14,6 +30,27 @@ from rayprep.report.screen import Grid, Screen, styled
 
 _ROOTS_DEADLINE_S = 10.0
 _STYLES = {State.OK: "green", State.WARN: "yellow", State.FAIL: "bold red"}
+
+
+def command(
+    device: Device = None,
+    profiles_root: ProfilesRoot = None,
+    telemetry_root: TelemetryRoot = None,
+    cluster: Cluster = False,
+    address: Address = None,
+    nodes: Nodes = None,
+    exclude: Exclude = None,
+    labels: Labels = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Say what this host has and lacks, and what to do about it."""
+    if cluster:
+        options = {"--device": device, "--profiles-root": profiles_root, "--telemetry-root": telemetry_root}
+        fleet = FleetFlags(address, nodes or [], exclude or [], labels or [])
+        raise typer.Exit(on_cluster.run("doctor", options, fleet, json_output=json))
+    refuse_without_cluster(address=address, nodes=nodes, exclude=exclude, labels=labels)
+    raise typer.Exit(run(device, profiles_root, telemetry_root, json_output=json))
 
 
 def run(device: str | None, profiles_root: str | None, telemetry_root: str | None, *, json_output: bool) -> int:

@@ -1,228 +1,179 @@
-"""`rayprep ensure`: looks, and either writes a result at once or has the work done under Ray."""
+"""`rayprep ensure`, on this host or with --cluster on all hosts of a Ray cluster."""
 
-import contextlib
-import gc
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import Annotated
 
-from rayprep.base.errors import ErrorType, Interrupted, RayprepError
-from rayprep.cli import output
-from rayprep.cli.campaign import run_each
-from rayprep.cli.explain import look_at_each, print_plans
-from rayprep.cli.main import say, say_error
-from rayprep.cli.request import Flags, Requests, node_requests
-from rayprep.cli.reusable import Kept
-from rayprep.host.environment import for_ray
-from rayprep.host.interrupts import Interrupts
-from rayprep.host.layout import only_readable, prepare_root, root_unfit
-from rayprep.host.locks import acquire_run
-from rayprep.model.events import Event, Phase, event, run_end
-from rayprep.model.metrics import host_samples, state_samples
-from rayprep.model.result import PrepResult
-from rayprep.model.run_files import only_host
-from rayprep.node import NodeRequest, Survey, close_result, ensure, take_survey
-from rayprep.report.host_view import View, choose_view
-from rayprep.report.session_log import SessionLog
-from rayprep.report.traces import traced
+import typer
 
-if TYPE_CHECKING:
-    from rayprep.fleet.runtime.process import RayProcess
-
-
-def run(flags: Flags, *, json_lines: bool, dry_run: bool, address: str | None, debug: bool) -> int:
-    """Returns the exit status.
-
-    Raises:
-        RayprepError: what fails before a result can be written.
-    """
-    environ = dict(os.environ)
-    requests = node_requests(flags, environ)
-    if dry_run:
-        return _show_plans(requests, environ, json_lines=json_lines)
-    with Interrupts() as interrupts, ExitStack() as stack:
-        ray = stack.enter_context(Kept(lambda: _attached(address, interrupts, debug=debug)))
-
-        def one(request: NodeRequest) -> PrepResult:
-            view = traced(choose_view(json_lines=json_lines), request.resolved.spec.tracing, request.run_id)
-            return _run_one(request, environ, view, interrupts, ray, debug=debug)
-
-        return run_each(requests, interrupts, one, json_lines=json_lines)
-
-
-def _run_one(
-    request: NodeRequest,
-    environ: Mapping[str, str],
-    view: View,
-    interrupts: Interrupts,
-    ray: "Kept[RayProcess]",
-    *,
-    debug: bool,
-) -> PrepResult:
-    profiles = request.layout.profiles
-    if not only_readable(profiles):
-        prepare_root(profiles, "profiles")
-    prepare_root(request.layout.telemetry, "telemetry")
-    request.layout.refuse_strange_runs(request.run_id)
-    survey = take_survey(request, environ)
-    if survey.plan.needs_work:  # where nothing is to be done, whoever may look may ask
-        prepare_root(profiles, "profiles")
-    lock = request.layout.run_lock(request.run_id)
-    with acquire_run(lock, request.run_id, lambda: interrupts.asked, request.layout.runs):
-        result = _Run(request, survey, environ, _Heard(view), ray, debug).go()
-        output.for_programs(f"RESULT_JSON {request.layout.result(request.run_id)}")
-        output.for_programs(f"RESULT_STATUS {result.status_line}")
-        return result
+from rayprep.base.errors import BadRequest
+from rayprep.cli import ensure_cluster, ensure_host
+from rayprep.cli.fleet_flags import FleetFlags
+from rayprep.cli.options import (
+    Address,
+    All,
+    BatchSizes,
+    Cluster,
+    Debug,
+    Deep,
+    DeepGemm,
+    Device,
+    Exclude,
+    FlashInfer,
+    Heartbeat,
+    Inductor,
+    Json,
+    Labels,
+    LoadFormat,
+    MaxSeqLen,
+    MemFraction,
+    Model,
+    NodeRetries,
+    Nodes,
+    OtlpEndpoint,
+    ProfilesRoot,
+    RequireUniform,
+    RunId,
+    Serve,
+    ServerArgs,
+    Slices,
+    SpecFile,
+    TelemetryRoot,
+    Timeout,
+    Tp,
+    Triton,
+    WarmupPort,
+    refuse_without_cluster,
+)
+from rayprep.cli.request import Flags, proof_scope
+from rayprep.cli.stage_names import selection
 
 
-@contextlib.contextmanager
-def _attached(address: str | None, interrupts: Interrupts, *, debug: bool) -> "Iterator[RayProcess]":
-    from rayprep.fleet.runtime.process import RayProcess
-    from rayprep.fleet.runtime.session import CLUSTER_ENVIRONMENT, RayFolder
-
-    gc.enable()  # work may take hours
-    with ExitStack() as stack:
-        folder = None if address else stack.enter_context(RayFolder())
-        env = for_ray(os.environ, folder.environment() if folder else CLUSTER_ENVIRONMENT)
-        process = stack.enter_context(RayProcess(interrupts, env, folder.path if folder else Path("/")))
-        process.attach(address, folder.sessions if folder else None, debug=debug)
-        interrupts.as_flag()
-        yield process
-
-
-def _show_plans(requests: Requests, environ: Mapping[str, str], *, json_lines: bool) -> int:
-    surveys, code = look_at_each(requests, environ)
-    if json_lines:
-        print_plans(requests, surveys)
-        return code
-    for request, survey in zip(requests.each, surveys, strict=True):
-        if survey is None:
-            continue
-        if requests.campaign:
-            output.line(f"{request.run_id}: {survey.model.slug} at TP {survey.identity.tp}")
-        for decision in survey.plan.decisions:
-            output.line(str(decision))
-        output.line(str(survey.plan.verify))
-    return code
-
-
-class _Heard:
-    """The run's view, which knows as well whether it was said that the run is over."""
-
-    def __init__(self, view: View) -> None:
-        self._view = view
-        self.ended = False
-
-    def show(self, event: Event) -> None:
-        self.ended |= event.name == "ensure" and event.phase is Phase.END
-        self._view.show(event)
-
-    def refresh(self) -> None:
-        self._view.refresh()
-
-    def __enter__(self) -> "_Heard":
-        self._view.__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._view.__exit__(kind, error, trace)
-
-
-@dataclass(frozen=True)
-class _Run:
-    """One run from the look at the host to a result that is written, whatever happens."""
-
-    request: NodeRequest
-    survey: Survey
-    environ: Mapping[str, str]
-    view: _Heard
-    ray: "Kept[RayProcess]"
-    debug: bool
-
-    def go(self) -> PrepResult:
-        with self.view:
-            result = self._carried_out()
-            self._tell_metrics(result)
-            return result
-
-    def _carried_out(self) -> PrepResult:
-        try:
-            return _told(self._with_ray() if self.survey.plan.needs_work else self._without_ray())
-        except KeyboardInterrupt:
-            return self._close(Interrupted())
-        except RayprepError as error:
-            return self._fail(error)
-        except Exception as error:
-            if self.debug:
-                raise
-            return self._fail(RayprepError(f"{type(error).__name__}: {error}", error_type=ErrorType.INTERNAL_ERROR))
-
-    def _tell_metrics(self, result: PrepResult) -> None:
-        from rayprep.report.metrics_file import add_to_metrics_file
-
-        path = self.request.layout.metrics
-        try:
-            add_to_metrics_file(path, [*host_samples(result), *state_samples([only_host(result)])])
-        except (OSError, RayprepError) as error:
-            why = error.strerror if isinstance(error, OSError) else error.message
-            message = f"metrics file {path} cannot be written: {why}"
-            self.view.show(event("ensure", Phase.WARNING, message=message))
-
-    def _fail(self, error: RayprepError) -> PrepResult:
-        result = self._close(error)
-        if result.errors:  # none where the agent had written its last before it died
-            say_error(error)
-        return result
-
-    def _without_ray(self) -> PrepResult:
-        """Nothing is to be built: no Ray, no locks, no other process."""
-        log = self._log()
-
-        def emit(event: Event) -> None:
-            log.record(event)
-            self.view.show(event)
-
-        result = ensure(self.request, self.environ, emit, survey=self.survey)
-        log.close()
-        return result
-
-    def _with_ray(self) -> PrepResult:
-        from rayprep.fleet.messages import HostJob
-        from rayprep.fleet.runtime.process import leave_nothing
-
-        job = HostJob(self.request, uses_gpus=bool(self.survey.signature.gpu_count))
-        try:
-            with self.ray.held() as ray:
-                return ray.prepare_host(job, self.view)
-        except BaseException:
-            leave_nothing(self.request.invocation)  # or it may write what we are to close
-            raise
-
-    def _close(self, error: RayprepError) -> PrepResult:
-        """Writes the end that the agent could not write, and says it."""
-        result = close_result(self.request, self.survey, error, ended=self.view.ended)
-        said = run_end(result.status.value, error if result.errors else None)
-        with contextlib.suppress(RayprepError, OSError):
-            self._log().record(said)
-        self.view.show(said)
-        return result
-
-    def _log(self) -> SessionLog:
-        try:
-            return SessionLog(self.request.layout.session_log(self.request.run_id))
-        except OSError as error:
-            raise root_unfit(self.request.layout.telemetry, "telemetry", error) from None
-
-
-def _told(result: PrepResult) -> PrepResult:
-    """Says what ended the run as a whole. How each stage failed was said as it happened."""
-    for error in result.errors:
-        if error.stage is None and error.error_type is not ErrorType.INTERRUPTED:
-            say(error.error_type.value, error.message, result.exit_code)
-    return result
+def command(
+    model: Model = None,
+    tp: Tp = None,
+    deep_gemm: DeepGemm = False,
+    moe: Triton = False,
+    flashinfer: FlashInfer = False,
+    inductor: Inductor = False,
+    serve: Serve = False,
+    all_stages: All = False,
+    rebuild: Annotated[list[str] | None, typer.Option("--rebuild", help="Build this stage anew; repeatable.")] = None,
+    skip: Annotated[list[str] | None, typer.Option("--skip", help="Leave this stage out; repeatable.")] = None,
+    block_size: Annotated[
+        list[int] | None, typer.Option("--block-size", help="Must be the model's own; repeatable.")
+    ] = None,
+    batch_size: BatchSizes = None,
+    moe_strategy: Annotated[str | None, typer.Option("--moe-strategy", help="auto, fixed or sweep.")] = None,
+    moe_dtype: Annotated[str | None, typer.Option("--moe-dtype", help="Such as fp8_w8a8.")] = None,
+    moe_batch_size: Annotated[
+        list[int] | None, typer.Option("--moe-batch-size", help="Tokens to tune the MoE kernel for; repeatable.")
+    ] = None,
+    moe_tuner_script: Annotated[
+        Path | None, typer.Option("--moe-tuner-script", help="SGLang's own tuner, in place of rayprep's.")
+    ] = None,
+    max_seq_len: MaxSeqLen = None,
+    timeout: Timeout = None,
+    heartbeat_sec: Heartbeat = None,
+    warmup_port: WarmupPort = None,
+    mem_fraction: MemFraction = None,
+    load_format: LoadFormat = None,
+    otlp_endpoint: OtlpEndpoint = None,
+    slices: Slices = None,
+    deep_gemm_via: Annotated[
+        str | None, typer.Option("--deep-gemm-via", help="kernels (default), or server: SGLang compiles as it starts.")
+    ] = None,
+    verify: Annotated[
+        str | None, typer.Option("--verify", help="Which hosts prove it on a server: all (default), canary or none.")
+    ] = None,
+    no_verify: Annotated[bool, typer.Option("--no-verify", help="The same as --verify none.")] = False,
+    device: Device = None,
+    profiles_root: ProfilesRoot = None,
+    telemetry_root: TelemetryRoot = None,
+    run_id: RunId = None,
+    spec_file: SpecFile = None,
+    server_arg: ServerArgs = None,
+    cluster: Cluster = False,
+    address: Address = None,
+    nodes: Nodes = None,
+    exclude: Exclude = None,
+    labels: Labels = None,
+    require_uniform: RequireUniform = False,
+    rollout: Annotated[str | None, typer.Option("--rollout", help="all (default): every host at once.")] = None,
+    canary: Annotated[int | None, typer.Option("--canary", help="So many hosts first, then waves.")] = None,
+    wave: Annotated[str | None, typer.Option("--wave", help="Hosts of a wave: 25% (default) or a count.")] = None,
+    max_failures: Annotated[
+        int | None, typer.Option("--max-failures", help="No further wave after more failed hosts (default 0).")
+    ] = None,
+    node_retries: NodeRetries = None,
+    deal_from: Annotated[
+        float | None,
+        typer.Option("--deal-from", help="Seconds of compiling from which hosts of one kind share it (default 300)."),
+    ] = None,
+    deep: Deep = False,
+    json: Json = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and its cost, and do nothing.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Build what is missing, prove it, and write prep_result.json."""
+    scope = proof_scope(verify, no_verify=no_verify)
+    flags = Flags(
+        model=model,
+        tp=tp,
+        selected=selection(deep_gemm, moe, flashinfer, inductor, serve, all_stages),
+        rebuild=rebuild or [],
+        skip=skip or [],
+        block_sizes=block_size,
+        batch_sizes=batch_size,
+        moe_strategy=moe_strategy,
+        moe_dtype=moe_dtype,
+        moe_batch_sizes=moe_batch_size,
+        moe_tuner_script=moe_tuner_script,
+        max_seq_len=max_seq_len,
+        timeout_s=timeout,
+        heartbeat_s=heartbeat_sec,
+        warmup_port=warmup_port,
+        mem_fraction=mem_fraction,
+        load_format=load_format,
+        otlp_endpoint=otlp_endpoint,
+        slices=slices,
+        deep_gemm_via=deep_gemm_via,
+        verify=None if scope is None else scope != "none",
+        device=device,
+        server_args=server_arg,
+        spec_file=spec_file,
+        profiles_root=profiles_root,
+        telemetry_root=telemetry_root,
+        run_id=run_id,
+        deep=deep,
+    )
+    if cluster:
+        if dry_run:
+            raise BadRequest("--dry-run looks at this host alone", hint="leave --cluster out, or --dry-run")
+        fleet = FleetFlags(
+            address=address,
+            nodes=nodes or [],
+            exclude=exclude or [],
+            labels=labels or [],
+            require_uniform=require_uniform,
+            rollout=rollout,
+            canary=canary,
+            wave=wave,
+            max_failures=max_failures,
+            node_retries=1 if node_retries is None else node_retries,
+            deal_from=deal_from,
+            verify=scope,
+        )
+        raise typer.Exit(ensure_cluster.run(flags, fleet, json_lines=json, debug=debug))
+    refuse_without_cluster(
+        nodes=nodes,
+        exclude=exclude,
+        labels=labels,
+        require_uniform=require_uniform,
+        rollout=rollout,
+        canary=canary,
+        wave=wave,
+        max_failures=max_failures,
+        node_retries=node_retries,
+        deal_from=deal_from,
+    )
+    raise typer.Exit(ensure_host.run(flags, json_lines=json, dry_run=dry_run, address=address, debug=debug))

@@ -4,13 +4,59 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 
+import typer
+
 from rayprep.base.errors import RayprepError
 from rayprep.cli import output
-from rayprep.cli.main import fail
+from rayprep.cli.failures import fail
+from rayprep.cli.options import (
+    BatchSizes,
+    Debug,
+    Deep,
+    Device,
+    Json,
+    MaxSeqLen,
+    Model,
+    ProfilesRoot,
+    ServerArgs,
+    SpecFile,
+    TelemetryRoot,
+    Tp,
+)
 from rayprep.cli.request import Flags, Requests, node_requests
 from rayprep.model.campaign import worst_exit
 from rayprep.model.plan import Action, Decision
 from rayprep.node import Survey, take_survey
+
+
+def command(
+    model: Model = None,
+    tp: Tp = None,
+    batch_size: BatchSizes = None,
+    max_seq_len: MaxSeqLen = None,
+    device: Device = None,
+    server_arg: ServerArgs = None,
+    spec_file: SpecFile = None,
+    profiles_root: ProfilesRoot = None,
+    telemetry_root: TelemetryRoot = None,
+    deep: Deep = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """For each stage, why it is valid or not, and what would be built."""
+    flags = Flags(
+        model=model,
+        tp=tp,
+        batch_sizes=batch_size,
+        max_seq_len=max_seq_len,
+        device=device,
+        server_args=server_arg,
+        spec_file=spec_file,
+        profiles_root=profiles_root,
+        telemetry_root=telemetry_root,
+        deep=deep,
+    )
+    raise typer.Exit(run(flags, json_output=json))
 
 
 def run(flags: Flags, *, json_output: bool) -> int:

@@ -1,16 +1,39 @@
-"""`rayprep inspect`, `snapshot` and `env`: what lies there, without changing anything."""
+"""`rayprep inspect`: what lies in each cache, without changing anything."""
 
 import os
-import shlex
 import sys
 from dataclasses import dataclass
-from pathlib import Path
+
+import typer
 
 from rayprep.base.errors import BadRequest
-from rayprep.cli import output
-from rayprep.host.environment import server_cache_env
+from rayprep.cli import on_cluster, output
+from rayprep.cli.fleet_flags import FleetFlags
+from rayprep.cli.options import (
+    Address,
+    All,
+    Cluster,
+    Debug,
+    Deep,
+    DeepGemm,
+    Device,
+    Exclude,
+    FlashInfer,
+    Inductor,
+    Json,
+    Labels,
+    Model,
+    Nodes,
+    ProfilesRoot,
+    Serve,
+    Tp,
+    Triton,
+    refuse_without_cluster,
+)
+from rayprep.cli.stage_names import selection
 from rayprep.host.gpu import read_gpus, visible_gpus
 from rayprep.host.layout import choose_roots
+from rayprep.host.model_files import find_model
 from rayprep.host.this_host import choose_device, read_signature
 from rayprep.model.caches import CacheName
 from rayprep.model.snapshot import CacheSnapshot, ProfileSnapshot
@@ -22,6 +45,47 @@ from rayprep.store.snapshot import Wanted, take_inventory, take_snapshot
 _NEWEST_SHOWN = 3
 _WIDTH_OF_A_FILE = 160
 _LONGEST_PART = 28
+
+
+def command(
+    model: Model = None,
+    tp: Tp = None,
+    deep_gemm: DeepGemm = False,
+    triton: Triton = False,
+    flashinfer: FlashInfer = False,
+    inductor: Inductor = False,
+    serve: Serve = False,
+    all_caches: All = False,
+    device: Device = None,
+    profiles_root: ProfilesRoot = None,
+    deep: Deep = False,
+    cluster: Cluster = False,
+    address: Address = None,
+    nodes: Nodes = None,
+    exclude: Exclude = None,
+    labels: Labels = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Show what lies in each cache, and whether this host can use it."""
+    if cluster:
+        options = {
+            "--model": model,
+            "--tp": tp,
+            "--deep-gemm": deep_gemm,
+            "--triton": triton,
+            "--flashinfer": flashinfer,
+            "--inductor": inductor,
+            "--serve": serve,
+            "--device": device,
+            "--profiles-root": profiles_root,
+            "--deep": deep,
+        }
+        fleet = FleetFlags(address, nodes or [], exclude or [], labels or [])
+        raise typer.Exit(on_cluster.run("inspect", options, fleet, json_output=json))
+    refuse_without_cluster(address=address, nodes=nodes, exclude=exclude, labels=labels)
+    stages = selection(deep_gemm, triton, flashinfer, inductor, serve, all_caches)
+    run(Question(model, tp, device, profiles_root, deep), stages, json_output=json)
 
 
 @dataclass(frozen=True)
@@ -59,8 +123,6 @@ def look(question: Question) -> ProfileSnapshot:
     signature = read_signature(layout, environ, choose_device(choice, gpus, tp), gpus)
     wanted = None
     if question.model is not None:
-        from rayprep.host.model_files import find_model
-
         model = find_model(question.model, environ)
         wanted = Wanted(model.slug, model.digest, tp)
     inventory = take_inventory(layout, wanted.slug if wanted else None, tp if wanted else None)
@@ -115,36 +177,3 @@ def _ago(seconds: float | None) -> str:
         if seconds >= length:
             return f"{seconds / length:.0f} {unit} ago"
     return f"{seconds:.0f} s ago"
-
-
-def snapshot(question: Question, manifest: Path | None, *, if_missing: bool) -> None:
-    """Prints the snapshot, or merges it into `manifest` without touching its other fields.
-
-    With `if_missing` one that the manifest has stays. Raises BadRequest where the manifest cannot be read.
-    """
-    if manifest is None:
-        output.document(look(question))
-        return
-    from rayprep.host.manifest_file import read_text, update_manifest
-    from rayprep.model.container_manifest import has_snapshot, merge_snapshot
-
-    def stays(text: str) -> bool:
-        return if_missing and has_snapshot(text)
-
-    if stays(read_text(manifest)):  # which spares the look, and is asked again under the lock
-        output.line(f"profile_cache.start is in {manifest} already")
-        return
-    taken = look(question)
-    update_manifest(manifest, lambda text: text if stays(text) else merge_snapshot(text, str(manifest), taken))
-    output.line(f"profile_cache.start written to {manifest}")
-
-
-def env(profiles_root: str | None, *, env_file: bool) -> None:
-    """Prints `export NAME=value` lines for eval, or `NAME=value` lines for a container's env file."""
-    from rayprep.stages.moe_tune.files import warn_of_hidden
-
-    layout = choose_roots(dict(os.environ), profiles_root)
-    if warning := warn_of_hidden(layout):
-        output.warn(f"{warning} (run `rayprep ensure`)")
-    for name, value in server_cache_env(layout).items():
-        output.for_programs(f"{name}={value}" if env_file else f"export {name}={shlex.quote(value)}")

@@ -4,13 +4,17 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from rayprep.base.errors import BadRequest, HostUnfit
 from rayprep.base.records import utc_now
 from rayprep.cli import output
+from rayprep.cli.options import Debug, ProfilesRoot, TelemetryRoot
 from rayprep.cli.request import RUN_ID
 from rayprep.host.gpu import read_gpus, visible_gpus
-from rayprep.host.layout import Layout, root_unfit
+from rayprep.host.layout import Layout, choose_roots, root_unfit
 from rayprep.host.manifest_file import update_manifest, write_manifest
 from rayprep.host.this_host import choose_device, read_signature
 from rayprep.model.container_manifest import (
@@ -27,6 +31,28 @@ from rayprep.model.container_manifest import (
 from rayprep.model.located import Located
 from rayprep.model.signature import Signature
 from rayprep.model.spec import DeviceChoice
+
+
+def command(
+    run_id: Annotated[str, typer.Option("--run-id", help="Of the container run.")],
+    host_telemetry_root: Annotated[
+        str | None, typer.Option("--host-telemetry-root", help="What the root is called outside the container.")
+    ] = None,
+    host_profiles_root: Annotated[str | None, typer.Option("--host-profiles-root", help="The same.")] = None,
+    host_home: Annotated[str | None, typer.Option("--host-home", help="Of the host's user.")] = None,
+    port_base: Annotated[int, typer.Option("--port-base", help="Added to every port.")] = 0,
+    program: Annotated[
+        list[str] | None, typer.Option("--program", metavar="NAME=STATUS[:WARNING]", help="As found; repeatable.")
+    ] = None,
+    stopped: Annotated[bool, typer.Option("--stopped", help="The container ends.")] = False,
+    profiles_root: ProfilesRoot = None,
+    telemetry_root: TelemetryRoot = None,
+    debug: Debug = False,
+) -> None:
+    """Write a container run's manifest and the pointer to it, or change the one that it has."""
+    layout = choose_roots(dict(os.environ), profiles_root, telemetry_root)
+    on_host = OnHost(host_telemetry_root, host_profiles_root, host_home)
+    run(run_id, layout, on_host, port_base, program or [], stopped=stopped)
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 
 from rayprep.base.text import printable
 from rayprep.cli import output
-from rayprep.cli.ensure_cluster import FleetFlags, address_of
-from rayprep.cli.main import set_ray_environment
+from rayprep.cli.fleet_flags import FleetFlags, address_of
+from rayprep.cli.process import set_ray_environment
 from rayprep.fleet.command_answers import Everywhere
+from rayprep.fleet.runtime.session import CLUSTER_ENVIRONMENT, joined_ray
 
 TIMEOUT_S = 300.0
 
@@ -19,12 +20,11 @@ def run(command: str, options: Mapping[str, object], fleet: FleetFlags, *, json_
     Args:
         options: the command's own flags -> value; null, false and empty ones are left out.
     """
-    from rayprep.fleet.run_everywhere import ask_everywhere
-    from rayprep.fleet.runtime.session import CLUSTER_ENVIRONMENT, joined_ray
-
     spec, address = fleet.spec(), address_of(fleet.address, dict(os.environ))
     argv = [command, *_words(options), "--json"]
     set_ray_environment(CLUSTER_ENVIRONMENT)
+    from rayprep.fleet.run_everywhere import ask_everywhere  # which imports Ray, and that reads the environment
+
     with joined_ray(address):
         found = Everywhere(command=tuple(argv), hosts=ask_everywhere(spec, argv, TIMEOUT_S))
     if json_output:

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from rayprep.base.errors import BadRequest
+
 Model = Annotated[str | None, typer.Option("--model", help="Folder with a config.json, that file, or a model's name.")]
 Tp = Annotated[int | None, typer.Option("--tp", help="Tensor-parallel size (default 1).")]
 ProfilesRoot = Annotated[str | None, typer.Option("--profiles-root", help="Where the caches are.")]
@@ -55,8 +57,6 @@ def refuse_without_cluster(**flags: object) -> None:
     Raises:
         BadRequest: one of these flags about a fleet was given.
     """
-    from rayprep.base.errors import BadRequest
-
     for name, value in flags.items():
         if value is not None and value is not False:
             flag = f"--{name.replace('_', '-')}"

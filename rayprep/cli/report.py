@@ -5,10 +5,14 @@ import os
 import stat
 import time
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from rayprep.base.errors import BadRequest
 from rayprep.base.records import counted
 from rayprep.cli import output
+from rayprep.cli.options import Debug, TelemetryRoot
 from rayprep.host.atomic import write_text
 from rayprep.host.layout import Layout, choose_roots
 from rayprep.host.run_reader import read_run
@@ -19,7 +23,22 @@ _READER_S = 10.0
 _POLL_S = 0.05
 
 
-def run(run_id: str, telemetry_root: str | None, page: Path | None) -> None:
+def command(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="The run's id.")],
+    telemetry_root: TelemetryRoot = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The page (default: report.html in the run's folder).")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Write one HTML page of a run: failures, timeline, what was built and shipped, and each host.
+
+    Exit 2 where a file of the run is missing or damaged; the page then shows what the others say.
+    """
+    write_page(run, telemetry_root, output)
+
+
+def write_page(run_id: str, telemetry_root: str | None, page: Path | None) -> None:
     """Writes the page and prints its path.
 
     Raises:

@@ -6,11 +6,33 @@ from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from rayprep.base.errors import BadRequest, RayprepError
 from rayprep.base.records import utc_now
-from rayprep.cli import output
+from rayprep.cli import on_cluster, output
+from rayprep.cli.fleet_flags import FleetFlags
+from rayprep.cli.options import (
+    Address,
+    Cluster,
+    Debug,
+    DeepGemm,
+    Exclude,
+    FlashInfer,
+    Inductor,
+    Json,
+    Labels,
+    Nodes,
+    ProfilesRoot,
+    Serve,
+    TelemetryRoot,
+    Triton,
+    refuse_without_cluster,
+)
 from rayprep.cli.request import default_run_id
+from rayprep.cli.stage_names import selection
 from rayprep.host.layout import Layout, choose_roots, root_unfit
 from rayprep.host.manifest_file import change_manifest
 from rayprep.model.manifest_changes import removed
@@ -19,6 +41,76 @@ from rayprep.report.session_log import SessionLog
 from rayprep.store.reset.filters import Filters, make_filters
 from rayprep.store.reset.remove import preview, reset
 from rayprep.store.reset.report import ResetReport
+
+
+def command(
+    older_than: Annotated[
+        float | None, typer.Option("--older-than", metavar="DAYS", help="Only entries whose newest file is older.")
+    ] = None,
+    match_slug: Annotated[
+        str | None,
+        typer.Option(
+            "--match-slug", metavar="PREFIX", help="Only what models whose slug begins so use, and no others."
+        ),
+    ] = None,
+    deep_gemm: DeepGemm = False,
+    triton: Triton = False,
+    flashinfer: FlashInfer = False,
+    inductor: Inductor = False,
+    serve: Serve = False,
+    unreferenced: Annotated[
+        bool, typer.Option("--unreferenced", help="Only entries that no completion names.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would go, and change nothing.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    cluster: Cluster = False,
+    address: Address = None,
+    nodes: Nodes = None,
+    exclude: Exclude = None,
+    labels: Labels = None,
+    json: Json = False,
+    profiles_root: ProfilesRoot = None,
+    telemetry_root: TelemetryRoot = None,
+    run_id: Annotated[str | None, typer.Option("--run-id", help="Name of the session log.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Remove cache entries, whole ones only; an entry must fit every filter given, and without one all go.
+
+    Completions that name a removed entry go with it, so `ensure` builds it again. Markers of aborted runs go once
+    nothing that such a run wrote can be left; with --older-than or --unreferenced they stay, and the next `ensure`
+    clears up after them. With --match-slug the model's "nothing to build here" notes go, too.
+
+    Refused while a run holds a lock here. Exit 3 where something could not be removed; the rest is.
+    """
+    if cluster:
+        options = {
+            "--older-than": older_than,
+            "--match-slug": match_slug,
+            "--deep-gemm": deep_gemm,
+            "--triton": triton,
+            "--flashinfer": flashinfer,
+            "--inductor": inductor,
+            "--serve": serve,
+            "--unreferenced": unreferenced,
+            "--dry-run": dry_run,
+            "--yes": yes,
+            "--profiles-root": profiles_root,
+            "--telemetry-root": telemetry_root,
+            "--run-id": run_id,
+        }
+        fleet = FleetFlags(address, nodes or [], exclude or [], labels or [])
+        raise typer.Exit(on_cluster.run("reset", options, fleet, json_output=json))
+    refuse_without_cluster(address=address, nodes=nodes, exclude=exclude, labels=labels)
+    wish = Wish(
+        stages=selection(deep_gemm, triton, flashinfer, inductor, serve, False),
+        older_than_days=older_than,
+        match_slug=match_slug,
+        unreferenced=unreferenced,
+        profiles_root=profiles_root,
+        telemetry_root=telemetry_root,
+        run_id=run_id,
+    )
+    raise typer.Exit(run(wish, dry_run=dry_run, yes=yes, json_output=json))
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,14 @@
 """`rayprep schema`: the JSON Schema of each file that rayprep writes, generated from its model."""
 
 import json
+from typing import Annotated
+
+import typer
 
 from rayprep.base.errors import BadRequest
 from rayprep.base.records import Record
 from rayprep.cli import output
+from rayprep.cli.options import Debug
 from rayprep.doctor.findings import DoctorReport
 from rayprep.host.locks import Holder
 from rayprep.model.completion import Completion
@@ -37,6 +41,14 @@ FILES: dict[str, type[Record]] = {
 }
 
 
+def command(
+    name: Annotated[str, typer.Argument(help="Such as prep_result; a wrong name lists them all.")],
+    debug: Debug = False,
+) -> None:
+    """Print the JSON Schema of a file that rayprep writes."""
+    output.json_text(json.dumps(schema(name), indent=2))
+
+
 def schema(name: str) -> dict[str, object]:
     """JSON Schema 2020-12. Raises BadRequest for a name that is not in FILES."""
     if name not in FILES:
@@ -45,7 +57,3 @@ def schema(name: str) -> dict[str, object]:
     # A completion is written whole, and is not read where a field is missing.
     document = kind.model_json_schema(mode="serialization" if kind is Completion else "validation")
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **document}
-
-
-def run(name: str) -> None:
-    output.json_text(json.dumps(schema(name), indent=2))

@@ -6,6 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import ray
+from ray._private.state import actors
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
 import rayprep
 from rayprep.base.errors import ErrorType, HostUnfit
 from rayprep.fleet.agent.agent import CONCURRENCY_GROUPS, HostAgent
@@ -24,8 +28,6 @@ KNOCK_S = 2.0
 
 def living_nodes() -> tuple[NodeInfo, ...]:
     """The cluster's nodes as Ray sees them now."""
-    import ray
-
     return nodes_of(ray.nodes())  # type: ignore[no-untyped-call]
 
 
@@ -47,8 +49,6 @@ def join_coordinator(nodes: Sequence[NodeInfo], state: Path, ttl_s: float = LEAS
     Raises:
         HostUnfit: it cannot be placed, cannot read its leases, or was started from another version of rayprep.
     """
-    import ray
-
     head = next((node for node in nodes if node.head), nodes[0])
     made = _remote(Coordinator).options(
         **_pinned(head),
@@ -114,8 +114,6 @@ def claim_gpus(node: NodeInfo) -> Handle:
 
 def living_actors() -> dict[str, list[Mapping[str, Any]]]:
     """All of the cluster, by their node's id, as Ray describes them. Takes as long as there are actors."""
-    from ray._private.state import actors
-
     found: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for each in actors().values():
         if each["State"] == "ALIVE":
@@ -137,22 +135,16 @@ def holders(there: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _remote(kind: type, **options: object) -> Any:  # noqa: ANN401 - Ray's own type for it is private
-    import ray
-
     make: Any = ray.remote
     return make(num_cpus=0, **options)(kind)
 
 
 def _pinned(node: NodeInfo) -> dict[str, object]:
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
     return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node_id=node.node_id, soft=False)}
 
 
 def find_status(run_id: str | None) -> list[FleetStatus]:
     """What the cluster's coordinator knows of one run, or of all; empty where there is none."""
-    import ray
-
     try:
         coordinator = ray.get_actor(NAME, namespace=NAMESPACE)
         found: list[FleetStatus] = ray.get(coordinator.status.remote(run_id), timeout=START_S)

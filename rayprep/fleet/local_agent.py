@@ -9,6 +9,8 @@ import os
 import threading
 from functools import partial
 
+import ray
+
 from rayprep.fleet.handles import Handle
 from rayprep.host.group_access import set_umask
 from rayprep.model.events import Event
@@ -52,8 +54,6 @@ class Agent:
 
     def _await_the_log(self) -> None:
         """The driver ends the coordinator as soon as it has our answer."""
-        import ray
-
         if self._last_said is not None:
             ray.wait([self._last_said], timeout=LOG_DEADLINE_S)
 

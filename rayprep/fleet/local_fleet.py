@@ -4,6 +4,9 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
 from rayprep.base.errors import ErrorType, HostUnfit, Interrupted, RayprepError
 from rayprep.fleet.coordinator.coordinator import Coordinator
 from rayprep.fleet.handles import Handle
@@ -31,8 +34,6 @@ class _Actors:
     """All of the host's, which the agent holds, or 0."""
 
     def end(self) -> None:
-        import ray
-
         for actor in (self.agent, self.coordinator):
             ray.kill(actor)
 
@@ -59,8 +60,6 @@ class HostDriver:
         return result
 
     def _actors_for(self, uses_gpus: bool) -> _Actors:
-        import ray
-
         here = ray.get_runtime_context().get_node_id()
         nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
         gpus = next((node["Resources"].get("GPU", 0) for node in nodes if node["NodeID"] == here), 0)
@@ -78,9 +77,6 @@ class HostDriver:
 
 
 def _create(here: str, gpus: float) -> _Actors:
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
     pinned = NodeAffinitySchedulingStrategy(node_id=here, soft=False)
     options: dict[str, Any] = {"num_cpus": 0, "max_restarts": 0, "scheduling_strategy": pinned}
     make: Any = ray.remote
@@ -101,8 +97,6 @@ class _Drive:
         self.opened = self.coordinator.open_run.remote(self.request.layout, self.request.run_id)
 
     def go(self) -> PrepResult:
-        import ray
-
         self._await_agent()
         # What the agent says is dropped until then; a coordinator that does not come costs the log, not the work.
         self._wait_for(self.opened)
@@ -128,8 +122,6 @@ class _Drive:
 
     def _await_agent(self) -> None:
         """Raises HostUnfit when Ray does not place the agent, most likely since its GPUs are somebody else's."""
-        import ray
-
         ping = self.agent.ping.options(concurrency_group="ctl").remote()
         if not self._wait_for(ping):
             raise HostUnfit(
@@ -146,8 +138,6 @@ class _Drive:
 
     def _wait_for(self, call: Handle) -> bool:
         """Whether it has ended in time. Raises Interrupted, and HostUnfit where Ray is gone."""
-        import ray
-
         deadline = time.monotonic() + PLACEMENT_DEADLINE_S
         while not ray.wait([call], timeout=POLL_S)[0]:
             self._breathe()
@@ -167,8 +157,6 @@ class _Drive:
             self.agent.cancel.options(concurrency_group="ctl").remote()
 
     def _drain(self) -> None:
-        import ray
-
         if not self.coordinator_lives:
             return
         try:

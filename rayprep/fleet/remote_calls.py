@@ -3,6 +3,8 @@
 import time
 from typing import Any
 
+import ray
+
 from rayprep.base.errors import ErrorType, RayprepError
 from rayprep.fleet.actors import answers
 from rayprep.fleet.handles import Handle
@@ -33,8 +35,6 @@ def outcome_of(call: Handle, node: NodeInfo) -> Any:  # noqa: ANN401 - whatever 
         Lost: the host, or its agent, is not there any more.
         RayprepError: the call failed on the host.
     """
-    import ray
-
     try:
         return ray.get(call)
     except ray.exceptions.RayTaskError as error:
@@ -47,8 +47,6 @@ def outcome_of(call: Handle, node: NodeInfo) -> Any:  # noqa: ANN401 - whatever 
 
 def _failure(error: Exception, host: str) -> RayprepError:
     """What was raised on the host, as the driver takes it."""
-    import ray
-
     cause = getattr(error, "cause", None)
     if isinstance(cause, RayprepError):
         return Lost(f"{host}: {cause.message}") if cause.error_type is ErrorType.NODE_LOST else cause
@@ -67,8 +65,6 @@ class Pulse:
 
     def check(self, host: str, agent: Handle) -> None:
         """Asks now and then. Raises Lost where it has not answered for too long."""
-        import ray
-
         now = time.monotonic()
         if self._ping is not None and ray.wait([self._ping], timeout=0)[0]:
             self._ping, self._heard = None, now

@@ -5,6 +5,8 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+import ray
+
 from rayprep.base.errors import ErrorType, Interrupted, RayprepError
 from rayprep.fleet.actors import answers, claim_gpus, living_nodes, start_agent
 from rayprep.fleet.agent.messages import Asked, Done, Report
@@ -151,8 +153,6 @@ class Member:
             self.agent.cancel.options(concurrency_group="ctl").remote(invocation)
 
     def let_gpus_go(self) -> None:
-        import ray
-
         if self.claim is not None:
             with contextlib.suppress(ray.exceptions.RayError):
                 ray.kill(self.claim)
@@ -160,8 +160,6 @@ class Member:
 
     def let_go(self) -> None:
         """Ends the agent, whose guards end whatever it had started."""
-        import ray
-
         self.let_gpus_go()
         if self.agent is not None:
             with contextlib.suppress(ray.exceptions.RayError):
@@ -197,8 +195,6 @@ class Member:
 
 def ended_steps(members: Iterable[Member]) -> frozenset[Handle]:
     """Those steps of theirs that have ended; for all at once, since Ray takes as long to be asked for one."""
-    import ray
-
     steps = [member.step for member in members if member.busy]
     return frozenset(ray.wait(steps, num_returns=len(steps), timeout=0)[0]) if steps else frozenset()
 

@@ -5,6 +5,8 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+import ray
+
 import rayprep
 from rayprep.base.errors import ErrorType, RayprepError
 from rayprep.base.file_names import file_name
@@ -36,8 +38,6 @@ class FleetRecord:
     def __init__(
         self, asked: Asked, fleet: FleetSpec, address: str, layout: Layout, coordinator: Handle, view: FleetView
     ) -> None:
-        import ray
-
         self._asked, self._layout, self._coordinator, self._view = asked, layout, coordinator, view
         self._started, self._drained, self._seen = time.monotonic(), 0.0, 0
         self._drain_every_s = max(DRAIN_EVERY_S, asked.gather_s / DRAINS_PER_GATHER)
@@ -133,8 +133,6 @@ class FleetRecord:
 
     def finish(self, rollout: Rollout, members: Mapping[str, Member], *, interrupted: bool) -> FleetResult:
         """Writes the end: by the coordinator on the head, and here, which are mostly the same files."""
-        import ray
-
         self._take(members)
         states = {host: member.state for host, member in members.items()}
         status = fleet_status(rollout, states, interrupted=interrupted)
@@ -189,8 +187,6 @@ class FleetRecord:
 
     def drain(self, *, at_once: bool = False) -> None:
         """Shows what was said since the last time."""
-        import ray
-
         if not at_once and time.monotonic() - self._drained < self._drain_every_s:
             return
         self._drained = time.monotonic()

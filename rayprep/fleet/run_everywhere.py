@@ -5,6 +5,8 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
+import ray
+
 from rayprep.fleet.actors import living_nodes, pinned_actor
 from rayprep.fleet.command_answers import Answer
 from rayprep.host.environment import passed_on
@@ -37,8 +39,6 @@ def ask_everywhere(spec: FleetSpec, argv: Sequence[str], timeout_s: float) -> di
     Raises:
         BadRequest, HostUnfit: no host is chosen.
     """
-    import ray
-
     nodes = choose_nodes(living_nodes(), spec, DeviceChoice.CPU)  # to look or to remove needs no GPU
     shells = {node.host: pinned_actor(HostShell, node) for node in nodes}
     calls = {host: shell.run.remote(argv, timeout_s) for host, shell in shells.items()}

@@ -15,6 +15,7 @@ from rayprep.model.plan import Action, Decision
 from rayprep.model.proof import VERIFY, skipped
 from rayprep.model.result import PrepResult, StageResult
 from rayprep.model.stages import StageName, StageStatus
+from rayprep.node import after_run
 from rayprep.node.completion_writer import record_skip
 from rayprep.node.moe_check import with_config
 from rayprep.node.request import NodeRequest
@@ -56,11 +57,8 @@ class Telling:
         """Says in a container run's manifest that they are being built, and makes ready what any server reads."""
         if problem := seed_for_servers(self._layout):
             self.warn(problem)
-        if container:
-            from rayprep.node import after_run as outside  # which a run with nothing to do spares
-
-            if problem := outside.tell_begun(container, self.recorder.result, stages):
-                self.warn(problem)
+        if container and (problem := after_run.tell_begun(container, self.recorder.result, stages)):
+            self.warn(problem)
 
     def waiting(self, path: Path, holder: Holder | None, waited: float) -> None:
         """For a lock, for so many seconds until now."""

@@ -18,8 +18,10 @@ from rayprep.host.process import end_marked
 from rayprep.model.plan import Action, Decision, is_served_without, prevents_proof, waves
 from rayprep.model.result import PrepResult, StageResult
 from rayprep.model.stages import StageName, StageStatus
+from rayprep.node import after_run
 from rayprep.node.announcer import Emit, Telling
 from rayprep.node.completion_writer import drop_proof
+from rayprep.node.proof.proof import Verify
 from rayprep.node.request import NodeRequest
 from rayprep.node.server_evidence import take_in, tell_set_aside
 from rayprep.node.stage_run import StageRun
@@ -85,12 +87,10 @@ class _NodeRun:
         container = self.survey.layout.container_run
         if not self._worked and not container:
             return self.recorder.finish()
-        from rayprep.node import after_run as outside  # which a run with nothing to do spares
-
         if self._worked:
-            outside.share(self.survey, self.recorder.result)
-            self.recorder.probed(outside.probed(self.survey, self.recorder.result))
-        if container and (problem := outside.tell_ended(container, self.recorder.result)):
+            after_run.share(self.survey, self.recorder.result)
+            self.recorder.probed(after_run.probed(self.survey, self.recorder.result))
+        if container and (problem := after_run.tell_ended(container, self.recorder.result)):
             self.telling.warn(problem)
         return self.recorder.finish()
 
@@ -224,10 +224,6 @@ class _NodeRun:
         # A user's own server leaves nothing out.
         survey, warnings = (self.survey, []) if command else self._as_served("proved")
         survey = replace(survey, completions=exact_completions(self.survey))
-        from rayprep.node.proof.proof import (
-            Verify,  # and with it what runs a server, which a run with nothing to do spares
-        )
-
         proof = Verify(self.request, survey, env, home, locks, self.telling.emit, self.cancelled, tuple(warnings))
         try:
             proved = proof.go()

@@ -9,28 +9,27 @@ from typing import TYPE_CHECKING
 from rayprep import __version__
 from rayprep.base.otlp import GRPC, OtlpEndpoint
 from rayprep.model.events import Event, Phase, event
+from rayprep.model.fleet.result import FleetResult
 from rayprep.model.stages import StageStatus
+from rayprep.report.fleet_view import FleetView
+from rayprep.report.host_view import View
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
     from opentelemetry.sdk.trace.export import SpanExporter
     from opentelemetry.trace import Span
 
-    from rayprep.model.fleet.result import FleetResult
-    from rayprep.report.fleet_view import FleetView
-    from rayprep.report.host_view import View
-
 _RUN = "ensure"
 SEND_S = 5
 """A collector that does not answer holds a run's end up for no longer."""
 
 
-def traced(view: "View", endpoint: OtlpEndpoint | None, run_id: str) -> "View":
+def traced(view: View, endpoint: OtlpEndpoint | None, run_id: str) -> View:
     """`view`, or one around it that sends spans to `endpoint` as well."""
     return view if endpoint is None else _TracedView(view, endpoint, run_id)
 
 
-def traced_fleet(view: "FleetView", endpoint: OtlpEndpoint | None, run_id: str) -> "FleetView":
+def traced_fleet(view: FleetView, endpoint: OtlpEndpoint | None, run_id: str) -> FleetView:
     """The same of a fleet's view: the stages of all hosts, each with its host."""
     return view if endpoint is None else _TracedFleetView(view, endpoint, run_id)
 
@@ -38,7 +37,7 @@ def traced_fleet(view: "FleetView", endpoint: OtlpEndpoint | None, run_id: str) 
 class _TracedView:
     """Shows what the inner view shows. A stage is a span from its start to its end, the run is the span around them."""
 
-    def __init__(self, inner: "View", endpoint: OtlpEndpoint, run_id: str) -> None:
+    def __init__(self, inner: View, endpoint: OtlpEndpoint, run_id: str) -> None:
         self._inner, self._endpoint, self._run_id = inner, endpoint, run_id
         self._began = time.time_ns()
         self._started: dict[tuple[str | None, str], int] = {}
@@ -107,11 +106,11 @@ class _TracedView:
 
 
 class _TracedFleetView(_TracedView):
-    def __init__(self, inner: "FleetView", endpoint: OtlpEndpoint, run_id: str) -> None:
+    def __init__(self, inner: FleetView, endpoint: OtlpEndpoint, run_id: str) -> None:
         super().__init__(inner, endpoint, run_id)
         self._fleet = inner
 
-    def update(self, result: "FleetResult") -> None:
+    def update(self, result: FleetResult) -> None:
         self._fleet.update(result)
 
     def __enter__(self) -> "_TracedFleetView":

@@ -2,7 +2,7 @@
 
 Only the keys that decide which kernels are compiled are read; everything else in the file is ignored.
 Source of the names: transformers' configuration classes (Qwen2, Qwen3, Qwen3-MoE, Llama, Mixtral, DeepSeek-V2/V3,
-LongCat); `model/experts` has those of the experts.
+LongCat); `model/experts` has those of the expert_keys.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ from pydantic import AliasChoices, ConfigDict, Field, PositiveInt, ValidationErr
 
 from rayprep.base.errors import BadRequest
 from rayprep.base.records import Record, first_problem
-from rayprep.sglang import expert_keys as experts
+from rayprep.sglang import expert_keys
 
 _LAYERS, _WIDTH, _VOCABULARY = 10_000, 10_000_000, 1_000_000_000
 """No model has as many. A file can come from anywhere, and what is planned grows with these."""
@@ -86,10 +86,10 @@ class Architecture(Record):
     rope_theta: float = 10000.0
     dtype: str = Field(default="float32", validation_alias=AliasChoices("torch_dtype", "dtype"))
     """As the config has it; one that names none is taken for float32, as SGLang takes it."""
-    num_experts: int = Field(default=0, ge=0, le=_WIDTH, validation_alias=AliasChoices(*experts.COUNT))
-    num_experts_per_tok: int = Field(default=0, ge=0, le=_WIDTH, validation_alias=AliasChoices(*experts.TOP_K))
+    num_experts: int = Field(default=0, ge=0, le=_WIDTH, validation_alias=AliasChoices(*expert_keys.COUNT))
+    num_experts_per_tok: int = Field(default=0, ge=0, le=_WIDTH, validation_alias=AliasChoices(*expert_keys.TOP_K))
     moe_intermediate_size: int | None = Field(
-        default=None, gt=0, le=_WIDTH, validation_alias=AliasChoices(*experts.WIDTH)
+        default=None, gt=0, le=_WIDTH, validation_alias=AliasChoices(*expert_keys.WIDTH)
     )
     experts_unread: str = ""
     """Why the three above do not tell which experts the model has; empty where they do."""
@@ -131,10 +131,10 @@ class Architecture(Record):
             keys.setdefault("num_key_value_heads", heads)
             if isinstance(hidden, int):
                 keys.setdefault("head_dim", max(1, hidden // heads))
-        keys = experts.flattened(keys)
-        lists = experts.differing(keys)
+        keys = expert_keys.flattened(keys)
+        lists = expert_keys.differing(keys)
         readable = {name: value for name, value in keys.items() if name not in lists}
-        return {**readable, "experts_unread": experts.unread(keys)}
+        return {**readable, "experts_unread": expert_keys.unread(keys)}
 
     @model_validator(mode="after")
     def _chosen_of_all(self) -> "Architecture":

@@ -12,8 +12,7 @@ from finished_cache import FinishedCache
 
 from rayprep.host.layout import Layout
 from rayprep.store.completions import read_completions
-from rayprep.store.package import pack, unpack
-from rayprep.store.package import tar_stream as package_stream
+from rayprep.store.package import pack, tar_stream, unpack
 from rayprep.store.package.tar_stream import Source
 
 PARTS = ("pack", "move", "hash", "unpack", "sync", "place")
@@ -57,7 +56,7 @@ class _TimedDigest:
 def time_hashing() -> None:
     """Counts in this thread from now on."""
     _TimedDigest.taken.seconds = 0.0
-    for module in (pack, package_stream):
+    for module in (pack, tar_stream):
         module.hashlib = SimpleNamespace(sha256=_TimedDigest)
 
 

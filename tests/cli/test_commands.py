@@ -1,5 +1,7 @@
 """The commands that only look: inspect, snapshot, env, explain, the dry run, and sgl-admin."""
 
+import importlib
+import inspect
 import json
 import os
 import re
@@ -11,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from rayprep.base.sealed import open_seal, seal
+from rayprep.cli.app import COMMANDS
 from tests.conftest import ENSURE_TINY, Built, Roots, write_model
 from tests.needs import needs_torch
 
@@ -27,6 +30,17 @@ def test_help_names_every_command_and_imports_none(roots: Roots) -> None:
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "rayprep.cli.app" in imported
     assert not {"pydantic", "rayprep.model", "rayprep.host", "rayprep.node", "rayprep.fleet"} & imported
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_commands_own_help_begins_as_the_list_says(name: str) -> None:
+    command = importlib.import_module(f"rayprep.cli.{name}").command
+    assert inspect.getdoc(command).partition("\n\n")[0].replace("\n", " ") == COMMANDS[name]
+
+
+def test_a_command_that_is_not_there_is_likened_to_those_that_are(roots: Roots) -> None:
+    done = roots.run("enshure")
+    assert (done.returncode, "Did you mean 'ensure'?" in done.stderr) == (2, True)
 
 
 def test_inspect_of_an_empty_root_writes_nothing(roots: Roots) -> None:

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from rayprep.base.errors import ErrorType, HostUnfit
-from rayprep.fleet import actors as members
+from rayprep.fleet import actors
 from rayprep.fleet.actors import living_nodes, start_agent
 from rayprep.fleet.agent.lease_holder import Leases, Wanted
 from rayprep.fleet.agent.messages import Asked
@@ -268,10 +268,10 @@ def test_a_lease_file_that_cannot_be_written_is_named_and_waited_for(two: Fleet)
 
 
 def test_a_lease_file_that_cannot_be_read_is_named(two: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(members, "NAME", "another")  # beside the one that lives
+    monkeypatch.setattr(actors, "NAME", "another")  # beside the one that lives
     (tmp_path / "file").touch()
     with pytest.raises(HostUnfit) as raised:
-        members.join_coordinator(living_nodes(), tmp_path / "file" / "leases")
+        actors.join_coordinator(living_nodes(), tmp_path / "file" / "leases")
     assert raised.value.line == (
         f"the coordinator does not start on head: lease file {tmp_path}/file/leases cannot be read: Not a directory"
         " (make it readable on the cluster's head, or remove it there while no run goes on)"

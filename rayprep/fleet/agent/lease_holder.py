@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 
+import ray
+
 from rayprep.base.errors import ErrorType, HostUnfit, Interrupted, LockTimeout, StageError
 from rayprep.fleet.handles import Handle
 from rayprep.model.fleet.leases import Granted, Holder, Queued
@@ -117,8 +119,6 @@ class Leases:
 
     def _ask(self, missing: Sequence[Wanted]) -> list[Granted | Queued]:
         """Empty where the coordinator does not answer, for it may be on its way back, or cannot keep what it grants."""
-        import ray
-
         self._unfit = None
         try:
             asked = self._coordinator.request.remote([(*each, self._seen(each[1])) for each in missing], self._who)
@@ -133,8 +133,6 @@ class Leases:
         self._coordinator.withdraw.remote(*wanted, self._who)
 
     def _renew_all(self) -> None:
-        import ray
-
         while not self._wake.wait(self._pause_s()):
             held, asked = dict(self._held), time.monotonic()
             if not any(asked >= self._until.get(each, asked) - 2 / 3 * held[each].ttl_s for each in held):
@@ -156,8 +154,6 @@ class Leases:
         return min((granted.ttl_s for granted in held), default=3.0) / 3
 
     def _give_back(self) -> None:
-        import ray
-
         self._wake.set()
         held, self._held, self._until = self._held, {}, {}
         if held:

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pickle import PickleBuffer
 
+import ray
+
 from rayprep.base.errors import ErrorType, HostUnfit, RayprepError, StageError
 from rayprep.fleet.agent.shared_stream import Make, SharedStreams
 from rayprep.fleet.handles import Handle
@@ -82,8 +84,6 @@ class PieceStream:
 
     def read(self, _: int, /) -> bytes | memoryview:
         """The next piece, of whatever size; none at the end."""
-        import ray
-
         try:
             if not ray.wait([self._generator], timeout=SILENCE_S)[0]:
                 raise self._failed(f"has sent nothing for {SILENCE_S:.0f} s")

@@ -10,6 +10,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import ray
+
 import rayprep
 from rayprep.fleet.coordinator.lease_file import LeaseFile
 from rayprep.fleet.coordinator.metrics import RayMetrics
@@ -149,8 +151,6 @@ class Coordinator:
 
         Only looks; what it changes goes through the actor's own calls, one at a time like all others.
         """
-        import ray
-
         own = ray.get_runtime_context().current_actor
         while True:
             time.sleep(WATCH_S)

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable
 
+from ray.util import metrics
+
 from rayprep.fleet.handles import Handle
 from rayprep.model.metrics import METRICS, Metric, Sample
 
@@ -10,8 +12,6 @@ class RayMetrics:
     """All metrics of this process, which has to be one of Ray's."""
 
     def __init__(self) -> None:
-        from ray.util import metrics
-
         self._made: dict[Metric, Handle] = {
             each: (metrics.Counter if each.is_counter else metrics.Gauge)(each.name, each.help, each.labels)
             for each in METRICS

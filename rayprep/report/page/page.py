@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from rayprep.base import human as words
+from rayprep.base import human
 from rayprep.base.records import counted
 from rayprep.base.text import printable
 from rayprep.model.run_files import RunRecord
@@ -41,5 +41,5 @@ def _environment() -> "Environment":
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(duration=words.duration, size=words.size, counted=counted)
+    environment.filters.update(duration=human.duration, size=human.size, counted=counted)
     return environment

@@ -7,7 +7,6 @@ that rayprep does not know, the one unit is `server`: the server then compiles f
 import os
 import re
 from collections.abc import Mapping, Sequence
-from typing import Protocol
 
 from rayprep.base.errors import ErrorType, StageError
 from rayprep.host.layout import Layout
@@ -18,7 +17,9 @@ from rayprep.model.signature import Signature
 from rayprep.model.spec import DeepGemmVia, DeviceChoice
 from rayprep.model.stages import StageName
 from rayprep.sglang.gemm_shapes import KINDS, SERVER_UNIT, GemmShape, gemm_shapes, uses_nvrtc
+from rayprep.stages.deep_gemm.by_server import compile_via_server
 from rayprep.stages.deep_gemm.cache import CUBIN, clear_left_over, entries, files_of, whole_entry
+from rayprep.stages.deep_gemm.run import run_gemms
 from rayprep.stages.plain_paths import unable_under
 from rayprep.stages.protocol import BuildContext, Built, StageRequest
 from rayprep.store.entries import find_places, remove_entry
@@ -31,24 +32,13 @@ BYTES_ONCE = 64 << 20
 """Room for the compiler's temporary files."""
 
 
-class ViaServer(Protocol):
-    """Has SGLang's own server compile what it needs."""
-
-    def __call__(self, request: StageRequest, work: Work, context: BuildContext) -> Built: ...
-
-
-def _by_the_server(request: StageRequest, work: Work, context: BuildContext) -> Built:
-    names = ", ".join(request.model.architecture.architectures) or "a model without an architecture's name"
-    raise StageError(ErrorType.UNSUPPORTED, f"deep_gemm does not know which kernels {names} needs")
-
-
 class DeepGemmStage:
     """Compiles DeepGEMM's kernels. `environ` is what the server's environment will be made from."""
 
     name = StageName.DEEP_GEMM
 
-    def __init__(self, environ: Mapping[str, str] = os.environ, via_server: ViaServer = _by_the_server) -> None:
-        self._environ, self._via_server = environ, via_server
+    def __init__(self, environ: Mapping[str, str] = os.environ) -> None:
+        self._environ = environ
 
     def plan(self, request: StageRequest) -> StagePlan:
         if request.device is DeviceChoice.CPU:
@@ -68,7 +58,7 @@ class DeepGemmStage:
     def build(self, request: StageRequest, work: Work, context: BuildContext) -> Built:
         remove_half_written(context.layout)
         if work.by_sglang:
-            return self._via_server(request, work, context)
+            return compile_via_server(request, work, context)
         shapes = [GemmShape.parse(unit.partition(",")[0]) for unit in work.units]
         return build_shapes(shapes, request, context)
 
@@ -141,8 +131,6 @@ def build_shapes(shapes: Sequence[GemmShape], request: StageRequest, context: Bu
     """
     if unknown := [shape for shape in shapes if shape.kind not in KINDS]:
         raise StageError(ErrorType.UNSUPPORTED, f"deep_gemm cannot list kernels of the kind {unknown[0].kind}")
-    from rayprep.stages.deep_gemm.run import run_gemms  # what runs the child is not imported to plan
-
     said = run_gemms(shapes, request, context)
     folder = context.layout.cache(CacheName.DEEP_GEMM)
     used = (folder / "cache" / name for name in said.used)

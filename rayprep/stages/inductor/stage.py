@@ -10,6 +10,8 @@ import os
 from collections.abc import Sequence
 from typing import Literal
 
+import psutil
+
 from rayprep.base.errors import ErrorType, StageError
 from rayprep.base.records import counted
 from rayprep.host.environment import on_every_core
@@ -22,6 +24,7 @@ from rayprep.model.stages import StageName
 from rayprep.sglang.architecture import Architecture
 from rayprep.sglang.flags import ServerFlags
 from rayprep.stages.child.run import run_child
+from rayprep.stages.inductor.by_server import compile_on_gpu
 from rayprep.stages.inductor.gpu_plan import plan_on_gpu
 from rayprep.stages.inductor.protocol import (
     CHILD_LINE,
@@ -87,11 +90,7 @@ class InductorStage:
 
     def build(self, request: StageRequest, work: Work, context: BuildContext) -> Built:
         if request.device is DeviceChoice.CUDA:
-            from rayprep.stages.inductor.by_server import compile_on_gpu  # what runs a server is not imported to plan
-
             return compile_on_gpu(request, work, context)
-        import psutil
-
         available = psutil.virtual_memory().available
         if available < work.memory_bytes:
             raise StageError(

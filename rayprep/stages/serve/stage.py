@@ -18,6 +18,9 @@ from rayprep.sglang.torch_compile import asks
 from rayprep.sglang.warmup_requests import LONGEST_PREFILL
 from rayprep.stages.plain_paths import unable_under
 from rayprep.stages.protocol import BuildContext, Built, StageRequest
+from rayprep.stages.serve.jit_ahead import SglangJit
+from rayprep.stages.warmup_server import record_of, rounds_for, warmup_server
+from rayprep.store.cache_watch import CacheWatch
 from rayprep.store.scan import CacheScan
 
 # Measured on an H200 with four layers: 45 s with everything but these caches warm, 30 MiB in them.
@@ -47,11 +50,6 @@ class ServeStage:
         )
 
     def build(self, request: StageRequest, work: Work, context: BuildContext) -> Built:
-        # What runs a server is not imported to plan.
-        from rayprep.stages.serve.jit_ahead import SglangJit
-        from rayprep.stages.warmup_server import record_of, rounds_for, warmup_server
-        from rayprep.store.cache_watch import CacheWatch
-
         caches = CacheWatch(context.layout, CacheName)
         # The modules' compilers end before the server does.
         with warmup_server(request, context) as server, SglangJit(request, context) as ahead:

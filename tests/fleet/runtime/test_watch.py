@@ -8,15 +8,15 @@ import time
 import pytest
 
 from rayprep.base.errors import ErrorType
-from rayprep.fleet.runtime import watch as ray_watch
+from rayprep.fleet.runtime import watch
 from rayprep.fleet.runtime.watch import RayGone, RayWatch
 from tests.processes import wait_for
 
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray_watch, "KNOCK_EVERY_S", 0.05)
-    monkeypatch.setattr(ray_watch, "GONE_S", 0.5)
+    monkeypatch.setattr(watch, "KNOCK_EVERY_S", 0.05)
+    monkeypatch.setattr(watch, "GONE_S", 0.5)
 
 
 def is_gone(watch: RayWatch) -> bool:

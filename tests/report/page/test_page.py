@@ -50,7 +50,7 @@ def report(telemetry: Path, *args: str, run: str = "run-1") -> "subprocess.Compl
 
 def refused(telemetry: Path, run: str = "run-1", output: Path | None = None) -> str:
     with pytest.raises(BadRequest) as caught:
-        command.run(run, str(telemetry), output)
+        command.write_page(run, str(telemetry), output)
     return caught.value.line
 
 
@@ -83,7 +83,7 @@ def test_what_is_no_file_stays_what_it_is(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     reader = subprocess.Popen(["cat", str(pipe)], stdout=subprocess.PIPE, text=True)
-    command.run("run-1", str(tmp_path), pipe)
+    command.write_page("run-1", str(tmp_path), pipe)
     assert "</html>" in reader.communicate(timeout=10)[0]
     assert pipe.is_fifo()
 
@@ -379,9 +379,9 @@ def test_a_page_goes_nowhere_but_into_the_runs_folder(tmp_path: Path, what: str)
         page.symlink_to("/dev/full" if what == "device" else victim / "report.html")
     if what == "folder":
         with pytest.raises(HostUnfit, match="is not used: it is a link"):
-            command.run("run-1", str(left.layout.telemetry), None)
+            command.write_page("run-1", str(left.layout.telemetry), None)
     else:
-        command.run("run-1", str(left.layout.telemetry), None)
+        command.write_page("run-1", str(left.layout.telemetry), None)
         assert page.is_file()
         assert not page.is_symlink()
     assert (victim / "report.html").read_text(encoding="utf-8") == "precious"
