@@ -8,6 +8,7 @@ from rayprep.base.errors import HostUnfit
 from rayprep.host.environment import compiler_settings
 from rayprep.host.gpu import Gpu, GpuInventory, read_gpus, visible_gpus
 from rayprep.host.layout import Layout
+from rayprep.host.means import read_means
 from rayprep.host.model_files import ModelFiles, find_model
 from rayprep.host.rehearsal import read_facts
 from rayprep.host.this_host import choose_device, read_signature
@@ -95,7 +96,9 @@ def take_survey(request: NodeRequest, environ: Mapping[str, str], gpus: GpuInven
         update={"model_slug": model.slug, "tp_size": spec.tp}
     )
     signature = facts.on(signature) if facts else signature
-    stage_request = StageRequest(spec=spec, model=model, device=device, signature=signature)
+    stage_request = StageRequest(
+        spec=spec, model=model, device=device, signature=signature, means=read_means(environ, spec.moe_tuner_script)
+    )
     identity = Identity(
         model_slug=model.slug,
         config_digest=model.digest,

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from rayprep.host.gpu import Gpu
 from rayprep.host.layout import Layout
+from rayprep.host.means import Means
 from rayprep.host.model_files import ModelFiles
 from rayprep.model.plan import StagePlan, Work
 from rayprep.model.process_end import Cleanup
@@ -27,6 +28,7 @@ class StageRequest:
     model: ModelFiles
     device: DeviceChoice
     signature: Signature
+    means: Means
 
     def with_server_args(self, flags: Sequence[str]) -> "StageRequest":
         """The same, for a server with other flags."""
@@ -90,7 +92,7 @@ class Built:
 
 
 class Stage(Protocol):
-    """One stage. `plan` is pure and fast and imports nothing heavy."""
+    """One stage. `plan` is pure: all that it goes by is in the request."""
 
     name: StageName
 

@@ -3,11 +3,20 @@
 import os
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from rayprep.host.layout import Layout
+from rayprep.host.means import Means, read_means
 from rayprep.model.process_end import Cleanup
 from rayprep.stages.protocol import BuildContext, Report
+
+MEANS = read_means(os.environ, None)
+
+
+def means(environ: Mapping[str, str]) -> Means:
+    """This host's, but for the environment."""
+    return replace(MEANS, environ=environ)
 
 
 def never() -> bool:

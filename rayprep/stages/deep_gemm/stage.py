@@ -4,7 +4,6 @@ Which products those are follows from the model's config (`model.gemm`), and one
 that rayprep does not know, the one unit is `server`: the server then compiles for itself.
 """
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 
@@ -33,25 +32,22 @@ BYTES_ONCE = 64 << 20
 
 
 class DeepGemmStage:
-    """Compiles DeepGEMM's kernels. `environ` is what the server's environment will be made from."""
+    """Compiles DeepGEMM's kernels."""
 
     name = StageName.DEEP_GEMM
-
-    def __init__(self, environ: Mapping[str, str] = os.environ) -> None:
-        self._environ = environ
 
     def plan(self, request: StageRequest) -> StagePlan:
         if request.device is DeviceChoice.CPU:
             return NotNeeded(reason="no_gpu", detail="its kernels are compiled for a GPU, and none is used here")
-        architecture, spec = request.model.architecture, request.spec
+        architecture, spec, environ = request.model.architecture, request.spec, request.means.environ
         shapes = gemm_shapes(architecture, spec.tp, spec.server_args)
         if shapes == ():
             return NotNeeded(reason="no_fp8_blocks", detail="SGLang runs nothing of this model through DeepGEMM")
-        if reason := _unused(request.signature, self._environ):
+        if reason := _unused(request.signature, environ):
             return NotNeeded(reason="deep_gemm_off", detail=reason)
         known = shapes is not None and request.signature.compute_capability == "sm_90"
-        units = tuple(unit_name(shape, self._environ) for shape in shapes or ()) if known else (SERVER_UNIT,)
-        if unable := _unable(request.signature, self._environ):
+        units = tuple(unit_name(shape, environ) for shape in shapes or ()) if known else (SERVER_UNIT,)
+        if unable := _unable(request.signature, environ):
             return unable.model_copy(update={"units": units})
         return _work(units, by_sglang=not known or spec.deep_gemm_via is DeepGemmVia.SERVER)
 

@@ -7,7 +7,6 @@ compared with what flashinfer would write, and ninja looks at the times of objec
 of headers (`.ninja_log`, `.ninja_deps`) are companions: a lost one makes the server compile again.
 """
 
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -111,7 +110,7 @@ def _unable(request: StageRequest) -> Unable | None:
         *(() if signature.flashinfer_version else ("flashinfer (pip install 'rayprep[sglang]')",)),
         *(() if signature.nvcc else ("nvcc (install a CUDA toolkit, or set CUDA_HOME)",)),
         *(() if signature.cxx else ("a C++ compiler (apt-get install g++, or set CXX)",)),
-        *(() if shutil.which("ninja") else ("ninja on PATH (pip install ninja)",)),
+        *(() if request.means.ninja else ("ninja on PATH (pip install ninja)",)),
     ]
     if missing:
         return Unable(error_type=ErrorType.TOOLCHAIN_MISMATCH, message="missing: " + " and ".join(missing))

@@ -6,7 +6,6 @@ server will be: it must find every graph in the cache and write no new artifact,
 that the completion lists.
 """
 
-import os
 from collections.abc import Sequence
 from typing import Literal
 
@@ -71,7 +70,7 @@ class InductorStage:
             estimate=f"{counted(len(sizes), 'graph')} at the shipped guess for each",
             memory_bytes=memory_bytes(architecture, spec.tp, sizes, spec.seq_len)
             + _INTERPRETER_BYTES
-            + _COMPILER_BYTES * min(os.cpu_count() or 1, _COMPILERS),
+            + _COMPILER_BYTES * min(request.means.cpus, _COMPILERS),
         )
 
     def _unable(self, request: StageRequest) -> Unable | None:

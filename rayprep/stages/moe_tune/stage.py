@@ -5,14 +5,13 @@ one number of tokens. Measurements and kernels of a tuning lie below `moe_config
 next run of a tuning that was stopped.
 """
 
-import os
 from collections.abc import Sequence
 
 from rayprep.base.errors import BadRequest, ErrorType, StageError
 from rayprep.host.layout import Layout
 from rayprep.model.plan import NotNeeded, StagePlan, Unable, Work
 from rayprep.model.result import Artifacts, Tally
-from rayprep.model.spec import DeviceChoice, MoeStrategy, PrepSpec
+from rayprep.model.spec import DeviceChoice, MoeStrategy
 from rayprep.model.stages import StageName
 from rayprep.sglang.moe_shape import MoeShape, moe_runner
 from rayprep.stages.moe_tune.by_script import tune_by_script
@@ -49,7 +48,7 @@ class MoeTuneStage:
         units = tuple(unit_name(label_of(request.spec), shape, size) for size in sizes)
         if unable := _unable(request, shape):
             return unable.model_copy(update={"units": units})
-        return _work(request.spec, shape, sizes, units)
+        return _work(request, shape, sizes, units)
 
     def build(self, request: StageRequest, work: Work, context: BuildContext) -> Built:
         shape = shape_of(request)
@@ -84,13 +83,13 @@ def _unable(request: StageRequest, shape: MoeShape) -> Unable | None:
         message = f"missing: {' and '.join(missing)} (pip install 'rayprep[sglang]')"
         return Unable(error_type=ErrorType.TOOLCHAIN_MISMATCH, message=message)
     script = request.spec.moe_tuner_script
-    if script and not os.path.isfile(script):  # noqa: PTH113 - os.path asks no question that a wild name could break
+    if script and not request.means.tuner_script:
         raise BadRequest(f"--moe-tuner-script {script} is no file", hint="give the path of tuning_fused_moe_triton.py")
     return None
 
 
-def _work(spec: PrepSpec, shape: MoeShape, sizes: Sequence[int], units: tuple[str, ...]) -> Work:
-    cpus = len(os.sched_getaffinity(0))
+def _work(request: StageRequest, shape: MoeShape, sizes: Sequence[int], units: tuple[str, ...]) -> Work:
+    spec, cpus = request.spec, request.means.cpus
     if spec.moe_tuner_script:
         seconds, said = _SCRIPT_SECONDS * len(sizes), "as published for the official tuner"
     else:

@@ -22,7 +22,7 @@ from rayprep.stages.deep_gemm.stage import DeepGemmStage, build_shapes
 from rayprep.stages.protocol import BuildContext, Built, StageRequest
 from rayprep.store.scan import scan_cache
 from tests.model.samples import DIGEST, signature
-from tests.stages.contexts import build_context
+from tests.stages.contexts import build_context, means
 
 TESTS = Path(__file__).parents[2]
 MODEL = TESTS / "gpu/models/qwen3-moe-fp8-4l/config.json"
@@ -52,7 +52,7 @@ class Bench:
 
     @property
     def stage(self) -> DeepGemmStage:
-        return DeepGemmStage(self.environ)
+        return DeepGemmStage()
 
     def request(self, **changes: object) -> StageRequest:
         source = changes.pop("architecture", None) or parse_architecture(MODEL.read_text(encoding="utf-8"), "x")
@@ -61,7 +61,7 @@ class Bench:
         spec = PrepSpec(model="m", **asked)
         device = changes.pop("device", DeviceChoice.CUDA)
         made_on = signature(deep_gemm_version=self.version, profiles_root=str(self.layout.profiles), **changes)
-        return StageRequest(spec=spec, model=files, device=device, signature=made_on)
+        return StageRequest(spec=spec, model=files, device=device, signature=made_on, means=means(self.environ))
 
     def context(self) -> BuildContext:
         shutil.rmtree(self.layout.scratch, ignore_errors=True)
@@ -161,8 +161,6 @@ def test_a_model_that_is_not_known_is_left_to_the_server(bench: Bench) -> None:
     work = bench.stage.plan(unknown)
     assert isinstance(work, Work)
     assert (work.units, work.by_sglang) == (("server",), True)
-    with pytest.raises(StageError, match="GrokForCausalLM"):
-        bench.stage.build(unknown, work, bench.context())
     assert plan(bench, compute_capability="sm_100").units == ("server",)
 
 

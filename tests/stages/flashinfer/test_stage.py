@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -26,7 +26,7 @@ from rayprep.stages.protocol import BuildContext, Built, StageRequest
 from rayprep.store.scan import scan_cache
 from tests.model.samples import DIGEST, signature
 from tests.needs import needs_tool
-from tests.stages.contexts import build_context
+from tests.stages.contexts import MEANS, build_context
 
 STAND_IN = Path(__file__).parents[2] / "fakes" / "flashinfer_lib"
 CONFIG = Path(__file__).parents[2] / "gpu/models/qwen3-moe-fp8-4l/config.json"
@@ -46,6 +46,7 @@ def request(*server_args: str, device: DeviceChoice = DeviceChoice.CUDA, tp: int
         model=ModelFiles(slug="qwen", source=CONFIG, digest=DIGEST, architecture=architecture),
         device=device,
         signature=signature(**host),
+        means=MEANS,
     )
 
 
@@ -314,8 +315,7 @@ def test_what_a_host_lacks_is_named(changes: dict[str, object], error_type: Erro
     assert said in plan.message
 
 
-def test_a_missing_ninja_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    plan = STAGE.plan(request())
+def test_a_missing_ninja_is_named() -> None:
+    plan = STAGE.plan(replace(request(), means=replace(MEANS, ninja=False)))
     assert isinstance(plan, Unable)
     assert "ninja on PATH" in plan.message

@@ -1,6 +1,7 @@
 """What the moe_tune stage plans, and what a finished search covers."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 
 from rayprep.base.errors import BadRequest, ErrorType, StageError
 from rayprep.host.layout import Layout
+from rayprep.host.means import read_means
 from rayprep.host.model_files import ModelFiles
 from rayprep.model.plan import NotNeeded, Unable, Work
 from rayprep.model.spec import DeviceChoice, MoeStrategy, PrepSpec
@@ -30,7 +32,7 @@ SHAPE = "E=128 N=768 K=2048 topk=8 fp8_w8a8 128x128"
 def request(
     model: str = "qwen3-moe-fp8-4l", device: DeviceChoice = DeviceChoice.CUDA, host: object = None, **spec: object
 ) -> StageRequest:
-    source = MODELS / model / "config.json"
+    source, script = MODELS / model / "config.json", spec.get("moe_tuner_script")
     changes = host if isinstance(host, dict) else {}
     return StageRequest(
         spec=PrepSpec.model_validate({"model": model, **spec}),
@@ -39,6 +41,7 @@ def request(
         ),
         device=device,
         signature=signature(**changes),
+        means=read_means(os.environ, None if script is None else str(script)),
     )
 
 

@@ -19,7 +19,7 @@ from rayprep.stages.protocol import BuildContext, StageRequest
 from rayprep.stages.serve.jit_ahead import LOG, SglangJit, modules_ahead
 from tests.model.samples import DIGEST, signature
 from tests.processes import wait_for
-from tests.stages.contexts import build_context
+from tests.stages.contexts import MEANS, build_context
 
 STAND_IN = Path(__file__).parents[2] / "fakes" / "sglang_lib"
 MODELS = Path(__file__).parents[2] / "gpu/models"
@@ -33,6 +33,7 @@ def request(model: str = "qwen3-moe-fp8-4l", **host: object) -> StageRequest:
         model=ModelFiles(model, config, DIGEST, parse_architecture(config.read_text(), model)),
         device=DeviceChoice.CUDA,
         signature=signature(**host),
+        means=MEANS,
     )
 
 
