@@ -27,7 +27,7 @@ from rayprep.model.caches import CacheName
 from rayprep.model.plan import Action
 from rayprep.model.spec import resolve
 from rayprep.node import NodeRequest, Survey, take_survey
-from rayprep.node.stage_run import new_completion
+from rayprep.node.completion_writer import new_completion
 from rayprep.store.completions import write_completion
 from rayprep.store.scan import scan_cache
 

@@ -18,6 +18,7 @@ A real coordinator has as many more connections as there are hosts; here it has 
 import argparse
 import io
 import json
+import logging
 import os
 import statistics
 import sys
@@ -222,7 +223,7 @@ def main() -> int:
         head = {"num_cpus": 2, "object_store_memory": 200 << 20, "include_dashboard": False}
         cluster = Cluster(initialize_head=True, head_node_args=head)
         try:
-            ray.init(address=cluster.address, namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR")
+            ray.init(address=cluster.address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
             result, cost = play(Path(base), options.hosts, options.receive_s, options.prove_s)
             verified = sum(host.state.value == "verified" for host in result.hosts.values())
             if verified < options.hosts:

@@ -34,6 +34,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict
 
 from tests.fleet.fleet import HIDDEN, STAND_IN, Fleet, Node, fleet_of
 from tests.host.test_ports import free_port
@@ -44,6 +45,19 @@ echo "$1" >> {count}
 sleep {seconds}
 """
 Marks = dict[str, float]
+
+
+class Row(TypedDict):
+    """What is told of one size of fleet."""
+
+    hosts: int
+    compiled: int
+    loop_compiled: int
+    marks: Marks
+    in_turn_s: float
+    at_once_s: float
+    to_in_turn: float
+    to_at_once: float
 
 
 @dataclass(frozen=True)
@@ -106,7 +120,8 @@ def _last_agent(since: float) -> float:
     from ray._private.state import actors
 
     agents = [each for each in actors().values() if each["ActorClassName"] == "HostAgent"]
-    return max(start for each in agents if (start := each["StartTime"] / 1000) > since)
+    starts: list[float] = [each["StartTime"] / 1000 for each in agents]
+    return max(start for start in starts if start > since)
 
 
 def by_itself(node: Node) -> float:
@@ -126,7 +141,7 @@ def by_itself(node: Node) -> float:
     return time.perf_counter() - started
 
 
-def measure(base: Path, sizes: list[int], rounds: int, compile_s: float) -> list[dict[str, object]]:
+def measure(base: Path, sizes: list[int], rounds: int, compile_s: float) -> list[Row]:
     import ray
 
     compiler = make_compiler(base, compile_s)
@@ -149,7 +164,7 @@ def measure(base: Path, sizes: list[int], rounds: int, compile_s: float) -> list
     return [row(size, fleets[size], [loop[:size] for loop in loops], loop_compiled) for size in sizes]
 
 
-def row(size: int, fleet: list[tuple[Marks, int]], loops: list[list[float]], each_compiles: int) -> dict[str, object]:
+def row(size: int, fleet: list[tuple[Marks, int]], loops: list[list[float]], each_compiles: int) -> Row:
     marks = {part: round(statistics.median(found[part] for found, _ in fleet), 2) for part in PARTS}
     in_turn, at_once = statistics.median(map(sum, loops)), statistics.median(map(max, loops))
     return {
@@ -164,7 +179,7 @@ def row(size: int, fleet: list[tuple[Marks, int]], loops: list[list[float]], eac
     }
 
 
-def show(rows: list[dict[str, object]]) -> None:
+def show(rows: list[Row]) -> None:
     print("hosts  compiled: fleet  loop   fleet s  in turn s (ratio)  at once s (ratio)")
     for each in rows:
         print(
@@ -176,7 +191,7 @@ def show(rows: list[dict[str, object]]) -> None:
         print(f"{each['hosts']:5}  " + "  ".join(f"{each['marks'][part]:8.1f}" for part in PARTS))
 
 
-def explain(rows: list[dict[str, object]]) -> dict[str, float]:
+def explain(rows: list[Row]) -> dict[str, float]:
     """What each further host adds to each part, in seconds: from the fewest hosts to the most."""
     first, last = rows[0], rows[-1]
     more = last["hosts"] - first["hosts"]

@@ -1,5 +1,6 @@
 """Hosts on real Ray nodes of this machine, which ship to each other as the agents of a fleet do."""
 
+import logging
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -73,7 +74,7 @@ def ray_hosts(count: int) -> Iterator[list[Handle]]:
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **limits})
     try:
         nodes = [cluster.add_node(num_cpus=1, object_store_memory=STORE_BYTES, wait=True) for _ in range(count)]
-        ray.init(address=cluster.address, namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR")
+        ray.init(address=cluster.address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
         make: Any = ray.remote
         kind = make(num_cpus=0, concurrency_groups={"ship": 4})(Host)
         there = [NodeAffinitySchedulingStrategy(node_id=node.node_id, soft=False) for node in nodes]

@@ -92,7 +92,7 @@ def over_tcp(sender: Side, receivers: Sequence[Side]) -> list[Split]:
     servers = [socket.create_server(("127.0.0.1", 0)) for _ in receivers]
     sides = [lambda: sender(Stream(*(socket.create_connection(server.getsockname()) for server in servers)))]
     for receiver, server in zip(receivers, servers, strict=True):
-        sides.append(lambda receiver=receiver, server=server: receiver(Stream(server.accept()[0])))
+        sides.append(partial(_accepted, receiver, server))
     results = PROCESSES.SimpleQueue()
     processes = [PROCESSES.Process(target=lambda side=side: results.put(side())) for side in sides]
     for process in processes:
@@ -102,6 +102,10 @@ def over_tcp(sender: Side, receivers: Sequence[Side]) -> list[Split]:
     if any(process.exitcode for process in processes):
         sys.exit("rayprep failed")
     return [results.get() for _ in processes]
+
+
+def _accepted(receiver: Side, server: socket.socket) -> Split:
+    return receiver(Stream(server.accept()[0]))
 
 
 def send_once(cache: FinishedCache, stream: Stream) -> Split:
@@ -127,9 +131,11 @@ def by_tar(cache: FinishedCache, targets: Sequence[Path]) -> Split:
         with socket.create_server(("127.0.0.1", 0)) as server:
             ours, theirs = socket.create_connection(server.getsockname()), server.accept()[0]
         with ours, theirs:
-            processes.append(subprocess.Popen(["tar", "c", "-C", str(cache.layout.profiles), CACHE], stdout=ours))
+            processes.append(
+                subprocess.Popen(["tar", "c", "-C", str(cache.layout.profiles), CACHE], stdout=ours.fileno())
+            )
             take = ["sh", "-c", 'tar x && sha256sum --quiet -c "$1"', "sh", str(cache.sums)]
-            processes.append(subprocess.Popen(take, stdin=theirs, cwd=target))
+            processes.append(subprocess.Popen(take, stdin=theirs.fileno(), cwd=target))
     return _ended(processes)
 
 
@@ -141,7 +147,7 @@ def by_rsync(cache: FinishedCache, targets: Sequence[Path]) -> Split:
 def _ended(processes: Sequence[subprocess.Popen[bytes]]) -> Split:
     for process in processes:
         if process.wait():
-            sys.exit(f"{process.args} ended with {process.returncode}")
+            sys.exit(f"{process.args!r} ended with {process.returncode}")
     return {}
 
 

@@ -7,12 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, BinaryIO
+from unittest import mock
 
 from finished_cache import FinishedCache
 
 from rayprep.host.layout import Layout
 from rayprep.store.completions import read_completions
 from rayprep.store.package import pack, tar_stream, unpack
+from rayprep.store.package.move_in import sync
 from rayprep.store.package.tar_stream import Source
 
 PARTS = ("pack", "move", "hash", "unpack", "sync", "place")
@@ -57,7 +59,7 @@ def time_hashing() -> None:
     """Counts in this thread from now on."""
     _TimedDigest.taken.seconds = 0.0
     for module in (pack, tar_stream):
-        module.hashlib = SimpleNamespace(sha256=_TimedDigest)
+        vars(module)["hashlib"] = SimpleNamespace(sha256=_TimedDigest)
 
 
 def hashing_s() -> float:
@@ -75,15 +77,12 @@ def send(cache: FinishedCache, out: BinaryIO) -> Split:
 
 def receive(cache: FinishedCache, target: Path, stream: Source, moving: Stopwatch) -> Split:
     """`moving` knows how long the stream let it wait."""
-    syncing, sync = Stopwatch(), unpack.sync
-    unpack.sync = lambda folder: syncing(lambda: sync(folder))
+    syncing = Stopwatch()
     layout = Layout(target, target.parent / "telemetry")
     time_hashing()
     started = time.perf_counter()
-    try:
+    with mock.patch.object(unpack, "sync", lambda folder: syncing(lambda: sync(folder))):
         unpack.receive(layout, stream, cache.completion.signature, unpack.Receipt(run_id="bench"))
-    finally:
-        unpack.sync = sync
     ended, hashing = time.perf_counter(), hashing_s()
     assert read_completions(layout, cache.completion.stage)[0] == [cache.completion]
     return {

@@ -58,7 +58,7 @@ def test_an_error_survives_pickling_with_its_notes_and_copying() -> None:
 
 
 def test_exit_codes_are_the_contract() -> None:
-    codes = {BadRequest: 2, HostUnfit: 3, LockTimeout: 4, Interrupted: 130}
+    codes: dict[type[RayprepError], int] = {BadRequest: 2, HostUnfit: 3, LockTimeout: 4, Interrupted: 130}
     assert {kind: kind.exit_code for kind in codes} == codes
 
 
@@ -78,7 +78,9 @@ def test_no_escape_sequence_reaches_the_terminal() -> None:
 def test_the_line_says_what_and_what_to_do() -> None:
     assert BadRequest("tp is 3", hint="choose 1").line == "tp is 3 (choose 1)"
     assert BadRequest("tp\nis\n 3").line == "tp is 3"
-    assert StageError(ErrorType.PORT_ALL_BUSY, "30995 to 30999").line.endswith(f"({MEANING['port_all_busy'][1]})")  # type: ignore[index]
+    assert StageError(ErrorType.PORT_ALL_BUSY, "30995 to 30999").line.endswith(
+        f"({MEANING[ErrorType.PORT_ALL_BUSY][1]})"
+    )
 
 
 def test_a_lock_timeout_and_an_interrupt_are_typed() -> None:

@@ -52,7 +52,7 @@ def test_a_reader_refuses_a_known_field_of_another_type() -> None:
 
 def test_records_are_frozen() -> None:
     with pytest.raises(ValidationError):
-        completion().key = "other"  # type: ignore[misc]
+        completion().key = "other"  # type: ignore[misc]  # what mypy refuses, pydantic is to refuse too
 
 
 def test_json_is_indented_and_ends_with_one_newline() -> None:

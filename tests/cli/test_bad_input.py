@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -338,11 +339,11 @@ def test_a_folder_in_the_cache_that_cannot_be_written(roots: Roots) -> None:
     ids=["truncated", "empty", "newer", "unknown-stage", "escaping", "changed", "missing-file", "flipped-bit"],
 )
 def test_completions_that_cannot_be_believed_mean_build_again(
-    built: Built, roots: Roots, damage: object, reason: str
+    built: Built, roots: Roots, damage: Callable[[str], str], reason: str
 ) -> None:
     built.copy_to(roots)
     path = next((roots.profiles / ".rayprep" / "inductor").glob("*.json"))
-    path.write_text(damage(path.read_text(encoding="utf-8")), encoding="utf-8")  # type: ignore[operator]
+    path.write_text(damage(path.read_text(encoding="utf-8")), encoding="utf-8")
     damaged = path.read_bytes()
     assert roots.inspect()["torchinductor"]["valid"] is False
     plan = roots.run("ensure", *ENSURE_TINY, "--dry-run")

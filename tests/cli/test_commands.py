@@ -35,7 +35,7 @@ def test_help_names_every_command_and_imports_none(roots: Roots) -> None:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_commands_own_help_begins_as_the_list_says(name: str) -> None:
     command = importlib.import_module(f"rayprep.cli.{name}").command
-    assert inspect.getdoc(command).partition("\n\n")[0].replace("\n", " ") == COMMANDS[name]
+    assert (inspect.getdoc(command) or "").partition("\n\n")[0].replace("\n", " ") == COMMANDS[name]
 
 
 def test_a_command_that_is_not_there_is_likened_to_those_that_are(roots: Roots) -> None:

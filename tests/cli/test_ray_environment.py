@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from rayprep.cli.main import set_ray_environment
+from rayprep.cli.process import set_ray_environment
 
 
 def test_ray_gets_its_own_token_and_nobody_elses(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,6 +49,8 @@ class ContainerRun:
     process: subprocess.Popen[str] | None = None
     said: str = ""
     script: Path = INIT_RUN
+    wrapper: tuple[str, ...] = ()
+    """What starts the script."""
 
     def __post_init__(self) -> None:
         self.programs.mkdir(parents=True)
@@ -103,7 +105,7 @@ class ContainerRun:
             if found := shutil.which(tool):
                 (self.programs / tool).symlink_to(found)
 
-    def start(self, *command: str, wrapper: tuple[str, ...] = (), **env: str) -> None:
+    def start(self, *command: str, **env: str) -> None:
         settings = {
             "TELEMETRY_ROOT": str(self.telemetry),
             "PROFILES_ROOT": str(self.profiles),
@@ -116,7 +118,7 @@ class ContainerRun:
             "PATH": f"{self.programs}:{os.environ['PATH']}",
         }
         self.process = subprocess.Popen(
-            [*wrapper, str(self.script), *command],
+            [*self.wrapper, str(self.script), *command],
             cwd=ROOT,
             env={**os.environ, **settings, **env},
             stdout=subprocess.PIPE,

@@ -248,7 +248,7 @@ def test_in_the_foreground_until_ray_ends(machine: Machine) -> None:
 @pytest.mark.namespaces
 @needs_namespaces()
 def test_process_1_must_reap(machine: Machine) -> None:
-    command = ["unshare", "-rp", "--fork", "--mount-proc", BARE / "head"]
+    command: list[str | Path] = ["unshare", "-rp", "--fork", "--mount-proc", BARE / "head"]
     done = subprocess.run(command, env=machine.env, capture_output=True, text=True, check=False, timeout=STEP_S)
     assert (done.returncode, machine.calls) == (UNFIT, [])
     assert "docker run --init, or tini" in done.stderr

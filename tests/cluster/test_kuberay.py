@@ -34,7 +34,8 @@ def load(name: str) -> Document:
 def cluster_of(name: str) -> Document:
     """The RayCluster's spec of either file."""
     spec: Document = load(name)["spec"]
-    return spec.get("rayClusterSpec", spec)
+    cluster: Document = spec.get("rayClusterSpec", spec)
+    return cluster
 
 
 def templates(cluster: Document) -> list[Document]:

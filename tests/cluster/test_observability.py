@@ -182,16 +182,16 @@ class TestFaults:
         own.add("prometheus", "#!/bin/sh\nexit 1\n")
         own.add("node_exporter", "#!/bin/sh\necho cannot open the file >&2\nexit 7\n")
         own.add("dcgm-exporter", f"#!{sys.executable}\n{LISTENER}")
-        setpriv = ("/usr/bin/setpriv", "--bounding-set=-sys_admin") if os.getuid() == 0 else ()
+        own.wrapper = ("/usr/bin/setpriv", "--bounding-set=-sys_admin") if os.getuid() == 0 else ()
         with socket.create_server(("127.0.0.1", 9090 + own.port_base)):
-            own.start("sh", "-c", "exit 5", wrapper=setpriv, PATH=str(own.programs))
+            own.start("sh", "-c", "exit 5", PATH=str(own.programs))
             status, said = own.end_by_itself()
         assert status == 5, said
         port = 9090 + own.port_base
         assert own.surfaces["prometheus"] == ("degraded", f"port {port} is taken by another program")
         assert own.surfaces["sglang_metrics"] == ("degraded", "prometheus, which would keep it, is degraded")
         assert own.surfaces["node_exporter"] == ("degraded", "it ended with status 7: cannot open the file")
-        if setpriv:
+        if own.wrapper:
             state, warning = own.surfaces["dcgm_exporter"]
             assert state == "degraded"
             assert warning is not None
@@ -212,8 +212,8 @@ class TestFaults:
             for folder in (run.telemetry, run.telemetry / "logs", run.telemetry / "jaeger"):
                 folder.mkdir()
                 folder.chmod(0o2777)
-            for theirs in (run.telemetry, run.telemetry / "logs"):
-                os.chown(theirs, 4400, 4400)
+            for folder in (run.telemetry, run.telemetry / "logs"):
+                os.chown(folder, 4400, 4400)
             run.start("sh", "-c", ":", PATH=str(run.programs), RUN_FILE_UID="4321", RUN_FILE_GID="4322")
             status, said = run.end_by_itself()
             assert status == 0, said
@@ -266,7 +266,8 @@ class TestFaults:
         script = (
             f'mount --bind "{own.telemetry}" "{own.telemetry}"; mount -o remount,bind,ro "{own.telemetry}"; exec "$@"'
         )
-        own.start(wrapper=("unshare", "-rm", "sh", "-ec", script, "sh"))
+        own.wrapper = ("unshare", "-rm", "sh", "-ec", script, "sh")
+        own.start()
         status, said = own.end_by_itself()
         assert status == 3
         (line,) = said.splitlines()
@@ -343,7 +344,7 @@ class TestWhatIsShipped:
         filled = re.sub(r"@(\d+)@", r"\1", text).replace("@CONTAINER_RUN@", "run").replace("@SCRAPE_INTERVAL@", "5s")
         assert filled.count("@") == 0, [line for line in filled.splitlines() if "@" in line]
         (tmp_path / "prometheus.yml").write_text(filled, encoding="utf-8")
-        check = ["promtool", "check", "config", tmp_path / "prometheus.yml"]
+        check: list[str | Path] = ["promtool", "check", "config", tmp_path / "prometheus.yml"]
         done = subprocess.run(check, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
 

@@ -258,21 +258,20 @@ class Handler(BaseHTTPRequestHandler):
         elif "fails" in self.faults:
             self.answer(500, "Internal Server Error")
         else:
-            self.generate(body)
+            self.generate(body["input_ids"], body["sampling_params"]["max_new_tokens"])
 
-    def generate(self, body: dict) -> None:
-        new = body["sampling_params"]["max_new_tokens"]
+    def generate(self, prompts: list[list[int]], new: int) -> None:
         results = [
             {
                 "output_ids": [1] * new,
                 "meta_info": {"prompt_tokens": len(ids), "completion_tokens": new, "cached_tokens": 0},
             }
-            for ids in body["input_ids"]
+            for ids in prompts
         ]
         with self.lock:
             self.counts["requests"] += len(results)
             self.counts["generation"] += new * len(results)
-            self.counts["prompt"] += sum(map(len, body["input_ids"]))
+            self.counts["prompt"] += sum(map(len, prompts))
         self.answer(200, results)
 
 

@@ -180,4 +180,4 @@ def leases_are_free(fleet: Fleet) -> None:
 
     for store, keys in LeaseFile(fleet.leases).read(1, 0).leases.items():
         for key in keys:
-            wait_for(lambda store=store, key=key: granted(store, key), f"the lease on {key} to be free")  # type: ignore[misc]
+            wait_for(functools.partial(granted, store, key), f"the lease on {key} to be free")

@@ -6,8 +6,8 @@ import os
 import subprocess
 import sys
 import urllib.request
-from collections import Counter
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,7 +52,7 @@ class Node:
     name: str
     base: Path
     gpus: int = 1
-    signature: dict[str, object] = field(default_factory=dict)
+    signature: Mapping[str, object] = field(default_factory=dict)
     """Fields that are said to be others than this machine's."""
     libraries: tuple[Path, ...] = LIBRARIES
     """What stands in for real packages."""
@@ -162,7 +162,7 @@ class Fleet:
     @contextmanager
     def said_to_be(self, **versions: str) -> Iterator[tuple[RayVersions, RayVersions]]:
         """Within the block the cluster says that it runs these versions. Yields what it says, and what it is."""
-        from ray._raylet import GcsClient  # type: ignore[attr-defined]
+        from ray._raylet import GcsClient  # type: ignore[attr-defined]  # of a compiled module, which has no types
 
         gcs, key, namespace = GcsClient(address=self.address), b"CLUSTER_METADATA", b"cluster"
         kept = gcs.internal_kv_get(key, namespace=namespace)
@@ -198,7 +198,7 @@ class Fleet:
             f"http://{head.node_ip_address}:{head.metrics_export_port}/metrics", timeout=10
         ) as page:
             shown = list(text_string_to_metric_families(page.read().decode()))
-        found: Counter[str] = Counter()
+        found: defaultdict[str, float] = defaultdict(float)
         for each in (sample for metric in shown for sample in metric.samples if "rayprep" in sample.name):
             labels = [each.labels[name] for name in ("stage", "status") if name in each.labels]
             found["/".join([each.name, *labels])] += each.value

@@ -90,7 +90,13 @@ def guarded(tmp_path: Path) -> Iterator[tuple[str, Path]]:
     token, port = tmp_path / "token", free_port()
     token.write_text("0123456789abcdef0123456789abcdef", encoding="ascii")
     env = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "SPT_NOENV": "1"}
-    start = [Path(sys.executable).with_name("ray"), "start", "--head", f"--port={port}", "--num-cpus=0"]
+    start: list[str | Path] = [
+        Path(sys.executable).with_name("ray"),
+        "start",
+        "--head",
+        f"--port={port}",
+        "--num-cpus=0",
+    ]
     quiet = ["--include-dashboard=false", "--object-store-memory=80000000"]
     try:
         subprocess.run([*start, *quiet], env=env, capture_output=True, timeout=60, check=True)

@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, TypedDict
 
 from rayprep.model.spec import MoeStrategy
 from rayprep.sglang.architecture import parse_architecture
@@ -54,7 +55,8 @@ class Official:
 
     def __init__(self, model: Path) -> None:
         sys.path.insert(0, os.environ["OFFICIAL"])
-        self.module = module = importlib.import_module("tuning_fused_moe_triton")
+        module: Any = importlib.import_module("tuning_fused_moe_triton")
+        self.module = module
         module.args = argparse.Namespace(model=str(model))
         module.tqdm = iter
         import torch
@@ -84,11 +86,22 @@ class Official:
         return KernelConfig.model_validate(best)
 
 
+class Progress(TypedDict):
+    """How far the official tuner came; `best` has microseconds and configs."""
+
+    tried: int
+    tune_s: float
+    setup_s: list[float]
+    best: list[tuple[float, dict[str, int | bool]]]
+
+
 def official(folder: Path, model: Path) -> None:
     started = time.monotonic()
     shape, kept = shape_of(model), folder / "official.json"
     space = spread(official_space(shape), CONFIGS)
-    state = json.loads(kept.read_text()) if kept.exists() else {"tried": 0, "tune_s": 0.0, "setup_s": [], "best": []}
+    state: Progress = {"tried": 0, "tune_s": 0.0, "setup_s": [], "best": []}
+    if kept.exists():
+        state = json.loads(kept.read_text())
     worker = Official(model)
     worker.worker.benchmark(TOKENS, *worker.layer, *worker.how)  # SGLang's own modules, the default's kernels
     state["setup_s"].append(round(time.monotonic() - started, 1))
@@ -99,7 +112,7 @@ def official(folder: Path, model: Path) -> None:
         state["tune_s"] = round(state["tune_s"] + time.monotonic() - begun, 2)
         state["tried"] += len(chunk)
         if best:  # its loop keeps the fastest of a call: of these the fastest is found by its own measure once more
-            state["best"].append([worker.time(best, 10), best.entry()])
+            state["best"].append((worker.time(best, 10), best.entry()))
         kept.write_text(json.dumps(state))
     state["best"].sort(key=lambda each: each[0])
     kept.write_text(json.dumps(state))

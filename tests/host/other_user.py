@@ -29,8 +29,8 @@ def as_user(uid: int, work: Callable[[], T]) -> T:
         os._exit(0)
     os.close(writing)
     with os.fdopen(reading, "rb") as pipe:
-        got = pickle.load(pipe)
+        got: T | BaseException = pickle.load(pipe)
     os.waitpid(child, 0)
     if isinstance(got, BaseException):
         raise got
-    return got  # type: ignore[no-any-return]
+    return got

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,14 @@ def whole(path: Path) -> dict[str, object]:
     return document
 
 
+def says(path: Path, name: str, value: object) -> bool:
+    return whole(path)[name] == value
+
+
+def says_otherwise(path: Path, name: str, value: object) -> bool:
+    return not says(path, name, value)
+
+
 def leftovers(folder: Path) -> list[str]:
     return [each.name for each in folder.iterdir() if each.name.endswith(".tmp")]
 
@@ -43,9 +52,9 @@ def test_a_writer_killed_at_any_moment_leaves_a_whole_file(tmp_path: Path) -> No
     write_text(path, json.dumps({"who": "nobody", "number": 0, "end": True}))
     for generation in range(8):
         with ended(start_writer(path, str(generation))) as writer:
-            wait_for(lambda who=str(generation): whole(path)["who"] == who, "the writer has written")
+            wait_for(partial(says, path, "who", str(generation)), "the writer has written")
             first = whole(path)["number"]
-            wait_for(lambda seen=first: whole(path)["number"] != seen, "the writer goes on")
+            wait_for(partial(says_otherwise, path, "number", first), "the writer goes on")
             writer.send_signal(signal.SIGKILL)
         assert writer.returncode == -signal.SIGKILL
         whole(path)

@@ -8,6 +8,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -299,11 +300,15 @@ def test_who_is_not_of_the_group_cannot_hold_a_store_up(shared: Path) -> None:
     path.touch(mode=0o664)
     path.chmod(0o664)
     take(path).release()
+
+    def lock_it(lock: Path) -> None:
+        take(lock, timeout_s=0.2).release()
+
     for lock in (path, path.with_name("new.lock")):
         take(lock).release()
         assert lock.stat().st_mode & 0o007 == 0
         with pytest.raises(HostUnfit, match="cannot be opened"):
-            as_user(NOBODY, lambda lock=lock: take(lock, timeout_s=0.2).release())
+            as_user(NOBODY, partial(lock_it, lock))
 
 
 @needs_root()
@@ -360,7 +365,7 @@ def test_every_user_can_add_a_gpu_lock_whoever_was_first(shared: Path, monkeypat
             return True
 
     for uid, mine in paths.items():
-        assert as_user(uid, lambda mine=mine: lock_it(mine))
+        assert as_user(uid, partial(lock_it, mine))
     assert {path.name for path in shared.iterdir()} == {"gpu-locks"}
 
 

@@ -4,8 +4,8 @@ from rayprep.base.errors import ErrorType
 from rayprep.model.completion import Completion, Identity, cache_key
 from rayprep.model.fleet.result import FleetRun
 from rayprep.model.fleet.spec import FleetSpec
+from rayprep.model.located import Located
 from rayprep.model.result import (
-    Located,
     MoeSettings,
     PrepResult,
     RunBlock,
@@ -13,11 +13,11 @@ from rayprep.model.result import (
     Settings,
     StageErrorRecord,
     StageResult,
-    TelemetryProbe,
     overall_status,
 )
 from rayprep.model.signature import Signature
 from rayprep.model.stages import STAGES, StageName, StageStatus
+from rayprep.model.telemetry import TelemetryProbe
 
 MOMENT = "2025-10-09T01:12:00Z"
 DIGEST = "sha256:" + "0" * 64
@@ -68,7 +68,7 @@ def identity(**changes: object) -> Identity:
     return Identity.model_validate({"model_slug": "tiny-dense", "config_digest": DIGEST, "tp": 1, **changes})
 
 
-def completion(stage: StageName = StageName.INDUCTOR, **changes: object) -> Completion:
+def completion(stage: StageName = StageName.INDUCTOR, /, **changes: object) -> Completion:
     """A completion under its own key, with two files of 3 and 5 bytes that nobody has written."""
     whose = changes.get("identity", identity())
     made_on = changes.get("signature", signature())

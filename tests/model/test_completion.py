@@ -1,7 +1,6 @@
 """Whether a completion holds: the order of the reasons, the key, and paths that lead elsewhere."""
 
 import re
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -113,19 +112,17 @@ def test_a_key_is_a_file_name_with_slug_and_layout() -> None:
 
 
 KEYED = {
-    "slug": {"identity": identity(model_slug="other")},
-    "config": {"identity": identity(config_digest="sha256:1")},
-    "layout": {"identity": identity(tp=2)},
-    "flags": {"identity": identity(server_flags=("attention_backend=fa3",))},
-    "host": {"signature": signature(compute_capability="sm_100")},
+    "slug": (identity(model_slug="other"), signature()),
+    "config": (identity(config_digest="sha256:1"), signature()),
+    "layout": (identity(tp=2), signature()),
+    "flags": (identity(server_flags=("attention_backend=fa3",)), signature()),
+    "host": (identity(), signature(compute_capability="sm_100")),
 }
 
 
 def test_whatever_makes_another_artifact_makes_another_key() -> None:
     keys = {cache_key(StageName.INDUCTOR, identity(), signature())}
-    for changed in KEYED.values():
-        whose: Any = {"identity": identity(), "signature": signature(), **changed}
-        keys.add(cache_key(StageName.INDUCTOR, whose["identity"], whose["signature"]))
+    keys |= {cache_key(StageName.INDUCTOR, *whose) for whose in KEYED.values()}
     assert len(keys) == len(KEYED) + 1
 
 

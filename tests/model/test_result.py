@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from rayprep.base.errors import ErrorType
 from rayprep.base.records import read_tolerant, to_json
+from rayprep.model.located import Located
 from rayprep.model.proof import VerifyResult
-from rayprep.model.result import Artifacts, Located, PrepResult, RunError, RunStatus, Tally, overall_status
+from rayprep.model.result import Artifacts, PrepResult, RunError, RunStatus, Tally, overall_status
 from rayprep.model.stages import STAGES, StageName, StageStatus
 from tests.model.samples import prep_result, stage_result
 

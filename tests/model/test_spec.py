@@ -159,7 +159,7 @@ def architecture(heads: int = 8, kv_heads: int = 2, blocks: list[int] | None = N
     return Architecture.model_validate(keys)
 
 
-def check(blocks: list[int] | None = None, **values: object) -> None:
+def check(blocks: list[int] | None = None, /, **values: object) -> None:
     check_against_model(resolve({"model": "m", **values}).spec, architecture(blocks=blocks))
 
 
@@ -181,9 +181,9 @@ def test_a_tp_and_kv_heads_that_do_not_go_together_are_refused() -> None:
 
 
 def test_a_block_size_has_to_be_the_models_own() -> None:
-    check(blocks=[128, 128], block_sizes=[128])
+    check([128, 128], block_sizes=[128])
     with pytest.raises(BadRequest, match=r"--block-size 64 .*\[128, 128\]"):
-        check(blocks=[128, 128], block_sizes=[64, 128])
+        check([128, 128], block_sizes=[64, 128])
     with pytest.raises(BadRequest, match="not block-quantised"):
         check(block_sizes=[128])
 

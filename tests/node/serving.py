@@ -4,10 +4,10 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import TypedDict, TypeVar, Unpack
 
 import jsonschema
 import psutil
@@ -39,6 +39,22 @@ SKIPPED = {StageName.MOE_TUNE: StageOp.SKIP, StageName.FLASHINFER: StageOp.SKIP}
 
 def fault(*names: str) -> tuple[str, ...]:
     return tuple(word for name in names for word in ("--fault", name))
+
+
+class Flags(TypedDict, total=False):
+    """What a test asks for; the names are those of `PrepSpec`."""
+
+    model: str
+    ops: Mapping[StageName, StageOp]
+    selected: tuple[StageName, ...]
+    slices: int | str
+    mem_fraction: float
+    batch_sizes: Sequence[int]
+    moe_strategy: str
+    moe_batch_sizes: tuple[int, ...]
+    server_command: tuple[str, ...]
+    verify: bool
+    timeout_s: float
 
 
 @dataclass
@@ -73,7 +89,7 @@ class Host:
         path = os.pathsep.join([str(LIBRARY), *filter(None, [os.environ.get("PYTHONPATH")])])
         return {**inherited, "HOME": str(self.base / "home"), "PYTHONPATH": path}
 
-    def request(self, *server_args: str, verify_only: bool = False, **flags: object) -> NodeRequest:
+    def request(self, *server_args: str, verify_only: bool = False, **flags: Unpack[Flags]) -> NodeRequest:
         """What the latest run is asked for."""
         args = {"server_args": (COMPILES, *server_args), "warmup_port": free_port(), "timeout_s": 60, "ops": SKIPPED}
         return NodeRequest(
@@ -90,7 +106,7 @@ class Host:
         verify_only: bool = False,
         faults: str = "",
         cancelled: Callable[[], bool] = lambda: False,
-        **flags: object,
+        **flags: Unpack[Flags],
     ) -> PrepResult:
         """A run with a result that is on disk, fits its schema, and left no process.
 

@@ -52,8 +52,8 @@ def test_a_run_that_was_interrupted_early_is_partial(roots: Roots) -> None:
 
 @pytest.mark.parametrize("finished", [True, False])
 def test_an_earlier_run_of_the_same_id_becomes_history(roots: Roots, finished: bool) -> None:
-    skips = {"selected": (StageName.DEEP_GEMM,)}
-    earlier, later = request(roots, **skips), request(roots, **skips)
+    skips = (StageName.DEEP_GEMM,)
+    earlier, later = request(roots, selected=skips), request(roots, selected=skips)
     survey = take_survey(earlier, ENVIRON)
     if finished:
         ensure(earlier, ENVIRON, lambda _: None, survey=survey)

@@ -55,6 +55,7 @@ def test_the_word_is_kept_and_a_completion_that_was_not_borne_out_goes(tmp_path:
         if left:
             found = parse_completion(kept.read_bytes())
             assert (found.verified_in_log, found.verify_log) == (True, LOG)
+    assert judged
     keep_word(layout, None, judged)
 
 

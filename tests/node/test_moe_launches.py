@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Unpack
 
 import pytest
 
@@ -19,7 +20,7 @@ from rayprep.store.package.archive_file import open_to_read, open_to_write
 from rayprep.store.package.pack import pack
 from rayprep.store.package.unpack import Receipt, receive
 from tests.needs import needs_torch
-from tests.node.serving import LIBRARY, played, statuses
+from tests.node.serving import LIBRARY, Flags, played, statuses
 from tests.node.test_moe_store import StoreHost
 from tests.node.test_moe_tune import MOE, NAME, STAND_IN
 
@@ -45,9 +46,9 @@ class LaunchHost(StoreHost):
         (next(self.library.rglob("configs")) / "triton_3_6_0" / name).write_bytes(text)
         return text
 
-    def tuned(self, *sizes: int, **flags: object) -> PrepResult:
+    def tuned(self, *sizes: int, **flags: Unpack[Flags]) -> PrepResult:
         """A tuning for these sizes, and the servers after it."""
-        return self.tune(moe_batch_sizes=sizes or (1,), **{"verify": True, **flags})
+        return self.tune(**(Flags(moe_batch_sizes=sizes or (1,), verify=True) | flags))
 
     @property
     def config(self) -> Path:

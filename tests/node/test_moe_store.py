@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Unpack
 
 import pytest
 
@@ -14,7 +15,7 @@ from rayprep.model.result import PrepResult
 from rayprep.model.spec import StageOp
 from rayprep.store.moe_folder import kept_copies
 from tests.needs import needs_torch
-from tests.node.serving import LIBRARY, played, statuses
+from tests.node.serving import LIBRARY, Flags, played, statuses
 from tests.node.test_moe_tune import MOE, NAME, OTHERS, SERVE, STAND_IN, MoeHost
 
 pytestmark = [pytest.mark.tuner, needs_torch()]
@@ -33,9 +34,9 @@ class StoreHost(MoeHost):
         inherited = super().environ
         return {**inherited, "PYTHONPATH": f"{self.library}{os.pathsep}{inherited['PYTHONPATH']}"}
 
-    def tune(self, *server_args: str, **flags: object) -> PrepResult:
-        asked = {"model": str(self.model), "moe_batch_sizes": (1,), "moe_strategy": "fixed", "ops": OTHERS}
-        result = self.ensure(*server_args, **{**asked, "verify": False, "timeout_s": 200, **flags})
+    def tune(self, *server_args: str, **flags: Unpack[Flags]) -> PrepResult:
+        asked = Flags(model=str(self.model), moe_batch_sizes=(1,), moe_strategy="fixed", ops=OTHERS)
+        result = self.ensure(*server_args, **(asked | Flags(verify=False, timeout_s=200) | flags))
         assert result.exit_code == 0, result.errors
         return result
 

@@ -32,7 +32,7 @@ from rayprep.stages.moe_tune.units import shape_of
 from rayprep.store.completions import write_completion
 from rayprep.store.scan import scan_cache
 from tests.needs import needs_torch
-from tests.node.serving import FAKES, LIBRARY, Host, played, statuses
+from tests.node.serving import FAKES, LIBRARY, Flags, Host, played, statuses
 from tests.processes import alive, wait_for
 
 pytestmark = [pytest.mark.tuner, needs_torch()]
@@ -71,7 +71,7 @@ class MoeHost(Host):
     def cache(self) -> Path:
         return self.layout.cache(CacheName.MOE_CONFIGS)
 
-    def tuning_of(self, asked: dict[str, object]) -> tuple[Path, MoeShape]:
+    def tuning_of(self, asked: Flags) -> tuple[Path, MoeShape]:
         """Where the tuner of this request keeps its log, and what it tunes."""
         survey = take_survey(self.request(**asked), self.environ, gpus=self.gpus)
         shape = shape_of(survey.request)
@@ -107,7 +107,7 @@ def test_a_config_file_written_anew_covers_no_more_than_its_build(host: MoeHost)
 
 
 def test_from_a_killed_tuning_to_a_servers_word_to_nothing_to_do(host: MoeHost) -> None:
-    asked = {"model": str(host.model), "moe_batch_sizes": SIZES, "moe_strategy": "fixed", "ops": OTHERS}
+    asked = Flags(model=str(host.model), moe_batch_sizes=SIZES, moe_strategy="fixed", ops=OTHERS)
     _kill_in_the_middle(host, asked)
     before = host.measured()
     assert {each.trial.tokens for each in before} == {1, 8}, "it was killed before it came to 32"
@@ -136,7 +136,7 @@ def test_from_a_killed_tuning_to_a_servers_word_to_nothing_to_do(host: MoeHost) 
     assert (len(served), used) == (tuning.served, {16, 64}), "no loser is in the servers' cache"
     _written(host, artifacts, tuning)
 
-    more = take_survey(host.request(**{**asked, "moe_batch_sizes": (64,)}), host.environ, gpus=host.gpus)
+    more = take_survey(host.request(**(asked | Flags(moe_batch_sizes=(64,)))), host.environ, gpus=host.gpus)
     needs = [each.work.required_bytes for each in more.plan.decisions if each.stage is MOE and each.work]
     assert needs == [1 << 30], "of kernels, however small the file that the first tuning left"
     again = host.ensure(**asked)
@@ -154,13 +154,13 @@ def test_from_a_killed_tuning_to_a_servers_word_to_nothing_to_do(host: MoeHost) 
 
 def test_a_config_that_came_later_is_served_and_proved_for_all_who_read_it(host: MoeHost) -> None:
     """Whoever tuned it, and under whichever flags: a server with it compiles other kernels."""
-    asked = {"model": str(host.model), "moe_batch_sizes": (1,), "moe_strategy": "fixed"}
-    left_out, others = {**asked, "ops": {**OTHERS, MOE: StageOp.SKIP}}, "--random-seed=1"
+    asked = Flags(model=str(host.model), moe_batch_sizes=(1,), moe_strategy="fixed")
+    left_out, others = asked | Flags(ops={**OTHERS, MOE: StageOp.SKIP}), "--random-seed=1"
     for flags in ((), (others,)):
         assert host.ensure(*flags, **left_out).exit_code == 0
-    tuned = host.ensure(**{**asked, "ops": OTHERS}, selected=(MOE,)).stages[MOE]
+    tuned = host.ensure(**(asked | Flags(ops=OTHERS, selected=(MOE,)))).stages[MOE]
     assert tuned.verified_in_log, "a server of its own has said so"
-    for flags, request in (((), {**asked, "ops": OTHERS}), ((others,), left_out)):
+    for flags, request in (((), asked | Flags(ops=OTHERS)), ((others,), left_out)):
         plan = take_survey(host.request(*flags, **request), host.environ, gpus=host.gpus).plan
         (serve,) = (each for each in plan.decisions if each.stage is SERVE)
         assert serve.detail == f"a server reads another MoE config now: triton_3_6_0/{NAME}"
@@ -171,18 +171,18 @@ def test_a_config_that_came_later_is_served_and_proved_for_all_who_read_it(host:
 
 
 def test_a_config_of_which_no_server_has_spoken_gets_a_server(host: MoeHost) -> None:
-    asked = {"model": str(host.model), "moe_batch_sizes": (1,), "moe_strategy": "fixed"}
-    silent = host.ensure(**asked, ops=OTHERS, faults="dies-at-start")
+    asked = Flags(model=str(host.model), moe_batch_sizes=(1,), moe_strategy="fixed")
+    silent = host.ensure(**(asked | Flags(ops=OTHERS)), faults="dies-at-start")
     assert silent.stages[MOE].verified_in_log is None
     kept = host.completion(MOE)
     assert kept is not None
-    alone = host.ensure(**asked, ops={**OTHERS, SERVE: StageOp.SKIP}).stages[MOE]
+    alone = host.ensure(**(asked | Flags(ops={**OTHERS, SERVE: StageOp.SKIP}))).stages[MOE]
     assert (alone.status, alone.verified_in_log) == ("ok", True)
     assert alone.artifacts and alone.artifacts.tuning
     assert alone.artifacts.tuning.measured == 0, "it was all there"
-    host.ensure(**asked, ops=OTHERS, verify=False)
+    host.ensure(**(asked | Flags(ops=OTHERS, verify=False)))
     write_completion(host.layout, kept)  # as a run leaves it that was stopped before its server spoke
-    heard = host.ensure(**asked, ops=OTHERS, verify=False)
+    heard = host.ensure(**(asked | Flags(ops=OTHERS, verify=False)))
     assert (heard.stages[SERVE].status, heard.stages[MOE].verified_in_log) == ("ok", True)
 
 
@@ -214,7 +214,7 @@ def _written(host: MoeHost, artifacts: Artifacts, tuning: Tuning) -> None:
     assert completion and list(completion.artifacts) == [f"moe_configs/configs/triton_3_6_0/{NAME}"]
 
 
-def _kill_in_the_middle(host: MoeHost, asked: dict[str, object]) -> None:
+def _kill_in_the_middle(host: MoeHost, asked: Flags) -> None:
     """Starts the tuner's child as the stage does, and kills it hard while it measures."""
     hold = host.base / "hold"
     hold.touch()
@@ -257,8 +257,8 @@ def test_requests_of_one_model_do_not_undo_each_other(host: MoeHost) -> None:
     """Of other sizes, and with other flags: each is built once, and once more where the file has changed since."""
 
     def ran(*flags: str, sizes: tuple[int, ...] = ()) -> tuple[str, str]:
-        asked = {"model": str(host.model), "moe_batch_sizes": sizes, "moe_strategy": "fixed", "ops": OTHERS}
-        result = host.ensure(*flags, **asked, verify=False)
+        asked = Flags(model=str(host.model), moe_batch_sizes=sizes, moe_strategy="fixed", ops=OTHERS, verify=False)
+        result = host.ensure(*flags, **asked)
         assert result.exit_code == 0, result.errors
         return result.stages[MOE].status.value, result.stages[SERVE].status.value
 
@@ -279,13 +279,13 @@ def test_a_gpu_that_somebody_else_fills_is_named_and_done_without(
     host: MoeHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     host.gpu_count = 3
-    asked = {"model": str(host.model), "moe_batch_sizes": (1,), "moe_strategy": "fixed", "ops": OTHERS}
+    asked = Flags(model=str(host.model), moe_batch_sizes=(1,), moe_strategy="fixed", ops=OTHERS, verify=False)
     monkeypatch.setenv("FAKE_FULL_GPUS", "0,1,2")
-    failed = host.ensure(**asked, verify=False).stages[MOE].errors[0]
+    failed = host.ensure(**asked).stages[MOE].errors[0]
     assert failed.error_type == "oom_during_warmup"
     assert "GPU 0: OutOfMemoryError: CUDA out of memory" in failed.message
     monkeypatch.setenv("FAKE_FULL_GPUS", "1")
-    stage = host.ensure(**asked, verify=False).stages[MOE]
+    stage = host.ensure(**asked).stages[MOE]
     assert stage.status_code == 0, stage.errors
     assert stage.warnings[0].startswith("GPU 1 took no part in the tuning: OutOfMemoryError: CUDA out of memory")
     assert stage.artifacts

@@ -22,7 +22,7 @@ from rayprep.store.completions import read_completions, write_completion
 from rayprep.store.moe_folder import digest_of
 from rayprep.store.scan import artifacts_of
 from tests.needs import needs_torch
-from tests.node.serving import LIBRARY, Host, played, statuses
+from tests.node.serving import LIBRARY, Flags, Host, played, statuses
 from tests.node.test_moe_tune import NAME, OTHERS, STAND_IN, MoeHost
 
 pytestmark = [pytest.mark.tuner, needs_torch()]
@@ -67,9 +67,9 @@ def listed_as_it_is(host: Host, below: str) -> None:
                 write_completion(host.layout, completion.model_copy(update={"artifacts": artifacts}))
 
 
-def request_of(host: MoeHost) -> dict[str, object]:
+def request_of(host: MoeHost) -> Flags:
     """The shortest tuning."""
-    return {"model": str(host.model), "moe_batch_sizes": (1,), "moe_strategy": "fixed", "ops": OTHERS}
+    return Flags(model=str(host.model), moe_batch_sizes=(1,), moe_strategy="fixed", ops=OTHERS)
 
 
 def plant(host: MoeHost, *, listed: bool = True) -> bytes:
@@ -213,7 +213,7 @@ def test_a_config_planted_behind_our_back_is_withdrawn(moe_host: MoeHost) -> Non
     assert host.ensure(**asked).exit_code == 0
     planted = plant(host)
 
-    result = host.ensure("--random-seed=1", **{**asked, "ops": TUNED_BEFORE})
+    result = host.ensure("--random-seed=1", **(asked | Flags(ops=TUNED_BEFORE)))
 
     failed = result.stages[MOE].errors[0]
     assert failed.error_type is ErrorType.WITHDRAWN
@@ -245,7 +245,7 @@ def test_a_proof_withdraws_a_config_too(moe_host: MoeHost) -> None:
     asked = request_of(host)
     assert host.ensure(**asked).exit_code == 0
     plant(host, listed=False)
-    result = host.ensure(verify_only=True, **{key: asked[key] for key in ("model", "ops")})
+    result = host.ensure(verify_only=True, model=asked["model"], ops=asked["ops"])
     assert result.verify and (result.verify.status, result.verify.new_files) == ("ok", 0), result.verify
     assert result.stages[MOE].error_type is ErrorType.WITHDRAWN
     later = host.ensure(**asked)
@@ -267,7 +267,7 @@ def test_a_config_that_cannot_be_withdrawn_stays_with_its_completion(
 
     with monkeypatch.context() as patch:
         patch.setattr(second_try, "withdraw", full)
-        result = host.ensure("--random-seed=1", **{**asked, "ops": TUNED_BEFORE})
+        result = host.ensure("--random-seed=1", **(asked | Flags(ops=TUNED_BEFORE)))
     assert result.stages[SERVE].error_type is ErrorType.INSUFFICIENT_DISK
     assert everything(host)[PLACE] == before[PLACE]
     assert host.completion(MOE)
@@ -284,7 +284,7 @@ def test_the_withdrawal_names_the_tuner_that_made_the_config(moe_host: MoeHost) 
     tuning = completion.tuning.model_copy(update=script)
     write_completion(host.layout, completion.model_copy(update={"tuning": tuning}))
     plant(host, listed=False)
-    result = host.ensure(verify_only=True, **{key: asked[key] for key in ("model", "ops")})
+    result = host.ensure(verify_only=True, model=asked["model"], ops=asked["ops"])
     assert result.stages[MOE].error_type is ErrorType.WITHDRAWN
     reason = json.loads(next(host.cache.glob("tuning/*.withdrawn/reason.json")).read_text())
     assert reason["tuner"] == "/sglang/tuning.py"
@@ -301,7 +301,7 @@ def test_a_run_that_is_stopped_says_what_it_has_withdrawn(moe_host: MoeHost, by_
         return any(host.cache.glob("tuning/*.withdrawn/reason.json"))
 
     flags = () if by_the_proof else ("--random-seed=1",)
-    asked = {**asked, "ops": TUNED_BEFORE}
+    asked |= Flags(ops=TUNED_BEFORE)
     result = host.ensure(*flags, verify_only=by_the_proof, cancelled=withdrawn, **asked)
     assert result.exit_code == 130
     assert result.stages[MOE].error_type is ErrorType.WITHDRAWN
@@ -318,6 +318,6 @@ def test_an_interrupt_after_a_withdrawal_is_one(moe_host: MoeHost) -> None:
     def proving() -> bool:
         return any(event.name == VERIFY for event in host.events)
 
-    result = host.ensure("--random-seed=1", cancelled=proving, **{**asked, "ops": TUNED_BEFORE})
+    result = host.ensure("--random-seed=1", cancelled=proving, **(asked | Flags(ops=TUNED_BEFORE)))
     assert result.stages[MOE].error_type is ErrorType.WITHDRAWN
     assert result.exit_code == 130

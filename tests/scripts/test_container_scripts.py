@@ -261,7 +261,7 @@ def test_port_base_is_refused_before_anything_starts(host: Host, base: str) -> N
     done = host.run(START, "--port-base", base)
     assert (done.returncode, done.stdout) == (BAD_REQUEST, "")
     assert done.stderr == f"{START}: --port-base '{base}' is not a number from 0 to 34536 (see --help)\n"
-    assert host.calls == list((host.base / "home").iterdir()) == []
+    assert (host.calls, list((host.base / "home").iterdir())) == ([], [])
 
 
 def test_largest_port_base_is_the_one_of_the_run(host: Host) -> None:

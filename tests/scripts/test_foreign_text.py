@@ -41,7 +41,7 @@ def test_a_script_repeats_what_it_was_given_in_a_line(tmp_path: Path, script: st
 
 
 def test_plain_words_stay_plain(tmp_path: Path) -> None:
-    command = [ROOT / "scripts" / "start_observable_container.sh", "a 'b' \"c\" (d)"]
+    command: list[str | Path] = [ROOT / "scripts" / "start_observable_container.sh", "a 'b' \"c\" (d)"]
     done = subprocess.run(
         command, env={**os.environ, "HOME": str(tmp_path)}, capture_output=True, text=True, check=False
     )

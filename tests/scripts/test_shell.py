@@ -54,7 +54,7 @@ def test_shellcheck() -> None:
     sourced = [
         ROOT / name for name in ("cluster/bare/env", "cluster/bare/node", "scripts/engine", "scripts/cache/command")
     ]
-    command = ["shellcheck", "--external-sources", *scripts, *sourced]
+    command: list[str | Path] = ["shellcheck", "--external-sources", *scripts, *sourced]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
 

@@ -31,7 +31,8 @@ def test_a_taken_port_is_passed_over(bench: Bench) -> None:
 
 
 def test_a_port_taken_between_probe_and_bind(bench: Bench) -> None:
-    ports, holders = (free_port(), free_port()), []
+    ports = (free_port(), free_port())
+    holders: list[socket.socket] = []
 
     def command_for(port: int, fraction: float) -> Sequence[str]:
         if not holders:
@@ -72,7 +73,8 @@ def test_one_that_dies_of_a_port_without_naming_it_is_tried_on_the_next(bench: B
 
 def test_anothers_server_at_the_port_is_not_taken_for_ours(bench: Bench) -> None:
     """It took the port after our probe, and answers long before ours has come so far as to bind it."""
-    ports, others = (free_port(), free_port()), []
+    ports = (free_port(), free_port())
+    others: list[HTTPServer] = []
 
     def command_for(port: int, fraction: float) -> Sequence[str]:
         if not others:

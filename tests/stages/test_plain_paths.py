@@ -25,7 +25,7 @@ def test_a_path_that_a_shell_or_ninja_would_take_apart_is_refused(name: str, fol
 
 
 def test_torchinductor_takes_all_but_white_space() -> None:
-    asked = replace(request(profiles_root="/pro files"), device=DeviceChoice.CPU)
+    asked = replace(request(host={"profiles_root": "/pro files"}), device=DeviceChoice.CPU)
     unable = InductorStage().plan(asked)
     assert isinstance(unable, Unable)
     assert (unable.error_type, unable.hint) == (ErrorType.UNSUPPORTED, "choose another --profiles-root")
@@ -38,5 +38,5 @@ def test_a_plain_path_is_taken(folder: str) -> None:
 
 def test_a_server_whose_modules_could_not_be_compiled_is_not_started() -> None:
     """SGLang's own modules are built by tvm_ffi, under the profiles root."""
-    assert isinstance(ServeStage().plan(request(profiles_root="/profiles")), Work)
-    assert isinstance(ServeStage().plan(request(profiles_root="/pro files")), Unable)
+    assert isinstance(ServeStage().plan(request(host={"profiles_root": "/profiles"})), Work)
+    assert isinstance(ServeStage().plan(request(host={"profiles_root": "/pro files"})), Unable)

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from rayprep.host.layout import Layout
 from rayprep.host.owned import OwnedTree
-from rayprep.model.caches import CacheName
+from rayprep.model.caches import CacheName, Entry
 from rayprep.model.stages import StageName
-from rayprep.store.entries import Entry, find_places, group_entries, remove_entry
+from rayprep.store.entries import find_places, group_entries, remove_entry
 from rayprep.store.scan import scan_cache
 
 INDUCTOR, TRITON, DEEP_GEMM = CacheName.TORCHINDUCTOR, CacheName.TRITON, CacheName.DEEP_GEMM

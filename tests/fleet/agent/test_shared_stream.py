@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -78,6 +78,7 @@ def test_one_that_gives_up_holds_up_nobody() -> None:
     gone, quick = streams.read("it", made), streams.read("it", made)
     next(gone)
     next(quick)
+    assert isinstance(gone, Generator)
     gone.close()
     started = time.monotonic()
     assert [PIECES[0], *quick] == PIECES
@@ -105,6 +106,7 @@ def test_an_error_is_everybodys() -> None:
             next(reader)
         well = streams.read("it", Made())
         assert next(well) == PIECES[0], "who comes then begins anew"
+        assert isinstance(well, Generator)
         well.close()
     assert made.begun == 1
     assert not streams._streams

@@ -2,9 +2,10 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from rayprep.base.errors import ErrorType
 from rayprep.base.sealed import open_seal
@@ -157,7 +158,11 @@ def server_log_targets(folder: Path) -> list[Target]:
     return [Target(f"log of a server, {name}", (_DATA / name).read_bytes(), read, "heard", 0.5) for name in logs]
 
 
-def _child_lines() -> dict[str, tuple[TypeAdapter[object], bytes]]:
+Parse = Callable[[str], object]
+"""Reads one line."""
+
+
+def _child_lines() -> dict[str, tuple[Parse, bytes]]:
     """Each protocol with a few lines of it."""
     step = StepLine(hint="compiling", n=1, m=9).model_dump_json()
     failed = FailLine(error_type=ErrorType.COMPILE_FAILED, message="it did not compile", unit="u").model_dump_json()
@@ -170,33 +175,33 @@ def _child_lines() -> dict[str, tuple[TypeAdapter[object], bytes]]:
         "choices": [choice],
         "counts": TuningCounts(measured=3).model_dump(),
     }
-    lines = {
-        "deep_gemm": (GEMM_LINE, [kernels]),
-        "flashinfer": (flashinfer_protocol.CHILD_LINE, ['{"event":"modules","modules":[]}']),
-        "inductor": (inductor_protocol.CHILD_LINE, ['{"event":"graphs","graphs":[],"used":["a"]}']),
-        "moe_tune": (TUNE_LINE, [json.dumps(tuned)]),
+    lines: dict[str, tuple[Parse, list[str]]] = {
+        "deep_gemm": (GEMM_LINE.validate_json, [kernels]),
+        "flashinfer": (flashinfer_protocol.CHILD_LINE.validate_json, ['{"event":"modules","modules":[]}']),
+        "inductor": (inductor_protocol.CHILD_LINE.validate_json, ['{"event":"graphs","graphs":[],"used":["a"]}']),
+        "moe_tune": (TUNE_LINE.validate_json, [json.dumps(tuned)]),
     }
-    return {name: (kind, "\n".join([step, *own, failed]).encode()) for name, (kind, own) in lines.items()}  # type: ignore[misc]
+    return {name: (parse, "\n".join([step, *own, failed]).encode()) for name, (parse, own) in lines.items()}
 
 
 def child_targets() -> list[Target]:
     """What a child prints: a line of the protocol, or one for the stage's log."""
 
-    def target(name: str, kind: TypeAdapter[object], good: bytes) -> Target:
+    def target(name: str, parse: Parse, good: bytes) -> Target:
         def read(data: bytes) -> str:
             known = 0
             for line in data.split(b"\n"):
-                known += _hear(kind, line.decode(errors="replace"))
+                known += _hear(parse, line.decode(errors="replace"))
             return "all" if known == 3 else "fewer"
 
         return Target(f"lines of {name}'s child", good, read, "all", 0.3, every_value=1)
 
-    return [target(name, kind, good) for name, (kind, good) in _child_lines().items()]
+    return [target(name, parse, good) for name, (parse, good) in _child_lines().items()]
 
 
-def _hear(kind: TypeAdapter[object], line: str) -> bool:
+def _hear(parse: Parse, line: str) -> bool:
     try:
-        said = kind.validate_json(line)
+        said = parse(line)
     except ValidationError:
         return False
     if isinstance(said, StepLine):

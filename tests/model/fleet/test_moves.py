@@ -131,7 +131,8 @@ def test_every_group_ends_with_each_stage_built_at_most_once(
     known = {name: _as_its_store(each, known) for name, each in known.items()}
     lacked = [stage for stage in (A, B) if not any(each.stages[stage].standing is V for each in known.values())]
     busy: dict[str, Move] = {}
-    waiting, built = set(known), []
+    waiting = set(known)
+    built: list[StageName] = []
     for _ in range(200):
         if not waiting and not busy:
             break

@@ -1,5 +1,7 @@
 """Which nodes take part, and what the fleet's result says of itself."""
 
+from collections.abc import Mapping
+
 import pytest
 
 from rayprep.base.errors import BadRequest, ErrorType, HostUnfit, Interrupted, RayprepError
@@ -16,7 +18,7 @@ from tests.model.samples import fleet_run, prep_result
 CUDA, CPU = DeviceChoice.AUTO, DeviceChoice.CPU
 
 
-def listed(name: str, *, alive: bool = True, gpus: float = 0, **labels: str) -> dict[str, object]:
+def listed(name: str, *, alive: bool = True, gpus: float = 0, labels: Mapping[str, str] = {}) -> dict[str, object]:
     """As `ray.nodes()` of 2.60 lists a node."""
     return {
         "NodeID": f"id-{name}",
@@ -46,7 +48,9 @@ def test_living_nodes_with_gpus_by_default_and_all_for_the_cpu() -> None:
 
 
 def test_a_label_names_a_host_and_labels_choose() -> None:
-    found = nodes(listed("vm", gpus=1, **{"rayprep-host": "one", "pool": "x"}), listed("vm", gpus=1, pool="y"))
+    found = nodes(
+        listed("vm", gpus=1, labels={"rayprep-host": "one", "pool": "x"}), listed("vm", gpus=1, labels={"pool": "y"})
+    )
     assert hosts(choose_nodes(found, FleetSpec(labels={"pool": "x"}), CUDA)) == ["one"]
 
 

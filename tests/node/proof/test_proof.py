@@ -12,7 +12,7 @@ from rayprep.model.result import PrepResult, RunStatus
 from rayprep.model.stages import StageName
 from rayprep.store.completions import write_completion
 from tests.host.test_ports import free_port
-from tests.node.serving import COMPILES, LIBRARY, SERVER, Host, fault, statuses
+from tests.node.serving import COMPILES, LIBRARY, SERVER, Flags, Host, fault, statuses
 
 LOSSES = {
     "triton": ("ABC/__grp__moe.json", "__grp__moe", "serve"),
@@ -124,9 +124,9 @@ def test_a_file_in_home_is_named(proved: Host) -> None:
     assert "home: kernel.bin" in verify.message
 
 
-def own(*words: str) -> dict[str, tuple[str, ...]]:
+def own(*words: str) -> Flags:
     """A request with a server command of the campaign's own, whose flags are those that the caches are for."""
-    return {"server_command": (*words, *SERVER, "--port", str(free_port()), COMPILES), "server_args": (COMPILES,)}
+    return Flags(server_command=(*words, *SERVER, "--port", str(free_port()), COMPILES))
 
 
 def test_a_server_that_does_not_use_the_caches_proves_nothing(proved: Host) -> None:

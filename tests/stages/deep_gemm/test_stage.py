@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 import pytest
 
@@ -13,9 +14,9 @@ from rayprep.host.layout import Layout
 from rayprep.host.model_files import ModelFiles
 from rayprep.model.caches import CacheName
 from rayprep.model.plan import NotNeeded, StagePlan, Unable, Work
-from rayprep.model.result import Cleanup
+from rayprep.model.process_end import Cleanup
 from rayprep.model.spec import DeepGemmVia, DeviceChoice, PrepSpec
-from rayprep.sglang.architecture import parse_architecture
+from rayprep.sglang.architecture import Architecture, parse_architecture
 from rayprep.sglang.gemm_shapes import EXPERTS, GemmShape
 from rayprep.stages.deep_gemm.cache import entries, whole_entry
 from rayprep.stages.deep_gemm.stage import DeepGemmStage, build_shapes
@@ -54,14 +55,24 @@ class Bench:
     def stage(self) -> DeepGemmStage:
         return DeepGemmStage()
 
-    def request(self, **changes: object) -> StageRequest:
-        source = changes.pop("architecture", None) or parse_architecture(MODEL.read_text(encoding="utf-8"), "x")
-        files = ModelFiles(slug="m", source=MODEL, digest=DIGEST, architecture=source)
-        asked = {name: changes.pop(name) for name in ("server_args", "deep_gemm_via") if name in changes}
-        spec = PrepSpec(model="m", **asked)
-        device = changes.pop("device", DeviceChoice.CUDA)
-        made_on = signature(deep_gemm_version=self.version, profiles_root=str(self.layout.profiles), **changes)
-        return StageRequest(spec=spec, model=files, device=device, signature=made_on, means=means(self.environ))
+    def request(
+        self,
+        *,
+        architecture: Architecture | None = None,
+        device: DeviceChoice = DeviceChoice.CUDA,
+        server_args: tuple[str, ...] = (),
+        deep_gemm_via: DeepGemmVia = DeepGemmVia.KERNELS,
+        host: Mapping[str, object] = {},
+    ) -> StageRequest:
+        """What the stage is asked for; `host` has fields of its signature."""
+        known = architecture or parse_architecture(MODEL.read_text(encoding="utf-8"), "x")
+        return StageRequest(
+            spec=PrepSpec(model="m", server_args=server_args, deep_gemm_via=deep_gemm_via),
+            model=ModelFiles(slug="m", source=MODEL, digest=DIGEST, architecture=known),
+            device=device,
+            signature=signature(deep_gemm_version=self.version, profiles_root=str(self.layout.profiles), **host),
+            means=means(self.environ),
+        )
 
     def context(self) -> BuildContext:
         shutil.rmtree(self.layout.scratch, ignore_errors=True)
@@ -102,7 +113,16 @@ def bench(tmp_path: Path) -> Bench:
     return Bench(tmp_path)
 
 
-def plan(bench: Bench, **changes: object) -> StagePlan:
+class Changes(TypedDict, total=False):
+    """What another request differs in."""
+
+    device: DeviceChoice
+    server_args: tuple[str, ...]
+    deep_gemm_via: DeepGemmVia
+    host: Mapping[str, object]
+
+
+def plan(bench: Bench, **changes: Unpack[Changes]) -> StagePlan:
     return bench.stage.plan(bench.request(**changes))
 
 
@@ -111,9 +131,12 @@ def test_one_unit_is_one_product(bench: Bench) -> None:
     assert isinstance(work, Work)
     assert (work.units, work.by_sglang) == (UNITS, False)
     by_the_server = plan(bench, deep_gemm_via=DeepGemmVia.SERVER)
+    assert isinstance(by_the_server, Work)
     assert (by_the_server.units, by_the_server.by_sglang) == (UNITS, True)
     bench.environ["SGL_DG_USE_NVRTC"] = "1"
-    assert plan(bench, nvcc=None).units == tuple(f"{unit}, nvrtc" for unit in UNITS)
+    with_nvrtc = plan(bench, host={"nvcc": None})
+    assert isinstance(with_nvrtc, Work)
+    assert with_nvrtc.units == tuple(f"{unit}, nvrtc" for unit in UNITS)
 
 
 @pytest.mark.parametrize(
@@ -122,11 +145,11 @@ def test_one_unit_is_one_product(bench: Bench) -> None:
         ({}, {"device": DeviceChoice.CPU}, "no_gpu"),
         ({}, {"server_args": ("--fp8-gemm-backend", "triton")}, "no_fp8_blocks"),
         ({"SGLANG_ENABLE_JIT_DEEPGEMM": "false"}, {}, "deep_gemm_off"),
-        ({}, {"compute_capability": "sm_89"}, "deep_gemm_off"),
-        ({}, {"compute_capability": "sm_120"}, "deep_gemm_off"),
+        ({}, {"host": {"compute_capability": "sm_89"}}, "deep_gemm_off"),
+        ({}, {"host": {"compute_capability": "sm_120"}}, "deep_gemm_off"),
     ],
 )
-def test_nothing_to_do(bench: Bench, environ: dict[str, str], changes: dict[str, object], reason: str) -> None:
+def test_nothing_to_do(bench: Bench, environ: dict[str, str], changes: Changes, reason: str) -> None:
     bench.environ.update(environ)
     found = plan(bench, **changes)
     assert isinstance(found, NotNeeded)
@@ -136,11 +159,11 @@ def test_nothing_to_do(bench: Bench, environ: dict[str, str], changes: dict[str,
 @pytest.mark.parametrize(
     ("changes", "error_type", "said"),
     [
-        ({"nvcc": None}, ErrorType.TOOLCHAIN_MISMATCH, "nvcc"),
-        ({"install_prefix": "/opt/my venv"}, ErrorType.UNSUPPORTED, "under '/opt/my venv'"),
+        ({"host": {"nvcc": None}}, ErrorType.TOOLCHAIN_MISMATCH, "nvcc"),
+        ({"host": {"install_prefix": "/opt/my venv"}}, ErrorType.UNSUPPORTED, "under '/opt/my venv'"),
     ],
 )
-def test_what_cannot_be_done_here(bench: Bench, changes: dict[str, object], error_type: ErrorType, said: str) -> None:
+def test_what_cannot_be_done_here(bench: Bench, changes: Changes, error_type: ErrorType, said: str) -> None:
     found = plan(bench, **changes)
     assert isinstance(found, Unable)
     assert found.error_type is error_type
@@ -161,7 +184,9 @@ def test_a_model_that_is_not_known_is_left_to_the_server(bench: Bench) -> None:
     work = bench.stage.plan(unknown)
     assert isinstance(work, Work)
     assert (work.units, work.by_sglang) == (("server",), True)
-    assert plan(bench, compute_capability="sm_100").units == ("server",)
+    newer = plan(bench, host={"compute_capability": "sm_100"})
+    assert isinstance(newer, Work)
+    assert newer.units == ("server",)
 
 
 def test_kernels_are_listed_compiled_and_checked(bench: Bench) -> None:

@@ -38,7 +38,9 @@ HOME = ".cache/flashinfer/0.6.14/90a"
 needs_ninja = needs_tool("ninja")
 
 
-def request(*server_args: str, device: DeviceChoice = DeviceChoice.CUDA, tp: int = 1, **host: object) -> StageRequest:
+def request(
+    *server_args: str, device: DeviceChoice = DeviceChoice.CUDA, tp: int = 1, host: Mapping[str, object] = {}
+) -> StageRequest:
     args = server_args or ("--attention-backend=flashinfer",)
     architecture = parse_architecture(CONFIG.read_text(), str(CONFIG))
     return StageRequest(
@@ -309,7 +311,7 @@ def test_a_host_without_a_gpu_and_a_server_without_modules_need_nothing() -> Non
     ],
 )
 def test_what_a_host_lacks_is_named(changes: dict[str, object], error_type: ErrorType, said: str) -> None:
-    plan = STAGE.plan(request(**changes))
+    plan = STAGE.plan(request(host=changes))
     assert isinstance(plan, Unable)
     assert plan.error_type is error_type
     assert said in plan.message

@@ -1,18 +1,22 @@
 """The decode step against naive arithmetic in float64, part by part and whole, and what makes another graph of it."""
 
 import math
+from collections.abc import Sequence
 
 import pytest
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
 
-from torch import Tensor  # noqa: E402
-from torch._functorch.aot_autograd import aot_module_simplified  # noqa: E402
-from torch._inductor.codecache import compiled_fx_graph_hash  # noqa: E402
-from torch.utils._pytree import tree_map_only  # noqa: E402
+import torch
+from torch import Tensor
+from torch._functorch.aot_autograd import aot_module_simplified
+from torch._inductor.codecache import compiled_fx_graph_hash
+from torch._inductor.utils import InputType
+from torch.fx import GraphModule
+from torch.utils._pytree import tree_map_only
 
-from rayprep.sglang.architecture import Architecture  # noqa: E402
-from rayprep.stages.inductor.decode_step import (  # noqa: E402
+from rayprep.sglang.architecture import Architecture
+from rayprep.stages.inductor.decode_step import (
     KvCache,
     Mlp,
     Random,
@@ -25,8 +29,8 @@ from rayprep.stages.inductor.decode_step import (  # noqa: E402
     rms_norm,
     rope,
 )
-from rayprep.stages.inductor.protocol import RankShape, rank_shape  # noqa: E402
-from tests.stages.inductor.decoding import DENSE, MOE, SMALL  # noqa: E402
+from rayprep.stages.inductor.protocol import RankShape, rank_shape
+from tests.stages.inductor.decoding import DENSE, MOE, SMALL
 
 pytestmark = pytest.mark.torch
 
@@ -38,7 +42,8 @@ def normal(*sizes: int, seed: int = 0) -> Tensor:
 
 def widened(weights: Weights) -> Weights:
     """The same weights in float64."""
-    return tree_map_only(Tensor, Tensor.double, weights)
+    wide: Weights = tree_map_only(Tensor, Tensor.double, weights)
+    return wide
 
 
 # The parts
@@ -64,8 +69,8 @@ def test_rope_makes_products_depend_on_the_distance_alone() -> None:
     query, key = normal(1, 1, 16), normal(1, 1, 16, seed=1)
 
     def product(query_at: int, key_at: int) -> float:
-        turned = (rope(x, torch.tensor([at]), 500.0) for x, at in ((query, query_at), (key, key_at)))
-        return float(math.prod(turned).sum())
+        query_turned, key_turned = (rope(x, torch.tensor([at]), 500.0) for x, at in ((query, query_at), (key, key_at)))
+        return float((query_turned * key_turned).sum())
 
     assert product(9, 4) == pytest.approx(product(105, 100), rel=1e-9)
     assert product(9, 4) != pytest.approx(product(9, 5), rel=1e-3)
@@ -119,8 +124,8 @@ def test_mixture_equals_a_loop_over_each_tokens_chosen_experts(top_k: int) -> No
         scores = [math.exp(float(score)) for score in router @ token]
         chosen = sorted(range(4), key=scores.__getitem__)[-top_k:]
         total = sum(scores[expert] for expert in chosen)
-        theirs = sum(scores[e] / total * naive_mlp(token, gate_up[e], down[e]) for e in chosen)
-        assert torch.allclose(ours, theirs)
+        parts = (scores[e] / total * naive_mlp(token, gate_up[e], down[e]) for e in chosen)
+        assert torch.allclose(ours, sum(parts, torch.zeros_like(ours)))
 
 
 # The whole step
@@ -187,6 +192,7 @@ def test_random_tokens_are_far_from_a_tie_between_experts() -> None:
     shape = rank_shape(MOE, 1)
     random = Random(shape, "cpu", 0)
     router, tokens = random.weights().layers[0].mlp.router, random.step_input(256, 4).hidden
+    assert router is not None
     scores = (tokens.float() @ router.float().T).sort(-1, descending=True).values
     gaps = scores[:, shape.top_k - 1] - scores[:, shape.top_k]
     assert gaps.min() > 0.1 * scores.abs().max()
@@ -202,11 +208,11 @@ def graph_key(architecture: Architecture, batch_size: int = 2, seed: int = 0) ->
     weights, given = random.weights(), random.step_input(batch_size, 8)
     keys: list[str] = []
 
-    def take_key(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> torch.fx.GraphModule:
-        keys.append(compiled_fx_graph_hash(graph, inputs, {}, [])[0])
-        return graph
+    def take_key(gm: GraphModule, example_inputs: Sequence[InputType]) -> GraphModule:
+        keys.append(compiled_fx_graph_hash(gm, example_inputs, {}, [])[0])
+        return gm
 
-    def backend(module: torch.fx.GraphModule, inputs: list[Tensor]) -> object:
+    def backend(module: GraphModule, inputs: list[Tensor]) -> object:
         return aot_module_simplified(module, inputs, fw_compiler=take_key)
 
     torch._dynamo.reset()

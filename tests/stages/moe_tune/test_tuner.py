@@ -105,6 +105,7 @@ def test_what_takes_longest_to_compile_is_begun_first_and_the_rest_measured_mean
 def test_sizes_that_were_not_tuned_keep_what_sglang_ships_for_them(tmp_path: Path) -> None:
     """A server takes the entry of the nearest size: a shipped one left out would get its neighbour's."""
     told = Tuner(sweep(tmp_path), Bench(), MeasurementLog(tmp_path / "log"), lambda line: None).go()
+    assert told.files
     assert told.files.up == {**dict.fromkeys((*default_batch_sizes(()), 48, 96), WIDE), 64: SMALL}
 
 
@@ -115,6 +116,7 @@ def test_a_size_whose_search_was_stopped_keeps_sglangs_own(tmp_path: Path) -> No
     for each, us in ((None, 9.0), (SMALL, 5.0)):
         log.append(Measurement(trial=Trial(tokens=16, config=each, replays=FINALS[-1][1]), us=us))
     told = Tuner(sweep(tmp_path), Bench(), MeasurementLog(tmp_path / "log"), lambda line: None).go()
+    assert told.files
     assert [size for size, config in told.files.up.items() if config == SMALL] == [16, 64]
     assert [(each.tokens, each.strategies) for each in told.choices] == [(16, ()), (64, ())]
 

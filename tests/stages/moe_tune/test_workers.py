@@ -92,7 +92,8 @@ def test_a_process_that_somebody_killed_ends_it_all() -> None:
         assert worker._process.pid
         psutil.Process(worker._process.pid).terminate()
         with pytest.raises(WorkerKilled, match="killed by signal 15"):
-            list(ask_all([worker], [["a"]], 10.0))
+            answers = ask_all([worker], [["a"]], 10.0)
+            list(answers)
     finally:
         worker.end()
 
@@ -101,7 +102,8 @@ def test_a_process_that_cannot_be_set_up_says_why() -> None:
     worker = Worker(get_context("spawn"), broken)
     try:
         with pytest.raises(WorkerFailed, match="RuntimeError: No CUDA GPUs are available"):
-            list(ask_all([worker], [["a"], ["b"]], 10.0))
+            answers = ask_all([worker], [["a"], ["b"]], 10.0)
+            list(answers)
     finally:
         worker.end()
     assert list(ask_all([], [], 1.0)) == []

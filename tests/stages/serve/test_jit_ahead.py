@@ -26,7 +26,7 @@ MODELS = Path(__file__).parents[2] / "gpu/models"
 HASH = "0123456789abcdef__arch_9.0a__tvmffi_0.1.11"
 
 
-def request(model: str = "qwen3-moe-fp8-4l", **host: object) -> StageRequest:
+def request(model: str = "qwen3-moe-fp8-4l", host: Mapping[str, object] = {}) -> StageRequest:
     config = MODELS / model / "config.json"
     return StageRequest(
         spec=PrepSpec(model=model),
@@ -167,7 +167,7 @@ def test_compilers_that_never_end_are_ended_at_the_deadline(host: Host) -> None:
 def test_where_nothing_is_known_or_nothing_compiles_no_process_is_started(
     host: Host, host_has: dict[str, object]
 ) -> None:
-    assert host.build(request(**host_has)) == ()
+    assert host.build(request(host=host_has)) == ()
     assert host.ends == []
     assert not (host.base / LOG).exists()
 

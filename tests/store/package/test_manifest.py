@@ -220,7 +220,7 @@ def test_an_entry_with_another_artifact_or_without_a_companion_comes_in_whole() 
 def test_a_completion_that_is_valid_here_stays_and_nothing_of_it_comes_in() -> None:
     mine = flashinfer(run_id="mine", listed=THEIRS)
     found = placed(mine, artifacts={SO: THEIRS}, valid=(mine,))
-    assert (found.completions, found.kept, found.needed) == ((), (flashinfer(),), set())
+    assert (found.completions, found.kept, found.needed) == ((), (flashinfer(),), frozenset())
 
 
 def test_one_of_the_same_key_that_does_not_hold_is_replaced() -> None:
@@ -232,14 +232,16 @@ def test_one_of_the_same_key_that_does_not_hold_is_replaced() -> None:
 def test_anothers_build_of_the_same_file_stays_and_is_listed() -> None:
     other = flashinfer("llama", THEIRS)
     found = placed(other, artifacts={SO: THEIRS}, companions=(NINJA, LOG))
-    assert (found.needed, found.dropped) == (set(), ())
+    assert (found.needed, found.dropped) == (frozenset(), ())
     assert found.completions == (flashinfer(listed=THEIRS),)
 
 
 def test_into_an_entry_that_another_lists_only_what_is_missing_comes() -> None:
     other = flashinfer("llama", path=f"{MODULE}/other.so")
     found = placed(other, companions=(NINJA,))
-    assert (found.whole, found.single, found.dropped) == ({}, {ENTRY: {SO, LOG}}, ())
+    assert found.whole == {}
+    assert found.single == {ENTRY: {SO, LOG}}
+    assert found.dropped == ()
 
 
 @pytest.mark.parametrize("there", [{}, {SO: OURS}, {SO: (3, "sha256:" + "c" * 64)}])

@@ -30,6 +30,11 @@ def damage(layout: Layout, path: str, how: Callable[[Path], object]) -> str:
     return raised.value.line
 
 
+def put_a_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
 @pytest.mark.parametrize(
     ("how", "why"),
     [
@@ -37,7 +42,7 @@ def damage(layout: Layout, path: str, how: Callable[[Path], object]) -> str:
         (lambda path: path.write_bytes(b"longer"), "has 6 bytes, its completion lists 3"),
         (lambda path: path.unlink(), "cannot be read: No such file"),
         (lambda path: (path.unlink(), path.symlink_to("cab.cpp")), "is no plain file"),
-        (lambda path: (path.unlink(), os.mkfifo(path)), "is no plain file"),
+        (put_a_pipe, "is no plain file"),
         (lambda path: (path.parent.rename(path.parents[2] / "x"), path.parent.symlink_to("../x")), "is no plain file"),
     ],
 )

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import tarfile
+from typing import Literal
 
 import pytest
 from hypothesis import example, given
@@ -32,7 +33,11 @@ EMPTY = PackedFile(
 )
 
 
-def archive(file: PackedFile, form: int) -> bytes:
+Form = Literal[0, 1, 2]
+"""Of tarfile's formats."""
+
+
+def archive(file: PackedFile, form: Form) -> bytes:
     """A package of one empty file, whose header is of the format `form`."""
     made = completion(artifacts={file.path: file.listed})
     mtimes = {file.path: file.mtime_ns}
@@ -50,7 +55,7 @@ def read(data: bytes) -> None:
 
 
 @pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT])
-def test_a_header_of_another_length_than_ours_is_read_and_so_is_what_follows(form: int) -> None:
+def test_a_header_of_another_length_than_ours_is_read_and_so_is_what_follows(form: Form) -> None:
     """POSIX splits a long name in two where GNU tar writes two blocks more: the reader has read on by then."""
     data = archive(EMPTY, form)
     read(data)

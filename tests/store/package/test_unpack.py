@@ -124,7 +124,7 @@ def test_what_does_not_read_back_is_not_said_to_be_done(
     source: Layout, target: Layout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A root that does not keep what it is given: a completion that changes, or a file that is not there."""
-    data, right = archive(source), unpack.write_completion
+    data, right = archive(source), write_completion
 
     def spoil(layout: Layout, made: Completion) -> Path:
         path = right(layout, made)

@@ -33,7 +33,13 @@ Member = tuple[tarfile.TarInfo, bytes]
 
 def members(data: bytes) -> list[Member]:
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:
-        return [(info, tar.extractfile(info).read()) for info in tar]  # type: ignore[union-attr]
+        return [(info, content_of(tar, info)) for info in tar]
+
+
+def content_of(tar: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
+    file = tar.extractfile(info)
+    assert file is not None
+    return file.read()
 
 
 def tar_of(parts: Iterable[Member], form: int = tarfile.GNU_FORMAT) -> bytes:

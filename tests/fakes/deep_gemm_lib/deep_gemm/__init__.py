@@ -30,7 +30,13 @@ def fp8_gemm_nt(left: tuple[torch.Tensor, torch.Tensor], right: tuple[torch.Tens
     _build("sm90_fp8_gemm_1d2d", f"#include <deep_gemm/impls/sm90_fp8_gemm_1d2d.cuh>\n// {n} {k} {tile} {fickle}\n")
 
 
-def fp8_m_grouped_gemm_nt_masked(left, right, out, masked_m, expected_m) -> None:  # noqa: ANN001
+def fp8_m_grouped_gemm_nt_masked(
+    left: tuple[torch.Tensor, torch.Tensor],
+    right: tuple[torch.Tensor, torch.Tensor],
+    out: object,
+    masked_m: torch.Tensor,
+    expected_m: int,
+) -> None:
     assert left[0].shape[0] == right[0].shape[0] == masked_m.shape[0]
     _build("sm90_fp8_gemm_masked", f"#include <deep_gemm/impls/sm90_fp8_gemm_1d2d.cuh>\n// {right[0].shape} masked\n")
 
