@@ -18,10 +18,12 @@ FLOORS = (
     *(("report", "store", "server", "doctor"), ("stages",), ("node",), ("fleet",), ("cli",)),
 )
 """From the ground up: a room imports from its own folder and from the floors below."""
+PURE = ("base", "sglang", "model")
 HEAVY = {"torch", "ray", "triton", "sglang", "flashinfer", "deep_gemm", "transformers", "numpy", "prometheus_client"}
 IN_CHILDREN = {
+    "rayprep.sglang.inside.fused_moe",
+    "rayprep.sglang.inside.moe_layer",
     "rayprep.stages.moe_tune.bench",
-    "rayprep.stages.moe_tune.layer",
     "rayprep.stages.moe_tune.timing",
     "rayprep.stages.inductor.decode_step",
     "rayprep.stages.inductor.child",
@@ -81,6 +83,11 @@ def height(module: str) -> int:
     return {**names, "": -1, "client": names["store"], "__main__": len(FLOORS)}[room(module)]
 
 
+def is_inside(module: str) -> bool:
+    """It runs where SGLang is imported."""
+    return module.startswith("rayprep.sglang.inside.")
+
+
 def libraries(module: str, *, at_the_top: bool) -> set[str]:
     return {name.partition(".")[0] for name, top in imported(module) if top or not at_the_top}
 
@@ -93,6 +100,11 @@ def test_every_folder_is_on_a_floor() -> None:
 def test_downwards_only(module: str) -> None:
     others = {name for name in of_ours(module) if room(name) != room(module)}
     assert {name for name in others if height(name) >= height(module)} == set()
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name not in IN_CHILDREN])
+def test_what_asks_sglang_itself_runs_in_children_alone(module: str) -> None:
+    assert not any(is_inside(name) for name in of_ours(module))
 
 
 def test_no_circle() -> None:
@@ -121,7 +133,7 @@ def test_only_the_fleet_knows_ray(module: str) -> None:
     assert room(module) == "fleet" or "ray" not in libraries(module, at_the_top=False)
 
 
-@pytest.mark.parametrize("module", [name for name in MODULES if room(name) in ("base", "sglang", "model")])
+@pytest.mark.parametrize("module", [name for name in MODULES if room(name) in PURE and not is_inside(name)])
 def test_what_is_pure_imports_stdlib_and_pydantic_only(module: str) -> None:
     foreign = libraries(module, at_the_top=False) - set(sys.stdlib_module_names)
     assert foreign <= {"pydantic", "pydantic_core", "rayprep"}

@@ -23,6 +23,21 @@ def duration(value: float | None) -> str:
     return f"{whole // 3600:,} h {whole % 3600 // 60:02} min"
 
 
+def gib(count: float) -> str:
+    """`140.0 GiB`, of bytes."""
+    return f"{count / (1 << 30):.1f} GiB"
+
+
+def ago(seconds: float | None) -> str:
+    """`3 d ago`, `5 min ago`; `-` for none."""
+    if seconds is None:
+        return "-"
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.0f} {unit} ago"
+    return f"{seconds:.0f} s ago"
+
+
 def size(count: int) -> str:
     """`0 B`, `27.6 KiB`, `1.2 TiB`."""
     length = float(min(max(count, -_MOST), _MOST))

@@ -29,6 +29,13 @@ class Record(BaseModel):
     )
 
 
+class Located(Record):
+    """One file or folder under its two names: as the run sees it, and as the host outside a container does."""
+
+    container_path: str
+    host_path: str
+
+
 FINITE = ConfigDict(allow_inf_nan=False)
 """For a model in whose file a number must not read back as another one: JSON has no NaN, and nothing infinite."""
 

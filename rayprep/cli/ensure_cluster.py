@@ -17,7 +17,7 @@ from rayprep.cli.request import Flags, node_requests
 from rayprep.cli.reusable import Kept
 from rayprep.fleet.agent.messages import Asked
 from rayprep.fleet.messages import FleetJob
-from rayprep.fleet.runtime.process import RayProcess
+from rayprep.fleet.runtime.attached_process import RayProcess
 from rayprep.fleet.runtime.session import CLUSTER_ENVIRONMENT
 from rayprep.host.environment import for_ray
 from rayprep.host.interrupts import Interrupts

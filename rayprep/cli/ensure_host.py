@@ -17,7 +17,7 @@ from rayprep.cli.failures import say
 from rayprep.cli.request import Flags, Requests, node_requests
 from rayprep.cli.reusable import Kept
 from rayprep.fleet.messages import HostJob
-from rayprep.fleet.runtime.process import RayProcess, leave_nothing
+from rayprep.fleet.runtime.attached_process import RayProcess, leave_nothing
 from rayprep.fleet.runtime.session import CLUSTER_ENVIRONMENT, RayFolder
 from rayprep.host.environment import for_ray
 from rayprep.host.interrupts import Interrupts

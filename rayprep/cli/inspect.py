@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import typer
 
 from rayprep.base.errors import BadRequest
+from rayprep.base.human import ago, size
 from rayprep.cli import on_cluster, output
 from rayprep.cli.fleet_flags import FleetFlags
 from rayprep.cli.options import (
@@ -141,7 +142,7 @@ def _print_table(snapshot: ProfileSnapshot, caches: list[CacheName]) -> None:
         cache: CacheSnapshot = getattr(snapshot, name.value)
         for file in cache.newest_files[:_NEWEST_SHOWN]:
             path = _shortened(file.path)
-            screen.cut_line(f"{name.value}: {file.mtime_iso} {_size(file.size_bytes):>9} {path}")
+            screen.cut_line(f"{name.value}: {file.mtime_iso} {size(file.size_bytes):>9} {path}")
         for warning in cache.warnings:
             screen.line(f"{name.value}: warning: {warning}", "yellow")
 
@@ -158,22 +159,4 @@ def _cells(cache: CacheSnapshot) -> list[str]:
         owner = cache.partial_info
         why += f" ({owner.model_slug}, {owner.owner})"
     state = "yes" if cache.valid else "partial" if cache.partial else "no"
-    return [state, str(cache.file_count), _size(cache.size_bytes), _ago(cache.newest_age_s), " ".join(slugs), why]
-
-
-def _size(count: int) -> str:
-    size = float(count)
-    for unit in ("B", "KiB", "MiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} GiB"
-
-
-def _ago(seconds: float | None) -> str:
-    if seconds is None:
-        return "-"
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= length:
-            return f"{seconds / length:.0f} {unit} ago"
-    return f"{seconds:.0f} s ago"
+    return [state, str(cache.file_count), size(cache.size_bytes), ago(cache.newest_age_s), " ".join(slugs), why]

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from rayprep.base.errors import BadRequest, HostUnfit
-from rayprep.base.records import utc_now
+from rayprep.base.records import Located, utc_now
 from rayprep.cli import output
 from rayprep.cli.options import Debug, ProfilesRoot, TelemetryRoot
 from rayprep.cli.request import RUN_ID
@@ -28,7 +28,6 @@ from rayprep.model.container_manifest import (
     warnings_of,
     with_programs,
 )
-from rayprep.model.located import Located
 from rayprep.model.signature import Signature
 from rayprep.model.spec import DeviceChoice
 

@@ -4,8 +4,9 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from rayprep.base.human import gib
 from rayprep.doctor.findings import Finding, fail, ok, warn
-from rayprep.doctor.subject import Checks, Subject, gib
+from rayprep.doctor.subject import Checks, Subject
 from rayprep.host import toolchain
 from rayprep.host.gpu import Gpu, GpuInventory
 from rayprep.model.spec import DeviceChoice

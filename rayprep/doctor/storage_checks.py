@@ -10,9 +10,10 @@ from pathlib import Path
 
 from filelock import lock_descriptor
 
+from rayprep.base.human import gib
 from rayprep.doctor.findings import Finding, fail, ok, warn
 from rayprep.doctor.mounts import Mount, judge_locks, judge_mount, mount_of, parse_mounts
-from rayprep.doctor.subject import Checks, Subject, gib
+from rayprep.doctor.subject import Checks, Subject
 from rayprep.host.files import open_file
 from rayprep.host.owned import OwnedTree, open_to_all, trusted, why_strange
 

@@ -30,7 +30,3 @@ Check = Callable[[Subject], Iterable[Finding]]
 
 Checks = Mapping[str, Check]
 """The checks of one area, by the name to blame when one of them cannot be carried out."""
-
-
-def gib(count: float) -> str:
-    return f"{count / (1 << 30):.1f} GiB"

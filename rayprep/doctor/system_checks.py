@@ -7,8 +7,9 @@ from pathlib import Path
 
 import psutil
 
+from rayprep.base.human import gib
 from rayprep.doctor.findings import Finding, fail, ok, warn
-from rayprep.doctor.subject import Checks, Subject, gib
+from rayprep.doctor.subject import Checks, Subject
 
 _OPEN_FILES = 65535
 """What Ray asks for: every worker and every connection is a file, on the head most of all."""

@@ -22,13 +22,13 @@ from typing import BinaryIO
 
 from rayprep.base.errors import BadRequest, ErrorType, HostUnfit
 from rayprep.base.file_names import file_name
+from rayprep.base.records import Located
 from rayprep.base.text import printable
 from rayprep.host.container_run import read_container_run
 from rayprep.host.files import open_file
 from rayprep.host.owned import OwnedTree, why_strange
 from rayprep.model.caches import CACHES, CacheName
 from rayprep.model.container_manifest import Manifest
-from rayprep.model.located import Located
 from rayprep.model.stages import StageName
 
 STORE_LOCK = ".store.lock"

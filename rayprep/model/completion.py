@@ -12,9 +12,8 @@ from typing import Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from rayprep.base.records import FINITE, Record, Utc, left_out
+from rayprep.base.records import FINITE, Located, Record, Utc, left_out
 from rayprep.base.sealed import Sealed
-from rayprep.model.located import Located
 from rayprep.model.proof import Verification
 from rayprep.model.signature import Difference, Signature, binding_digest, differences
 from rayprep.model.stages import StageName

@@ -12,8 +12,7 @@ from enum import StrEnum
 from pydantic import Field
 
 from rayprep.base.errors import BadRequest, ErrorType
-from rayprep.base.records import Record, Utc, encodable
-from rayprep.model.located import Located
+from rayprep.base.records import Located, Record, Utc, encodable
 from rayprep.model.signature import Signature
 from rayprep.model.snapshot import ProfileSnapshot
 from rayprep.model.stages import StageStatus

@@ -4,9 +4,8 @@ from collections.abc import Iterable
 from typing import Literal
 
 from rayprep.base.errors import ErrorType
-from rayprep.base.records import FINITE, Record, Utc
+from rayprep.base.records import FINITE, Located, Record, Utc
 from rayprep.model.caches import CacheName, FileKind, classify, entry_of
-from rayprep.model.located import Located
 from rayprep.model.process_end import Cleanup
 from rayprep.model.stages import ANSWERS_FOR, STAGES, StageName
 

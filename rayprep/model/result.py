@@ -6,9 +6,8 @@ from enum import StrEnum
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from rayprep.base.errors import ErrorType
-from rayprep.base.records import Record, Utc, Utf8
+from rayprep.base.records import Located, Record, Utc, Utf8
 from rayprep.base.sealed import Sealed
-from rayprep.model.located import Located
 from rayprep.model.process_end import Cleanup
 from rayprep.model.proof import VerifyResult
 from rayprep.model.signature import Signature

@@ -4,9 +4,9 @@ import os
 from pathlib import PurePath
 
 from rayprep.base.errors import ErrorType, StageError
+from rayprep.base.records import Located
 from rayprep.host.layout import Layout
 from rayprep.model.completion import Completion
-from rayprep.model.located import Located
 from rayprep.model.result import Artifacts, StageResult
 from rayprep.model.stages import StageName, StageStatus
 from rayprep.node.result_writer import failed_result

@@ -5,7 +5,8 @@ import time
 from typing import Protocol, TextIO
 
 from rayprep.model.events import Event, Phase
-from rayprep.model.fleet.result import FleetResult
+from rayprep.model.fleet.result import FleetHost, FleetResult
+from rayprep.model.fleet.rollout import WORST_FIRST, HostPhase
 from rayprep.model.fleet.status import FleetStatus, HostNow
 from rayprep.report.host_view import LineView, View
 from rayprep.report.screen import Grid, Screen
@@ -96,9 +97,26 @@ def fleet_table(status: FleetStatus | None, most: int | None = None) -> Grid:
     grid = Grid()
     for heading in ("host", "group", "state", "now", "done", "heard"):
         grid.column(heading, no_wrap=heading != "now")
-    rows = status.rows if status else []
-    for host, group, state, *rest in rows[:most]:
+    listed = rows(status) if status else []
+    for host, group, state, *rest in listed[:most]:
         grid.row(host, group, (state, STYLE.get(state, "")), *rest)
-    if left := len(rows[most:]) if most is not None else 0:
+    if left := len(listed[most:]) if most is not None else 0:
         grid.row(f"... {left} more")
     return grid
+
+
+def rows(status: FleetStatus) -> list[tuple[str, ...]]:
+    """Return host, group, state, what it does, progress, seconds since it was last heard; failures first."""
+    hosts = status.result.hosts if status.result else {}
+    names = sorted(hosts, key=lambda host: (WORST_FIRST.index(hosts[host].state), host))
+    return [_row(host, hosts[host], status.now.get(host)) for host in names]
+
+
+def _row(host: str, known: FleetHost, heard: HostNow | None) -> tuple[str, ...]:
+    last = heard.last if heard else None
+    running = known.state is HostPhase.RUNNING
+    doing = known.error.message if known.error and not running else known.doing
+    stage = f"{last.name}: {last.hint}" if running and last and last.phase is Phase.PROGRESS else ""
+    count = f"{last.done}/{last.total}" if running and last and last.total else ""
+    age = f"{heard.age_s:.0f} s" if running and heard else ""
+    return (host, known.group or "", known.state.value, stage or doing, count, age)

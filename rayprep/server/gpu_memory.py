@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 
+from rayprep.base.human import gib
 from rayprep.host.gpu import GpuMemory, read_gpu_memory
 
 HEADROOM_BYTES = 4 << 30
@@ -48,10 +49,6 @@ class ServerMemory:
 
 def held(gpu: GpuMemory) -> str:
     """One GPU's memory and its holders in words."""
-    named = [f"pid {pid}" + (f" {_gib(size)}" if size else "") for pid, size in gpu.processes]
+    named = [f"pid {pid}" + (f" {gib(size)}" if size else "") for pid, size in gpu.processes]
     who = f" ({', '.join(named)})" if named else ""
-    return f"other processes held {_gib(gpu.used_bytes)} of {gpu.uuid}{who}"
-
-
-def _gib(size: int) -> str:
-    return f"{size / (1 << 30):.1f} GiB"
+    return f"other processes held {gib(gpu.used_bytes)} of {gpu.uuid}{who}"

@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from rayprep.base.records import Record
@@ -17,6 +18,7 @@ from rayprep.model.completion_text import (
     latest_of_each,
     parse_completion,
 )
+from rayprep.model.signature import Signature, differences
 from rayprep.model.stages import StageName
 
 _KEY = re.compile(r"(?P<slug>.+)-tp(?P<tp>\d+)-[0-9a-f]{16}")
@@ -133,3 +135,13 @@ def _is_at(path: Path, stage: StageName, completion: Completion) -> bool:
 def of_identity(completions: list[Completion], identity: Identity) -> list[Completion]:
     """Those that are for exactly this model, layout and flags, whatever host built them."""
     return [each for each in completions if each.identity == identity]
+
+
+def own_completion(found: Sequence[Completion], identity: Identity, now: Signature) -> Completion | None:
+    """That of a request on a host with signature `now`; `found` are of one stage.
+
+    There is one under its key, or none. A host without nvcc keeps what it received under the key of who built it,
+    perhaps beside a note of its own that there is nothing to build.
+    """
+    fits = [each for each in of_identity(list(found), identity) if not differences(each.stage, each.signature, now)]
+    return max(fits, key=lambda each: each.outcome == "built", default=None)

@@ -17,7 +17,7 @@ from rayprep.fleet.remote_host import Member
 from rayprep.model.caches import CacheName
 from rayprep.model.completion import Key
 from rayprep.model.events import Event, Phase, event
-from rayprep.model.fleet.grouping import HostFacts, StageFacts, Standing
+from rayprep.model.fleet.grouping import HostFacts, StageStanding, Standing
 from rayprep.model.fleet.leases import Holder
 from rayprep.model.proof import VERIFY
 from rayprep.model.result import NodeBlock, PrepResult, Received
@@ -86,7 +86,7 @@ class Player:
     def look(self, host: str, asked: Asked) -> Report:
         signature = self._script.result.run.signature
         standing = Standing.VALID if host in self._has_all else Standing.MISSING
-        stages = {stage: StageFacts(key=f"tiny-dense-tp1-{stage:0>16.16}", standing=standing) for stage in STAGES}
+        stages = {stage: StageStanding(key=f"tiny-dense-tp1-{stage:0>16.16}", standing=standing) for stage in STAGES}
         self._coordinator.snapshot.remote(asked.run_id, host, self._snapshot())
         facts = HostFacts(host=host, store=f"store-of-{host}", signature=signature, stages=stages)
         return Report(host=host, rayprep_version=rayprep.__version__, facts=facts)

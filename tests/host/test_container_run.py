@@ -10,12 +10,11 @@ from pathlib import Path
 import pytest
 
 from rayprep.base.errors import HostUnfit
-from rayprep.base.records import to_json
+from rayprep.base.records import Located, to_json
 from rayprep.client import find_manifest
 from rayprep.host.container_run import read_container_run
 from rayprep.host.manifest_file import update_manifest, write_manifest
 from rayprep.model.container_manifest import LONGEST_POINTER, POINTER, Manifest, merged, parse_pointer, pointer_text
-from rayprep.model.located import Located
 from tests.model.samples import MOMENT
 from tests.model.test_container_manifest import manifest
 from tests.needs import needs_namespaces

@@ -1,10 +1,10 @@
 """Whole, valid records that tests change one field of."""
 
 from rayprep.base.errors import ErrorType
+from rayprep.base.records import Located
 from rayprep.model.completion import Completion, Identity, cache_key
 from rayprep.model.fleet.result import FleetRun
 from rayprep.model.fleet.spec import FleetSpec
-from rayprep.model.located import Located
 from rayprep.model.result import (
     MoeSettings,
     PrepResult,

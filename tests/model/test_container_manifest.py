@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rayprep.base.errors import BadRequest
+from rayprep.base.records import Located
 from rayprep.model.container_manifest import (
     POINTER,
     POINTER_ON_HOST,
@@ -26,7 +27,6 @@ from rayprep.model.container_manifest import (
     warnings_of,
     with_programs,
 )
-from rayprep.model.located import Located
 from rayprep.model.snapshot import CacheSnapshot, ProfileSnapshot
 from rayprep.model.stages import ANSWERS_FOR
 from tests.model.samples import MOMENT, signature

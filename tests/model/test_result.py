@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rayprep.base.errors import ErrorType
-from rayprep.base.records import read_tolerant, to_json
-from rayprep.model.located import Located
+from rayprep.base.records import Located, read_tolerant, to_json
 from rayprep.model.proof import VerifyResult
 from rayprep.model.result import Artifacts, PrepResult, RunError, RunStatus, Tally, overall_status
 from rayprep.model.stages import STAGES, StageName, StageStatus

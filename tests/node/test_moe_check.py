@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from rayprep.base.errors import ErrorType
+from rayprep.base.records import Located
 from rayprep.host.layout import Layout
 from rayprep.model.completion_text import parse_completion
-from rayprep.model.located import Located
 from rayprep.model.result import Artifacts, StageResult
 from rayprep.model.stages import StageName, StageStatus
 from rayprep.node.moe_check import confirmed, keep_word

@@ -1,6 +1,6 @@
 """What a host tells the fleet of a look at itself."""
 
-from rayprep.model.fleet.grouping import HostFacts, StageFacts, Standing
+from rayprep.model.fleet.grouping import HostFacts, StageStanding, Standing
 from rayprep.model.plan import Action, Decision
 from rayprep.model.stages import StageName
 from rayprep.node import Survey
@@ -16,9 +16,9 @@ def facts_of(survey: Survey, host: str) -> HostFacts:
     return HostFacts(host=host, store=store_id(survey.layout), signature=survey.signature, stages=stages)
 
 
-def _stage_facts(survey: Survey, decision: Decision) -> StageFacts:
+def _stage_facts(survey: Survey, decision: Decision) -> StageStanding:
     work = decision.work if decision.action is Action.BUILD else None
-    return StageFacts(
+    return StageStanding(
         key=_key(survey, decision),
         standing=_STANDING[decision.action],
         units=work.units if work else (),

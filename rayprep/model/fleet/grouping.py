@@ -29,7 +29,7 @@ class Standing(StrEnum):
     """It lacks it and cannot build it, for want of a compiler, say; it can still receive."""
 
 
-class StageFacts(Record):
+class StageStanding(Record):
     """One stage on one host."""
 
     key: str
@@ -48,7 +48,7 @@ class HostFacts(Record):
     store: str
     """The nonce of its profiles root."""
     signature: Signature
-    stages: dict[StageName, StageFacts] = Field(default_factory=dict)
+    stages: dict[StageName, StageStanding] = Field(default_factory=dict)
     """Without those that are rightly skipped there."""
 
 

@@ -5,9 +5,9 @@ from collections.abc import Iterable
 from pydantic import Field
 
 from rayprep.base.records import Record, Utc, Utf8
-from rayprep.model.events import Event, Phase
-from rayprep.model.fleet.result import FleetHost, FleetResult
-from rayprep.model.fleet.rollout import WORST_FIRST, HostPhase
+from rayprep.model.events import Event
+from rayprep.model.fleet.result import FleetResult
+from rayprep.model.fleet.rollout import HostPhase
 
 
 class HostNow(Record):
@@ -25,23 +25,6 @@ class FleetStatus(Record):
     result: FleetResult | None = None
     """As it stands; null before the hosts were looked at."""
     now: dict[Utf8, HostNow] = Field(default_factory=dict)
-
-    @property
-    def rows(self) -> list[tuple[str, ...]]:
-        """Host, group, state, what it does, progress, seconds since it was last heard; failures first."""
-        hosts = self.result.hosts if self.result else {}
-        names = sorted(hosts, key=lambda host: (WORST_FIRST.index(hosts[host].state), host))
-        return [self._row(host, hosts[host]) for host in names]
-
-    def _row(self, host: str, known: FleetHost) -> tuple[str, ...]:
-        heard = self.now.get(host)
-        last = heard.last if heard else None
-        running = known.state is HostPhase.RUNNING
-        doing = known.error.message if known.error and not running else known.doing
-        stage = f"{last.name}: {last.hint}" if running and last and last.phase is Phase.PROGRESS else ""
-        count = f"{last.done}/{last.total}" if running and last and last.total else ""
-        age = f"{heard.age_s:.0f} s" if running and heard else ""
-        return (host, known.group or "", known.state.value, stage or doing, count, age)
 
     @property
     def eta_s(self) -> float | None:

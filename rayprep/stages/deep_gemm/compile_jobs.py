@@ -1,6 +1,6 @@
 """Runs compiler commands that the stand-in recorded, side by side, each into an entry of DeepGEMM's cache.
 
-Whatever happens to it, no half entry is ever under an entry's name: see `deep_gemm_cache.publish`.
+Whatever happens to it, no half entry is ever under an entry's name: see `cache.publish`.
 """
 
 import re

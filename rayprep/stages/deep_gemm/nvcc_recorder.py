@@ -3,7 +3,7 @@
     python -IS nvcc_recorder.py FOLDER NVCC ARGUMENTS...
 
 What asks for the version, and the small kernels that only change a layout, go to the real compiler: DeepGEMM needs
-their results to go on. Every other source gets a line of JSON (`deep_gemm_cache.Recorded`) where its cubin should
+their results to go on. Every other source gets a line of JSON (`cache.Recorded`) where its cubin should
 be, which DeepGEMM then stores under the kernel's own name and fails to load. What the real compiler says when it
 fails goes to FOLDER/failed. Once there is a file FOLDER/refuse, it compiles nothing at all and fails.
 

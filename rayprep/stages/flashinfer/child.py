@@ -27,7 +27,7 @@ from rayprep.base.errors import ErrorType
 from rayprep.sglang.flashinfer_modules import FlashInferModule
 from rayprep.stages.child.failures import ChildError, failure
 from rayprep.stages.child.lines import Emit, StepLine, UnitFailed, answer
-from rayprep.stages.flashinfer.protocol import ChildRequest, ModuleDone, ModulesLine
+from rayprep.stages.flashinfer.protocol import ModuleDone, ModulesLine, ModulesRequest
 
 _NICE = 10
 """Of the modules that compile sooner than the longest ones, for whose end a starting server waits. All of them want
@@ -58,16 +58,16 @@ class CalledOtherwise(ChildError):
 
 
 def main(argv: list[str]) -> int:
-    return answer(argv, ChildRequest, _work, failure)
+    return answer(argv, ModulesRequest, _work, failure)
 
 
-def _work(request: ChildRequest, emit: Emit) -> ModulesLine:
+def _work(request: ModulesRequest, emit: Emit) -> ModulesLine:
     if os.environ.get("FLASHINFER_WORKSPACE_BASE") != request.workspace:
         raise ValueError("FLASHINFER_WORKSPACE_BASE is not the request's workspace")
     return ModulesLine(modules=tuple((_build if request.mode == "build" else _check)(request, emit)))
 
 
-def _build(request: ChildRequest, emit: Emit) -> Iterator[ModuleDone]:
+def _build(request: ModulesRequest, emit: Emit) -> Iterator[ModuleDone]:
     """Builds all modules at once; the first that fails ends it, and the parent ends the compilers of the others."""
     modules = enumerate(request.modules)
     jobs = [(0 if number < _LONGEST else _NICE, str(module), _spec(module)) for number, module in modules]
@@ -144,7 +144,7 @@ def _written_at(library: Path) -> int | None:
         return None
 
 
-def _check(request: ChildRequest, emit: Emit) -> Iterator[ModuleDone]:
+def _check(request: ModulesRequest, emit: Emit) -> Iterator[ModuleDone]:
     for number, built in enumerate(request.built, 1):
         started, left = time.monotonic(), False
         if built.folder is not None:

@@ -1,6 +1,6 @@
 """What the `flashinfer` stage and its child say to each other, and what a failed compile means.
 
-The parent writes one `ChildRequest` to a file; the child answers as `child.lines` says, in the end with one
+The parent writes one `ModulesRequest` to a file; the child answers as `child.lines` says, in the end with one
 `ModulesLine`. No torch and no flashinfer here.
 """
 
@@ -33,7 +33,7 @@ class ModulesLine(Record):
     modules: tuple[ModuleDone, ...]
 
 
-class ChildRequest(Record):
+class ModulesRequest(Record):
     """What the child is to build, or to check: `modules` in mode `build`, `built` in mode `check`."""
 
     mode: Literal["build", "check"]

@@ -18,17 +18,16 @@ from rayprep.model.result import Artifacts, Tally
 from rayprep.model.spec import DeviceChoice
 from rayprep.model.stages import StageName
 from rayprep.sglang.flashinfer_modules import FlashInferModule, flashinfer_modules, module_of
+from rayprep.sglang.hopper import HOPPER, HOPPER_ARCH
 from rayprep.stages.child.run import run_child
-from rayprep.stages.flashinfer.protocol import CHILD_LINE, ChildRequest, ModuleDone
+from rayprep.stages.flashinfer.protocol import CHILD_LINE, ModuleDone, ModulesRequest
 from rayprep.stages.plain_paths import unable_under
 from rayprep.stages.protocol import BuildContext, Built, StageRequest
 from rayprep.store.scan import CacheScan, scan_cache
 
 __all__ = ["FlashInferStage", "module_of"]
 
-HOPPER = "sm_90"
 _ARCH_LIST = "FLASHINFER_CUDA_ARCH_LIST"
-_HOPPER_ARCH = "9.0a"
 """What flashinfer makes of a visible sm_90 GPU by itself (compilation_context.py, 0.6.14), and what a server of SGLang
 sets (`set_cuda_arch`, 0.5.16): the folder (`90a`) and the flags are the same, and the build needs no GPU."""
 
@@ -67,13 +66,13 @@ class FlashInferStage:
         )
 
     def build(self, request: StageRequest, work: Work, context: BuildContext) -> Built:
-        env = {_ARCH_LIST: context.env.get(_ARCH_LIST, _HOPPER_ARCH)}
+        env = {_ARCH_LIST: context.env.get(_ARCH_LIST, HOPPER_ARCH)}
         workspace = str(context.layout.cache(CacheName.FLASHINFER))
         modules = _modules(request)
         context.report(f"compiling {len(modules)} FlashInfer modules", 0, len(modules))
-        built = _run(ChildRequest(mode="build", workspace=workspace, modules=modules), context, env)
+        built = _run(ModulesRequest(mode="build", workspace=workspace, modules=modules), context, env)
         context.report("checking in a second process", 0, len(modules))
-        checked = _run(ChildRequest(mode="check", workspace=workspace, built=built), context, env)
+        checked = _run(ModulesRequest(mode="check", workspace=workspace, built=built), context, env)
         if left := [module.name for module in checked if module.compiled]:
             raise StageError(ErrorType.VERIFY_FAILED, f"a second process would compile again: {', '.join(left)}")
         return Built(
@@ -117,7 +116,7 @@ def _unable(request: StageRequest) -> Unable | None:
     return None
 
 
-def _run(request: ChildRequest, context: BuildContext, env: Mapping[str, str]) -> tuple[ModuleDone, ...]:
+def _run(request: ModulesRequest, context: BuildContext, env: Mapping[str, str]) -> tuple[ModuleDone, ...]:
     """Raises as `run_child` does."""
     file, env = context.scratch / f"{request.mode}.json", {**context.env, **env}
     return run_child("flashinfer.child", request, file, env, context, CHILD_LINE, _WHAT).modules

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from rayprep.stages.child.failures import failure
 from rayprep.stages.child.lines import Emit, StepLine, UnitFailed, answer
 from rayprep.stages.inductor.protocol import (
-    ChildRequest,
+    DecodeRequest,
     GraphDone,
     GraphsLine,
     Mismatch,
@@ -86,10 +86,10 @@ class SwallowedErrors(logging.Handler):
 
 def main(arguments: list[str]) -> int:
     """Runs one request. Returns the exit code."""
-    return answer(arguments, ChildRequest, _run, failure)
+    return answer(arguments, DecodeRequest, _run, failure)
 
 
-def _run(request: ChildRequest, emit: Emit) -> GraphsLine:
+def _run(request: DecodeRequest, emit: Emit) -> GraphsLine:
     """Compiles and compares each batch size."""
     if os.environ.get("TORCHINDUCTOR_CACHE_DIR") != request.cache_dir:
         raise ValueError("TORCHINDUCTOR_CACHE_DIR is not the request's cache_dir")
@@ -119,7 +119,7 @@ class Graph(NamedTuple):
 class Graphs:
     """Compiles decode steps of one model, all over one set of weights."""
 
-    def __init__(self, request: ChildRequest) -> None:
+    def __init__(self, request: DecodeRequest) -> None:
         from torch._inductor import config
 
         from rayprep.stages.inductor.decode_step import Random

@@ -1,6 +1,6 @@
 """What the `inductor` stage and its child say to each other, and how large the child's work is.
 
-The parent writes one `ChildRequest` to a file; the child answers as `child.lines` says, in the end with one
+The parent writes one `DecodeRequest` to a file; the child answers as `child.lines` says, in the end with one
 `GraphsLine`. No torch here: the parent plans with this module.
 """
 
@@ -24,7 +24,7 @@ DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 Device = Literal["cpu", "cuda"]
 
 
-class ChildRequest(Record):
+class DecodeRequest(Record):
     """What the child is to compile, or to check. `build` and `check` do the same work."""
 
     mode: Literal["build", "check"]

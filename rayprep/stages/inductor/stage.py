@@ -27,7 +27,7 @@ from rayprep.stages.inductor.by_server import compile_on_gpu
 from rayprep.stages.inductor.gpu_plan import plan_on_gpu
 from rayprep.stages.inductor.protocol import (
     CHILD_LINE,
-    ChildRequest,
+    DecodeRequest,
     GraphsLine,
     memory_bytes,
     unit_name,
@@ -144,7 +144,7 @@ def _prove_warm(checked: GraphsLine, new: Sequence[str]) -> None:
 def _run(mode: Literal["build", "check"], request: StageRequest, context: BuildContext) -> GraphsLine:
     """Raises as `run_child` does."""
     spec = request.spec
-    asked = ChildRequest(
+    asked = DecodeRequest(
         mode=mode,
         architecture=_as_served(request),
         tp=spec.tp,

@@ -5,8 +5,7 @@ made once. Several calls are captured in one CUDA graph, each with an input and 
 finds the former one's weights in the L2 cache, as no layer of a model does. The inputs are put back before each replay,
 since the layer writes its result over them.
 
-Source of what is called: sglang 0.5.16, `srt/layers/moe/moe_runner/triton_utils`, and the official tuner in
-benchmark/kernels/fused_moe_triton.
+Source of how it is measured: the official tuner in benchmark/kernels/fused_moe_triton, sglang 0.5.16.
 """
 
 import importlib
@@ -14,23 +13,16 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
-import sglang.srt.layers.moe.fused_moe_triton  # noqa: F401 - first: the modules below import one another
-import sglang.srt.layers.moe.moe_runner.triton_utils.fused_moe_triton_config as sglang_configs
 import torch
 import triton
-from sglang.srt.layers.moe.moe_runner import MoeRunnerConfig
-from sglang.srt.layers.moe.moe_runner.triton_utils import override_config
-from sglang.srt.layers.moe.moe_runner.triton_utils.fused_moe import fused_moe
-from sglang.srt.server_args import ServerArgs, set_global_server_args_for_scheduler
 
-from rayprep.sglang.kernel_config import KernelConfig
-from rayprep.sglang.moe_shape import FP8, MoeShape
+from rayprep.sglang.inside.fused_moe import FusedMoe, overridden, own_config_folder, reading
+from rayprep.sglang.inside.moe_layer import Inputs, MadeUpLayer
+from rayprep.sglang.moe_shape import MoeShape
 from rayprep.stages.child.failures import failure_line
 from rayprep.stages.moe_tune.config_entries import Launch, Stock
-from rayprep.stages.moe_tune.layer import Inputs, MadeUpLayer
-from rayprep.stages.moe_tune.protocol import BenchFacts, Call, KernelJob, Recorded
+from rayprep.stages.moe_tune.protocol import BenchFacts, Call, KernelJob, RecordedKernels
 from rayprep.stages.moe_tune.search import is_hopeless
 from rayprep.stages.moe_tune.timing import graph_us
 from rayprep.stages.moe_tune.trial import Measurement, Trial
@@ -51,9 +43,7 @@ class MoeBench:
     def __init__(self, shape: MoeShape, seed: int, gpu: int) -> None:
         torch.cuda.set_device(gpu)
         self.shape, self._layer = shape, MadeUpLayer(shape, seed, torch.device("cuda", gpu))
-        set_global_server_args_for_scheduler(ServerArgs(model_path="dummy"))
-        # As the server's layer has it: all experts are on this rank, so none is filtered.
-        self._runner = MoeRunnerConfig(num_experts=shape.experts, num_local_experts=shape.experts, inplace=True)
+        self._moe = FusedMoe(shape)
         first = self._layer.weights()
         size = first.gate_up.nbytes + first.down.nbytes
         l2 = torch.cuda.get_device_properties(gpu).L2_cache_size
@@ -68,50 +58,19 @@ class MoeBench:
 
     def facts(self) -> BenchFacts:
         """The names by SGLang's own function, and where its files are."""
-        shape = self.shape
-        block = list(shape.block) if shape.block else None
-        name, down = (
-            sglang_configs.get_config_file_name(
-                shape.experts, shape.width, shape.dtype, block, shape.per_channel, down_moe=down
-            )
-            for down in (False, True)
-        )
-        home = Path(os.path.realpath(sglang_configs.__file__)).parent
-        version = triton.__version__
-        return BenchFacts(name, down, f"triton_{version.replace('.', '_')}", version, str(home / "configs"))
+        (name, down), version = self._moe.config_names(), triton.__version__
+        return BenchFacts(name, down, f"triton_{version.replace('.', '_')}", version, own_config_folder())
 
     def stock(self, tokens: int) -> Stock:
-        """What SGLang would run: with its own files, since none of ours is in sight (SGLANG_MOE_CONFIG_DIR)."""
-        shape = self.shape
-        block = list(shape.block) if shape.block else None
-        config, (down, _) = sglang_configs.try_get_optimal_moe_config(
-            (shape.experts, 2 * shape.width, shape.hidden),
-            (shape.experts, shape.hidden, shape.width),
-            shape.top_k,
-            shape.dtype,
-            tokens,
-            block_shape=block,
-            per_channel_quant=shape.per_channel,
-            return_down_config=True,
-        )
-        return Stock(
-            config=KernelConfig.model_validate(config),
-            down=KernelConfig.model_validate(down) if down and down != config else None,
-        )
+        """What SGLang would run."""
+        config, down = self._moe.own_configs(tokens)
+        return Stock(config=config, down=down)
 
     def shipped_sizes(self) -> tuple[int, ...]:
         """For how many tokens SGLang's own files say something."""
-        shape = self.shape
-        rows, depth = shape.block or (0, 0)
-        entries = (
-            sglang_configs.get_moe_configs(
-                shape.experts, shape.width, shape.dtype, rows, depth, shape.per_channel, down_moe=down
-            )
-            for down in (False, True)
-        )
-        return tuple(sorted({size for found in entries for size in found or ()}))
+        return self._moe.listed_sizes()
 
-    def record(self, call: Call) -> Recorded:
+    def record(self, call: Call) -> RecordedKernels:
         """The kernels that the call needs. They are not compiled, and nothing of them runs."""
         jobs: list[KernelJob] = []
         self._forget_kernels()
@@ -121,7 +80,7 @@ class MoeBench:
             else:
                 self._call(call, self._inputs_for(call.tokens), 0)
         self._seen |= {(job.module, job.name) for job in jobs}
-        return Recorded(tuple(jobs))
+        return RecordedKernels(tuple(jobs))
 
     def _forget_kernels(self) -> None:
         """Triton asks nothing of a kernel that this process has loaded. It is read again from the cache on disk."""
@@ -170,28 +129,17 @@ class MoeBench:
         return graph_us(run, lambda: inputs.states.copy_(inputs.fresh), replays)
 
     def _call(self, trial: Trial, inputs: Inputs, number: int) -> None:
-        with _overridden(trial.config):
+        with overridden(trial.config):
             self._run(inputs, number)
 
     def _serve(self, launch: Launch) -> None:
         """One call in which SGLang chooses the configs itself, of the launch's entries."""
-        with _reading(launch):
+        with reading(launch.tokens, launch.up, launch.down):
             self._run(self._layer.inputs(launch.tokens, calls=1), 0)
 
     def _run(self, inputs: Inputs, number: int) -> None:
         weights = self._weight_sets[number % len(self._weight_sets)]
-        fused_moe(
-            inputs.states[number],
-            weights.gate_up,
-            weights.down,
-            inputs.routing[number],
-            moe_runner_config=self._runner,
-            use_fp8_w8a8=self.shape.dtype == FP8,
-            per_channel_quant=self.shape.per_channel,
-            w1_scale=weights.gate_up_scale,
-            w2_scale=weights.down_scale,
-            block_shape=list(self.shape.block) if self.shape.block else None,
-        )
+        self._moe.run(inputs.states[number], weights, inputs.routing[number])
 
     def _inputs_for(self, tokens: int) -> Inputs:
         """Made once for a size; the same for the same seed, whatever was measured before."""
@@ -208,40 +156,6 @@ def _end_without_context(error: Exception) -> None:
     except Exception:  # noqa: BLE001 - whatever it says, nothing more can run here
         print(failure_line(error), file=sys.stderr, flush=True)
         os._exit(_CONTEXT_LOST)
-
-
-@contextmanager
-def _overridden(config: KernelConfig | None) -> Iterator[None]:
-    """Has both products run with a config; with None, with what SGLang chooses.
-
-    Nothing may be raised out of SGLang's own `override_config`: it would leave the config in place, and `stock` take
-    that for SGLang's own (`triton_utils/__init__.py` of sglang 0.5.16: its `yield` is in no `try`).
-    """
-    failure: Exception | None = None
-    with override_config(config.entry() if config else None):
-        try:
-            yield
-        except Exception as error:  # noqa: BLE001 - raised again behind it
-            failure = error
-    if failure is not None:
-        raise failure
-
-
-@contextmanager
-def _reading(launch: Launch) -> Iterator[None]:
-    """Has SGLang find these entries where it reads its config files, and nothing else."""
-
-    def entries(*_: object, down_moe: bool = False, **__: object) -> dict[int, dict[str, int | bool]]:
-        # Where there is no file for the second product, SGLang takes the first one's entry.
-        config = launch.down if down_moe and launch.down else launch.up
-        return {launch.tokens: config.entry()}
-
-    before = sglang_configs.get_moe_configs
-    sglang_configs.get_moe_configs = entries
-    try:
-        yield
-    finally:
-        sglang_configs.get_moe_configs = before
 
 
 @contextmanager

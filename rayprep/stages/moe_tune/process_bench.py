@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from rayprep.stages.moe_tune.compile import CompileSetup
 from rayprep.stages.moe_tune.config_entries import Launch, Stock
-from rayprep.stages.moe_tune.protocol import BenchFacts, Call, KernelJob, Recorded, TuneRequest
+from rayprep.stages.moe_tune.protocol import BenchFacts, Call, KernelJob, RecordedKernels, TuneRequest
 from rayprep.stages.moe_tune.search import Group
 from rayprep.stages.moe_tune.trial import Measurement, Trial
 from rayprep.stages.moe_tune.workers import Worker, WorkerFailed, WorkerLost, ask_all
@@ -98,10 +98,10 @@ class ProcessBench:
         assert isinstance(answer, kind)
         return answer
 
-    def record(self, calls: Sequence[Call]) -> Iterator[tuple[Call, Recorded]]:
+    def record(self, calls: Sequence[Call]) -> Iterator[tuple[Call, RecordedKernels]]:
         for (_, call), answer, error in self._ask_gpus([[("record", call)] for call in calls]):
             assert isinstance(call, Trial | Launch)
-            yield call, answer if isinstance(answer, Recorded) else Recorded((), error)
+            yield call, answer if isinstance(answer, RecordedKernels) else RecordedKernels((), error)
 
     def launch(self, launches: Sequence[Launch]) -> Iterator[tuple[Launch, str | None]]:
         for (_, launch), answer, error in self._ask_gpus([[("launch", launch)] for launch in launches]):

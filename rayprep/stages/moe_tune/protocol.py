@@ -86,7 +86,7 @@ class KernelJob(NamedTuple):
     """A Triton cache other than the process's own."""
 
 
-class Recorded(NamedTuple):
+class RecordedKernels(NamedTuple):
     """The kernels that a trial needs and that no cache in memory has; or why it cannot even be called."""
 
     jobs: tuple[KernelJob, ...]
@@ -119,7 +119,7 @@ class Bench(Protocol):
         """Of which SGLang's own files say something."""
         ...
 
-    def record(self, calls: Sequence[Call]) -> Iterator[tuple[Call, Recorded]]: ...
+    def record(self, calls: Sequence[Call]) -> Iterator[tuple[Call, RecordedKernels]]: ...
     def compile(self, jobs: Sequence[KernelJob]) -> Iterator[tuple[KernelJob, str | None]]:
         """Each with why it could not be compiled, or None."""
         ...

@@ -13,12 +13,10 @@ from rayprep.base.errors import ErrorType, StageError
 from rayprep.host.gpu import visible_env
 from rayprep.host.process import Child
 from rayprep.sglang.command import server_env
+from rayprep.sglang.hopper import HOPPER, HOPPER_ARCH
 from rayprep.sglang.jit_modules import JitLine, JitModule, JitRequest, jit_modules, left_to_the_server
-from rayprep.stages.flashinfer.stage import HOPPER
 from rayprep.stages.protocol import BuildContext, StageRequest
 
-_HOPPER_ARCH = "9.0a"
-"""What a server of SGLang compiles them for on sm_90. Source: sglang/jit_kernel/utils/arch.py (0.5.16)."""
 LOG = "sglang_jit.log"
 """Beside the stage's log, which is the server's alone: there, a failure would read as the server's."""
 
@@ -46,7 +44,7 @@ class SglangJit:
     def _env(self) -> dict[str, str]:
         """The server's, so that SGLang finds the same GPU and the same compilers."""
         env = self._context.env
-        return {**env, **server_env(env), **visible_env(self._context.gpus), "TVM_FFI_CUDA_ARCH_LIST": _HOPPER_ARCH}
+        return {**env, **server_env(env), **visible_env(self._context.gpus), "TVM_FFI_CUDA_ARCH_LIST": HOPPER_ARCH}
 
     def finish(self) -> tuple[str, ...]:
         """Waits until every module is built or has failed. Returns at most one warning, of those that have.

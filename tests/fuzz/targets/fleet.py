@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from rayprep.base.records import to_json
+from rayprep.base.records import Located, to_json
 from rayprep.base.sealed import open_seal
 from rayprep.client import find_manifest, needs_prep, read_manifest
 from rayprep.fleet.coordinator.lease_file import LeaseFile
@@ -15,7 +15,6 @@ from rayprep.host.rehearsal import VARIABLE, read_facts
 from rayprep.host.this_host import choose_device
 from rayprep.model.container_manifest import POINTER_NAME, Manifest, has_snapshot, merge_snapshot, with_programs
 from rayprep.model.fleet.leases import Granted, Holder, Lease, LeaseTable
-from rayprep.model.located import Located
 from rayprep.model.spec import DeviceChoice
 from tests.fuzz.resealing import resealed
 from tests.fuzz.target import REFUSED, Target, require

@@ -5,13 +5,12 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from rayprep.base.records import Record, to_json
+from rayprep.base.records import Located, Record, to_json
 from rayprep.base.sealed import is_sealed, open_seal
 from rayprep.base.written import result_text
 from rayprep.cli.request import Flags, read_spec_file, resolve_flags
 from rayprep.client import read_result
 from rayprep.host.run_reader import read_run
-from rayprep.model.located import Located
 from rayprep.model.metrics import HOSTS, SHIPPED, WAITED
 from rayprep.report.metrics_file import add_to_metrics_file
 from rayprep.report.page.page import render

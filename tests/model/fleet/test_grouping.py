@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rayprep.base.errors import BadRequest
-from rayprep.model.fleet.grouping import Grouping, HostFacts, StageFacts, StageShare, Standing, group_hosts
+from rayprep.model.fleet.grouping import Grouping, HostFacts, StageShare, StageStanding, Standing, group_hosts
 from rayprep.model.stages import StageName
 from tests.model.samples import signature
 
@@ -19,7 +19,7 @@ H200: dict[str, Any] = {"device_name": "NVIDIA H200", "cpu_arch": "x86_64", "sm_
 
 def host(name: str, standing: Standing | None = MISSING, store: str = "", **changes: object) -> HostFacts:
     """With a store of its own unless one is named; the stage is DeepGEMM's, None for a host that skips it."""
-    stages = {} if standing is None else {DEEP_GEMM: StageFacts(key=f"key-of-{name}", standing=standing)}
+    stages = {} if standing is None else {DEEP_GEMM: StageStanding(key=f"key-of-{name}", standing=standing)}
     return HostFacts(host=name, store=store or f"store-{name}", signature=signature(**changes), stages=stages)
 
 
@@ -131,7 +131,7 @@ def test_hosts_that_skip_a_stage_have_no_part_in_it() -> None:
 
 def test_each_stage_is_dealt_out_by_itself() -> None:
     def facts(name: str, **standings: Standing) -> HostFacts:
-        stages = {StageName(stage): StageFacts(key="k", standing=standing) for stage, standing in standings.items()}
+        stages = {StageName(stage): StageStanding(key="k", standing=standing) for stage, standing in standings.items()}
         return host(name).model_copy(update={"stages": stages})
 
     hosts = [facts("a", deep_gemm=MISSING, flashinfer=VALID), facts("b", deep_gemm=MISSING, flashinfer=MISSING)]

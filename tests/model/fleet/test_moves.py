@@ -5,7 +5,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rayprep.model.fleet.grouping import HostFacts, StageFacts, Standing
+from rayprep.model.fleet.grouping import HostFacts, StageStanding, Standing
 from rayprep.model.fleet.moves import RECEIVERS_AT_ONCE, Board, Move, MoveKind, next_move, with_standing
 from rayprep.model.stages import StageName
 from tests.model.samples import signature
@@ -15,7 +15,7 @@ V, M, U = Standing.VALID, Standing.MISSING, Standing.UNABLE
 
 
 def host(name: str, store: str | None = None, nvcc: str | None = "13.0.88", **standing: Standing) -> HostFacts:
-    stages = {StageName(stage): StageFacts(key=f"key-{stage}", standing=each) for stage, each in standing.items()}
+    stages = {StageName(stage): StageStanding(key=f"key-{stage}", standing=each) for stage, each in standing.items()}
     return HostFacts(host=name, store=store or f"store-{name}", signature=signature(nvcc=nvcc), stages=stages)
 
 

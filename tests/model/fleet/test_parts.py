@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rayprep.model.fleet.grouping import HostFacts, StageFacts, Standing
+from rayprep.model.fleet.grouping import HostFacts, StageStanding, Standing
 from rayprep.model.fleet.moves import MoveKind
 from rayprep.model.fleet.parts import Deal, deal_out, dealt_move, part_name
 from rayprep.model.stages import StageName
@@ -18,7 +18,7 @@ STAGES = (A, B, SERVE)
 
 def host(name: str, units: int = 4, standing: Standing = Standing.MISSING, store: str | None = None) -> HostFacts:
     named = tuple(f"unit-{number}" for number in range(units))
-    stages = {stage: StageFacts(key="k", standing=standing, units=named, seconds=100.0) for stage in STAGES}
+    stages = {stage: StageStanding(key="k", standing=standing, units=named, seconds=100.0) for stage in STAGES}
     return HostFacts(host=name, store=store or f"store-{name}", signature=signature(), stages=stages)
 
 

@@ -13,6 +13,7 @@ from rayprep.model.proof import VerifyResult, skipped
 from rayprep.model.result import RunStatus
 from rayprep.model.spec import DeviceChoice
 from rayprep.model.stages import StageName, StageStatus
+from rayprep.report.fleet_view import rows
 from tests.model.samples import fleet_run, prep_result
 
 CUDA, CPU = DeviceChoice.AUTO, DeviceChoice.CPU
@@ -138,7 +139,7 @@ def test_status_shows_failures_first_and_an_estimate() -> None:
     done = member(HostPhase.VERIFIED, duration_s=60.0)
     found = result(done, member(HostPhase.RUNNING, doing="proves"), member(HostPhase.LOST, LOST))
     status = FleetStatus(run_id="r", taken_at="2026-11-22T00:00:00Z", result=found)
-    assert [row[:4] for row in status.rows] == [
+    assert [row[:4] for row in rows(status)] == [
         ("h2", "", "lost", "why"),
         ("h1", "", "running", "proves"),
         ("h0", "", "verified", ""),

@@ -20,7 +20,7 @@ from rayprep.model.spec import DeviceChoice, PrepSpec
 from rayprep.sglang.architecture import parse_architecture
 from rayprep.sglang.flashinfer_modules import FlashInferModule
 from rayprep.stages.child.lines import FailLine, StepLine
-from rayprep.stages.flashinfer.protocol import CHILD_LINE, ChildRequest, ModulesLine
+from rayprep.stages.flashinfer.protocol import CHILD_LINE, ModulesLine, ModulesRequest
 from rayprep.stages.flashinfer.stage import FlashInferStage
 from rayprep.stages.protocol import BuildContext, Built, StageRequest
 from rayprep.store.scan import scan_cache
@@ -105,7 +105,7 @@ class Host:
             report=lambda hint, done, total: self.reports.append((hint, done, total)),
         )
 
-    def child(self, asked: ChildRequest, **env: str) -> list[StepLine | FailLine | ModulesLine]:
+    def child(self, asked: ModulesRequest, **env: str) -> list[StepLine | FailLine | ModulesLine]:
         """Runs the child alone; its lines."""
         file = self.base / "request.json"
         file.write_text(asked.model_dump_json())
@@ -232,7 +232,7 @@ def test_a_module_that_came_compiled_is_neither_built_nor_checked(host: Host) ->
 
 
 def test_another_flashinfer_is_said_to_be_unsupported(host: Host) -> None:
-    asked = ChildRequest(
+    asked = ModulesRequest(
         mode="build", workspace=str(host.workspace), modules=(FlashInferModule(generator="gen_other_module"),)
     )
     (said,) = host.child(asked)
@@ -245,7 +245,7 @@ def test_without_flashinfer_the_toolchain_is_wrong(host: Host) -> None:
     empty.mkdir()
     (empty / "torch.py").touch()
     (empty / "flashinfer.py").write_text("raise ModuleNotFoundError(\"No module named 'tvm_ffi'\")")
-    asked = ChildRequest(
+    asked = ModulesRequest(
         mode="build", workspace=str(host.workspace), modules=(FlashInferModule(generator="gen_norm_module"),)
     )
     (said,) = host.child(asked, PYTHONPATH=str(empty))
@@ -256,14 +256,14 @@ def test_without_flashinfer_the_toolchain_is_wrong(host: Host) -> None:
 @needs_ninja
 def test_the_check_imports_nothing_heavy_and_changes_nothing(host: Host) -> None:
     norm = FlashInferModule(generator="gen_norm_module")
-    asked = ChildRequest(mode="build", workspace=str(host.workspace), modules=(norm,))
+    asked = ModulesRequest(mode="build", workspace=str(host.workspace), modules=(norm,))
     *_, built = host.child(asked)
     assert isinstance(built, ModulesLine)
     refusing = host.base / "refusing"
     refusing.mkdir()
     for name in ("torch", "flashinfer"):
         (refusing / f"{name}.py").write_text("raise SystemExit('imported')")
-    check = ChildRequest(mode="check", workspace=str(host.workspace), built=built.modules)
+    check = ModulesRequest(mode="check", workspace=str(host.workspace), built=built.modules)
     for lost, left in ((None, False), (".ninja_log", True), ("build.ninja", True)):
         if lost:
             (host.folder("norm") / lost).unlink()
@@ -276,7 +276,7 @@ def test_the_check_imports_nothing_heavy_and_changes_nothing(host: Host) -> None
 
 
 def test_the_workspace_must_be_the_environments(host: Host) -> None:
-    (said,) = host.child(ChildRequest(mode="check", workspace="/elsewhere"))
+    (said,) = host.child(ModulesRequest(mode="check", workspace="/elsewhere"))
     assert isinstance(said, FailLine)
     assert "FLASHINFER_WORKSPACE_BASE" in said.message
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from rayprep.sglang.architecture import Architecture, parse_architecture
-from rayprep.stages.inductor.protocol import ChildRequest
+from rayprep.stages.inductor.protocol import DecodeRequest
 
 CONFIGS = Path(__file__).parents[3] / "rayprep" / "configs"
 
@@ -16,8 +16,8 @@ DENSE, MOE = shipped("tiny-dense"), shipped("tiny-moe")
 SMALL = DENSE.model_copy(update={"num_hidden_layers": 1})
 
 
-def request(mode: str, cache: Path, architecture: Architecture = SMALL) -> ChildRequest:
-    return ChildRequest(
+def request(mode: str, cache: Path, architecture: Architecture = SMALL) -> DecodeRequest:
+    return DecodeRequest(
         mode=mode,
         architecture=architecture,
         tp=1,

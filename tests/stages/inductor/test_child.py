@@ -23,7 +23,7 @@ from rayprep.host.layout import Layout
 from rayprep.model.stages import StageName
 from rayprep.stages.child.lines import FailLine, StepLine
 from rayprep.stages.inductor.child import OpenedFiles, SwallowedErrors, largest_difference
-from rayprep.stages.inductor.protocol import CHILD_LINE, ChildRequest, GraphsLine, Mismatch, unit_name
+from rayprep.stages.inductor.protocol import CHILD_LINE, DecodeRequest, GraphsLine, Mismatch, unit_name
 from rayprep.store.completions import read_completions
 from rayprep.store.package.manifest import listed_by
 from tests.conftest import QUICK_COMPILER, Built
@@ -76,7 +76,7 @@ def test_a_cache_entry_that_torch_could_not_write_is_noticed() -> None:
     assert swallowed.errors == [full, full]
 
 
-def start(sent: ChildRequest, folder: Path, **env: str) -> subprocess.CompletedProcess[str]:
+def start(sent: DecodeRequest, folder: Path, **env: str) -> subprocess.CompletedProcess[str]:
     file = folder / "request.json"
     file.write_text(sent.model_dump_json())
     child_env = {**os.environ, "CXX": str(QUICK_COMPILER), "TORCHINDUCTOR_CACHE_DIR": sent.cache_dir, **env}
@@ -84,7 +84,7 @@ def start(sent: ChildRequest, folder: Path, **env: str) -> subprocess.CompletedP
     return subprocess.run(command, env=child_env, capture_output=True, text=True, timeout=300, check=False)
 
 
-def talk(sent: ChildRequest, folder: Path, **env: str) -> GraphsLine:
+def talk(sent: DecodeRequest, folder: Path, **env: str) -> GraphsLine:
     ended = start(sent, folder, **env)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     *steps, done = map(CHILD_LINE.validate_json, ended.stdout.splitlines())

@@ -15,7 +15,7 @@ from rayprep.sglang.architecture import Architecture, Quantization  # noqa: E402
 from rayprep.stages.child.failures import failure  # noqa: E402
 from rayprep.stages.inductor.decode_step import Random  # noqa: E402
 from rayprep.stages.inductor.protocol import (  # noqa: E402
-    ChildRequest,
+    DecodeRequest,
     Mismatch,
     memory_bytes,
     rank_shape,
@@ -66,7 +66,7 @@ def test_reckoned_bytes_are_those_of_the_tensors(architecture: Architecture, dty
 def test_a_request_survives_its_file(tmp_path: Path) -> None:
     quantized = MOE.model_copy(update={"quantization": Quantization(weight_block_size=(128, 128))})
     sent = request("build", tmp_path, quantized)
-    assert ChildRequest.model_validate_json(sent.model_dump_json()) == sent
+    assert DecodeRequest.model_validate_json(sent.model_dump_json()) == sent
 
 
 def chained(inner: BaseException) -> BaseException:

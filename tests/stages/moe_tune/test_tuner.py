@@ -13,7 +13,7 @@ from rayprep.sglang.moe_shape import MoeShape, default_batch_sizes
 from rayprep.stages.child.failures import failure
 from rayprep.stages.moe_tune.config_entries import ConfigFiles, Launch, Stock
 from rayprep.stages.moe_tune.measurement_log import MeasurementLog
-from rayprep.stages.moe_tune.protocol import BenchFacts, Call, KernelJob, Recorded, TunedLine, TuneRequest
+from rayprep.stages.moe_tune.protocol import BenchFacts, Call, KernelJob, RecordedKernels, TunedLine, TuneRequest
 from rayprep.stages.moe_tune.search import COARSE, FINALS, SEED, Group
 from rayprep.stages.moe_tune.space import curated
 from rayprep.stages.moe_tune.trial import Measurement, Trial
@@ -48,10 +48,10 @@ class Bench:
     def shipped_sizes(self) -> Sequence[int]:
         return (48, 96)
 
-    def record(self, calls: Sequence[Call]) -> Iterator[tuple[Call, Recorded]]:
+    def record(self, calls: Sequence[Call]) -> Iterator[tuple[Call, RecordedKernels]]:
         for call in calls:
             config = call.up if isinstance(call, Launch) else call.config
-            yield call, Recorded((KernelJob("kernels", "fused_moe_kernel", str(config)),))
+            yield call, RecordedKernels((KernelJob("kernels", "fused_moe_kernel", str(config)),))
 
     def launch(self, launches: Sequence[Launch]) -> Iterator[tuple[Launch, str | None]]:
         for launch in launches:
@@ -351,11 +351,11 @@ def test_what_says_nothing_of_an_entry_is_held_against_none(tmp_path: Path) -> N
 class Picky(Bench):
     """What is served is compiled in a way in which one config cannot be."""
 
-    def record(self, calls: Sequence[Call]) -> Iterator[tuple[Call, Recorded]]:
+    def record(self, calls: Sequence[Call]) -> Iterator[tuple[Call, RecordedKernels]]:
         for call, recorded in super().record(calls):
             (job,) = recorded.jobs
             name = "served" if isinstance(call, Launch) and call.up == SMALL else "measured"
-            yield call, Recorded((job._replace(name=name),))
+            yield call, RecordedKernels((job._replace(name=name),))
 
     def compile(self, jobs: Sequence[KernelJob]) -> Iterator[tuple[KernelJob, str | None]]:
         for job, _ in super().compile(jobs):

@@ -5,10 +5,9 @@ from collections.abc import Sequence
 import pytest
 
 from rayprep.base.errors import BadRequest, HostUnfit
-from rayprep.base.records import to_json
+from rayprep.base.records import Located, to_json
 from rayprep.base.sealed import seal
 from rayprep.model.completion import Completion
-from rayprep.model.located import Located
 from rayprep.model.proof import Verification
 from rayprep.model.stages import StageName
 from rayprep.store.package.manifest import (

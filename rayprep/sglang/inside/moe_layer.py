@@ -14,7 +14,7 @@ _CALLS = ((256, 16), (2048, 8))
 _CALLS_ABOVE = 4
 
 
-class Weights(NamedTuple):
+class LayerWeights(NamedTuple):
     """One layer's experts. E experts, N wide, on K hidden."""
 
     gate_up: Tensor
@@ -43,14 +43,14 @@ class MadeUpLayer:
         self._dtype = getattr(torch, shape.activation)
         self._generator = torch.Generator(device).manual_seed(seed)
 
-    def weights(self) -> Weights:
+    def weights(self) -> LayerWeights:
         shape = self.shape
         sizes = ((2 * shape.width, shape.hidden), (shape.hidden, shape.width))
         (gate_up, down), (gate_up_scale, down_scale) = (
             [self._weight(*size) for size in sizes],
             [self._scale(*size) for size in sizes],
         )
-        return Weights(gate_up, down, gate_up_scale, down_scale)
+        return LayerWeights(gate_up, down, gate_up_scale, down_scale)
 
     def _weight(self, rows: int, depth: int) -> Tensor:
         """[E, rows, depth], an expert at a time: all at once in bfloat16 could be more than fits."""
