@@ -59,7 +59,7 @@ def means(tree: ast.AST) -> Iterator[str]:
 
 
 HANDED_ON = {
-    "cli/main.py": "asks the streams not to fail over a character",
+    "cli/process.py": "asks the streams not to fail over a character",
     "cli/output.py": "the sink of the commands",
     "fleet/runtime/session.py": "has Ray's own words on standard error",
     "report/host_view.py": "hands the stream to the sink",
