@@ -14,7 +14,7 @@ from rayprep.base.records import encodable
 from rayprep.host.environment import hub_folders
 from rayprep.host.files import read_text
 from rayprep.model.slug import model_slug
-from rayprep.sglang.architecture import Architecture, config_digest, parse_architecture
+from rayprep.sglang.architecture import QUANTIZATION_FILES, Architecture, config_digest, parse_architecture
 
 _LARGEST = 4 << 20
 """Bytes of a config.json; real ones have some kilobytes, a hundred where they list each layer's quantisation."""
@@ -42,14 +42,21 @@ def find_model(name: str, environ: Mapping[str, str]) -> ModelFiles:
         local = _in_file_system(name)
         source = local or _shipped(name) or _in_hub_cache(name, environ)
         text = read_text(source, _LARGEST)
+        beside = _beside(source)
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else str(error)
         hint = "mend it, or give another model"
         raise BadRequest(f"the config.json of model {name} cannot be read: {why}", hint=hint) from None
     if encodable(str(source)) != str(source):
         raise BadRequest(f"model config {source}: its path is not UTF-8", hint="rename its folder")
-    architecture = parse_architecture(text, str(source))
-    return ModelFiles(model_slug(str(local or name)), source, config_digest(text), architecture)
+    architecture = parse_architecture(text, str(source), beside)
+    return ModelFiles(model_slug(str(local or name)), source, config_digest(text, beside), architecture)
+
+
+def _beside(source: Path) -> dict[str, str]:
+    """Read what else of the folder says how the weights are stored, by name. Raises OSError and UnicodeDecodeError."""
+    places = {name: source.with_name(name) for name in QUANTIZATION_FILES}
+    return {name: read_text(path, _LARGEST) for name, path in places.items() if path.is_file()}
 
 
 def _in_file_system(name: str) -> Path | None:

@@ -5,8 +5,11 @@ Source of the names: transformers' configuration classes (Qwen2, Qwen3, Qwen3-Mo
 LongCat); `model/experts` has those of the expert_keys.
 """
 
+import contextlib
 import hashlib
 import json
+from collections.abc import Mapping
+from types import MappingProxyType
 
 from pydantic import AliasChoices, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
@@ -14,6 +17,16 @@ from rayprep.base.errors import BadRequest
 from rayprep.base.records import Record, first_problem
 from rayprep.sglang import expert_keys
 
+HF_QUANT_CONFIG = "hf_quant_config.json"
+QUANTIZATION_FILES = (
+    *(HF_QUANT_CONFIG, "quant_config.json", "quantize_config.json", "quantization_config.json"),
+    "quant_model_description.json",
+)
+"""Files beside a config.json that SGLang may read how the weights are stored from.
+
+Source: `_parse_quant_hf_config` and `_find_quant_modelslim_config` in sglang 0.5.16, `srt/configs/model_config.py`, and
+`get_config_filenames` of the methods in `srt/layers/quantization/`.
+"""
 _LAYERS, _WIDTH, _VOCABULARY = 10_000, 10_000_000, 1_000_000_000
 """No model has as many. A file can come from anywhere, and what is planned grows with these."""
 
@@ -44,6 +57,8 @@ class Quantization(Record):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     quant_method: str | None = None
+    """By SGLang's name: modelopt's exports say only which `quant_algo` they have."""
+    quant_algo: str | None = None
     weight_block_size: tuple[PositiveInt, ...] | None = None
     """Rows and columns of one scaling block, usually (128, 128)."""
     ignored_layers: tuple[str, ...] = Field(
@@ -60,9 +75,27 @@ class Quantization(Record):
 
     @model_validator(mode="before")
     @classmethod
-    def _drop_nulls(cls, data: object) -> object:
+    def _as_sglang_reads_it(cls, data: object) -> object:
         """A key that is null is one left out: real configs say `"modules_to_not_convert": null`."""
-        return {name: value for name, value in data.items() if value is not None} if isinstance(data, dict) else data
+        if not isinstance(data, dict):
+            return data
+        keys = {name: value for name, value in data.items() if value is not None}
+        if keys.get("quant_method", "modelopt") == "modelopt" and (method := _modelopt_method(keys)):
+            keys["quant_method"] = method
+        return keys
+
+
+def _modelopt_method(keys: Mapping[str, object]) -> str | None:
+    """Return SGLang's name for what modelopt made; None where it is neither FP8 nor FP4.
+
+    Source: `_parse_modelopt_quant_config` in sglang 0.5.16, `srt/configs/model_config.py`.
+    """
+    algo, layers = str(keys.get("quant_algo") or ""), keys.get("quantized_layers")
+    if algo == "MIXED_PRECISION":
+        named = [layer for layer in layers.values() if isinstance(layer, dict)] if isinstance(layers, dict) else []
+        kinds = {str(layer.get("quant_algo")).upper() for layer in named}
+        return "modelopt_mixed" if kinds & {"NVFP4", "W4A16_NVFP4"} else "w4afp8"
+    return "modelopt_fp4" if "FP4" in algo else "modelopt_fp8" if "FP8" in algo else None
 
 
 class Architecture(Record):
@@ -111,7 +144,7 @@ class Architecture(Record):
     qk_rope_head_dim: int = Field(default=0, ge=0, le=_WIDTH)
     v_head_dim: int | None = Field(default=None, gt=0, le=_WIDTH)
     quantization: Quantization | None = Field(
-        default=None, validation_alias=AliasChoices("quantization_config", "quantization")
+        default=None, validation_alias=AliasChoices("quantization_config", "compression_config", "quantization")
     )
 
     @model_validator(mode="before")
@@ -155,14 +188,21 @@ class Architecture(Record):
         return self.quantization.weight_block_size if self.quantization else None
 
 
-def parse_architecture(text: str, source: str) -> Architecture:
+def parse_architecture(text: str, source: str, beside: Mapping[str, str] = MappingProxyType({})) -> Architecture:
     """Reads a `config.json`'s text.
+
+    Args:
+        beside: the texts of other files of its folder, by name. Where the config says nothing of a quantisation,
+            modelopt's `hf_quant_config.json` does.
 
     Raises:
         BadRequest: not JSON, not an object, or a width is missing or not a positive number.
     """
     try:
-        return Architecture.model_validate_json(text)
+        architecture = Architecture.model_validate_json(text)
+        if architecture.quantization is None and HF_QUANT_CONFIG in beside:
+            return architecture.model_copy(update={"quantization": _exported(beside[HF_QUANT_CONFIG])})
+        return architecture
     except ValidationError as error:
         raise BadRequest(
             f"model config {source} cannot be read: {first_problem(error)}",
@@ -170,7 +210,35 @@ def parse_architecture(text: str, source: str) -> Architecture:
         ) from None
 
 
-def config_digest(text: str) -> str:
-    """`sha256:` of the config with its keys in order, so that white space and key order do not matter."""
-    canonical = json.dumps(json.loads(text), sort_keys=True, separators=(",", ":"))
-    return "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()
+def _exported(text: str) -> Quantization | None:
+    """Return the method alone, as SGLang reads the file; None where it names none that is known, or is not readable."""
+    with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        keys = json.loads(text)["quantization"]
+        if method := _modelopt_method(keys):
+            return Quantization(quant_method=method, quant_algo=str(keys["quant_algo"]))
+    return None
+
+
+def config_digest(text: str, beside: Mapping[str, str] = MappingProxyType({})) -> str:
+    """`sha256:` of the config with its keys in order, so that white space and key order do not matter.
+
+    Args:
+        beside: the texts of those of `QUANTIZATION_FILES` that its folder has; where there is none, the digest is the
+            config's alone.
+    """
+    if not beside:
+        return _digest(_canonical(text))
+    files = {name: _canonical(other) for name, other in {**beside, "config.json": text}.items()}
+    return _digest(json.dumps(files, sort_keys=True))
+
+
+def _canonical(text: str) -> str:
+    """Return JSON with its keys in order; what is no JSON as it is."""
+    try:
+        return json.dumps(json.loads(text), sort_keys=True, separators=(",", ":"))
+    except (ValueError, RecursionError):
+        return text
+
+
+def _digest(text: str) -> str:
+    return "sha256:" + hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

@@ -21,6 +21,8 @@ DECODE_MAX_BATCH = 256
 """The largest batch that SGLang captures decode graphs for, by default, on a GPU with 60 to 160 GB of memory."""
 _OTHER_KERNELS = re.compile(r"awq|gptq|mxfp4|mxfp8|modelopt|nvfp4|petit|bitsandbytes")
 """Quantisations whose experts SGLang runs through Marlin, CUTLASS or FlashInfer, on Hopper."""
+MODELOPT_FP8 = "modelopt_fp8"
+"""One scale a matrix. Source: `ModelOptFp8MoEMethod` in `srt/layers/quantization/modelopt_quant.py`."""
 _DECODE_FLAGS = ("cuda_graph_max_bs_decode", "cuda_graph_max_bs")
 
 
@@ -127,12 +129,12 @@ def _weights(architecture: Architecture, flags: ServerFlags) -> MoeShape | NoTri
     method = (quantization.quant_method if quantization else None) or flags.get("quantization")
     if method is None:
         return empty
-    if _OTHER_KERNELS.search(method):
+    if method != MODELOPT_FP8 and _OTHER_KERNELS.search(method):
         return NoTritonKernel(
             reason="no_triton_moe", detail=f"{method} experts do not run on SGLang's Triton MoE kernel"
         )
-    if method == "fp8":
-        block = architecture.weight_block_size
+    if method in ("fp8", MODELOPT_FP8):
+        block = architecture.weight_block_size if method == "fp8" else None
         pair = (block[0], block[1]) if block and len(block) == 2 else None
         return empty.model_copy(update={"dtype": FP8, "block": pair})
     scheme = quantization.weights if quantization and method == "compressed-tensors" else None

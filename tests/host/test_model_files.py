@@ -160,3 +160,25 @@ def test_a_folder_that_no_json_file_could_name_is_refused(tmp_path: Path) -> Non
     with pytest.raises(BadRequest, match="not UTF-8") as caught:
         find_model(str(folder), {})
     caught.value.line.encode()
+
+
+def test_another_quantisation_beside_the_same_config_is_another_model(tmp_path: Path) -> None:
+    """Exports of one model bear one name, and one config.json."""
+    found = []
+    for place, algo in (("fp8", "FP8"), ("fp4", "NVFP4")):
+        folder = write_model(tmp_path / place / "llama")
+        export = {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": algo}}
+        (folder / "hf_quant_config.json").write_text(json.dumps(export), encoding="utf-8")
+        found.append(find_model(str(folder), {}))
+    assert found[0].digest != found[1].digest
+    assert [each.architecture.quantization and each.architecture.quantization.quant_method for each in found] == [
+        "modelopt_fp8",
+        "modelopt_fp4",
+    ]
+
+
+def test_in_the_hub_cache_the_quantisation_lies_beside_the_config_too(tmp_path: Path) -> None:
+    config = put_in_hub(tmp_path / "hub", "org/model")
+    alone = find_model("org/model", {"HF_HUB_CACHE": str(tmp_path / "hub")})
+    config.with_name("quantize_config.json").write_text('{"bits": 4}', encoding="utf-8")
+    assert find_model("org/model", {"HF_HUB_CACHE": str(tmp_path / "hub")}).digest != alone.digest
