@@ -1,6 +1,6 @@
 """The driver of a fleet's run: who is alike, who starts when, who is lost and returns, and the fleet's result.
 
-It decides by pure rules (`model/grouping`, `model/rollout`) and only acts: the work is the agents'.
+It decides by pure rules (`model/fleet/grouping`, `model/fleet/rollout`) and only acts: the work is the agents'.
 """
 
 import contextlib

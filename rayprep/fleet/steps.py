@@ -20,8 +20,8 @@ _DOING = {MoveKind.BUILD: "builds ", MoveKind.PART: "builds a part of ", MoveKin
 
 
 class HostSteps:
-    """Decides by pure rules (`model/moves`, `model/dealing`) and begins the remote calls; who waits for them is the
-    driver."""
+    """Decides by pure rules (`model/fleet/moves`, `model/fleet/parts`) and begins the remote calls. The driver waits for
+    them."""
 
     def __init__(self, asked: Asked, fleet: FleetSpec, members: Mapping[str, Member], record: FleetRecord) -> None:
         self._asked, self._fleet, self._members, self._record = asked, fleet, members, record

@@ -42,21 +42,35 @@ def find_model(name: str, environ: Mapping[str, str]) -> ModelFiles:
         local = _in_file_system(name)
         source = local or _shipped(name) or _in_hub_cache(name, environ)
         text = read_text(source, _LARGEST)
-        beside = _beside(source)
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else str(error)
         hint = "mend it, or give another model"
         raise BadRequest(f"the config.json of model {name} cannot be read: {why}", hint=hint) from None
     if encodable(str(source)) != str(source):
         raise BadRequest(f"model config {source}: its path is not UTF-8", hint="rename its folder")
+    beside = _beside(source)
     architecture = parse_architecture(text, str(source), beside)
     return ModelFiles(model_slug(str(local or name)), source, config_digest(text, beside), architecture)
 
 
 def _beside(source: Path) -> dict[str, str]:
-    """Read what else of the folder says how the weights are stored, by name. Raises OSError and UnicodeDecodeError."""
+    """Read what else of the folder says how the weights are stored, by name.
+
+    Raises:
+        BadRequest: one of the files cannot be read.
+    """
+    if source.name != "config.json":  # a server is given this one file, in a folder of its own
+        return {}
     places = {name: source.with_name(name) for name in QUANTIZATION_FILES}
-    return {name: read_text(path, _LARGEST) for name, path in places.items() if path.is_file()}
+    texts = {}
+    for name, path in places.items():
+        try:
+            if path.is_file():
+                texts[name] = read_text(path, _LARGEST)
+        except (OSError, UnicodeDecodeError) as error:
+            why = error.strerror if isinstance(error, OSError) else str(error)
+            raise BadRequest(f"{path} cannot be read: {why}", hint="mend it, or move it away") from None
+    return texts
 
 
 def _in_file_system(name: str) -> Path | None:

@@ -1,4 +1,4 @@
-"""What a container's manifest is told of its caches after the start: changes for `manifest.merged`. Pure.
+"""What a container's manifest is told of its caches after the start: changes for `container_manifest.merged`. Pure.
 
 Whoever reads it then knows of every cache what the snapshot, which is of the start, cannot know. A stage is unfinished
 in it from before its first file, so that a run that is killed leaves no old `ok` standing.

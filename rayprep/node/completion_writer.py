@@ -11,7 +11,7 @@ from rayprep.model.result import Artifacts
 from rayprep.model.signature import differences
 from rayprep.model.stages import StageName
 from rayprep.node.survey import Survey
-from rayprep.stages import Built
+from rayprep.stages.protocol import Built
 from rayprep.store.completions import write_completion
 from rayprep.store.scan import CacheScan, files_of, hash_files
 

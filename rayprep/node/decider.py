@@ -28,8 +28,9 @@ from rayprep.model.spec import DeviceChoice, PrepSpec, StageOp
 from rayprep.model.stages import StageName
 from rayprep.node.moe_state import is_tried, served_with_others, withdrawn
 from rayprep.sglang.torch_compile import without
-from rayprep.stages import BY_NAME, StageRequest
+from rayprep.stages.protocol import StageRequest
 from rayprep.stages.serve.stage import serve_follows
+from rayprep.stages.table import BY_NAME
 from rayprep.store.completions import of_identity, own_completion
 from rayprep.store.snapshot import Inventory, known_wrong
 

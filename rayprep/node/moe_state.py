@@ -10,9 +10,9 @@ from rayprep.model.plan import NotNeeded
 from rayprep.model.stages import StageName
 from rayprep.model.tuning import Tuning
 from rayprep.sglang.moe_shape import MoeShape
-from rayprep.stages import StageRequest
 from rayprep.stages.moe_tune.search import TUNER_VERSION, tuning_digest
 from rayprep.stages.moe_tune.units import shape_of, tuner_of
+from rayprep.stages.protocol import StageRequest
 from rayprep.store.moe_folder import digest_of, shipped_configs
 from rayprep.store.moe_withdrawn import withdrawal_of
 

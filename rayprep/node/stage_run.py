@@ -28,8 +28,9 @@ from rayprep.node.request import NodeRequest
 from rayprep.node.result_writer import failed_result
 from rayprep.node.survey import Survey, exact_completions
 from rayprep.sglang.moe_config_lines import looked_for
-from rayprep.stages import BY_NAME, BuildContext, Built
 from rayprep.stages.moe_tune.second_try import SecondTry, SetAside
+from rayprep.stages.protocol import BuildContext, Built
+from rayprep.stages.table import BY_NAME
 from rayprep.store.markers import remove_marker, standing_since, write_marker
 from rayprep.store.scan import CacheScan, scan_cache
 

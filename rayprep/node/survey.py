@@ -24,7 +24,7 @@ from rayprep.node.decider import Decider, slice_count
 from rayprep.node.request import NodeRequest
 from rayprep.sglang.command import request_of
 from rayprep.sglang.flags import kernel_flags
-from rayprep.stages import StageRequest
+from rayprep.stages.protocol import StageRequest
 from rayprep.store.completions import own_completion, read_completions
 from rayprep.store.snapshot import Inventory, take_inventory
 

@@ -2,7 +2,7 @@
 
 Only the keys that decide which kernels are compiled are read; everything else in the file is ignored.
 Source of the names: transformers' configuration classes (Qwen2, Qwen3, Qwen3-MoE, Llama, Mixtral, DeepSeek-V2/V3,
-LongCat); `model/experts` has those of the expert_keys.
+LongCat); `sglang/expert_keys` has those of the experts.
 """
 
 import contextlib
@@ -17,15 +17,13 @@ from rayprep.base.errors import BadRequest
 from rayprep.base.records import Record, first_problem
 from rayprep.sglang import expert_keys
 
+_STORED = ("quantization_config", "compression_config")
 HF_QUANT_CONFIG = "hf_quant_config.json"
-QUANTIZATION_FILES = (
-    *(HF_QUANT_CONFIG, "quant_config.json", "quantize_config.json", "quantization_config.json"),
-    "quant_model_description.json",
-)
-"""Files beside a config.json that SGLang may read how the weights are stored from.
+QUANTIZATION_FILES = (*(HF_QUANT_CONFIG, "quant_config.json", "quantize_config.json", "quantization_config.json"),)
+"""Files beside a config.json that SGLang reads how the weights are stored from, where the config does not say it.
 
-Source: `_parse_quant_hf_config` and `_find_quant_modelslim_config` in sglang 0.5.16, `srt/configs/model_config.py`, and
-`get_config_filenames` of the methods in `srt/layers/quantization/`.
+Source: `_parse_quant_hf_config` in sglang 0.5.16, `srt/configs/model_config.py`, `get_quant_config` in
+`srt/model_loader/weight_utils.py`, and `get_config_filenames` of the methods in `srt/layers/quantization/`.
 """
 _LAYERS, _WIDTH, _VOCABULARY = 10_000, 10_000_000, 1_000_000_000
 """No model has as many. A file can come from anywhere, and what is planned grows with these."""
@@ -57,12 +55,12 @@ class Quantization(Record):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     quant_method: str | None = None
-    """By SGLang's name: modelopt's exports say only which `quant_algo` they have."""
-    quant_algo: str | None = None
+    """By SGLang's name, in lower case: modelopt's exports say only which `quant_algo` they have."""
     weight_block_size: tuple[PositiveInt, ...] | None = None
     """Rows and columns of one scaling block, usually (128, 128)."""
     ignored_layers: tuple[str, ...] = Field(
-        default=(), validation_alias=AliasChoices("ignored_layers", "modules_to_not_convert", "ignore")
+        default=(),
+        validation_alias=AliasChoices("ignored_layers", "modules_to_not_convert", "ignore", "exclude_modules"),
     )
     """Parts of module names that are left unquantised."""
     config_groups: dict[str, WeightGroup] = Field(default_factory=dict)
@@ -79,10 +77,17 @@ class Quantization(Record):
         """A key that is null is one left out: real configs say `"modules_to_not_convert": null`."""
         if not isinstance(data, dict):
             return data
-        keys = {name: value for name, value in data.items() if value is not None}
+        keys = _given(data)
         if keys.get("quant_method", "modelopt") == "modelopt" and (method := _modelopt_method(keys)):
             keys["quant_method"] = method
+        elif isinstance(named := keys.get("quant_method"), str):
+            keys["quant_method"] = named.lower()
         return keys
+
+
+def _given(data: object) -> dict[str, object]:
+    """Return the keys of an object that are not null; none of what is no object."""
+    return {name: value for name, value in data.items() if value is not None} if isinstance(data, dict) else {}
 
 
 def _modelopt_method(keys: Mapping[str, object]) -> str | None:
@@ -143,9 +148,7 @@ class Architecture(Record):
     qk_nope_head_dim: int = Field(default=0, ge=0, le=_WIDTH)
     qk_rope_head_dim: int = Field(default=0, ge=0, le=_WIDTH)
     v_head_dim: int | None = Field(default=None, gt=0, le=_WIDTH)
-    quantization: Quantization | None = Field(
-        default=None, validation_alias=AliasChoices("quantization_config", "compression_config", "quantization")
-    )
+    quantization: Quantization | None = Field(default=None, validation_alias=AliasChoices(*_STORED))
 
     @model_validator(mode="before")
     @classmethod
@@ -153,9 +156,9 @@ class Architecture(Record):
         """transformers' own defaults for keys that configs leave out or set to null."""
         if not isinstance(data, dict):
             return data
-        inner = data.get("text_config")
-        keys = {**data, **inner} if isinstance(inner, dict) else dict(data)
-        keys = {name: value for name, value in keys.items() if value is not None}
+        own, inner = _given(data), _given(data.get("text_config"))
+        # How the weights are stored is the whole model's to say; widths are the language model's.
+        keys = {**own, **inner, **{name: own[name] for name in _STORED if isinstance(own.get(name), dict)}}
         rope = keys.get("rope_parameters")  # where transformers 5 puts it
         if isinstance(rope, dict) and "rope_theta" in rope:
             keys.setdefault("rope_theta", rope["rope_theta"])
@@ -164,6 +167,8 @@ class Architecture(Record):
             keys.setdefault("num_key_value_heads", heads)
             if isinstance(hidden, int):
                 keys.setdefault("head_dim", max(1, hidden // heads))
+        if not isinstance(keys.get("compression_config"), dict):
+            keys.pop("compression_config", None)
         keys = expert_keys.flattened(keys)
         lists = expert_keys.differing(keys)
         readable = {name: value for name, value in keys.items() if name not in lists}
@@ -215,7 +220,7 @@ def _exported(text: str) -> Quantization | None:
     with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError, RecursionError):
         keys = json.loads(text)["quantization"]
         if method := _modelopt_method(keys):
-            return Quantization(quant_method=method, quant_algo=str(keys["quant_algo"]))
+            return Quantization(quant_method=method, ignored_layers=tuple(map(str, keys.get("exclude_modules") or ())))
     return None
 
 
@@ -223,13 +228,20 @@ def config_digest(text: str, beside: Mapping[str, str] = MappingProxyType({})) -
     """`sha256:` of the config with its keys in order, so that white space and key order do not matter.
 
     Args:
-        beside: the texts of those of `QUANTIZATION_FILES` that its folder has; where there is none, the digest is the
-            config's alone.
+        beside: the texts of those of `QUANTIZATION_FILES` that its folder has. Where there is none, or the config
+            itself says how the weights are stored, the digest is the config's alone: hosts that have fetched more of a
+            model's files than others have the same model.
     """
-    if not beside:
+    if not beside or says_how_it_is_stored(text):
         return _digest(_canonical(text))
     files = {name: _canonical(other) for name, other in {**beside, "config.json": text}.items()}
     return _digest(json.dumps(files, sort_keys=True))
+
+
+def says_how_it_is_stored(text: str) -> bool:
+    """Tell whether a config.json names a quantisation, so that SGLang looks for it nowhere else."""
+    data = _given(json.loads(text))
+    return any(_given(data.get(name)) or _given(_given(data.get("text_config")).get(name)) for name in _STORED)
 
 
 def _canonical(text: str) -> str:

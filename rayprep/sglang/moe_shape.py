@@ -11,7 +11,7 @@ from pydantic import Field
 
 from rayprep.base.errors import BadRequest
 from rayprep.base.records import Record
-from rayprep.sglang.architecture import Architecture
+from rayprep.sglang.architecture import Architecture, Quantization
 from rayprep.sglang.flags import ServerFlags
 from rayprep.sglang.fp8_linears import shares_fused
 from rayprep.sglang.gemm_shapes import DEFAULT_CHUNKED_PREFILL, chunked_prefill_size
@@ -19,7 +19,7 @@ from rayprep.sglang.gemm_shapes import DEFAULT_CHUNKED_PREFILL, chunked_prefill_
 FP8 = "fp8_w8a8"
 DECODE_MAX_BATCH = 256
 """The largest batch that SGLang captures decode graphs for, by default, on a GPU with 60 to 160 GB of memory."""
-_OTHER_KERNELS = re.compile(r"awq|gptq|mxfp4|mxfp8|modelopt|nvfp4|petit|bitsandbytes")
+_OTHER_KERNELS = re.compile(r"awq|gptq|mxfp4|mxfp8|modelopt|nvfp4|petit|bitsandbytes|w4afp8")
 """Quantisations whose experts SGLang runs through Marlin, CUTLASS or FlashInfer, on Hopper."""
 MODELOPT_FP8 = "modelopt_fp8"
 """One scale a matrix. Source: `ModelOptFp8MoEMethod` in `srt/layers/quantization/modelopt_quant.py`."""
@@ -133,14 +133,23 @@ def _weights(architecture: Architecture, flags: ServerFlags) -> MoeShape | NoTri
         return NoTritonKernel(
             reason="no_triton_moe", detail=f"{method} experts do not run on SGLang's Triton MoE kernel"
         )
-    if method in ("fp8", MODELOPT_FP8):
-        block = architecture.weight_block_size if method == "fp8" else None
-        pair = (block[0], block[1]) if block and len(block) == 2 else None
-        return empty.model_copy(update={"dtype": FP8, "block": pair})
+    scales = _scales(quantization, method)
+    if scales is None:
+        return UnknownKernel(message=f"moe_tune does not know the MoE kernel of {method} weights")
+    return empty.model_copy(update={"dtype": FP8, **scales})
+
+
+def _scales(quantization: Quantization | None, method: str) -> dict[str, object] | None:
+    """Return how FP8 experts are scaled, as fields of a MoeShape; None where they may be no FP8 experts."""
+    if method == "fp8":
+        block = quantization.weight_block_size if quantization else None
+        return {"block": (block[0], block[1]) if block and len(block) == 2 else None}
+    if method == MODELOPT_FP8:  # an export may leave experts as they were
+        return None if quantization and any("expert" in name for name in quantization.ignored_layers) else {}
     scheme = quantization.weights if quantization and method == "compressed-tensors" else None
     if scheme and (scheme.type, scheme.num_bits) == ("float", 8) and scheme.strategy in ("channel", "tensor"):
-        return empty.model_copy(update={"dtype": FP8, "per_channel": scheme.strategy == "channel"})
-    return UnknownKernel(message=f"moe_tune does not know the MoE kernel of {method} weights")
+        return {"per_channel": scheme.strategy == "channel"}
+    return None
 
 
 def _unsplittable(width: int, tp: int, block: tuple[int, int] | None) -> str | None:

@@ -1,19 +1,4 @@
-"""The stages, behind one small protocol. Heavy libraries are imported only in the child processes that need them."""
+"""The stages, behind one small protocol (`protocol`); `table` names them all.
 
-from rayprep.model.stages import StageName
-from rayprep.stages.deep_gemm.stage import DeepGemmStage
-from rayprep.stages.flashinfer.stage import FlashInferStage
-from rayprep.stages.inductor.stage import InductorStage
-from rayprep.stages.moe_tune.stage import MoeTuneStage
-from rayprep.stages.protocol import BuildContext, Built, Stage, StageRequest
-from rayprep.stages.serve.stage import ServeStage
-
-BY_NAME: dict[StageName, Stage] = {
-    StageName.DEEP_GEMM: DeepGemmStage(),
-    StageName.MOE_TUNE: MoeTuneStage(),
-    StageName.FLASHINFER: FlashInferStage(),
-    StageName.INDUCTOR: InductorStage(),
-    StageName.SERVE: ServeStage(),
-}
-
-__all__ = ["BY_NAME", "BuildContext", "Built", "Stage", "StageRequest"]
+Heavy libraries are imported in child processes alone, and a child imports no stage but its own.
+"""

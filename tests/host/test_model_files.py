@@ -182,3 +182,20 @@ def test_in_the_hub_cache_the_quantisation_lies_beside_the_config_too(tmp_path: 
     alone = find_model("org/model", {"HF_HUB_CACHE": str(tmp_path / "hub")})
     config.with_name("quantize_config.json").write_text('{"bits": 4}', encoding="utf-8")
     assert find_model("org/model", {"HF_HUB_CACHE": str(tmp_path / "hub")}).digest != alone.digest
+
+
+def test_a_config_of_another_name_stands_for_itself(tmp_path: Path) -> None:
+    """A server is given that one file."""
+    folder = write_model(tmp_path / "llama")
+    other = shutil.copy(folder / "config.json", folder / "variant.json")
+    before = find_model(str(other), {})
+    (folder / "hf_quant_config.json").write_text('{"quantization": {"quant_algo": "FP8"}}', encoding="utf-8")
+    assert find_model(str(other), {}) == before
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b" " * (5 << 20)], ids=["not-utf-8", "too-large"])
+def test_a_file_beside_it_that_cannot_be_read_is_named(tmp_path: Path, content: bytes) -> None:
+    folder = write_model(tmp_path / "llama")
+    (folder / "hf_quant_config.json").write_bytes(content)
+    with pytest.raises(BadRequest, match=r"hf_quant_config\.json cannot be read"):
+        find_model(str(folder), {})

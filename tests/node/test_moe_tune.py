@@ -24,11 +24,11 @@ from rayprep.model.tuning import Tuning
 from rayprep.node import take_survey
 from rayprep.node.completion_writer import complete, new_completion
 from rayprep.sglang.moe_shape import MoeShape
-from rayprep.stages import Built
 from rayprep.stages.moe_tune.protocol import TuneRequest
 from rayprep.stages.moe_tune.search import SEED, tuning_digest
 from rayprep.stages.moe_tune.trial import Measurement
 from rayprep.stages.moe_tune.units import shape_of
+from rayprep.stages.protocol import Built
 from rayprep.store.completions import write_completion
 from rayprep.store.scan import scan_cache
 from tests.needs import needs_torch

@@ -15,9 +15,10 @@ from rayprep.model.plan import StagePlan, Work
 from rayprep.model.proof import VERIFY
 from rayprep.model.spec import StageOp
 from rayprep.model.stages import StageName
-from rayprep.stages import BY_NAME, BuildContext, Built, StageRequest
 from rayprep.stages.flashinfer.stage import FlashInferStage
 from rayprep.stages.moe_tune import second_try
+from rayprep.stages.protocol import BuildContext, Built, StageRequest
+from rayprep.stages.table import BY_NAME
 from rayprep.store.completions import read_completions, write_completion
 from rayprep.store.moe_folder import digest_of
 from rayprep.store.scan import artifacts_of

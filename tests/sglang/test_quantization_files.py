@@ -5,7 +5,7 @@ import json
 import pytest
 
 from rayprep.sglang.architecture import QUANTIZATION_FILES, Architecture, config_digest, parse_architecture
-from rayprep.sglang.moe_shape import MoeShape, NoTritonKernel, moe_shape
+from rayprep.sglang.moe_shape import MoeShape, NoTritonKernel, UnknownKernel, moe_shape
 
 MODEL = {
     **{"architectures": ["Qwen3MoeForCausalLM"], "hidden_size": 2048, "intermediate_size": 6144},
@@ -78,6 +78,43 @@ def test_a_file_that_says_nothing_is_no_quantisation(text: str) -> None:
     model = parse_architecture(json.dumps(MODEL), "a test", {"hf_quant_config.json": text})
     assert model.quantization is None
     assert config_digest(json.dumps(MODEL), {"hf_quant_config.json": text}) != config_digest(json.dumps(MODEL))
+
+
+def test_experts_that_an_export_leaves_out_are_left_to_the_server() -> None:
+    assert isinstance(moe_shape(read(exported("FP8", exclude_modules=["*mlp.experts*"])), 1, ()), UnknownKernel)
+    assert isinstance(moe_shape(read(exported("FP8", exclude_modules=["lm_head"])), 1, ()), MoeShape)
+
+
+@pytest.mark.parametrize("method", ["FP8", "Fp8", "fp8"])
+def test_a_method_is_known_in_any_case(method: str) -> None:
+    shape = moe_shape(read(quantization_config={"quant_method": method, "weight_block_size": [128, 128]}), 1, ())
+    assert isinstance(shape, MoeShape)
+    assert shape.block == (128, 128)
+
+
+@pytest.mark.parametrize("inner", [None, {"quant_method": "gptq"}])
+def test_of_a_model_with_a_language_model_within_its_own_word_counts(inner: object) -> None:
+    own = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    model = read(quantization_config=own, text_config={"quantization_config": inner, "torch_dtype": None})
+    assert (model.weight_block_size, model.dtype) == ((128, 128), "bfloat16")
+    text = read(text_config={"quantization_config": own})
+    assert text.weight_block_size == (128, 128)
+
+
+def test_mlx_has_a_key_that_sglang_does_not_read() -> None:
+    model = read(exported("FP8"), quantization={"group_size": 64, "bits": 4})
+    assert model.quantization is not None
+    assert model.quantization.quant_method == "modelopt_fp8"
+
+
+@pytest.mark.parametrize("odd", [[], "fp8", 3])
+def test_a_key_that_is_no_object_refuses_no_model(odd: object) -> None:
+    assert read(compression_config=odd, text_config=odd).quantization is None
+
+
+def test_a_model_is_the_same_on_a_host_that_has_fetched_more_of_it() -> None:
+    config = json.dumps({**MODEL, "quantization_config": {"quant_method": "modelopt", "quant_algo": "FP8"}})
+    assert config_digest(config, {"hf_quant_config.json": "{}"}) == config_digest(config)
 
 
 @pytest.mark.parametrize("name", QUANTIZATION_FILES)

@@ -14,7 +14,8 @@ from rayprep.model.plan import StagePlan
 from rayprep.model.spec import DeviceChoice, PrepSpec
 from rayprep.model.stages import StageName
 from rayprep.sglang.architecture import parse_architecture
-from rayprep.stages import BY_NAME, StageRequest
+from rayprep.stages.protocol import StageRequest
+from rayprep.stages.table import BY_NAME
 from tests.model.samples import DIGEST, signature
 from tests.stages.contexts import MEANS
 

@@ -26,7 +26,7 @@ def _second_layout(version: str | None) -> bool:
 
 
 def run_gemms(shapes: Sequence[GemmShape], request: StageRequest, context: BuildContext) -> KernelsLine:
-    """Has the child build these products. Raises as `deep_gemm.build_shapes` does."""
+    """Has the child build these products. Raises as `stage.build_shapes` does."""
     # Two calls for one stage do not share a folder.
     scratch = Path(tempfile.mkdtemp(prefix="listing.", dir=context.scratch))
     cache = str(context.layout.cache(CacheName.DEEP_GEMM))

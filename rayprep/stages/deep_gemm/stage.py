@@ -1,7 +1,7 @@
 """The `deep_gemm` stage: the matrix products that SGLang runs through DeepGEMM, compiled before any server starts.
 
-Which products those are follows from the model's config (`model.gemm`), and one unit is one product. For a model
-that rayprep does not know, the one unit is `server`: the server then compiles for itself.
+Which products those are follows from the model's config (`sglang/gemm_shapes`), and one unit is one product. For a
+model that rayprep does not know, the one unit is `server`: the server then compiles for itself.
 """
 
 import re

@@ -28,8 +28,6 @@ from rayprep.store.scan import CacheScan, scan_cache
 __all__ = ["FlashInferStage", "module_of"]
 
 _ARCH_LIST = "FLASHINFER_CUDA_ARCH_LIST"
-"""What flashinfer makes of a visible sm_90 GPU by itself (compilation_context.py, 0.6.14), and what a server of SGLang
-sets (`set_cuda_arch`, 0.5.16): the folder (`90a`) and the flags are the same, and the build needs no GPU."""
 
 # Measured on 16 cores with four modules side by side, and guessed from it; later runs reckon from their own history.
 _SECONDS = {"gen_batch_prefill_module": 70.0, "gen_batch_mla_module": 60.0, "gen_trtllm_comm_module": 60.0}

@@ -1,6 +1,6 @@
 """The `inductor` stage: the model's decode step, really compiled by TorchInductor.
 
-On a GPU it is SGLang's own server that compiles it (`inductor_server`). On a host without one, two child processes do
+On a GPU it is SGLang's own server that compiles it (`by_server`). On a host without one, two child processes do
 the work. The first compiles one graph for each batch size and compares it with eager. The second is as cold as a
 server will be: it must find every graph in the cache and write no new artifact, and the files that it reads are those
 that the completion lists.
