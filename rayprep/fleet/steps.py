@@ -20,8 +20,7 @@ _DOING = {MoveKind.BUILD: "builds ", MoveKind.PART: "builds a part of ", MoveKin
 
 
 class HostSteps:
-    """Decides by pure rules (`model/fleet/moves`, `model/fleet/parts`) and begins the remote calls. The driver waits for
-    them."""
+    """Decides by pure rules (`model/fleet/moves`, `model/fleet/parts`) and begins calls that the driver waits for."""
 
     def __init__(self, asked: Asked, fleet: FleetSpec, members: Mapping[str, Member], record: FleetRecord) -> None:
         self._asked, self._fleet, self._members, self._record = asked, fleet, members, record
