@@ -37,6 +37,7 @@ LATE = {
     ("rayprep.cli.process", "rayprep.host.environment"),
     ("rayprep.cli.status", "rayprep.fleet.actors"),  # with Ray, once its environment is made
     ("rayprep.cli.on_cluster", "rayprep.fleet.run_everywhere"),
+    ("rayprep.fleet.attached", "rayprep.fleet.worker"),  # with Ray, whose failure to be imported the owner is told
     ("rayprep.stages.inductor.child", "rayprep.stages.inductor.decode_step"),  # with torch, once its threads are set
     ("rayprep.stages.moe_tune.process_bench", "rayprep.stages.moe_tune.bench"),  # with SGLang, in a child of the child
 }

@@ -23,9 +23,9 @@ def run(command: str, options: Mapping[str, object], fleet: FleetFlags, *, json_
     spec, address = fleet.spec(), address_of(fleet.address, dict(os.environ))
     argv = [command, *_words(options), "--json"]
     set_ray_environment(CLUSTER_ENVIRONMENT)
-    from rayprep.fleet.run_everywhere import ask_everywhere  # which imports Ray, and that reads the environment
-
     with joined_ray(address):
+        from rayprep.fleet.run_everywhere import ask_everywhere  # with Ray, which has read its environment
+
         found = Everywhere(command=tuple(argv), hosts=ask_everywhere(spec, argv, TIMEOUT_S))
     if json_output:
         output.json_text(json.dumps(found.document, indent=2))

@@ -32,9 +32,9 @@ def command(
 def run(address: str | None, run_id: str | None, *, watch: bool, json_output: bool) -> int:
     """Prints the live state of the cluster's runs, with `watch` until none goes on. Exit 3 where none does."""
     set_ray_environment(CLUSTER_ENVIRONMENT)
-    from rayprep.fleet.actors import find_status  # which imports Ray, and that reads the environment
-
     with joined_ray(address_of(address, dict(os.environ))):
+        from rayprep.fleet.actors import find_status  # with Ray, which has read its environment and found a cluster
+
         found = find_status(run_id)
         while True:
             for each in found:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray._private.state import actors
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import rayprep
@@ -114,6 +113,8 @@ def claim_gpus(node: NodeInfo) -> Handle:
 
 def living_actors() -> dict[str, list[Mapping[str, Any]]]:
     """All of the cluster, by their node's id, as Ray describes them. Takes as long as there are actors."""
+    from ray._private.state import actors  # nothing else is to fail where a Ray has it under another name
+
     found: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for each in actors().values():
         if each["State"] == "ALIVE":

@@ -14,14 +14,8 @@ from collections.abc import Iterator
 from multiprocessing.connection import Connection
 
 from rayprep.base.errors import ErrorType, Interrupted, RayprepError
-from rayprep.fleet.agent_pool import AgentPool
-from rayprep.fleet.driver import FleetRequest, drive_fleet
-from rayprep.fleet.local_fleet import HostDriver
-from rayprep.fleet.messages import Attach, FleetJob, HostJob, Orders, Wire
+from rayprep.fleet.messages import Attach, Orders, Wire
 from rayprep.fleet.runtime.session import joined_ray, local_ray
-from rayprep.fleet.runtime.watch import RayWatch
-from rayprep.model.fleet.result import FleetResult
-from rayprep.model.result import PrepResult
 from rayprep.report.screen import write_trace
 
 _PR_SET_PDEATHSIG = 1
@@ -37,11 +31,17 @@ def main(argv: list[str]) -> int:
     if not isinstance(attach, Attach):
         return 0
     try:
-        with _attached(attach), AgentPool() as pool:
+        from rayprep.fleet.worker import Worker  # with Ray: what its import raises is for the owner, too
+
+        with _attached(attach), Worker(wire, orders, attach.address) as worker:
             wire.end(None)
-            worker = _Worker(wire, orders, pool, attach)
             while (job := orders.next()) is not None:
-                wire.end(worker.outcome(job))
+                try:
+                    wire.end(worker.result_of(job))
+                except ConnectionError:
+                    raise
+                except Exception as error:  # noqa: BLE001 - the owner says it, and closes the result
+                    wire.end(_as_ours(error, debug=attach.debug))
     except ConnectionError:
         return 1  # the owner has gone
     except KeyboardInterrupt:
@@ -75,33 +75,6 @@ def _attached(attach: Attach) -> Iterator[None]:
         assert attach.sessions is not None
         with local_ray(attach.sessions):
             yield
-
-
-class _Worker:
-    """Carries out jobs, one after another."""
-
-    def __init__(self, wire: Wire, orders: Orders, pool: AgentPool, attach: Attach) -> None:
-        self._wire, self._orders, self._pool, self._debug = wire, orders, pool, attach.debug
-        self._watch = RayWatch(attach.address)
-        self._host = HostDriver(orders, self._watch)
-
-    def outcome(self, job: object) -> PrepResult | FleetResult | RayprepError:
-        """The job's result, or why there is none."""
-        try:
-            return self._carry_out(job)
-        except ConnectionError:
-            raise
-        except Exception as error:  # noqa: BLE001 - the owner says it, and closes the result
-            return _as_ours(error, debug=self._debug)
-
-    def _carry_out(self, job: object) -> PrepResult | FleetResult:
-        if isinstance(job, HostJob):
-            return self._host.drive(job, self._wire)
-        assert isinstance(job, FleetJob)
-        request = FleetRequest(
-            job.asked, job.fleet, job.layout, job.address, self._wire, self._orders, job.more, self._watch
-        )
-        return drive_fleet(request, self._pool)
 
 
 if __name__ == "__main__":
