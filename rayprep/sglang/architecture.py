@@ -148,7 +148,7 @@ class Architecture(Record):
     qk_nope_head_dim: int = Field(default=0, ge=0, le=_WIDTH)
     qk_rope_head_dim: int = Field(default=0, ge=0, le=_WIDTH)
     v_head_dim: int | None = Field(default=None, gt=0, le=_WIDTH)
-    quantization: Quantization | None = Field(default=None, validation_alias=AliasChoices(*_STORED))
+    quantization: Quantization | None = Field(default=None, validation_alias=AliasChoices(*_STORED, "quantization"))
 
     @model_validator(mode="before")
     @classmethod
@@ -169,6 +169,9 @@ class Architecture(Record):
                 keys.setdefault("head_dim", max(1, hidden // heads))
         if not isinstance(keys.get("compression_config"), dict):
             keys.pop("compression_config", None)
+        own_field = keys.get("quantization")
+        if isinstance(own_field, dict) and "quant_method" not in own_field:
+            del keys["quantization"]  # MLX's, which is not this field as a record has it
         keys = expert_keys.flattened(keys)
         lists = expert_keys.differing(keys)
         readable = {name: value for name, value in keys.items() if name not in lists}

@@ -104,8 +104,8 @@ def make_endless(path: Path) -> None:
         (".rayprep/inductor/tiny-dense-tp1-0123456789abcdef.json", make_endless),
         (".rayprep/store-id", make_pipe),
         (".in_progress/tiny-dense/inductor", make_endless),
-        (".locks/tiny-dense.lock", make_endless),
-        (".locks/.store.lock", make_pipe),
+        pytest.param(".locks/tiny-dense.lock", make_endless, marks=pytest.mark.slow),
+        pytest.param(".locks/.store.lock", make_pipe, marks=pytest.mark.slow),
     ],
 )
 def test_what_is_no_file_in_the_store_holds_nobody_up(

@@ -49,7 +49,7 @@ def hit(run: Aborted, victim: str, signum: signal.Signals) -> Path:
     ("victim", "signum"),
     [
         pytest.param(GCS, signal.SIGKILL, id="gcs"),
-        pytest.param(ATTACHED, signal.SIGABRT, id="attached-aborts"),
+        pytest.param(ATTACHED, signal.SIGABRT, id="attached-aborts", marks=pytest.mark.slow),
         pytest.param(ATTACHED, signal.SIGKILL, id="attached", marks=pytest.mark.slow),
         pytest.param(RAYLET, signal.SIGKILL, id="raylet", marks=pytest.mark.slow),
     ],

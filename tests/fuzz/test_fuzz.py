@@ -9,7 +9,7 @@ from tests.fuzz.target import Finding, Target
 from tests.fuzz.targets.everything import all_targets
 
 SEED = 15
-MUTATIONS = 120
+MUTATIONS = 60
 """A share of which each target gets."""
 
 

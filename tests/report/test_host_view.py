@@ -2,10 +2,10 @@
 
 import io
 import json
-import os
 import re
 import shlex
 import subprocess
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,7 +44,7 @@ def test_the_log_goes_on_where_it_ended(tmp_path: Path) -> None:
 @pytest.fixture
 def tmux(tmp_path: Path) -> Iterator[list[str]]:
     """A tmux server of the test's own, 100 columns wide."""
-    command = ["tmux", "-L", f"rayprep-{os.getpid()}", "-f", "/dev/null"]
+    command = ["tmux", "-L", f"rayprep-{uuid.uuid4().hex}", "-f", "/dev/null"]
     subprocess.run([*command, "new-session", "-d", "-x", "110", "-y", "40"], cwd=tmp_path, check=True)
     yield command
     subprocess.run([*command, "kill-server"], check=False)
