@@ -73,7 +73,7 @@ def test_a_ray_that_dies_is_a_lost_node(
 @pytest.mark.parametrize(
     "victim",
     [
-        pytest.param(GCS, id="gcs"),
+        pytest.param(GCS, id="gcs", marks=pytest.mark.slow),
         pytest.param(ATTACHED, id="attached", marks=pytest.mark.slow),
         pytest.param(RAYLET, id="raylet", marks=pytest.mark.slow),
     ],

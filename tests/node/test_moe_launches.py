@@ -93,9 +93,9 @@ def test_candidates_that_fail_leave_sglangs_own_values_where_nothing_is_tuned(ho
     ("name", "entry", "settings"),
     [
         pytest.param(NAME, UNFIT, {}, marks=pytest.mark.slow),
-        (TWIN, UNFIT, {}),
+        pytest.param(TWIN, UNFIT, {}, marks=pytest.mark.slow),
         (NAME, DEADLY, {"FAKE_DEADLY_LAUNCH": "7"}),
-        (NAME, DEADLY, {"FAKE_DEADLY_STAGES": "7"}),
+        pytest.param(NAME, DEADLY, {"FAKE_DEADLY_STAGES": "7"}, marks=pytest.mark.slow),
         pytest.param(TWIN, DEADLY, {"FAKE_DEADLY_LAUNCH": "7"}, marks=pytest.mark.slow),
     ],
     ids=["unfit", "unfit-twin", "kills-the-launching-process", "kills-the-compiler", "twin-kills"],
