@@ -5,7 +5,7 @@ import sys
 
 import typer
 
-from rayprep.base.errors import BadRequest, HostUnfit
+from rayprep.base.errors import HostUnfit
 from rayprep.cli import on_cluster, output
 from rayprep.cli.fleet_flags import FleetFlags
 from rayprep.cli.options import (
@@ -19,13 +19,13 @@ from rayprep.cli.options import (
     Nodes,
     ProfilesRoot,
     TelemetryRoot,
+    device_of,
     refuse_without_cluster,
 )
 from rayprep.doctor import examine
 from rayprep.doctor.bounded import answer_within
 from rayprep.doctor.findings import DoctorReport, Finding, State
 from rayprep.host.layout import Layout, choose_roots
-from rayprep.model.spec import DeviceChoice
 from rayprep.report.screen import Grid, Screen, styled
 
 _ROOTS_DEADLINE_S = 10.0
@@ -56,10 +56,7 @@ def command(
 def run(device: str | None, profiles_root: str | None, telemetry_root: str | None, *, json_output: bool) -> int:
     """Prints the report, and returns the exit code: 0, or 3 where something failed."""
     environ = dict(os.environ)
-    try:
-        choice = DeviceChoice(device or "auto")
-    except ValueError:
-        raise BadRequest(f"--device {device!r}", hint="use auto, cuda or cpu") from None
+    choice = device_of(device)
     report = examine(_choose_roots(environ, profiles_root, telemetry_root), environ, choice)
     if json_output:
         output.document(report)

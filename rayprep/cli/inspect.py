@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import typer
 
-from rayprep.base.errors import BadRequest
 from rayprep.base.human import ago, size
 from rayprep.cli import on_cluster, output
 from rayprep.cli.fleet_flags import FleetFlags
@@ -29,6 +28,7 @@ from rayprep.cli.options import (
     Serve,
     Tp,
     Triton,
+    device_of,
     refuse_without_cluster,
 )
 from rayprep.cli.stage_names import selection
@@ -38,7 +38,6 @@ from rayprep.host.model_files import find_model
 from rayprep.host.this_host import choose_device, read_signature
 from rayprep.model.caches import CacheName
 from rayprep.model.snapshot import CacheSnapshot, ProfileSnapshot
-from rayprep.model.spec import DeviceChoice
 from rayprep.model.stages import ANSWERS_FOR, STAGES, StageName
 from rayprep.report.screen import Grid, Screen
 from rayprep.store.snapshot import Wanted, take_inventory, take_snapshot
@@ -115,10 +114,7 @@ def look(question: Question) -> ProfileSnapshot:
     """Takes the snapshot. Raises BadRequest and HostUnfit."""
     environ = dict(os.environ)
     layout = choose_roots(environ, question.profiles_root)
-    try:
-        choice = DeviceChoice(question.device or "auto")
-    except ValueError:
-        raise BadRequest(f"--device {question.device!r}", hint="use auto, cuda or cpu") from None
+    choice = device_of(question.device)
     gpus = visible_gpus(read_gpus(), environ)
     tp = question.tp or 1
     signature = read_signature(layout, environ, choose_device(choice, gpus, tp), gpus)

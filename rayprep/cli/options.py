@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from rayprep.base.errors import BadRequest
+from rayprep.model.spec import DeviceChoice
 
 Model = Annotated[str | None, typer.Option("--model", help="Folder with a config.json, that file, or a model's name.")]
 Tp = Annotated[int | None, typer.Option("--tp", help="Tensor-parallel size (default 1).")]
@@ -61,3 +62,11 @@ def refuse_without_cluster(**flags: object) -> None:
         if value is not None and value is not False:
             flag = f"--{name.replace('_', '-')}"
             raise BadRequest(f"{flag} needs --cluster", hint=f"give --cluster, or leave {flag} out")
+
+
+def device_of(flag: str | None) -> DeviceChoice:
+    """Return the device that `--device` names. Raises BadRequest."""
+    try:
+        return DeviceChoice(flag or "auto")
+    except ValueError:
+        raise BadRequest(f"--device {flag!r}", hint="use auto, cuda or cpu") from None

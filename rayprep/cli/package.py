@@ -3,13 +3,12 @@
 import os
 from dataclasses import dataclass
 
-from rayprep.base.errors import BadRequest
 from rayprep.cli import output
+from rayprep.cli.options import device_of
 from rayprep.host.gpu import read_gpus, visible_gpus
 from rayprep.host.layout import Layout, choose_roots
 from rayprep.host.this_host import choose_device, read_signature
 from rayprep.model.signature import Signature
-from rayprep.model.spec import DeviceChoice
 from rayprep.store.package.manifest import PackageReport
 
 
@@ -26,10 +25,7 @@ class Place:
 
     def signature(self) -> Signature:
         """This host's. Raises BadRequest and HostUnfit."""
-        try:
-            choice = DeviceChoice(self.device or "auto")
-        except ValueError:
-            raise BadRequest(f"--device {self.device!r}", hint="use auto, cuda or cpu") from None
+        choice = device_of(self.device)
         environ = dict(os.environ)
         gpus = visible_gpus(read_gpus(), environ)
         return read_signature(self.layout, environ, choose_device(choice, gpus, 1), gpus)

@@ -19,7 +19,7 @@ from rayprep.sglang import expert_keys
 
 _STORED = ("quantization_config", "compression_config")
 HF_QUANT_CONFIG = "hf_quant_config.json"
-QUANTIZATION_FILES = (*(HF_QUANT_CONFIG, "quant_config.json", "quantize_config.json", "quantization_config.json"),)
+QUANTIZATION_FILES = (HF_QUANT_CONFIG, "quant_config.json", "quantize_config.json", "quantization_config.json")
 """Files beside a config.json that SGLang reads how the weights are stored from, where the config does not say it.
 
 Source: `_parse_quant_hf_config` in sglang 0.5.16, `srt/configs/model_config.py`, `get_quant_config` in
