@@ -1,1 +1,1 @@
-"""What every room builds on: records, errors, text, secrets, numbers for people. Imports nothing of ours."""
+"""Ground floor of all rooms: records, errors, text, secrets, numbers for people. Imports nothing of ours."""

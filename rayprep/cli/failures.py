@@ -1,4 +1,4 @@
-"""What went wrong, as one line on standard error and an exit status."""
+"""Errors as one line on standard error and an exit status."""
 
 from rayprep.base.errors import RayprepError
 from rayprep.cli import output

@@ -11,7 +11,7 @@ from rayprep.model.fleet.spec import FleetSpec, VerifyScope, parse_labels
 
 @dataclass
 class FleetFlags:
-    """What was given on the command line about the fleet."""
+    """Flags about the fleet, as they were given."""
 
     address: str | None = None
     nodes: list[str] = field(default_factory=list)

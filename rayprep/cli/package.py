@@ -1,4 +1,4 @@
-"""What `rayprep pack` and `rayprep unpack` share: which caches they are for, and how they report."""
+"""Parts that `rayprep pack` and `rayprep unpack` share: which caches they are for, and how they report."""
 
 import os
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What the process that is attached to Ray does there: jobs, one after another."""
+"""Jobs of the process that is attached to Ray, carried out one after another."""
 
 from rayprep.fleet.agent_pool import AgentPool
 from rayprep.fleet.driver import FleetRequest, drive_fleet
