@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from enum import StrEnum
+from typing import Literal
 
 from rayprep.base.errors import ErrorType
 from rayprep.base.records import Record, counted
@@ -25,6 +26,10 @@ class Work(Record):
     memory_bytes: int = 0
     batch_sizes: tuple[int, ...] = ()
     """What it is built for, where that is not the request's own."""
+    listed_by: Literal["sglang", "tables", "server"] = "tables"
+    """Who says what the units are: the installed SGLang, rayprep's tables, or nobody before a server runs."""
+    left: str = ""
+    """Why nobody does, where it is a server that finds out."""
     by_sglang: bool = False
     """SGLang itself does it, in its server or its tuner, for a stage other than `serve`. It then compiles what `serve`
     answers for as well, and leaves half of it when it is killed."""
@@ -138,6 +143,7 @@ class Decision(Record):
             mib = self.work.required_bytes / 2**20
             cost = f": {len(self.work.units)} to build, about {self.work.seconds:.0f} s and {mib:.0f} MiB"
             cost += f" ({self.work.estimate})"
+            cost += f"; left to the server: {self.work.left}" if self.work.left else ""
         detail = f" ({self.detail})" if self.detail else ""
         return f"{self.stage}: {self.action}, {self.reason}{detail}{cost}"
 

@@ -216,12 +216,12 @@ def check_against_model(spec: PrepSpec, architecture: Architecture) -> None:
         address_of(spec.server_command)
         _refuse_slices(spec.slices)
     heads, kv_heads = architecture.num_attention_heads, architecture.num_key_value_heads
-    if heads % spec.tp:
+    if heads and heads % spec.tp:
         raise BadRequest(
             f"tp {spec.tp} does not divide the model's {heads} attention heads",
             hint="choose a tp that divides them",
         )
-    if kv_heads % spec.tp and spec.tp % kv_heads:
+    if kv_heads and kv_heads % spec.tp and spec.tp % kv_heads:
         raise BadRequest(
             f"tp {spec.tp} and the model's {kv_heads} key-value heads do not divide each other",
             hint="choose a tp that divides them, or a multiple of them",

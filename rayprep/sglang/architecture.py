@@ -1,8 +1,10 @@
 """The widths of a model, read from its Hugging Face `config.json`.
 
-Only the keys that decide which kernels are compiled are read; everything else in the file is ignored.
+Only the keys that decide which kernels are compiled are read; everything else in the file is ignored. No width must be
+there: a model that says one by another name, or leaves it to transformers' defaults, is served all the same, and what
+cannot do without asks for it by `width`.
 Source of the names: transformers' configuration classes (Qwen2, Qwen3, Qwen3-MoE, Llama, Mixtral, DeepSeek-V2/V3,
-LongCat); `sglang/expert_keys` has those of the experts.
+GLM-4.5); `sglang/experts` has those of the experts.
 """
 
 import contextlib
@@ -10,12 +12,13 @@ import hashlib
 import json
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Literal
 
 from pydantic import AliasChoices, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 from rayprep.base.errors import BadRequest
 from rayprep.base.records import Record, first_problem
-from rayprep.sglang import expert_keys
+from rayprep.sglang import experts
 
 _STORED = ("quantization_config", "compression_config")
 HF_QUANT_CONFIG = "hf_quant_config.json"
@@ -27,6 +30,10 @@ Source: `_parse_quant_hf_config` in sglang 0.5.16, `srt/configs/model_config.py`
 """
 _LAYERS, _WIDTH, _VOCABULARY = 10_000, 10_000_000, 1_000_000_000
 """No model has as many. A file can come from anywhere, and what is planned grows with these."""
+
+
+_ANY_VOCABULARY = 1000
+"""Every language model has more."""
 
 
 class WeightScheme(Record):
@@ -103,6 +110,21 @@ def _modelopt_method(keys: Mapping[str, object]) -> str | None:
     return "modelopt_fp4" if "FP4" in algo else "modelopt_fp8" if "FP8" in algo else None
 
 
+Width = Literal[
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "vocab_size",
+]
+
+
+class WidthMissing(Exception):
+    """The config gives no one number for a width; its message says which."""
+
+
 class Architecture(Record):
     """What of a model's `config.json` decides its kernels. Widths are in elements, of the whole model (TP 1)."""
 
@@ -110,27 +132,25 @@ class Architecture(Record):
 
     architectures: tuple[str, ...] = ()
     model_type: str = "unknown"
-    hidden_size: int = Field(gt=0, le=_WIDTH)
-    intermediate_size: int = Field(
-        gt=0, le=_WIDTH, validation_alias=AliasChoices("intermediate_size", "ffn_hidden_size")
-    )
-    num_hidden_layers: int = Field(gt=0, le=_LAYERS, validation_alias=AliasChoices("num_hidden_layers", "num_layers"))
-    num_attention_heads: int = Field(gt=0, le=_WIDTH)
-    num_key_value_heads: int = Field(gt=0, le=_WIDTH)
-    head_dim: int = Field(gt=0, le=_WIDTH)
-    vocab_size: int = Field(gt=0, le=_VOCABULARY)
+    hidden_size: int | None = Field(default=None, gt=0, le=_WIDTH)
+    intermediate_size: int | None = Field(default=None, gt=0, le=_WIDTH)
+    num_hidden_layers: int | None = Field(default=None, gt=0, le=_LAYERS)
+    num_attention_heads: int | None = Field(default=None, gt=0, le=_WIDTH)
+    num_key_value_heads: int | None = Field(default=None, gt=0, le=_WIDTH)
+    head_dim: int | None = Field(default=None, gt=0, le=_WIDTH)
+    vocab_size: int | None = Field(default=None, gt=0, le=_VOCABULARY)
     max_position_embeddings: int = Field(default=4096, gt=0)
     rms_norm_eps: float = 1e-6
     rope_theta: float = 10000.0
     dtype: str = Field(default="float32", validation_alias=AliasChoices("torch_dtype", "dtype"))
     """As the config has it; one that names none is taken for float32, as SGLang takes it."""
-    num_experts: int = Field(default=0, ge=0, le=_WIDTH, validation_alias=AliasChoices(*expert_keys.COUNT))
-    num_experts_per_tok: int = Field(default=0, ge=0, le=_WIDTH, validation_alias=AliasChoices(*expert_keys.TOP_K))
-    moe_intermediate_size: int | None = Field(
-        default=None, gt=0, le=_WIDTH, validation_alias=AliasChoices(*expert_keys.WIDTH)
-    )
+    num_experts: int = Field(default=0, ge=0, le=_WIDTH, validation_alias=AliasChoices(*experts.COUNT))
+    num_experts_per_tok: int = Field(default=0, ge=0, le=_WIDTH)
+    moe_intermediate_size: int | None = Field(default=None, gt=0, le=_WIDTH)
     experts_unread: str = ""
     """Why the three above do not tell which experts the model has; empty where they do."""
+    by_layer: tuple[str, ...] = ()
+    """Keys that are not read, since they have another number for each layer."""
     n_shared_experts: int = Field(default=0, ge=0, le=_WIDTH)
     shared_expert_intermediate_size: int = Field(default=0, ge=0, le=_WIDTH)
     """Qwen2-MoE's way to say how wide its one shared expert is; DeepSeek counts experts instead."""
@@ -156,32 +176,49 @@ class Architecture(Record):
         """transformers' own defaults for keys that configs leave out or set to null."""
         if not isinstance(data, dict):
             return data
-        own, inner = _given(data), _given(data.get("text_config"))
+        own, inner = _given(data), _language_model(data)
         # How the weights are stored is the whole model's to say; widths are the language model's.
         keys = {**own, **inner, **{name: own[name] for name in _STORED if isinstance(own.get(name), dict)}}
         rope = keys.get("rope_parameters")  # where transformers 5 puts it
         if isinstance(rope, dict) and "rope_theta" in rope:
             keys.setdefault("rope_theta", rope["rope_theta"])
+        keys, by_layer = _one_number_each(keys)
         heads, hidden = keys.get("num_attention_heads"), keys.get("hidden_size")
         if isinstance(heads, int) and heads > 0:
-            keys.setdefault("num_key_value_heads", heads)
-            if isinstance(hidden, int):
+            if "num_key_value_heads" not in by_layer:
+                keys.setdefault("num_key_value_heads", heads)
+            if isinstance(hidden, int) and "head_dim" not in by_layer:
                 keys.setdefault("head_dim", max(1, hidden // heads))
         if not isinstance(keys.get("compression_config"), dict):
             keys.pop("compression_config", None)
         own_field = keys.get("quantization")
         if isinstance(own_field, dict) and "quant_method" not in own_field:
             del keys["quantization"]  # MLX's, which is not this field as a record has it
-        keys = expert_keys.flattened(keys)
-        lists = expert_keys.differing(keys)
-        readable = {name: value for name, value in keys.items() if name not in lists}
-        return {**readable, "experts_unread": expert_keys.unread(keys)}
+        return {**keys, "experts_unread": experts.unread(keys, by_layer), "by_layer": by_layer}
 
     @model_validator(mode="after")
     def _chosen_of_all(self) -> "Architecture":
         if self.is_moe and self.num_experts_per_tok > self.num_experts:
             raise ValueError(f"a token goes to {self.num_experts_per_tok} experts, and there are {self.num_experts}")
         return self
+
+    def width(self, name: Width) -> int:
+        """Return a width. Raises WidthMissing where the config does not say it."""
+        value: int | None = getattr(self, name)
+        if value is None:
+            why = "has one for each layer" if name in self.by_layer else "does not say it"
+            raise WidthMissing(f"it needs the model's {name}, and the config.json {why}")
+        return value
+
+    @property
+    def token_ids(self) -> int:
+        """Ids from 0 to this one are tokens of the model: of its vocabulary, or of any where it is not said."""
+        return self.vocab_size or _ANY_VOCABULARY
+
+    @property
+    def family(self) -> str:
+        """The class that SGLang looks for."""
+        return self.architectures[0] if self.architectures else ""
 
     @property
     def is_moe(self) -> bool:
@@ -196,6 +233,40 @@ class Architecture(Record):
         return self.quantization.weight_block_size if self.quantization else None
 
 
+_LISTS = frozenset({"architectures", "mlp_only_layers"})
+_SCALARS = frozenset(
+    {
+        *Architecture.model_fields.keys() - _LISTS - {"quantization", "experts_unread", "by_layer"},
+        *(*experts.COUNT, "torch_dtype"),
+    }
+)
+_INNER = ("thinker_config", "llm_config", "language_config", "text_config")
+"""Where a model of several parts has its language model's widths, the first that it has.
+
+Source: `get_hf_text_config` in sglang 0.5.16, `srt/utils/hf_transformers/common.py`.
+"""
+
+
+def _language_model(data: object) -> dict[str, object]:
+    """Return the widths' own object; empty where they stand at the top."""
+    keys = _given(data)
+    inner = next((found for name in _INNER if (found := _given(keys.get(name)))), {})
+    return {**inner, **_given(inner.get("text_config"))}
+
+
+def _one_number_each(keys: Mapping[str, object]) -> tuple[dict[str, object], tuple[str, ...]]:
+    """Take a list of one number for all layers for that number, and others out. Returns the names of those, too."""
+    found, by_layer = dict(keys), []
+    for name in _SCALARS & keys.keys():
+        value = keys[name]
+        if isinstance(value, list) and value and all(number == value[0] for number in value):
+            found[name] = value[0]
+        elif isinstance(value, list | dict):
+            del found[name]
+            by_layer.append(name)
+    return found, tuple(sorted(by_layer))
+
+
 def parse_architecture(text: str, source: str, beside: Mapping[str, str] = MappingProxyType({})) -> Architecture:
     """Reads a `config.json`'s text.
 
@@ -204,16 +275,20 @@ def parse_architecture(text: str, source: str, beside: Mapping[str, str] = Mappi
             modelopt's `hf_quant_config.json` does.
 
     Raises:
-        BadRequest: not JSON, not an object, or a width is missing or not a positive number.
+        BadRequest: not JSON, not an object, or a width is not a positive number.
     """
     try:
-        architecture = Architecture.model_validate_json(text)
+        # Not pydantic's own parser: transformers writes an infinite number as `Infinity`.
+        architecture = Architecture.model_validate(json.loads(text))
+        if architecture.model_type == "unknown" and not architecture.family and architecture.hidden_size is None:
+            raise ValueError("it names no model")
         if architecture.quantization is None and HF_QUANT_CONFIG in beside:
             return architecture.model_copy(update={"quantization": _exported(beside[HF_QUANT_CONFIG])})
         return architecture
-    except ValidationError as error:
+    except (ValueError, RecursionError) as error:
+        problem = first_problem(error) if isinstance(error, ValidationError) else str(error)
         raise BadRequest(
-            f"model config {source} cannot be read: {first_problem(error)}",
+            f"model config {source} cannot be read: {problem}",
             hint="give a Hugging Face config.json of a causal language model",
         ) from None
 
@@ -244,7 +319,7 @@ def config_digest(text: str, beside: Mapping[str, str] = MappingProxyType({})) -
 def says_how_it_is_stored(text: str) -> bool:
     """Tell whether a config.json names a quantisation, so that SGLang looks for it nowhere else."""
     data = _given(json.loads(text))
-    return any(_given(data.get(name)) or _given(_given(data.get("text_config")).get(name)) for name in _STORED)
+    return any(_given(data.get(name)) or _given(_language_model(data).get(name)) for name in _STORED)
 
 
 def _canonical(text: str) -> str:

@@ -20,10 +20,13 @@ and MoE runners of FlashInfer are left to the server.
 """
 
 import re
+from collections.abc import Iterator
+from typing import NamedTuple
 
 from rayprep.base.records import Record
 from rayprep.sglang.architecture import Architecture
 from rayprep.sglang.flags import ServerFlags
+from rayprep.sglang.inventory import AttentionFacts, Inventory
 
 _SHORT = {
     **{"bfloat16": "bf16", "float16": "f16", "float8_e4m3fn": "e4m3", "float8_e5m2": "e5m2", "int32": "i32"},
@@ -47,6 +50,43 @@ _FUSED_ALL_REDUCE = frozenset(
 _MODULE_PATH = re.compile(r"(?:^|/)\.cache/flashinfer/[^/]+/[^/]+/(?:cached_ops|generated)/([^/.][^/]*)(/.)?")
 
 
+class Attention(NamedTuple):
+    """One kind of a rank's attention layers. Widths in elements, of one head."""
+
+    heads: int
+    kv_heads: int
+    width_qk: int
+    width_v: int
+
+
+class Latent(NamedTuple):
+    """Multi-head latent attention: the widths of the latent space and of rope, and of a head before absorption."""
+
+    space: int
+    rope: int
+    width_qk: int
+    width_v: int
+
+
+class Server(NamedTuple):
+    """What of a server decides its modules, whoever says so. Types by torch's names."""
+
+    dtype: str
+    attention: tuple[Attention, ...]
+    latent: Latent | None
+    prefill: str
+    """The backend that attends in prefill."""
+    decode: str
+    kv_cache: str
+    """`--kv-cache-dtype`."""
+    all_reduce: str
+    """The backend that fuses all-reduce and norm; empty for none."""
+    sampling: str
+    deterministic: bool
+    ragged: bool
+    """Prompts of latent attention without a cached prefix go to a wrapper of their own."""
+
+
 class FlashInferModule(Record):
     """One module: a function of `flashinfer.jit` and what it is called with; dtypes by torch's names."""
 
@@ -60,29 +100,105 @@ class FlashInferModule(Record):
 
 
 def flashinfer_modules(
-    architecture: Architecture, tp: int, server_args: tuple[str, ...]
+    architecture: Architecture, tp: int, server_args: tuple[str, ...], inventory: Inventory | None = None
 ) -> tuple[FlashInferModule, ...]:
     """The modules that one rank of `tp` needs on sm_90, those that compile longest first; all ranks need the same.
 
+    Args:
+        inventory: what the installed SGLang says; our tables where it was not asked.
+
     Raises:
         BadRequest: a word of `server_args` belongs to no flag.
+        WidthMissing: the config leaves one out that is needed.
     """
     flags = ServerFlags(server_args)
-    dtype = flags.dtype(architecture)
-    half = dtype in ("bfloat16", "float16")
-    deterministic = "enable_deterministic_inference" in flags
+    server = _listed(inventory, flags) if inventory else _by_tables(architecture, tp, flags)
+    half = server.dtype in ("bfloat16", "float16")
     found: list[FlashInferModule] = []
     if half:
-        found += _mla(architecture, dtype, flags) if architecture.is_mla else _gqa(architecture, tp, dtype, flags)
-    found += _all_reduce(architecture, tp, flags)
-    if flags.get("sampling_backend", "flashinfer") == "flashinfer" and not deterministic:
+        found += _mla(server, server.latent) if server.latent else _gqa(server)
+    if server.all_reduce:
+        generator = "gen_trtllm_mnnvl_comm_module" if server.all_reduce == "mnnvl" else "gen_trtllm_comm_module"
+        found.append(FlashInferModule(generator=generator))
+    if server.sampling == "flashinfer" and not server.deterministic:
         # One file of it compiles as long as the longest of attention's: 88 s beside 79 s on an H200's host.
         found.insert(1, FlashInferModule(generator="gen_sampling_module"))
-    if half and not deterministic:  # deterministic servers norm with a batch-invariant kernel of SGLang's
+    if half and not server.deterministic:  # deterministic servers norm with a batch-invariant kernel of SGLang's
         found.append(FlashInferModule(generator="gen_norm_module"))
     if _is_v3_router(architecture):
         found.append(FlashInferModule(generator="gen_dsv3_fused_routing_module"))
     return tuple(found)
+
+
+def _listed(inventory: Inventory, flags: ServerFlags) -> Server:
+    """As the installed SGLang resolves it. Layers with a sliding window or a soft cap are left to the server."""
+    both = inventory.setting("attention_backend")
+    layers = [layer for layer in inventory.attention if layer.window is None and not layer.soft_cap]
+    kv_cache = inventory.setting("kv_cache_dtype") or "auto"
+    if kv_cache == "auto" and (inventory.kv_cache_quantization or "").upper() == "FP8":
+        kv_cache = "fp8_e4m3"
+    fused = inventory.setting("flashinfer_allreduce_fusion_backend")
+    return Server(
+        dtype=inventory.dtype,
+        attention=tuple(dict.fromkeys(_attention(layer) for layer in layers)),
+        latent=_latent(inventory, layers),
+        prefill=inventory.setting("prefill_attention_backend") or both,
+        decode=inventory.setting("decode_attention_backend") or both,
+        kv_cache=kv_cache,
+        all_reduce="" if inventory.tp == 1 else fused or inventory.setting("enable_flashinfer_allreduce_fusion"),
+        sampling=inventory.setting("sampling_backend"),
+        deterministic="enable_deterministic_inference" in flags,
+        ragged="flashinfer_mla_disable_ragged" not in flags,
+    )
+
+
+def _attention(layer: AttentionFacts) -> Attention:
+    return Attention(layer.heads, layer.kv_heads, layer.width_qk, layer.width_v)
+
+
+def _latent(inventory: Inventory, layers: list[AttentionFacts]) -> Latent | None:
+    """Before absorption a layer has as many heads for keys as for queries, after it one."""
+    space, rope = inventory.latent or (None, None)
+    before = next((layer for layer in layers if layer.kv_heads == layer.heads), None)
+    if space is None or rope is None or before is None:
+        return None
+    return Latent(space, rope, before.width_qk, before.width_v)
+
+
+def _by_tables(architecture: Architecture, tp: int, flags: ServerFlags) -> Server:
+    """As sglang 0.5.16 resolves it for the models that the tables were read for."""
+    tree = flags.get("speculative_eagle_topk", "")
+    drafts_a_tree = tree.isdigit() and int(tree) > 1
+    both = flags.get("attention_backend") or ("flashinfer" if drafts_a_tree and not architecture.is_mla else "fa3")
+    prefill = flags.get("prefill_attention_backend") or both
+    decode = flags.get("decode_attention_backend") or both
+    by_us = "flashinfer" in (prefill, decode)
+    latent = _latent_of(architecture) if by_us and architecture.is_mla else None
+    deterministic = "enable_deterministic_inference" in flags
+    return Server(
+        dtype=flags.dtype(architecture),
+        attention=(_attention_of(architecture, tp),) if by_us and latent is None else (),
+        latent=latent,
+        prefill=prefill,
+        decode=decode,
+        kv_cache=flags.get("kv_cache_dtype", "auto"),
+        all_reduce=_all_reduce(architecture, tp, flags),
+        sampling=flags.get("sampling_backend", "flashinfer"),
+        deterministic=deterministic,
+        ragged="flashinfer_mla_disable_ragged" not in flags,
+    )
+
+
+def _attention_of(architecture: Architecture, tp: int) -> Attention:
+    width = architecture.width("head_dim")
+    kv_heads = max(1, architecture.width("num_key_value_heads") // tp)
+    return Attention(architecture.width("num_attention_heads") // tp, kv_heads, width, width)
+
+
+def _latent_of(architecture: Architecture) -> Latent:
+    rope = architecture.qk_rope_head_dim
+    values = architecture.v_head_dim or architecture.width("head_dim")
+    return Latent(architecture.kv_lora_rank or 0, rope, architecture.qk_nope_head_dim + rope, values)
 
 
 def module_of(path: str) -> str | None:
@@ -97,37 +213,26 @@ def module_of(path: str) -> str | None:
     return match[1] if match[2] else match[1].split(".", 1)[0]
 
 
-def _backends(flags: ServerFlags, *, default: str) -> tuple[str, str]:
-    """Who attends in prefill and in decode."""
-    both = flags.get("attention_backend") or default
-    return flags.get("prefill_attention_backend") or both, flags.get("decode_attention_backend") or both
-
-
-def _gqa(architecture: Architecture, tp: int, dtype: str, flags: ServerFlags) -> list[FlashInferModule]:
-    tree = flags.get("speculative_eagle_topk", "")
-    drafts_a_tree = tree.isdigit() and int(tree) > 1
-    prefill, decode = _backends(flags, default="flashinfer" if drafts_a_tree else "fa3")
-    asked = flags.get("kv_cache_dtype", "auto")
-    kv_dtype = dtype if asked == "auto" else _KV_DTYPES.get(asked)
-    if "flashinfer" not in (prefill, decode) or kv_dtype is None:
+def _gqa(server: Server) -> list[FlashInferModule]:
+    kv_dtype = server.dtype if server.kv_cache == "auto" else _KV_DTYPES.get(server.kv_cache)
+    if "flashinfer" not in (server.prefill, server.decode) or kv_dtype is None:
         return []
-    heads = architecture.num_attention_heads // tp
-    group = heads // max(1, architecture.num_key_value_heads // tp)
-    deterministic = "enable_deterministic_inference" in flags
-    tensor_cores = deterministic or kv_dtype.startswith("float8") or group >= 4
-    width = architecture.head_dim
-    ragged = prefill == "flashinfer" and not deterministic
-    modules: list[FlashInferModule] = []
+    return list(dict.fromkeys(module for layer in server.attention for module in _gqa_layer(server, layer, kv_dtype)))
+
+
+def _gqa_layer(server: Server, layer: Attention, kv_dtype: str) -> Iterator[FlashInferModule]:
+    tensor_cores = server.deterministic or kv_dtype.startswith("float8") or layer.heads // layer.kv_heads >= 4
+    widths = (layer.width_qk, layer.width_v)
+    ragged = server.prefill == "flashinfer" and not server.deterministic
     if ragged:  # over the keys and values just computed, so of the model's type whatever the cache's is
-        modules.append(_prefill("fa3", dtype, dtype, width, width))
-    if prefill == "flashinfer" or tensor_cores:
-        modules.append(_prefill("fa2", dtype, kv_dtype, width, width))
-    if decode == "flashinfer" and not tensor_cores:
-        args = (dtype, kv_dtype, dtype, "int32", width, width, 0, False, False)
-        modules.append(FlashInferModule(generator="gen_batch_decode_module", args=args))
-    if ragged and heads <= _heads_to_merge(width):
-        modules.append(FlashInferModule(generator="gen_cascade_module"))
-    return modules
+        yield _prefill("fa3", server.dtype, server.dtype, *widths)
+    if server.prefill == "flashinfer" or tensor_cores:
+        yield _prefill("fa2", server.dtype, kv_dtype, *widths)
+    if server.decode == "flashinfer" and not tensor_cores:
+        args = (server.dtype, kv_dtype, server.dtype, "int32", *widths, 0, False, False)
+        yield FlashInferModule(generator="gen_batch_decode_module", args=args)
+    if ragged and layer.heads <= _heads_to_merge(layer.width_v):
+        yield FlashInferModule(generator="gen_cascade_module")
 
 
 def _heads_to_merge(width: int) -> int:
@@ -138,17 +243,14 @@ def _heads_to_merge(width: int) -> int:
     return 1024 // max(1, width // max(8, width // 32))
 
 
-def _mla(architecture: Architecture, dtype: str, flags: ServerFlags) -> list[FlashInferModule]:
-    prefill, decode = _backends(flags, default="fa3")
-    if "flashinfer" not in (prefill, decode):
+def _mla(server: Server, latent: Latent) -> list[FlashInferModule]:
+    if "flashinfer" not in (server.prefill, server.decode):
         return []
-    latent, rope = architecture.kv_lora_rank or 0, architecture.qk_rope_head_dim
-    modules = []
-    if prefill == "flashinfer" and "flashinfer_mla_disable_ragged" not in flags:
-        values = architecture.v_head_dim or architecture.head_dim
-        modules.append(_prefill("fa3", dtype, dtype, architecture.qk_nope_head_dim + rope, values))
+    dtype, modules = server.dtype, []
+    if server.prefill == "flashinfer" and server.ragged:
+        modules.append(_prefill("fa3", dtype, dtype, latent.width_qk, latent.width_v))
     # The latent cache is read in the model's type, whatever --kv-cache-dtype says.
-    args = ("fa3", dtype, dtype, dtype, "int32", latent, rope, False)
+    args = ("fa3", dtype, dtype, dtype, "int32", latent.space, latent.rope, False)
     return [*modules, FlashInferModule(generator="gen_batch_mla_module", args=args)]
 
 
@@ -158,18 +260,12 @@ def _prefill(backend: str, dtype: str, kv_dtype: str, width_qk: int, width_vo: i
     return FlashInferModule(generator="gen_batch_prefill_module", args=args)
 
 
-def _all_reduce(architecture: Architecture, tp: int, flags: ServerFlags) -> list[FlashInferModule]:
+def _all_reduce(architecture: Architecture, tp: int, flags: ServerFlags) -> str:
+    """Return the backend that fuses it; empty for none."""
     off = {"enforce_disable_flashinfer_allreduce_fusion", "enable_deterministic_inference"}
     asked = flags.get("flashinfer_allreduce_fusion_backend")
-    wanted = asked or "enable_flashinfer_allreduce_fusion" in flags or _fuses_by_itself(architecture)
-    if tp == 1 or not wanted or off & flags.keys():
-        return []
-    generator = "gen_trtllm_mnnvl_comm_module" if asked == "mnnvl" else "gen_trtllm_comm_module"
-    return [FlashInferModule(generator=generator)]
-
-
-def _fuses_by_itself(architecture: Architecture) -> bool:
-    return bool(architecture.architectures) and architecture.architectures[0] in _FUSED_ALL_REDUCE
+    wanted = asked or "enable_flashinfer_allreduce_fusion" in flags or architecture.family in _FUSED_ALL_REDUCE
+    return "" if tp == 1 or not wanted or off & flags.keys() else asked or "auto"
 
 
 def _is_v3_router(architecture: Architecture) -> bool:

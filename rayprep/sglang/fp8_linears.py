@@ -1,13 +1,14 @@
-"""The linear layers of the models that rayprep knows, as SGLang splits them over the ranks of a TP.
+"""The linear layers of the models that rayprep knows, as SGLang splits them over the ranks of a TP: tables, frozen.
 
-Source: sglang 0.5.16, `srt/models/{qwen2,qwen3,llama,mistral,qwen2_moe,qwen3_moe,deepseek_v2}.py` and
-`srt/layers/quantization/{fp8,utils}.py`.
+Source: sglang 0.5.16 (and the same up to 0.5.23), `srt/layers/quantization/{fp8,utils}.py` and
+`srt/models/{qwen2,qwen3,llama,mistral,qwen2_moe,qwen3_moe,deepseek_v2}.py`.
 """
 
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from rayprep.sglang.architecture import Architecture
+from rayprep.sglang.experts import fused_shared_experts
 
 _DENSE = ("Qwen2ForCausalLM", "Qwen3ForCausalLM", "LlamaForCausalLM", "MistralForCausalLM")
 _QWEN_MOE = ("Qwen2MoeForCausalLM", "Qwen3MoeForCausalLM")
@@ -32,9 +33,9 @@ class Linear(NamedTuple):
 def is_known(architecture: Architecture) -> bool:
     """Whether `fp8_layers` can name the layers of this model."""
     family = _family(architecture)
-    return family is not None and (
-        family is not _DEEPSEEK or bool(architecture.kv_lora_rank and architecture.v_head_dim)
-    )
+    if family is None or architecture.by_layer:
+        return False
+    return family is not _DEEPSEEK or bool(architecture.kv_lora_rank and architecture.v_head_dim)
 
 
 def fp8_layers(architecture: Architecture, tp: int, flags: Mapping[str, str]) -> list[Linear]:
@@ -42,41 +43,31 @@ def fp8_layers(architecture: Architecture, tp: int, flags: Mapping[str, str]) ->
 
     Args:
         flags: SGLang's own, by their plain names.
+
+    Raises:
+        WidthMissing: the config leaves one out.
     """
     ignored = architecture.quantization.ignored_layers if architecture.quantization else ()
     skipped = tuple(_dotted(name.removeprefix("model.")) for name in ignored)
     return [each for each in _linears(architecture, tp, flags) if not _is_skipped(each.path, skipped)]
 
 
-def shares_fused(architecture: Architecture, flags: Mapping[str, str]) -> bool:
-    """Whether the shared expert runs as one more routed expert: `determine_num_fused_shared_experts`."""
-    if _family(architecture) is not _DEEPSEEK or "disable_shared_experts_fusion" in flags:
-        return False
-    if "enforce_shared_experts_fusion" in flags:
-        return True
-    if "enable_two_batch_overlap" in flags or "enable_single_batch_overlap" in flags:
-        return False
-    name = architecture.architectures[0]
-    return (name, architecture.num_experts, architecture.n_shared_experts) == ("DeepseekV3ForCausalLM", 256, 1)
-
-
 def _family(architecture: Architecture) -> tuple[str, ...] | None:
-    name = architecture.architectures[0] if architecture.architectures else ""
-    return next((family for family in (_DENSE, _QWEN_MOE, _DEEPSEEK) if name in family), None)
+    return next((family for family in (_DENSE, _QWEN_MOE, _DEEPSEEK) if architecture.family in family), None)
 
 
 def _linears(architecture: Architecture, tp: int, flags: Mapping[str, str]) -> Iterator[Linear]:
     """Every linear layer that FP8 could apply to. Column-parallel ones split N, row-parallel ones K."""
-    family = _family(architecture)
-    shared = 0 if shares_fused(architecture, flags) else _shared_width(architecture)
-    for number in range(architecture.num_hidden_layers):
+    family, hidden = _family(architecture), architecture.width("hidden_size")
+    shared = 0 if fused_shared_experts(architecture, flags) else _shared_width(architecture)
+    for number in range(architecture.width("num_hidden_layers")):
         yield from (_mla if family is _DEEPSEEK else _attention)(architecture, tp, f"layers.{number}.self_attn")
         path = f"layers.{number}.mlp"
         if not _is_sparse(architecture, number):
-            yield from _mlp(architecture.hidden_size, architecture.intermediate_size, tp, path)
+            yield from _mlp(hidden, architecture.width("intermediate_size"), tp, path)
         elif shared:
             name = "shared_experts" if family is _DEEPSEEK else "shared_expert"
-            yield from _mlp(architecture.hidden_size, shared, tp, f"{path}.{name}")
+            yield from _mlp(hidden, shared, tp, f"{path}.{name}")
 
 
 def _is_sparse(architecture: Architecture, number: int) -> bool:
@@ -89,17 +80,17 @@ def _is_sparse(architecture: Architecture, number: int) -> bool:
 
 def _attention(architecture: Architecture, tp: int, path: str) -> Iterator[Linear]:
     """Grouped-query attention. A rank has at least one key-value head."""
-    width, hidden = architecture.head_dim, architecture.hidden_size
-    heads = architecture.num_attention_heads // tp
-    kv_heads = max(1, architecture.num_key_value_heads // tp)
+    width, hidden = architecture.width("head_dim"), architecture.width("hidden_size")
+    heads = architecture.width("num_attention_heads") // tp
+    kv_heads = max(1, architecture.width("num_key_value_heads") // tp)
     yield Linear(f"{path}.qkv_proj", (heads + 2 * kv_heads) * width, hidden)
     yield Linear(f"{path}.o_proj", hidden, heads * width)
 
 
 def _mla(architecture: Architecture, tp: int, path: str) -> Iterator[Linear]:
     """Multi-head latent attention. What leads into the latent space is whole on every rank."""
-    hidden, latent = architecture.hidden_size, architecture.kv_lora_rank or 0
-    heads, value = architecture.num_attention_heads // tp, architecture.v_head_dim or 0
+    hidden, latent = architecture.width("hidden_size"), architecture.kv_lora_rank or 0
+    heads, value = architecture.width("num_attention_heads") // tp, architecture.v_head_dim or 0
     query = heads * (architecture.qk_nope_head_dim + architecture.qk_rope_head_dim)
     latent_and_rope = latent + architecture.qk_rope_head_dim
     if architecture.q_lora_rank:

@@ -12,11 +12,20 @@ from pydantic import Field
 
 from rayprep.base.records import Record
 from rayprep.sglang.architecture import Architecture
+from rayprep.sglang.experts import FAMILIES, fused_shared_experts
 from rayprep.sglang.flags import ServerFlags
-from rayprep.sglang.fp8_linears import fp8_layers, is_known, shares_fused
+from rayprep.sglang.fp8_linears import fp8_layers, is_known
+from rayprep.sglang.inventory import ExpertFacts, Inventory, LinearFacts
+from rayprep.sglang.releases import since
 
 LINEAR = "GEMM_NT_F8F8BF16"
 EXPERTS = "GROUPED_GEMM_NT_F8F8BF16_MASKED"
+_GROUPED = {"float8_e4m3fn": "GROUPED_GEMM_NT_F8F8BF16", "bfloat16": "GROUPED_GEMM_NT_BF16"}
+"""Products of experts, by the type of their weights."""
+_BOTH_LAYOUTS = "0.5.17"
+"""From here on SGLang chooses between masked and contiguous experts by the memory that they take.
+
+Source: `_should_use_masked_standard_layout` in `srt/layers/moe/moe_runner/deep_gemm.py`."""
 KINDS = frozenset(
     {
         *(LINEAR, "GROUPED_GEMM_NT_F8F8BF16_CONTIG", EXPERTS),
@@ -73,14 +82,73 @@ class GemmShape(Record):
         return cls(kind=match[1], n=int(match[2]), k=int(match[3]), groups=int(match[4]))
 
 
-def gemm_shapes(architecture: Architecture, tp: int, server_args: tuple[str, ...]) -> tuple[GemmShape, ...] | None:
-    """What SGLang runs through DeepGEMM at this TP, each once, sorted.
+def listed_shapes(inventory: Inventory) -> tuple[GemmShape, ...] | None:
+    """What a server runs through DeepGEMM by what the installed SGLang says, each once, sorted.
+
+    Empty where it uses DeepGEMM for nothing; None where its experts are of a type whose kernels are not known.
+    """
+    if inventory.deep_gemm_rows is None:
+        return ()
+    found: set[GemmShape] = set()
+    for model in inventory.models:
+        found |= {
+            GemmShape(kind=LINEAR, n=layer.n, k=layer.k)
+            for layer in model.linears
+            if inventory.dtype == "bfloat16" and _is_product(layer)
+        }
+        for experts in model.experts:
+            if experts.runner == "deep_gemm":
+                shapes = _listed_experts(experts, inventory.sglang)
+                if shapes is None:
+                    return None
+                found |= set(shapes)
+    return _sorted(found)
+
+
+def _is_product(layer: LinearFacts) -> bool:
+    """Whether DeepGEMM multiplies by this weight. Source: `deepgemm_w8a8_block_fp8_linear_with_fallback`."""
+    by_deep_gemm = layer.block_quant and "deepgemm" in (layer.kernel or "")
+    return by_deep_gemm and layer.dtype == "float8_e4m3fn" and layer.n % 64 == 0 and layer.k % 128 == 0
+
+
+def _listed_experts(experts: ExpertFacts, release: str) -> tuple[GemmShape, ...] | None:
+    kind, weights = _GROUPED.get(experts.dtype), (experts.weights.get("w13_weight"), experts.weights.get("w2_weight"))
+    if kind is None or any(weight is None or len(weight) != 3 for weight in weights):
+        return None
+    sizes = [(weight[1], weight[2]) for weight in weights if weight]
+    return tuple(
+        GemmShape(kind=f"{kind}_{layout}", n=n, k=k, groups=experts.local)
+        for layout in _layouts(release)
+        for n, k in sizes
+    )
+
+
+def _layouts(release: str | None) -> tuple[str, ...]:
+    """Return how the rows of a server's experts may lie, where no other host has some of the experts."""
+    return ("MASKED", "CONTIG") if since(release, _BOTH_LAYOUTS) else ("MASKED",)
+
+
+def _sorted(shapes: Iterable[GemmShape]) -> tuple[GemmShape, ...]:
+    return tuple(sorted(shapes, key=lambda shape: (shape.kind, shape.n, shape.k)))
+
+
+def gemm_shapes(
+    architecture: Architecture, tp: int, server_args: tuple[str, ...], release: str | None = None
+) -> tuple[GemmShape, ...] | None:
+    """What SGLang runs through DeepGEMM at this TP by our tables, each once, sorted.
 
     Empty where it uses DeepGEMM for nothing: weights that are not FP8 in blocks of 128 by 128, another type than
     bfloat16, or another backend asked for. None where that is not known: an architecture that rayprep does not know.
+
+    Args:
+        release: of SGLang.
+
+    Raises:
+        WidthMissing: the config leaves one out that is needed.
     """
     flags = ServerFlags(server_args)
-    experts_too = architecture.is_moe and flags.get("moe_runner_backend") == "deep_gemm"
+    has_experts = architecture.is_moe or bool(architecture.experts_unread)
+    experts_too = has_experts and flags.get("moe_runner_backend") == "deep_gemm"
     quantization = architecture.quantization
     if quantization is None or quantization.quant_method != "fp8" or not quantization.weight_block_size:
         return None if experts_too else ()  # its experts would run as bfloat16 or be given blocks when loaded
@@ -94,19 +162,25 @@ def gemm_shapes(architecture: Architecture, tp: int, server_args: tuple[str, ...
         # Other widths go to a Triton kernel.
         found |= {GemmShape(kind=LINEAR, n=n, k=k) for n, k in weights if n % 64 == 0 and k % 128 == 0}
     if experts_too:
-        found |= set(_expert_shapes(architecture, tp, flags))
-    return tuple(sorted(found, key=lambda shape: (shape.kind, shape.n, shape.k)))
+        if architecture.family not in FAMILIES or architecture.experts_unread:
+            return None
+        found |= set(_expert_shapes(architecture, tp, flags, release))
+    return _sorted(found)
 
 
-def m_values(chunked_prefill: int | None) -> tuple[int, ...]:
-    """The numbers of rows whose kernels together are all that SGLang's own loop reaches, ascending.
+def m_values(largest: int) -> tuple[int, ...]:
+    """The numbers of rows whose kernels together are all that SGLang's own loop reaches up to `largest`, ascending.
 
-    That loop takes every M up to a maximum that follows from the size of a prefill chunk
-    (`update_deep_gemm_config`); but the choice of tiles depends on the M only as ceil(M / 16).
+    That loop takes every M, but the choice of tiles depends on the M only as ceil(M / 16).
     """
+    return (1, *range(16, largest + 15, 16))
+
+
+def largest_rows(chunked_prefill: int | None) -> int:
+    """The largest M of that loop by the size of a prefill chunk. Source: `update_deep_gemm_config`."""
     chunk = DEFAULT_CHUNKED_PREFILL if chunked_prefill is None else chunked_prefill
     largest = 1024 * 64 if chunk < 1 else chunk * 2 if chunk > 8192 else 1024 * 16
-    return (1, *range(16, min(1024 * 128, largest) + 1, 16))
+    return min(1024 * 128, largest)
 
 
 def chunked_prefill_size(server_args: tuple[str, ...]) -> int | None:
@@ -154,9 +228,11 @@ def _linear_backend(flags: ServerFlags) -> str:
     return flags.get("fp8_gemm_backend") or flags.get("fp8_gemm_runner_backend") or "auto"
 
 
-def _expert_shapes(architecture: Architecture, tp: int, flags: ServerFlags) -> Iterator[GemmShape]:
-    """Without expert parallelism SGLang's dispatcher always feeds the masked kernels."""
-    width = (architecture.moe_intermediate_size or architecture.intermediate_size) // tp
-    groups = architecture.num_experts + (architecture.n_shared_experts if shares_fused(architecture, flags) else 0)
-    yield GemmShape(kind=EXPERTS, n=2 * width, k=architecture.hidden_size, groups=groups)
-    yield GemmShape(kind=EXPERTS, n=architecture.hidden_size, k=width, groups=groups)
+def _expert_shapes(architecture: Architecture, tp: int, flags: ServerFlags, release: str | None) -> Iterator[GemmShape]:
+    width = (architecture.moe_intermediate_size or architecture.width("intermediate_size")) // tp
+    hidden = architecture.width("hidden_size")
+    groups = architecture.num_experts + fused_shared_experts(architecture, flags)
+    for layout in _layouts(release):
+        kind = f"{_GROUPED['float8_e4m3fn']}_{layout}"
+        yield GemmShape(kind=kind, n=2 * width, k=hidden, groups=groups)
+        yield GemmShape(kind=kind, n=hidden, k=width, groups=groups)

@@ -14,10 +14,11 @@ Only what is certain for the models named below is listed: what is not, the serv
 never asks for has cost a few seconds of one CPU.
 """
 
+import contextlib
 from collections.abc import Sequence
 
 from rayprep.base.records import Record
-from rayprep.sglang.architecture import Architecture
+from rayprep.sglang.architecture import Architecture, WidthMissing
 from rayprep.sglang.flags import ServerFlags
 
 PDL = "pdl"
@@ -70,8 +71,15 @@ def jit_modules(architecture: Architecture, tp: int, server_args: tuple[str, ...
     """
     flags = ServerFlags(server_args)
     dtype = flags.dtype(architecture)
-    if architecture.model_type not in _MODELS or dtype not in ("bfloat16", "float16"):
+    if architecture.model_type not in _MODELS or dtype not in ("bfloat16", "float16") or architecture.by_layer:
         return ()
+    with contextlib.suppress(WidthMissing):
+        return _of_known(architecture, tp, dtype, flags)
+    return ()
+
+
+def _of_known(architecture: Architecture, tp: int, dtype: str, flags: ServerFlags) -> tuple[JitModule, ...]:
+    """Raise WidthMissing where the config leaves one out that is needed."""
     found = [
         _module("activation", "_jit_activation_module", (dtype,), ("activation", dtype, PDL)),
         _module("clamp_position", "_jit_clamp_position_module", ("int64",), ("clamp_position", "int64")),
@@ -102,7 +110,7 @@ def _module(place: str, function: str, args: tuple[Arg, ...], parts: tuple[Arg, 
 
 
 def _rope(architecture: Architecture, dtype: str) -> list[JitModule]:
-    width = architecture.qk_rope_head_dim if architecture.is_mla else architecture.head_dim
+    width = architecture.qk_rope_head_dim if architecture.is_mla else architecture.width("head_dim")
     if width not in _ROPE_WIDTHS:
         return []
     halves = not architecture.is_mla  # DeepSeek interleaves
@@ -120,7 +128,7 @@ def _quantization(architecture: Architecture, dtype: str) -> list[JitModule]:
 
 
 def _qk_norm(architecture: Architecture, dtype: str, flags: ServerFlags) -> list[JitModule]:
-    width = architecture.head_dim
+    width = architecture.width("head_dim")
     otherwise = {"enable_deterministic_inference", "enable_fused_qk_norm_rope"} & flags.keys()
     if not architecture.model_type.startswith("qwen3") or width not in _QK_NORM_WIDTHS or otherwise:
         return []
@@ -131,7 +139,7 @@ def _keys_and_values(architecture: Architecture, tp: int, dtype: str, kv_bytes: 
     within_rope = architecture.model_type == "qwen3_moe" and dtype == "bfloat16" and kv_bytes == 2
     if kv_bytes is None or within_rope:
         return []
-    row = max(1, architecture.num_key_value_heads // tp) * architecture.head_dim * kv_bytes
+    row = max(1, architecture.width("num_key_value_heads") // tp) * architecture.width("head_dim") * kv_bytes
     return [_module("kvcache", "_jit_kvcache_module", (row,), ("kvcache", row, PDL))] if row % 4 == 0 else []
 
 
@@ -147,7 +155,8 @@ def _latent(architecture: Architecture, kv_bytes: int | None) -> list[JitModule]
 
 
 def _mla_keys(architecture: Architecture, tp: int, flags: ServerFlags) -> list[JitModule]:
-    widths = (architecture.num_attention_heads // tp, architecture.qk_nope_head_dim, architecture.qk_rope_head_dim)
+    heads = architecture.width("num_attention_heads") // tp
+    widths = (heads, architecture.qk_nope_head_dim, architecture.qk_rope_head_dim)
     absorbed = {"enable_deterministic_inference", "flashinfer_mla_disable_ragged"} & flags.keys()
     if widths != (128, 128, 64) or absorbed:
         return []

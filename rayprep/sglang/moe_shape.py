@@ -12,9 +12,10 @@ from pydantic import Field
 from rayprep.base.errors import BadRequest
 from rayprep.base.records import Record
 from rayprep.sglang.architecture import Architecture, Quantization
+from rayprep.sglang.experts import FAMILIES, fused_shared_experts
 from rayprep.sglang.flags import ServerFlags
-from rayprep.sglang.fp8_linears import shares_fused
 from rayprep.sglang.gemm_shapes import DEFAULT_CHUNKED_PREFILL, chunked_prefill_size
+from rayprep.sglang.inventory import ExpertFacts, Inventory
 
 FP8 = "fp8_w8a8"
 DECODE_MAX_BATCH = 256
@@ -23,6 +24,7 @@ _OTHER_KERNELS = re.compile(r"awq|gptq|mxfp4|mxfp8|modelopt|nvfp4|petit|bitsandb
 """Quantisations whose experts SGLang runs through Marlin, CUTLASS or FlashInfer, on Hopper."""
 MODELOPT_FP8 = "modelopt_fp8"
 """One scale a matrix. Source: `ModelOptFp8MoEMethod` in `srt/layers/quantization/modelopt_quant.py`."""
+_TYPES = ("bfloat16", "float16")
 _DECODE_FLAGS = ("cuda_graph_max_bs_decode", "cuda_graph_max_bs")
 
 
@@ -64,18 +66,75 @@ class UnknownKernel(Record):
     """A model with experts whose kernel is not known here."""
 
     message: str
+    """What is not known."""
+
+
+MoeKernel = MoeShape | NoTritonKernel | UnknownKernel
+
+_PLAIN = ("UnquantizedFusedMoEMethod",)
+_FP8 = ("Fp8MoEMethod", "ModelOptFp8MoEMethod", "CompressedTensorsW8A8Fp8MoE", "CompressedTensorsW8A8Fp8MoEMethod")
+"""SGLang's classes of experts that its Triton kernel multiplies in FP8, whatever type the weights have in the file."""
+
+
+def listed_moe_shape(inventory: Inventory, server_args: tuple[str, ...], asked_dtype: str | None = None) -> MoeKernel:
+    """What one rank runs through SGLang's Triton MoE kernel by what the installed SGLang says.
+
+    Raises:
+        BadRequest: the model's kernel is of another type than `asked_dtype`.
+    """
+    if nothing := _reads_no_config(ServerFlags(server_args)):
+        return nothing
+    if not inventory.experts:
+        return NoTritonKernel(reason="dense_model", detail="it has no experts")
+    kernels = {_listed_kernel(experts, inventory.dtype) for experts in inventory.experts}
+    shapes = {kernel for kernel in kernels if isinstance(kernel, MoeShape)}
+    if len(shapes) > 1:
+        return UnknownKernel(message=f"its layers have experts of unlike shapes: {', '.join(sorted(map(str, shapes)))}")
+    kernel = next(iter(shapes or kernels))
+    if isinstance(kernel, MoeShape):
+        _refuse_other_type(kernel, asked_dtype)
+    return kernel
+
+
+def _listed_kernel(experts: ExpertFacts, dtype: str) -> MoeKernel:
+    method = experts.scheme or experts.method
+    if experts.runner != "triton":
+        detail = f"SGLang runs {method} experts with {experts.runner or 'a kernel of their own'}"
+        return NoTritonKernel(reason="no_triton_moe", detail=detail)
+    if method not in (*_PLAIN, *_FP8):
+        return UnknownKernel(message=f"the MoE kernel of {method} experts")
+    if not experts.gated or experts.activation != "silu":
+        what = f"experts with {experts.activation}" if experts.gated else "experts without a gate"
+        return UnknownKernel(message=f"the MoE kernel of {what}")
+    up, down = experts.weights.get("w13_weight", ()), experts.weights.get("w2_weight", ())
+    if len(up) != 3 or len(down) != 3 or up[1] != 2 * down[2] or dtype not in _TYPES:
+        return UnknownKernel(message=f"the MoE kernel of {method} weights {list(up)} and {list(down)} in {dtype}")
+    scale = experts.weights.get("w13_weight_scale", ())
+    fp8 = method in _FP8
+    return MoeShape(
+        experts=down[0],
+        width=down[2],
+        hidden=up[2],
+        top_k=experts.top_k,
+        shared=experts.shared,
+        dtype=FP8 if fp8 else None,
+        block=(experts.block[0], experts.block[1]) if fp8 and experts.block and len(experts.block) == 2 else None,
+        per_channel=fp8 and scale[1:] == (up[1], 1),
+        activation=dtype,
+    )
 
 
 def moe_shape(
     architecture: Architecture, tp: int, server_args: tuple[str, ...], asked_dtype: str | None = None
-) -> MoeShape | NoTritonKernel | UnknownKernel:
-    """What one rank of `tp` runs through SGLang's Triton MoE kernel, or why there is nothing to tune.
+) -> MoeKernel:
+    """What one rank of `tp` runs through SGLang's Triton MoE kernel by our tables, or why there is nothing to tune.
 
     Args:
         asked_dtype: as the user says that the kernel is called, such as `fp8_w8a8`.
 
     Raises:
         BadRequest: the model's kernel is of another type than `asked_dtype`.
+        WidthMissing: the config leaves one out that is needed.
     """
     flags = ServerFlags(server_args)
     if (nothing := _nothing_to_tune(architecture, flags)) is not None:
@@ -83,17 +142,15 @@ def moe_shape(
     weights = _weights(architecture, flags)
     if not isinstance(weights, MoeShape):
         return weights
-    if asked_dtype not in (None, weights.dtype or "auto"):
-        hint = f"leave it out, or say {weights.dtype}" if weights.dtype else "leave it out"
-        raise BadRequest(f"moe dtype {asked_dtype} is not the model's, which is {weights.dtype or 'bf16'}", hint=hint)
-    width = architecture.moe_intermediate_size or architecture.intermediate_size
+    _refuse_other_type(weights, asked_dtype)
+    width = architecture.moe_intermediate_size or architecture.width("intermediate_size")
     if problem := _unsplittable(width, tp, weights.block):
         return UnknownKernel(message=problem)
-    shared = architecture.n_shared_experts if shares_fused(architecture, flags) else 0
+    shared = fused_shared_experts(architecture, flags)
     sizes = {
         "experts": architecture.num_experts + shared,
         "width": width // tp,
-        "hidden": architecture.hidden_size,
+        "hidden": architecture.width("hidden_size"),
         "top_k": architecture.num_experts_per_tok + shared,
         "shared": shared,
     }
@@ -107,11 +164,26 @@ def _nothing_to_tune(architecture: Architecture, flags: ServerFlags) -> NoTriton
     runner = flags.get("moe_runner_backend", "auto")
     if runner not in ("auto", "triton"):
         return NoTritonKernel(reason="no_triton_moe", detail=f"--moe-runner-backend {runner} reads no such config")
-    if "enable_deterministic_inference" in flags:
-        return NoTritonKernel(reason="deterministic", detail="--enable-deterministic-inference reads no such config")
+    if nothing := _reads_no_config(flags):
+        return nothing
     if architecture.experts_unread:
-        return UnknownKernel(message=f"moe_tune cannot tell which experts the model has: {architecture.experts_unread}")
+        return UnknownKernel(message=f"which experts the model has: {architecture.experts_unread}")
+    if architecture.family not in FAMILIES:
+        return UnknownKernel(message=f"the experts of {architecture.family or 'a model that names no class'}")
     return None
+
+
+def _reads_no_config(flags: ServerFlags) -> NoTritonKernel | None:
+    """Whether the flags alone have the kernel take no config. Source: `get_default_config` and its callers."""
+    if "enable_deterministic_inference" not in flags:
+        return None
+    return NoTritonKernel(reason="deterministic", detail="--enable-deterministic-inference reads no such config")
+
+
+def _refuse_other_type(kernel: MoeShape, asked: str | None) -> None:
+    if asked not in (None, kernel.dtype or "auto"):
+        hint = f"leave it out, or say {kernel.dtype}" if kernel.dtype else "leave it out"
+        raise BadRequest(f"moe dtype {asked} is not the model's, which is {kernel.dtype or 'bf16'}", hint=hint)
 
 
 def moe_runner(server_args: tuple[str, ...]) -> str:
@@ -122,8 +194,8 @@ def moe_runner(server_args: tuple[str, ...]) -> str:
 def _weights(architecture: Architecture, flags: ServerFlags) -> MoeShape | NoTritonKernel | UnknownKernel:
     """The types alone, in a shape whose sizes mean nothing yet."""
     plain = flags.dtype(architecture)
-    if plain not in ("bfloat16", "float16"):
-        return UnknownKernel(message=f"moe_tune knows the MoE kernel for bfloat16 and float16, not for {plain}")
+    if plain not in _TYPES:
+        return UnknownKernel(message=f"the MoE kernel for {plain}")
     empty = MoeShape(experts=1, width=1, hidden=1, top_k=1, activation=plain)
     quantization = architecture.quantization
     method = (quantization.quant_method if quantization else None) or flags.get("quantization")
@@ -135,7 +207,7 @@ def _weights(architecture: Architecture, flags: ServerFlags) -> MoeShape | NoTri
         )
     scales = _scales(quantization, method)
     if scales is None:
-        return UnknownKernel(message=f"moe_tune does not know the MoE kernel of {method} weights")
+        return UnknownKernel(message=f"the MoE kernel of {method} weights")
     return empty.model_copy(update={"dtype": FP8, **scales})
 
 

@@ -3,19 +3,20 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from rayprep.host.gpu import Gpu
 from rayprep.host.layout import Layout
 from rayprep.host.means import Means
 from rayprep.host.model_files import ModelFiles
-from rayprep.model.plan import StagePlan, Work
+from rayprep.model.plan import NotNeeded, StagePlan, Work
 from rayprep.model.process_end import Cleanup
 from rayprep.model.result import Artifacts, ServerRecord
 from rayprep.model.signature import Signature
 from rayprep.model.spec import DeviceChoice, PrepSpec
 from rayprep.model.stages import StageName
 from rayprep.sglang.gemm_shapes import GemmShape
+from rayprep.sglang.inventory import Answer, Inventory, Refusal
 from rayprep.sglang.moe_config_lines import MoeConfigs
 from rayprep.store.scan import CacheScan
 
@@ -29,6 +30,24 @@ class StageRequest:
     device: DeviceChoice
     signature: Signature
     means: Means
+    answer: Answer | None = None
+    """What the installed SGLang says that this model's server needs; null where it was not asked."""
+
+    @property
+    def inventory(self) -> Inventory | None:
+        return self.answer if isinstance(self.answer, Inventory) else None
+
+    @property
+    def listed_by(self) -> Literal["sglang", "tables"]:
+        """Who says what a stage's units are, where they are known."""
+        return "sglang" if self.inventory else "tables"
+
+    @property
+    def refused(self) -> NotNeeded | None:
+        """Why nothing is built ahead for a server that SGLang says it will not start."""
+        if not isinstance(self.answer, Refusal):
+            return None
+        return NotNeeded(reason="refused_by_sglang", detail=f"SGLang says: {self.answer.refused}")
 
     def with_server_args(self, flags: Sequence[str]) -> "StageRequest":
         """The same, for a server with other flags."""

@@ -134,7 +134,7 @@ def rounds_for(request: StageRequest, args: ResolvedArgs) -> tuple[Round, ...]:
     batch = min(args.decode_max_batch or LARGEST_BATCH, args.max_running_requests or LARGEST_BATCH)
     context = args.context_length or spec.max_seq_len or model.max_position_embeddings
     context = min(context, args.max_total_tokens or context)
-    return warmup_requests(model.vocab_size, context, batch, args.chunked_prefill_size, spec.max_seq_len)
+    return warmup_requests(model.token_ids, context, batch, args.chunked_prefill_size, spec.max_seq_len)
 
 
 def record_of(server: Server, load_format: str) -> ServerRecord:

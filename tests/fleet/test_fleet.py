@@ -121,6 +121,7 @@ def test_a_canary_goes_first_and_stops_the_rest(fleet: Fleet) -> None:
     assert (failed["error"]["stage"], failed["error"]["error_type"]) == ("serve", "server_start_failed")
 
 
+@pytest.mark.slow  # by default a campaign runs on one host
 def test_a_campaign_keeps_its_hosts_from_model_to_model(fleet: Fleet, tmp_path: Path) -> None:
     """The request in the middle fails. What all of them did is at the head's metrics endpoint."""
     other = write_model(tmp_path / "other", rms_norm_eps=1e-5)

@@ -11,6 +11,7 @@ from tests.needs import needs_torch
 pytestmark = [pytest.mark.ray, pytest.mark.torch, needs_torch()]
 
 
+@pytest.mark.slow  # by default one host compiles, in cli/test_ensure, and what is shipped is a stand-in's
 def test_one_host_compiles_for_three(tmp_path: Path) -> None:
     hosts = [Node(f"cpu-{index}", tmp_path / f"n{index}", gpus=0, libraries=()) for index in range(3)]
     with fleet_of(tmp_path, *hosts) as fleet:

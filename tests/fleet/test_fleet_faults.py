@@ -89,6 +89,7 @@ def test_a_builder_dies_and_the_other_host_builds(two: Fleet) -> None:
     assert not strange, "Ray has something to say of the dead, and must not say it there"
 
 
+@pytest.mark.slow  # by default a builder dies, and another host builds
 def test_a_host_is_lost_for_good_and_the_others_end_well(two: Fleet) -> None:
     hold(two)
     run = Run(two, "lost")

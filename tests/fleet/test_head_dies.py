@@ -35,6 +35,7 @@ def working(fleet: Fleet, run_id: str) -> Run:
     return run
 
 
+@pytest.mark.slow  # by default a local Ray's dies, in test_ray_dies
 def test_the_heads_gcs_dies(two: Fleet) -> None:
     run = working(two, "dies")
     began = time.monotonic()

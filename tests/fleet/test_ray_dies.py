@@ -90,6 +90,7 @@ def test_one_sigterm_ends_a_run_whose_ray_is_frozen(
     assert any(line.startswith("RESULT_STATUS partial ") for line in run.output)
 
 
+@pytest.mark.slow  # by default it dies in the middle of a run
 def test_a_gcs_that_dies_while_ray_starts(roots: Roots) -> None:
     driver = roots.start("ensure", *ENSURE_TINY, "--json", "--run-id", "early")
     wait_for(lambda: named(family(driver.pid), GCS), "Ray's first process")

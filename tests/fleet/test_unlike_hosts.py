@@ -126,6 +126,7 @@ def times(node: Node) -> dict[str, int]:
     return {path: (node.layout.profiles / path).stat().st_mtime_ns for path in node.artifacts()}
 
 
+@pytest.mark.slow  # by default the grouping alone says so
 @needs_tool("ninja")
 def test_a_host_without_nvcc_receives_and_does_not_build(two: Fleet) -> None:
     known = {"flashinfer_version": "0.6.14", "nvcc": "13.0.88"}

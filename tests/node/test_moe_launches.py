@@ -198,6 +198,7 @@ def test_an_entry_that_was_put_into_a_file_of_ours_is_found_before_a_server_star
     assert [copy.read_bytes() for copy in kept_copies(host.layout, host.config)] == [planted]
 
 
+@pytest.mark.slow  # by default what was put into the file is found
 def test_what_an_earlier_tuner_left_is_tried_before_a_server_starts(host: LaunchHost) -> None:
     """It launched what it had measured, and no other entry of the file."""
     host.tuned()
@@ -210,6 +211,7 @@ def test_what_an_earlier_tuner_left_is_tried_before_a_server_starts(host: Launch
     assert statuses(host.tuned())["moe_tune"] == "noop"
 
 
+@pytest.mark.slow  # it tunes on two hosts
 def test_a_config_that_its_builder_gave_up_does_not_stay_with_who_received_it(
     host: LaunchHost, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

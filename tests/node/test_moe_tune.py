@@ -152,6 +152,7 @@ def test_from_a_killed_tuning_to_a_servers_word_to_nothing_to_do(host: MoeHost) 
     assert later.artifacts.verify_log is None, "nobody is sent to a log that is gone"
 
 
+@pytest.mark.slow  # it tunes and serves for two models
 def test_a_config_that_came_later_is_served_and_proved_for_all_who_read_it(host: MoeHost) -> None:
     """Whoever tuned it, and under whichever flags: a server with it compiles other kernels."""
     asked = Flags(model=str(host.model), moe_batch_sizes=(1,), moe_strategy="fixed")
@@ -253,6 +254,7 @@ def _kill_in_the_middle(host: MoeHost, asked: Flags) -> None:
     wait_for(lambda: not alive(tree), "its processes to end with it")
 
 
+@pytest.mark.slow  # it tunes six times
 def test_requests_of_one_model_do_not_undo_each_other(host: MoeHost) -> None:
     """Of other sizes, and with other flags: each is built once, and once more where the file has changed since."""
 
@@ -275,6 +277,7 @@ def test_requests_of_one_model_do_not_undo_each_other(host: MoeHost) -> None:
     assert ran(sizes=(8,)) == nothing
 
 
+@pytest.mark.slow  # by default a worker is refused its GPU, in stages/moe_tune
 def test_a_gpu_that_somebody_else_fills_is_named_and_done_without(
     host: MoeHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:

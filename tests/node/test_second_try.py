@@ -208,6 +208,7 @@ def test_what_is_not_to_blame_is_put_back(host: Host) -> None:
     assert result.warnings == ()
 
 
+@pytest.mark.slow  # by default a proof withdraws one
 def test_a_config_planted_behind_our_back_is_withdrawn(moe_host: MoeHost) -> None:
     host = moe_host
     asked = request_of(host)

@@ -216,6 +216,7 @@ def test_stop_finds_the_engine_that_has_the_container(host: Host, docker: str | 
     assert (host.acts[2:] == ["docker rm sglang-dev"]) is bool(docker)
 
 
+@pytest.mark.slow  # it waits for half a minute
 def test_what_does_not_end_is_waited_for_no_longer_than_said(tmp_path: Path) -> None:
     """All at once, since each takes its time."""
     names = ("lock", "ps", "inspect", "run", "stop")

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 import rayprep
 from rayprep.base.errors import BadRequest
-from rayprep.sglang.architecture import Architecture, config_digest, parse_architecture
+from rayprep.sglang.architecture import Architecture, Width, WidthMissing, config_digest, parse_architecture
 
 TINY = json.loads((Path(rayprep.__file__).parent / "configs/tiny-dense/config.json").read_text(encoding="utf-8"))
-WIDTHS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+WIDTHS: tuple[Width, ...] = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 
 
 def parse(**changes: object) -> Architecture:
@@ -37,14 +37,11 @@ def test_what_configs_leave_out_or_null_is_as_transformers_has_it(absent: object
     ("keys", "sizes"),
     [
         ({"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 64}, (8, 2, 64)),
-        ({"n_routed_experts": 8, "moe_topk": 2, "expert_ffn_hidden_size": 64}, (8, 2, 64)),
+        ({"n_routed_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 64}, (8, 2, 64)),
         ({"num_local_experts": 8, "num_experts_per_tok": 2}, (8, 2, None)),
-        ({"moe_num_experts": 8, "moe_k": 2, "moe_intermediate_size": 64}, (8, 2, 64)),
-        ({"moe_num_experts": 8, "moe_top_k": 2, "moe_intermediate_size": 64}, (8, 2, 64)),
-        ({"num_experts": 8, "moe_topk": [2, 2], "moe_intermediate_size": [64, 64]}, (8, 2, 64)),
-        ({"ffn_config": {"moe_num_experts": 8, "moe_top_k": 2, "ffn_hidden_size": 64}}, (8, 2, 64)),
+        ({"num_experts": 8, "num_experts_per_tok": [2, 2], "moe_intermediate_size": [64, 64]}, (8, 2, 64)),
     ],
-    ids=["qwen", "longcat", "mixtral", "ernie", "step", "hunyuan", "dbrx"],
+    ids=["qwen", "deepseek", "mixtral", "a list"],
 )
 def test_experts_by_each_of_their_names(keys: dict[str, object], sizes: tuple[int, int, int | None]) -> None:
     found = parse(**keys)
@@ -59,7 +56,9 @@ def test_experts_by_each_of_their_names(keys: dict[str, object], sizes: tuple[in
         ({"text": {"experts": {"count": 8}}}, "'experts'"),
         ({"num_experts_per_tok": 8}, "'num_experts_per_tok'"),
         ({"num_experts": 8}, "how many experts a token goes to"),
-        ({"num_experts": 8, "moe_topk": [2, 1]}, "its layers differ in moe_topk"),
+        ({"num_experts": 8, "num_experts_per_tok": [2, 1]}, "its layers differ in num_experts_per_tok"),
+        ({"moe_num_experts": 8, "moe_k": 2}, "'moe_num_experts'"),
+        ({"ffn_config": {"moe_num_experts": 8}}, "'moe_num_experts'"),
     ],
 )
 def test_experts_that_cannot_be_read_are_not_taken_for_none(keys: dict[str, object], why: str) -> None:
@@ -76,11 +75,15 @@ def test_a_token_cannot_go_to_more_experts_than_there_are() -> None:
         parse(num_experts=8, num_experts_per_tok=9)
 
 
-def test_a_multimodal_config_is_read_by_its_text_part() -> None:
+@pytest.mark.parametrize("name", ["text_config", "llm_config", "language_config", "thinker_config"])
+def test_a_multimodal_config_is_read_by_its_language_model(name: str) -> None:
     inner = {name: TINY[name] for name in WIDTHS}
     outer = {name: value for name, value in TINY.items() if name not in WIDTHS}
-    found = parse_architecture(json.dumps({**outer, "text_config": inner}), "config.json")
+    vision = {"vision_config": {"hidden_size": 7}}
+    found = parse_architecture(json.dumps({**outer, **vision, name: inner}), "config.json")
     assert found.hidden_size == TINY["hidden_size"]
+    deeper = {**outer, **vision, name: {"model_type": "x", "text_config": inner}}
+    assert parse_architecture(json.dumps(deeper), "config.json").hidden_size == TINY["hidden_size"]
 
 
 def test_block_quantisation_is_found() -> None:
@@ -90,11 +93,32 @@ def test_block_quantisation_is_found() -> None:
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("value", [0, -1, "wide", [1], None, "LEFT OUT", 1.5])
+@pytest.mark.parametrize("value", [0, -1, "wide", 1.5])
 def test_a_wrong_width_is_one_line_that_names_it(width: str, value: object) -> None:
     with pytest.raises(BadRequest, match=width) as caught:
         parse(**{width: value})
     assert caught.value.line.startswith("model config config.json cannot be read")
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize(("value", "why"), [(None, "say it"), ("LEFT OUT", "say it"), ([1, 2], "one for each layer")])
+def test_a_width_that_is_not_there_is_missed_where_it_is_needed(width: Width, value: object, why: str) -> None:
+    found = parse(**{width: value})
+    with pytest.raises(WidthMissing, match=f"{width}.*{why}"):
+        found.width(width)
+    assert parse(**{width: [64, 64]}).width(width) == 64
+
+
+def test_a_number_without_end_is_read_as_transformers_writes_it() -> None:
+    text = json.dumps({**TINY, "time_step_limit": [0.0, float("inf")]})
+    assert "Infinity" in text
+    assert parse_architecture(text, "config.json").hidden_size == TINY["hidden_size"]
+    assert config_digest(text) != config_digest(json.dumps(TINY))
+
+
+@pytest.mark.parametrize("key", ["moe_layer_freq", "rms_norm_eps", "sliding_window", "head_dim"])
+def test_a_list_where_other_models_have_a_number_is_no_number(key: str) -> None:
+    assert (key in parse(**{key: [1, 2]}).by_layer) is (key != "sliding_window"), "which is not read at all"
 
 
 @pytest.mark.parametrize("block", [[0, 128], [128, -1], 128, "128"])

@@ -33,7 +33,7 @@ def compile_via_server(request: StageRequest, work: Work, context: BuildContext)
     graphless = request.with_server_args(args if _WITHOUT_GRAPHS in args else (*args, _WITHOUT_GRAPHS))
     with warmup_server(graphless, context, {**context.env, **_ENV}) as server:
         server.start()
-        server.send(_requests(request.model.architecture.vocab_size))
+        server.send(_requests(request.model.architecture.token_ids))
         context.report("the warm-up request returned", None, None)
         record = record_of(server, request.spec.load_format)
     use = cache.look()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rayprep.host.toolchain import find_nvcc
 from rayprep.model.caches import CacheName
-from rayprep.sglang.gemm_shapes import GemmShape, chunked_prefill_size, m_values, uses_nvrtc
+from rayprep.sglang.gemm_shapes import GemmShape, chunked_prefill_size, largest_rows, m_values, uses_nvrtc
 from rayprep.stages.child.run import run_child
 from rayprep.stages.deep_gemm.listing_folder import ListingFolder
 from rayprep.stages.deep_gemm.protocol import GEMM_LINE, GemmRequest, KernelsLine, Task
@@ -30,7 +30,8 @@ def run_gemms(shapes: Sequence[GemmShape], request: StageRequest, context: Build
     # Two calls for one stage do not share a folder.
     scratch = Path(tempfile.mkdtemp(prefix="listing.", dir=context.scratch))
     cache = str(context.layout.cache(CacheName.DEEP_GEMM))
-    rows = m_values(chunked_prefill_size(request.spec.server_args))
+    reached = request.inventory.largest_rows if request.inventory else None
+    rows = m_values(reached or largest_rows(chunked_prefill_size(request.spec.server_args)))
     by_itself = uses_nvrtc(context.env) or _second_layout(request.signature.deep_gemm_version)
     cpus = len(os.sched_getaffinity(0))
     nvcc = context.env.get("DG_JIT_NVCC_COMPILER") or find_nvcc(context.env) or ""

@@ -1,7 +1,7 @@
 """The `deep_gemm` stage: the matrix products that SGLang runs through DeepGEMM, compiled before any server starts.
 
-Which products those are follows from the model's config (`sglang/gemm_shapes`), and one unit is one product. For a
-model that rayprep does not know, the one unit is `server`: the server then compiles for itself.
+Which products those are the installed SGLang says, or our tables where it was not asked (`sglang/gemm_shapes`), and one
+unit is one product. Where neither knows, the one unit is `server`: the server then compiles for itself.
 """
 
 import re
@@ -15,7 +15,9 @@ from rayprep.model.result import Artifacts, Tally
 from rayprep.model.signature import Signature
 from rayprep.model.spec import DeepGemmVia, DeviceChoice
 from rayprep.model.stages import StageName
-from rayprep.sglang.gemm_shapes import KINDS, SERVER_UNIT, GemmShape, gemm_shapes, uses_nvrtc
+from rayprep.sglang.architecture import WidthMissing
+from rayprep.sglang.gemm_shapes import KINDS, SERVER_UNIT, GemmShape, gemm_shapes, listed_shapes, uses_nvrtc
+from rayprep.sglang.hopper import HOPPER
 from rayprep.stages.deep_gemm.by_server import compile_via_server
 from rayprep.stages.deep_gemm.cache import CUBIN, clear_left_over, entries, files_of, whole_entry
 from rayprep.stages.deep_gemm.run import run_gemms
@@ -39,17 +41,20 @@ class DeepGemmStage:
     def plan(self, request: StageRequest) -> StagePlan:
         if request.device is DeviceChoice.CPU:
             return NotNeeded(reason="no_gpu", detail="its kernels are compiled for a GPU, and none is used here")
-        architecture, spec, environ = request.model.architecture, request.spec, request.means.environ
-        shapes = gemm_shapes(architecture, spec.tp, spec.server_args)
+        if request.refused:
+            return request.refused
+        spec, environ = request.spec, request.means.environ
+        shapes, left = _shapes(request)
         if shapes == ():
             return NotNeeded(reason="no_fp8_blocks", detail="SGLang runs nothing of this model through DeepGEMM")
         if reason := _unused(request.signature, environ):
             return NotNeeded(reason="deep_gemm_off", detail=reason)
-        known = shapes is not None and request.signature.compute_capability == "sm_90"
-        units = tuple(unit_name(shape, environ) for shape in shapes or ()) if known else (SERVER_UNIT,)
+        units = tuple(unit_name(shape, environ) for shape in shapes) if shapes else (SERVER_UNIT,)
         if unable := _unable(request.signature, environ):
             return unable.model_copy(update={"units": units})
-        return _work(units, by_sglang=not known or spec.deep_gemm_via is DeepGemmVia.SERVER)
+        work = _work(units, by_sglang=not shapes or spec.deep_gemm_via is DeepGemmVia.SERVER)
+        told = {"listed_by": request.listed_by} if shapes else {"listed_by": "server", "left": left}
+        return work.model_copy(update=told)
 
     def build(self, request: StageRequest, work: Work, context: BuildContext) -> Built:
         remove_half_written(context.layout)
@@ -68,6 +73,21 @@ class DeepGemmStage:
             cache_dir=layout.located(layout.cache(CacheName.DEEP_GEMM)),
             cubins=Tally(count=len(cubins), bytes=sum(cubins)),
         )
+
+
+def _shapes(request: StageRequest) -> tuple[tuple[GemmShape, ...] | None, str]:
+    """Return the products; or None, and why they are not known."""
+    capability = request.signature.compute_capability
+    if capability != HOPPER:
+        return None, f"which products SGLang runs through DeepGEMM on {capability} is not known"
+    spec, architecture = request.spec, request.model.architecture
+    if request.inventory:
+        return listed_shapes(request.inventory), "its experts are of a type whose products are not known"
+    try:
+        shapes = gemm_shapes(architecture, spec.tp, spec.server_args, request.signature.sglang_version)
+    except WidthMissing as missing:
+        return None, str(missing)
+    return shapes, "" if shapes is not None else f"rayprep's tables do not know {architecture.family or 'this model'}"
 
 
 def unit_name(shape: GemmShape, environ: Mapping[str, str]) -> str:

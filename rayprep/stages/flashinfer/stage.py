@@ -17,6 +17,7 @@ from rayprep.model.plan import NotNeeded, StagePlan, Unable, Work
 from rayprep.model.result import Artifacts, Tally
 from rayprep.model.spec import DeviceChoice
 from rayprep.model.stages import StageName
+from rayprep.sglang.architecture import WidthMissing
 from rayprep.sglang.flashinfer_modules import FlashInferModule, flashinfer_modules, module_of
 from rayprep.sglang.hopper import HOPPER, HOPPER_ARCH
 from rayprep.stages.child.run import run_child
@@ -47,10 +48,16 @@ class FlashInferStage:
     def plan(self, request: StageRequest) -> StagePlan:
         if request.device is DeviceChoice.CPU:
             return NotNeeded(reason="no_gpu", detail="its kernels are compiled for a GPU, and none is used here")
+        return request.refused or self._on_gpu(request)
+
+    def _on_gpu(self, request: StageRequest) -> StagePlan:
         if request.signature.compute_capability != HOPPER:
-            message = f"flashinfer's modules are known for {HOPPER} only, not for {request.signature.device_name}"
-            return Unable(error_type=ErrorType.UNSUPPORTED, message=message)
-        modules = _modules(request)
+            detail = f"flashinfer's modules are known for {HOPPER} only, not for {request.signature.device_name}"
+            return NotNeeded(reason="unknown_gpu", detail=f"{detail}: the server compiles them")
+        try:
+            modules = _modules(request)
+        except WidthMissing as missing:
+            return NotNeeded(reason="unknown_widths", detail=f"{missing}: the server compiles them")
         if not modules:
             return NotNeeded(reason="no_modules", detail="a server with these arguments uses no FlashInfer kernel")
         units = tuple(str(module) for module in modules)
@@ -61,6 +68,7 @@ class FlashInferStage:
             required_bytes=_BYTES_ONCE + _BYTES_PER_MODULE * len(modules),
             seconds=max(_SECONDS.get(module.generator, _SECONDS_OF_OTHERS) for module in modules),
             estimate=f"{len(modules)} modules side by side at the shipped guess for the longest",
+            listed_by=request.listed_by,
         )
 
     def build(self, request: StageRequest, work: Work, context: BuildContext) -> Built:
@@ -96,7 +104,9 @@ class FlashInferStage:
 
 
 def _modules(request: StageRequest) -> tuple[FlashInferModule, ...]:
-    return flashinfer_modules(request.model.architecture, request.spec.tp, request.spec.server_args)
+    """Raises WidthMissing where the config leaves one out that is needed."""
+    spec = request.spec
+    return flashinfer_modules(request.model.architecture, spec.tp, spec.server_args, request.inventory)
 
 
 def _unable(request: StageRequest) -> Unable | None:

@@ -59,7 +59,7 @@ def _decode(asked: StageRequest, context: BuildContext, env: Mapping[str, str]) 
         try:
             with SglangJit(asked, context) as ahead:
                 server.start()
-                server.send(decode_requests(asked.model.architecture.vocab_size, asked.spec.batch_sizes))
+                server.send(decode_requests(asked.model.architecture.token_ids, asked.spec.batch_sizes))
                 return server, ahead.finish()
         except StageError as error:
             raise _explained(error, server.reader) from None

@@ -86,20 +86,23 @@ class RankShape(Record):
 
 
 def rank_shape(architecture: Architecture, tp: int) -> RankShape:
-    """The share of one rank of `tp`; a rank has at least one head of each sort."""
-    kv_heads = max(1, architecture.num_key_value_heads // tp)
-    group = max(1, architecture.num_attention_heads // tp // kv_heads)
+    """The share of one rank of `tp`; a rank has at least one head of each sort.
+
+    Raises:
+        WidthMissing: the config leaves one out.
+    """
+    kv_heads = max(1, architecture.width("num_key_value_heads") // tp)
+    group = max(1, architecture.width("num_attention_heads") // tp // kv_heads)
     experts = min(MAX_EXPERTS, architecture.num_experts)
-    width = architecture.intermediate_size
-    if architecture.is_moe:
-        width = architecture.moe_intermediate_size or width
+    of_experts = architecture.moe_intermediate_size if architecture.is_moe else None
+    width = of_experts or architecture.width("intermediate_size")
     dtype = architecture.dtype.removeprefix("torch.")
     return RankShape(
-        layers=min(MAX_LAYERS, architecture.num_hidden_layers),
-        hidden=architecture.hidden_size,
+        layers=min(MAX_LAYERS, architecture.width("num_hidden_layers")),
+        hidden=architecture.width("hidden_size"),
         heads=group * kv_heads,
         kv_heads=kv_heads,
-        head_dim=architecture.head_dim,
+        head_dim=architecture.width("head_dim"),
         intermediate=max(1, width // tp),
         experts=experts,
         top_k=min(experts, max(1, architecture.num_experts_per_tok)),

@@ -16,11 +16,11 @@ from rayprep.base.records import counted
 from rayprep.host.environment import on_every_core
 from rayprep.host.layout import Layout
 from rayprep.model.caches import CacheName
-from rayprep.model.plan import StagePlan, Unable, Work
+from rayprep.model.plan import NotNeeded, StagePlan, Unable, Work
 from rayprep.model.result import Artifacts, Tally
 from rayprep.model.spec import DeviceChoice
 from rayprep.model.stages import StageName
-from rayprep.sglang.architecture import Architecture
+from rayprep.sglang.architecture import Architecture, WidthMissing
 from rayprep.sglang.flags import ServerFlags
 from rayprep.stages.child.run import run_child
 from rayprep.stages.inductor.by_server import compile_on_gpu
@@ -63,8 +63,12 @@ class InductorStage:
             return unable
         spec, architecture = request.spec, _as_served(request)
         sizes = spec.batch_sizes
+        try:
+            units = tuple(unit_name(architecture, spec.tp, size, spec.seq_len, "cpu") for size in sizes)
+        except WidthMissing as missing:
+            return NotNeeded(reason="unknown_widths", detail=str(missing))
         return Work(
-            units=tuple(unit_name(architecture, spec.tp, size, spec.seq_len, "cpu") for size in sizes),
+            units=units,
             required_bytes=BYTES_ONCE + BYTES_PER_GRAPH * len(sizes),
             seconds=SECONDS_PER_GRAPH * len(sizes),
             estimate=f"{counted(len(sizes), 'graph')} at the shipped guess for each",

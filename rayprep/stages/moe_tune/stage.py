@@ -13,13 +13,12 @@ from rayprep.model.plan import NotNeeded, StagePlan, Unable, Work
 from rayprep.model.result import Artifacts, Tally
 from rayprep.model.spec import DeviceChoice, MoeStrategy
 from rayprep.model.stages import StageName
-from rayprep.sglang.moe_shape import MoeShape, moe_runner
+from rayprep.sglang.moe_shape import MoeShape
 from rayprep.stages.moe_tune.by_script import tune_by_script
 from rayprep.stages.moe_tune.confirm import confirm_by_server
 from rayprep.stages.moe_tune.run import tune
 from rayprep.stages.moe_tune.search import estimated_seconds
-from rayprep.stages.moe_tune.space import official_space
-from rayprep.stages.moe_tune.units import capability_of, label_of, shape_of, sizes_of, unit_name
+from rayprep.stages.moe_tune.units import label_of, shape_of, sizes_of, unit_name
 from rayprep.stages.protocol import BuildContext, Built, StageRequest
 from rayprep.stages.serve.stage import serve_follows
 from rayprep.store.scan import CacheScan
@@ -27,8 +26,6 @@ from rayprep.store.scan import CacheScan
 _BYTES = 1 << 30
 """Of kernels while it tunes; they are removed in the end."""
 _BYTES_OF_A_SWEEP = 6 << 30
-_TRITON_UP_TO = 100
-"""From this compute capability on, 100 for sm_100, SGLang runs experts through FlashInfer unless it is told not to."""
 _SCRIPT_SECONDS = 2644.0
 """Of the official tuner for one number of tokens, as its authors published for an H100."""
 
@@ -46,14 +43,14 @@ class MoeTuneStage:
             return shape
         sizes = sizes_of(request.spec)
         units = tuple(unit_name(label_of(request.spec), shape, size) for size in sizes)
-        if unable := _unable(request, shape):
+        if unable := _unable(request):
             return unable.model_copy(update={"units": units})
         return _work(request, shape, sizes, units)
 
     def build(self, request: StageRequest, work: Work, context: BuildContext) -> Built:
         shape = shape_of(request)
         if not isinstance(shape, MoeShape):
-            raise StageError(ErrorType.UNSUPPORTED, "there is nothing to tune for this model")
+            raise StageError(ErrorType.UNSUPPORTED, f"there is nothing to tune: {shape.detail}")
         run = tune_by_script if request.spec.moe_tuner_script else tune
         built = run(request, shape, context)
         if serve_follows(request.spec) or not built.used:
@@ -70,14 +67,8 @@ class MoeTuneStage:
         return Artifacts(cache_dir=layout.located(layout.cache(own.cache)), files=tally)
 
 
-def _unable(request: StageRequest, shape: MoeShape) -> Unable | None:
+def _unable(request: StageRequest) -> Unable | None:
     signature = request.signature
-    if not official_space(shape):
-        message = f"no tile of SGLang's tuner divides the weights' scaling block, in {shape}"
-        return Unable(error_type=ErrorType.UNSUPPORTED, message=message)
-    if capability_of(signature) >= _TRITON_UP_TO and moe_runner(request.spec.server_args) == "auto":
-        message = f"which MoE kernel SGLang chooses on {signature.compute_capability} is not known"
-        return Unable(error_type=ErrorType.UNSUPPORTED, message=f"{message}; say --moe-runner-backend=triton")
     wanted = {"sglang": signature.sglang_version, "torch": signature.torch_version, "triton": signature.triton_version}
     if missing := [name for name, version in wanted.items() if version is None]:
         message = f"missing: {' and '.join(missing)} (pip install 'rayprep[sglang]')"
@@ -101,5 +92,6 @@ def _work(request: StageRequest, shape: MoeShape, sizes: Sequence[int], units: t
         seconds=seconds,
         estimate=f"{len(sizes)} batch sizes {said}",
         batch_sizes=tuple(sizes),
+        listed_by=request.listed_by,
         by_sglang=True,
     )

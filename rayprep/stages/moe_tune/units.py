@@ -3,24 +3,55 @@
 import re
 from collections.abc import Sequence
 
-from rayprep.base.errors import ErrorType
-from rayprep.model.plan import NotNeeded, Unable
+from rayprep.model.plan import NotNeeded
 from rayprep.model.signature import Signature
 from rayprep.model.spec import PrepSpec
-from rayprep.sglang.moe_shape import MoeShape, NoTritonKernel, UnknownKernel, default_batch_sizes, moe_shape
+from rayprep.sglang.architecture import WidthMissing
+from rayprep.sglang.moe_shape import (
+    MoeKernel,
+    MoeShape,
+    NoTritonKernel,
+    UnknownKernel,
+    default_batch_sizes,
+    listed_moe_shape,
+    moe_runner,
+    moe_shape,
+)
 from rayprep.stages.moe_tune.search import Choice
+from rayprep.stages.moe_tune.space import official_space
 from rayprep.stages.protocol import StageRequest
 
+_TRITON_UP_TO = 100
+"""From this compute capability on, 100 for sm_100, SGLang runs experts through FlashInfer unless it is told not to."""
 
-def shape_of(request: StageRequest) -> MoeShape | NotNeeded | Unable:
-    """Raises BadRequest where the user asked for another type than the model's."""
+
+def shape_of(request: StageRequest) -> MoeShape | NotNeeded:
+    """What is to be tuned, or why nothing is. Raises BadRequest where the user asked for another type."""
+    if request.refused:
+        return request.refused
+    kernel = _kernel_of(request)
+    if isinstance(kernel, NoTritonKernel):
+        return NotNeeded(reason=kernel.reason, detail=kernel.detail)
+    if isinstance(kernel, UnknownKernel):
+        return NotNeeded(reason="unknown_moe_kernel", detail=f"not known: {kernel.message}")
+    if not official_space(kernel):
+        return NotNeeded(reason="no_tile", detail=f"no tile of SGLang's tuner divides the scaling block of {kernel}")
+    return kernel
+
+
+def _kernel_of(request: StageRequest) -> MoeKernel:
     spec = request.spec
-    shape = moe_shape(request.model.architecture, spec.tp, spec.server_args, spec.moe_dtype)
-    if isinstance(shape, NoTritonKernel):
-        return NotNeeded(reason=shape.reason, detail=shape.detail)
-    if isinstance(shape, UnknownKernel):
-        return Unable(error_type=ErrorType.UNSUPPORTED, message=shape.message)
-    return shape
+    if request.inventory:
+        return listed_moe_shape(request.inventory, spec.server_args, spec.moe_dtype)
+    try:
+        kernel = moe_shape(request.model.architecture, spec.tp, spec.server_args, spec.moe_dtype)
+    except WidthMissing as missing:
+        return UnknownKernel(message=str(missing))
+    newer = capability_of(request.signature) >= _TRITON_UP_TO and moe_runner(spec.server_args) == "auto"
+    if isinstance(kernel, MoeShape) and newer:
+        where = request.signature.compute_capability
+        return UnknownKernel(message=f"which MoE kernel SGLang chooses on {where}; say --moe-runner-backend=triton")
+    return kernel
 
 
 def sizes_of(spec: PrepSpec) -> tuple[int, ...]:

@@ -99,6 +99,7 @@ def files(cache: Path) -> set[str]:
     return {path.relative_to(cache).as_posix() for path in found}
 
 
+@pytest.mark.slow  # by default a whole run does, in cli/test_ensure
 def test_a_second_process_finds_the_graph_in_what_the_completion_lists(built: Built, tmp_path: Path) -> None:
     """Of a copy of just that, at another path, and compiles again one library that is missing, and nothing else."""
     layout = Layout(built.roots.profiles, built.roots.telemetry)
