@@ -22,6 +22,7 @@ SINKS = {
     # Lines of JSON from a child to its stage.
     "stages/child/lines.py": {"print"},
     "stages/serve/jit_child.py": {"print"},
+    "sglang/inside/inventory.py": {"print", "print_exc"},  # its trace, for the log of who asks
     # A trace that was asked for, by way of the screen.
     "fleet/attached.py": {"sys.stderr"},
     # An archive.

@@ -4,7 +4,7 @@ import contextlib
 import gc
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -28,6 +28,7 @@ from rayprep.model.metrics import host_samples, state_samples
 from rayprep.model.result import PrepResult
 from rayprep.model.run_files import only_host
 from rayprep.node import NodeRequest, Survey, close_result, ensure, take_survey
+from rayprep.node.inventory import Asking, may_ask
 from rayprep.report.host_view import View, choose_view
 from rayprep.report.metrics_file import add_to_metrics_file
 from rayprep.report.session_log import SessionLog
@@ -73,7 +74,7 @@ def _run_one(
         prepare_root(profiles, "profiles")
     lock = request.layout.run_lock(request.run_id)
     with acquire_run(lock, request.run_id, lambda: interrupts.asked, request.layout.runs):
-        result = _Run(request, survey, environ, _Heard(view), ray, debug).go()
+        result = _Run(request, survey, environ, _Heard(view), ray, interrupts, debug).go()
         output.for_programs(f"RESULT_JSON {request.layout.result(request.run_id)}")
         output.for_programs(f"RESULT_STATUS {result.status_line}")
         return result
@@ -140,6 +141,7 @@ class _Run:
     environ: Mapping[str, str]
     view: _Heard
     ray: Kept[RayProcess]
+    interrupts: Interrupts
     debug: bool
 
     def go(self) -> PrepResult:
@@ -188,13 +190,21 @@ class _Run:
         return result
 
     def _with_ray(self) -> PrepResult:
-        job = HostJob(self.request, uses_gpus=bool(self.survey.signature.gpu_count))
         try:
-            with self.ray.held() as ray:
+            with self._asking() as asking, self.ray.held() as ray:
+                answer = asking.finish(lambda: self.interrupts.asked, self.view.refresh) if asking else None
+                request = self.request.answered(self.survey.signature, answer)
+                job = HostJob(request, uses_gpus=bool(self.survey.signature.gpu_count))
                 return ray.prepare_host(job, self.view)
         except BaseException:
             leave_nothing(self.request.invocation)  # or it may write what we are to close
             raise
+
+    def _asking(self) -> AbstractContextManager[Asking | None]:
+        """Asks SGLang what its server needs, while Ray starts."""
+        if not may_ask(self.survey):
+            return contextlib.nullcontext()
+        return Asking(self.survey, self.request, self.environ)
 
     def _close(self, error: RayprepError) -> PrepResult:
         """Writes the end that the agent could not write, and says it."""

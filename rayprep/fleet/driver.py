@@ -5,7 +5,7 @@ It decides by pure rules (`model/fleet/grouping`, `model/fleet/rollout`) and onl
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
 from rayprep.base.errors import ErrorType, HostUnfit, Interrupted, RayprepError
@@ -28,6 +28,7 @@ from rayprep.model.fleet.grouping import Grouping, group_hosts
 from rayprep.model.fleet.result import FleetError, FleetResult, failure_of
 from rayprep.model.fleet.rollout import HostPhase, Rollout, make_rollout, next_step
 from rayprep.model.fleet.spec import FleetSpec, choose_nodes
+from rayprep.model.signature import answer_kind
 from rayprep.report.fleet_view import FleetView
 
 POLL_S = 0.1
@@ -88,7 +89,8 @@ class _Drive:
 
     def go(self) -> FleetResult:
         try:
-            self._look_at_all()
+            self._look(self.members.values(), self.asked)
+            self._ask_sglang()
             self._form_groups()
             self._roll_out()
         except Interrupted as error:
@@ -98,17 +100,28 @@ class _Drive:
             self._cancel(error if isinstance(error, RayGone) else None)
         return self.record.finish(self.rollout, self.members, interrupted=self.interrupts.asked)
 
-    def _look_at_all(self) -> None:
+    def _look(self, members: Collection[Member], asked: Asked) -> None:
         """All at once; a host that cannot do what is asked fails here, and holds up nobody."""
-        for member in self.members.values():
+        for member in members:
             member.begin()
-            member.look(self.asked)
-        while any(member.busy for member in self.members.values()):
+            member.look(asked)
+        while any(member.busy for member in members):
             self._ended(self._heard_at_first)
             self._breathe()
-        for member in self.members.values():
+        for member in members:
             if member.state.phase is not HostPhase.FAILED:
                 member.state = member.state.model_copy(update={"starts": 0})
+
+    def _ask_sglang(self) -> None:
+        """One host of each kind asks its SGLang what a server needs, and all others of the kind plan by the answer."""
+        kinds = {host: answer_kind(member.facts.signature) for host, member in self.members.items() if member.facts}
+        answers = {kinds[host]: answer for host in kinds if (answer := self.members[host].answer)}
+        unasked = [self.members[host] for host in kinds if self.members[host].may_ask]
+        askers = {kinds[member.host]: member for member in reversed(unasked) if kinds[member.host] not in answers}
+        self._look(askers.values(), self.asked.asking())
+        answers |= {kind: member.answer for kind, member in askers.items() if member.answer}
+        self.asked = self.steps.asked = self.asked.answered(answers)
+        self._look([member for member in unasked if member not in askers.values()], self.asked)
 
     def _heard_at_first(self, member: Member, found: Report | Done | str) -> None:
         assert isinstance(found, Report)

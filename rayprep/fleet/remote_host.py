@@ -21,6 +21,7 @@ from rayprep.model.fleet.rollout import HostPhase, HostState
 from rayprep.model.fleet.spec import NodeInfo
 from rayprep.model.result import NodeBlock, Received
 from rayprep.model.stages import StageName
+from rayprep.sglang.inventory import Answer
 
 RETURN_S = 30.0
 """For a lost host to come back, under whatever node id."""
@@ -35,6 +36,9 @@ class Member:
     agent: Handle = None
     facts: HostFacts | None = None
     needs_gpus: bool = False
+    answer: Answer | None = None
+    """What its SGLang says that a server needs, as its last look had it."""
+    may_ask: bool = False
     extras: dict[StageName, str] = field(default_factory=dict)
     group: str | None = None
     state: HostState = field(default_factory=HostState)

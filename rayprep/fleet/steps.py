@@ -23,7 +23,7 @@ class HostSteps:
     """Decides by pure rules (`model/fleet/moves`, `model/fleet/parts`) and begins calls that the driver waits for."""
 
     def __init__(self, asked: Asked, fleet: FleetSpec, members: Mapping[str, Member], record: FleetRecord) -> None:
-        self._asked, self._fleet, self._members, self._record = asked, fleet, members, record
+        self.asked, self._fleet, self._members, self._record = asked, fleet, members, record
         self._dealer = Dealer(asked.resolved.spec, fleet.deal_from_s)
         self.canary: Collection[str] = ()
         """The hosts of the first wave."""
@@ -37,7 +37,7 @@ class HostSteps:
         elif isinstance(found, Report):
             self.reported(member, found)
         elif found.again:
-            member.look(self._asked)
+            member.look(self.asked)
         elif found.source_problem:
             self._source_failed(member, found.source_problem)
         elif found.received is not None:
@@ -52,6 +52,7 @@ class HostSteps:
         """It has looked at itself."""
         member.news += 1
         member.facts, member.needs_gpus, member.extras = report.facts, report.needs_gpus, report.extras
+        member.answer, member.may_ask = report.answer, report.may_ask
         if report.facts is None:
             error = FleetError(
                 error_type=ErrorType.UNSUPPORTED, message=report.problem, exit_code=report.problem_code or 3
@@ -75,7 +76,7 @@ class HostSteps:
             return
         self._no_source(member, received.source)  # what it still lacks after that, this one cannot give
         there = {stage for each in member.received for stage in each.stages}
-        member.look(self._asked.rebuilding(set(self._asked.resolved.spec.selected) - there))
+        member.look(self.asked.rebuilding(set(self.asked.resolved.spec.selected) - there))
 
     def _no_source(self, member: Member, source: str) -> None:
         if source in self._members:
@@ -143,7 +144,7 @@ class HostSteps:
         elif move.kind in (MoveKind.RECEIVE, MoveKind.GATHER):
             assert move.other is not None
             member.record = member.record.model_copy(update={"doing": f"receives from {move.other}"})
-            member.take(self._asked, self._members[move.other], move)
+            member.take(self.asked, self._members[move.other], move)
         else:
             self._work(member, move)
 
@@ -151,7 +152,7 @@ class HostSteps:
         doing = _DOING[move.kind] + ", ".join(move.stages)
         waits = member.needs_gpus and member.node.gpus and member.visible is None
         member.record = member.record.model_copy(update={"doing": "waits for its GPUs" if waits else doing})
-        asked = self._asked.rebuilding(move.stages)
+        asked = self.asked.rebuilding(move.stages)
         scope = self._fleet.verify
         if scope is VerifyScope.NONE or (scope is VerifyScope.CANARY and member.host not in self.canary):
             asked = asked.without_proof()

@@ -15,13 +15,18 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from rayprep.base.records import FINITE, Located, Record, Utc, left_out
 from rayprep.base.sealed import Sealed
 from rayprep.model.proof import Verification
-from rayprep.model.signature import Difference, Signature, binding_digest, differences
+from rayprep.model.signature import Difference, Signature, answer_kind, binding_digest, differences
 from rayprep.model.stages import StageName
 from rayprep.model.tuning import Tuning
+from rayprep.sglang.inventory import Inventory
 
 COMPLETION_FORMAT = "2"
 READ_FORMATS = ("1", COMPLETION_FORMAT)
 """Format 1 is format 2 without the checksum."""
+
+
+_ADDED = ("inventory",)
+"""Fields that completions of this format had not from the first: those without are as good as they were."""
 
 
 class Identity(Record):
@@ -97,6 +102,8 @@ class Completion(Sealed):
     moe_configs: dict[str, str] = Field(default_factory=dict)
     """The MoE configs that its server looked for, `triton_<version>/<name>` -> what was there, as `sha256:...`, or
     nothing; of `serve` only."""
+    inventory: Inventory | None = None
+    """What the installed SGLang said that the server needs; null where it was not asked."""
 
     @field_validator("artifacts")
     @classmethod
@@ -108,9 +115,20 @@ class Completion(Sealed):
 
     @model_validator(mode="after")
     def _be_whole(self, info: ValidationInfo) -> "Completion":
-        if info.mode == "json" and (missing := left_out(self)):
+        if info.mode == "json" and (missing := [name for name in left_out(self) if name not in _ADDED]):
             raise ValueError(f"it has no {missing[0]}")
         return self
+
+
+def kept_answer(completions: Sequence[Completion], identity: Identity, now: Signature) -> Inventory | None:
+    """The latest answer that was kept, of SGLang as it is here and for exactly this model, layout and flags."""
+    alike = answer_kind(now)
+    found = [
+        completion
+        for completion in completions
+        if completion.inventory and completion.identity == identity and answer_kind(completion.signature) == alike
+    ]
+    return max(found, key=lambda completion: completion.finished_at).inventory if found else None
 
 
 class CheckState(StrEnum):

@@ -152,6 +152,18 @@ def differences(stage: StageName, then: Signature, now: Signature) -> tuple[Diff
     )
 
 
+_ANSWERS: tuple[Field, ...] = (
+    *("device_name", "compute_capability", "torch_version", "triton_version"),
+    *("flashinfer_version", "deep_gemm_version", "sglang_version"),
+)
+
+
+def answer_kind(signature: Signature) -> str:
+    """The same for two hosts whose SGLang says the same of a server. SGLang asks for all that is named in it."""
+    fields = [getattr(signature, field) for field in _ANSWERS]
+    return json.dumps([*fields, signature.transformers_version, signature.sglang_commit])
+
+
 def binding_digest(stage: StageName, signature: Signature) -> str:
     """SHA-256, in hex, of the fields that bind `stage`: equal for two hosts whose artifacts are interchangeable."""
     bound = {field: getattr(signature, field) for field in BINDING[stage]}

@@ -17,6 +17,7 @@ from rayprep.model.result import PrepResult, StageResult
 from rayprep.model.stages import StageName, StageStatus
 from rayprep.node import after_run
 from rayprep.node.completion_writer import record_skip
+from rayprep.node.inventory import warning_of
 from rayprep.node.moe_check import with_config
 from rayprep.node.request import NodeRequest
 from rayprep.node.result_writer import Recorder, settled_result
@@ -31,6 +32,7 @@ class Telling:
 
     def __init__(self, request: NodeRequest, survey: Survey, listener: Emit) -> None:
         self._request, self._slug, self._layout, self._listener = request, survey.model.slug, survey.layout, listener
+        self._answer = survey.request.answer
         self.recorder = Recorder(request, survey)
 
     def emit(self, each: Event) -> None:
@@ -44,6 +46,8 @@ class Telling:
     def begin(self) -> None:
         for warning in self._request.resolved.warnings:
             self.emit(event("ensure", Phase.WARNING, message=warning))
+        if problem := warning_of(self._answer):
+            self.warn(problem)
         for folder in open_to_all(self._layout.profiles):
             self.warn(f"everybody on this host may write to {folder}, and so decide what servers run (chmod o-w it)")
         if not shares() and group_writes(self._layout.profiles):

@@ -84,6 +84,7 @@ def new_completion(survey: Survey, decision: Decision, run_id: str, started_at: 
         run_id=run_id,
         rayprep_version=__version__,
         server_command=earlier.server_command if earlier else (),
+        inventory=survey.request.inventory,
     )
 
 

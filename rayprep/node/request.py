@@ -10,9 +10,11 @@ from pydantic import Field
 from rayprep.base.records import Record, Utc
 from rayprep.host.layout import Layout
 from rayprep.model.result import NodeBlock
+from rayprep.model.signature import Signature, answer_kind
 from rayprep.model.snapshot import ProfileSnapshot
 from rayprep.model.spec import Resolved
 from rayprep.model.stages import StageName
+from rayprep.sglang.inventory import Answer
 from rayprep.store.markers import Marker
 
 
@@ -37,8 +39,14 @@ class NodeRequest(Record):
     """Who this host is in a fleet; null where there is one."""
     waited_s: float = 0.0
     """For leases, before this."""
+    answers: dict[str, Answer] = Field(default_factory=dict)
+    """What the installed SGLang said to who asked it for this request, by the kind of host (`answer_kind`)."""
     before: ProfileSnapshot | None = None
     """What lay in the caches before the work, for the result."""
+
+    def answered(self, signature: Signature, answer: Answer | None) -> "NodeRequest":
+        """The same, with what SGLang said on a host like this one."""
+        return self.model_copy(update={"answers": {answer_kind(signature): answer}}) if answer else self
 
     @property
     def layout(self) -> Layout:

@@ -11,12 +11,12 @@ from rayprep.host.means import read_means
 from rayprep.host.model_files import ModelFiles, find_model
 from rayprep.host.rehearsal import read_facts
 from rayprep.host.this_host import choose_device, read_signature
-from rayprep.model.completion import Completion, Identity
+from rayprep.model.completion import Completion, Identity, kept_answer
 from rayprep.model.fleet.parts import part_name
 from rayprep.model.plan import (
     Plan,
 )
-from rayprep.model.signature import Signature
+from rayprep.model.signature import Signature, answer_kind
 from rayprep.model.slices import deal
 from rayprep.model.spec import DeviceChoice, PrepSpec, check_against_model
 from rayprep.model.stages import StageName
@@ -80,9 +80,6 @@ def take_survey(request: NodeRequest, environ: Mapping[str, str], gpus: GpuInven
         update={"model_slug": model.slug, "tp_size": spec.tp}
     )
     signature = facts.on(signature) if facts else signature
-    stage_request = StageRequest(
-        spec=spec, model=model, device=device, signature=signature, means=read_means(environ, spec.moe_tuner_script)
-    )
     identity = Identity(
         model_slug=model.slug,
         config_digest=model.digest,
@@ -92,6 +89,15 @@ def take_survey(request: NodeRequest, environ: Mapping[str, str], gpus: GpuInven
         part=part_name(request.part) if request.part else "",
     )
     inventory = take_inventory(layout, model.slug, spec.tp)
+    every = [completion for completions in inventory.completions.values() for completion in completions]
+    stage_request = StageRequest(
+        spec=spec,
+        model=model,
+        device=device,
+        signature=signature,
+        means=read_means(environ, spec.moe_tuner_script),
+        answer=request.answers.get(answer_kind(signature)) or kept_answer(every, identity, signature),
+    )
     decider = Decider(spec, layout, identity, stage_request, inventory, request.part, request.deep)
     return Survey(
         layout=layout,

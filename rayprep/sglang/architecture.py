@@ -4,7 +4,7 @@ Only the keys that decide which kernels are compiled are read; everything else i
 there: a model that says one by another name, or leaves it to transformers' defaults, is served all the same, and what
 cannot do without asks for it by `width`.
 Source of the names: transformers' configuration classes (Qwen2, Qwen3, Qwen3-MoE, Llama, Mixtral, DeepSeek-V2/V3,
-GLM-4.5); `sglang/experts` has those of the experts.
+GLM-4.5); `sglang/expert_keys` has those of the experts.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from pydantic import AliasChoices, ConfigDict, Field, PositiveInt, ValidationErr
 
 from rayprep.base.errors import BadRequest
 from rayprep.base.records import Record, first_problem
-from rayprep.sglang import experts
+from rayprep.sglang import expert_keys
 
 _STORED = ("quantization_config", "compression_config")
 HF_QUANT_CONFIG = "hf_quant_config.json"
@@ -144,7 +144,7 @@ class Architecture(Record):
     rope_theta: float = 10000.0
     dtype: str = Field(default="float32", validation_alias=AliasChoices("torch_dtype", "dtype"))
     """As the config has it; one that names none is taken for float32, as SGLang takes it."""
-    num_experts: int = Field(default=0, ge=0, le=_WIDTH, validation_alias=AliasChoices(*experts.COUNT))
+    num_experts: int = Field(default=0, ge=0, le=_WIDTH, validation_alias=AliasChoices(*expert_keys.COUNT))
     num_experts_per_tok: int = Field(default=0, ge=0, le=_WIDTH)
     moe_intermediate_size: int | None = Field(default=None, gt=0, le=_WIDTH)
     experts_unread: str = ""
@@ -194,7 +194,7 @@ class Architecture(Record):
         own_field = keys.get("quantization")
         if isinstance(own_field, dict) and "quant_method" not in own_field:
             del keys["quantization"]  # MLX's, which is not this field as a record has it
-        return {**keys, "experts_unread": experts.unread(keys, by_layer), "by_layer": by_layer}
+        return {**keys, "experts_unread": expert_keys.unread(keys, by_layer), "by_layer": by_layer}
 
     @model_validator(mode="after")
     def _chosen_of_all(self) -> "Architecture":
@@ -237,7 +237,7 @@ _LISTS = frozenset({"architectures", "mlp_only_layers"})
 _SCALARS = frozenset(
     {
         *Architecture.model_fields.keys() - _LISTS - {"quantization", "experts_unread", "by_layer"},
-        *(*experts.COUNT, "torch_dtype"),
+        *(*expert_keys.COUNT, "torch_dtype"),
     }
 )
 _INNER = ("thinker_config", "llm_config", "language_config", "text_config")

@@ -173,7 +173,7 @@ def m_values(largest: int) -> tuple[int, ...]:
 
     That loop takes every M, but the choice of tiles depends on the M only as ceil(M / 16).
     """
-    return (1, *range(16, largest + 15, 16))
+    return (1, *range(16, largest + 16, 16))
 
 
 def largest_rows(chunked_prefill: int | None) -> int:

@@ -12,7 +12,13 @@ from rayprep.base.errors import BadRequest
 from rayprep.sglang.architecture import Architecture, Width, WidthMissing, config_digest, parse_architecture
 
 TINY = json.loads((Path(rayprep.__file__).parent / "configs/tiny-dense/config.json").read_text(encoding="utf-8"))
-WIDTHS: tuple[Width, ...] = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+WIDTHS: tuple[Width, ...] = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "vocab_size",
+)
 
 
 def parse(**changes: object) -> Architecture:

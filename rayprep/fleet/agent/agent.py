@@ -33,6 +33,7 @@ from rayprep.model.result import NodeBlock, Received
 from rayprep.model.slug import model_slug
 from rayprep.model.snapshot import ProfileSnapshot
 from rayprep.node import NodeRequest, Survey, ensure, take_survey
+from rayprep.node.inventory import ask, may_ask
 from rayprep.node.survey import exact_completions
 from rayprep.store.epochs import highest_epoch
 from rayprep.store.package.unpack import Receipt, receive
@@ -89,13 +90,23 @@ class HostAgent:
             prepare_root(layout.profiles, "profiles")
             prepare_root(layout.telemetry, "telemetry")
             layout.refuse_strange_runs(asked.run_id)
-            survey = take_survey(self._request(asked, self._node), self._environ(None))
+            survey = self._survey(asked)
             facts = facts_of(survey, self._node.host)
             self._keep_snapshot(asked, survey)
         except RayprepError as error:
             return report.model_copy(update={"problem": error.line, "problem_code": error.exit_code})
         found = {"facts": facts, "needs_gpus": bool(survey.gpus), "extras": extras_of(survey)}
-        return report.model_copy(update=found)
+        told = {"answer": survey.request.answer, "may_ask": may_ask(survey)}
+        return report.model_copy(update={**found, **told})
+
+    def _survey(self, asked: Asked) -> Survey:
+        """Looks, and where this host is to ask its SGLang and nobody has, asks it and looks by what it says."""
+        request, environ = self._request(asked, self._node), self._environ(None)
+        survey = take_survey(request, environ)
+        if not asked.asks_sglang or not may_ask(survey):
+            return survey
+        answer = ask(survey, request, environ, lambda: self._cancelled == asked.invocation)
+        return take_survey(request.answered(survey.signature, answer), environ)
 
     def take(self, asked: Asked, source: str, agent: Handle, keys: Sequence[Key]) -> Done:
         """Receives finished stages from another host's agent, and takes them in under this store's leases."""

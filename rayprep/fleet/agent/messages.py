@@ -1,7 +1,7 @@
 """What the driver of a fleet tells each host, and what a host answers."""
 
 import secrets
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 from pydantic import Field
 
@@ -12,6 +12,7 @@ from rayprep.model.result import NodeBlock, PrepResult, Received
 from rayprep.model.spec import Resolved, StageOp
 from rayprep.model.stages import StageName
 from rayprep.node.request import NodeRequest
+from rayprep.sglang.inventory import Answer
 
 
 class Asked(Record):
@@ -26,6 +27,10 @@ class Asked(Record):
     """So long a host gathers its events before it sends them: longer in a larger fleet."""
     deep: bool = False
     verify_only: bool = False
+    asks_sglang: bool = False
+    """Have the installed SGLang say what its server needs, where nobody has yet."""
+    answers: dict[str, Answer] = Field(default_factory=dict)
+    """What it has said, as in a host's request."""
     part: dict[StageName, tuple[str, ...]] = Field(default_factory=dict)
     """Build just these units, for another host of the group to gather."""
 
@@ -39,8 +44,16 @@ class Asked(Record):
             deep=self.deep,
             verify_only=self.verify_only,
             part=self.part,
+            answers=self.answers,
             node=node,
         )
+
+    def asking(self) -> "Asked":
+        """For the host that asks its SGLang on behalf of others."""
+        return self.model_copy(update={"asks_sglang": True})
+
+    def answered(self, answers: Mapping[str, Answer]) -> "Asked":
+        return self.model_copy(update={"answers": dict(answers)})
 
     def rebuilding(self, stages: Collection[StageName]) -> "Asked":
         """With no other stage built anew: the others were received from who has rebuilt them."""
@@ -75,6 +88,10 @@ class Report(Record):
     problem_code: int = 0
     """The exit code that it means."""
     needs_gpus: bool = False
+    answer: Answer | None = None
+    """What the installed SGLang says, now or when what lies here was built."""
+    may_ask: bool = False
+    """It has not been asked here, and can be."""
     extras: dict[StageName, str] = Field(default_factory=dict)
     """Stages that need no work here and have files all the same, which a server made and others need as well."""
 

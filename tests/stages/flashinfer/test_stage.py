@@ -306,7 +306,6 @@ def test_a_host_without_a_gpu_and_a_server_without_modules_need_nothing() -> Non
     [
         ({"nvcc": None}, ErrorType.TOOLCHAIN_MISMATCH, "nvcc"),
         ({"flashinfer_version": None, "cxx": None}, ErrorType.TOOLCHAIN_MISMATCH, "C++"),
-        ({"compute_capability": "sm_80", "device_name": "NVIDIA A100"}, ErrorType.UNSUPPORTED, "A100"),
         ({"profiles_root": "/r&d"}, ErrorType.UNSUPPORTED, "under '/r&d'"),
     ],
 )
@@ -315,6 +314,13 @@ def test_what_a_host_lacks_is_named(changes: dict[str, object], error_type: Erro
     assert isinstance(plan, Unable)
     assert plan.error_type is error_type
     assert said in plan.message
+
+
+def test_modules_of_another_gpu_are_left_to_the_server() -> None:
+    plan = STAGE.plan(request(host={"compute_capability": "sm_80", "device_name": "NVIDIA A100"}))
+    assert isinstance(plan, NotNeeded)
+    assert plan.reason == "unknown_gpu"
+    assert "A100" in plan.detail
 
 
 def test_a_missing_ninja_is_named() -> None:

@@ -1,0 +1,117 @@
+"""The installed SGLang, asked what the server of a request needs: one child process, beside other work.
+
+It takes no lock and writes nothing below the profiles root, so that it can be asked while Ray starts or another run
+builds. It stops no run: what it does not say is planned by our tables, or left to the server.
+"""
+
+import importlib.util
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from rayprep.base.errors import Interrupted, RayprepError
+from rayprep.host.environment import child_env
+from rayprep.host.gpu import visible_env
+from rayprep.host.layout import Layout
+from rayprep.host.process import Child
+from rayprep.model.spec import DeviceChoice
+from rayprep.node.request import NodeRequest
+from rayprep.node.survey import Survey
+from rayprep.sglang.inventory import ENVIRONMENT, Answer, Refusal, Unasked, parse_answer
+from rayprep.stages.warmup_server import implied_command
+
+DEADLINE_S = 120.0
+"""Measured: 13 to 16 s, nearly all of it SGLang's imports, which take longer from a slow file system."""
+_LOADER = "srt/model_loader/loader.py"
+_PORT, _FRACTION = 30000, 0.9
+"""Of a server that is never started."""
+
+
+def may_ask(survey: Survey) -> bool:
+    """Whether there is work, a GPU and an SGLang of a layout that is known here, and nobody has said yet."""
+    request = survey.request
+    return (
+        survey.plan.needs_work
+        and request.answer is None
+        and request.device is DeviceChoice.CUDA
+        and request.signature.sglang_version is not None
+        and _has_a_loader()
+    )
+
+
+def _has_a_loader() -> bool:
+    spec = importlib.util.find_spec("sglang")
+    return spec is not None and bool(spec.origin) and (Path(str(spec.origin)).parent / _LOADER).is_file()
+
+
+def ask(survey: Survey, request: NodeRequest, environ: Mapping[str, str], cancelled: Callable[[], bool]) -> Answer:
+    """Ask, and wait for the answer. Raises Interrupted where `cancelled()` became true."""
+    with Asking(survey, request, environ) as asking:
+        return asking.finish(cancelled)
+
+
+class Asking:
+    """The child that asks. A context manager: entering starts it, leaving ends its whole tree, whatever it was at."""
+
+    def __init__(self, survey: Survey, request: NodeRequest, environ: Mapping[str, str]) -> None:
+        self._survey, self._environ, self._invocation = survey, environ, request.invocation
+        self._log = survey.layout.run(request.run_id) / "inventory.log"
+        self._folder: Path | None = None
+        self._child: Child | None = None
+        self._failed = ""
+        self._began = time.monotonic()
+
+    def __enter__(self) -> "Asking":
+        try:
+            self._folder = Path(tempfile.mkdtemp(prefix="rayprep-inventory."))
+            self._child = Child(self._command(self._folder), self._env(self._folder), self._log)
+        except OSError as error:
+            self._failed = f"{error.filename or 'its process'}: {error.strerror or error}"
+        return self
+
+    def _command(self, folder: Path) -> Sequence[str]:
+        """The server's own flags: what follows `python -P -m sglang.launch_server` in its command."""
+        python, plain, run, _, *flags = implied_command(self._survey.request, folder)(_PORT, _FRACTION)
+        return (python, plain, run, "rayprep.sglang.inside.inventory", *flags)
+
+    def _env(self, folder: Path) -> dict[str, str]:
+        """As a server has it, but for its caches: those of a root that is empty, and nobody else's."""
+        empty = Layout(folder / "profiles", self._survey.layout.telemetry)
+        env = child_env(self._environ, empty, folder, self._invocation)
+        return {**env, **ENVIRONMENT, **visible_env(self._survey.slices[0])}
+
+    def finish(self, cancelled: Callable[[], bool] = lambda: False, tick: Callable[[], None] = lambda: None) -> Answer:
+        """Waits for the answer.
+
+        Raises:
+            Interrupted: `cancelled()` became true.
+        """
+        if self._child is None:
+            return Unasked(unknown=self._failed)
+        answers: list[Answer] = []
+        try:
+            for line in self._child.lines(self._began + DEADLINE_S, cancelled, tick):
+                answers += [answer] if (answer := parse_answer(line)) else []
+        except Interrupted:
+            raise
+        except RayprepError:
+            return Unasked(unknown=f"it did not answer within {DEADLINE_S:.0f} s: see {self._log}")
+        status, _ = self._child.end()
+        return answers[-1] if answers else Unasked(unknown=f"it ended by status {status}: see {self._log}")
+
+    def __exit__(self, *_: object) -> None:
+        if self._child is not None:
+            self._child.__exit__()
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def warning_of(answer: Answer | None) -> str | None:
+    """One line for who waits for the run, where the answer is none that can be planned by."""
+    if isinstance(answer, Refusal):
+        return f"SGLang refuses this model or its flags, and so will its server: {answer.refused}"
+    if isinstance(answer, Unasked):
+        return f"SGLang could not be asked what its server needs, so rayprep's tables say it: {answer.unknown}"
+    return None
