@@ -13,6 +13,8 @@ from rayprep.sglang.architecture import Architecture, Width, WidthMissing, confi
 
 TINY = json.loads((Path(rayprep.__file__).parent / "configs/tiny-dense/config.json").read_text(encoding="utf-8"))
 WIDTHS: tuple[Width, ...] = (
+    *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size"),
+)
     "hidden_size",
     "intermediate_size",
     "num_hidden_layers",
