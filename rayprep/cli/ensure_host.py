@@ -204,7 +204,7 @@ class _Run:
         """Asks SGLang what its server needs, while Ray starts."""
         if not may_ask(self.survey):
             return contextlib.nullcontext()
-        return Asking(self.survey, self.request, self.environ)
+        return Asking.of(self.survey, self.request, self.environ)
 
     def _close(self, error: RayprepError) -> PrepResult:
         """Writes the end that the agent could not write, and says it."""

@@ -3,10 +3,12 @@
 import json
 import os
 from collections.abc import Mapping, Sequence
+from typing import Annotated
 
 import typer
 
 from rayprep.base.errors import RayprepError
+from rayprep.base.records import counted
 from rayprep.cli import output
 from rayprep.cli.failures import fail
 from rayprep.cli.options import (
@@ -25,8 +27,10 @@ from rayprep.cli.options import (
 )
 from rayprep.cli.request import Flags, Requests, node_requests
 from rayprep.model.campaign import worst_exit
+from rayprep.model.forecast import Forecast
+from rayprep.model.gpu_kinds import gpu_kind
 from rayprep.model.plan import Action, Decision
-from rayprep.node import Survey, take_survey
+from rayprep.node import Survey, forecast, take_survey
 
 
 def command(
@@ -40,6 +44,9 @@ def command(
     profiles_root: ProfilesRoot = None,
     telemetry_root: TelemetryRoot = None,
     deep: Deep = False,
+    for_gpu: Annotated[
+        str | None, typer.Option("--for", help='What would be built on such a GPU: "NVIDIA H200", or sm_90.')
+    ] = None,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -56,7 +63,7 @@ def command(
         telemetry_root=telemetry_root,
         deep=deep,
     )
-    raise typer.Exit(run(flags, json_output=json))
+    raise typer.Exit(run_for(flags, for_gpu, json_output=json) if for_gpu else run(flags, json_output=json))
 
 
 def run(flags: Flags, *, json_output: bool) -> int:
@@ -73,6 +80,49 @@ def run(flags: Flags, *, json_output: bool) -> int:
             output.lines(_lines(decision))
         output.line(str(survey.plan.verify))
     return code
+
+
+def run_for(flags: Flags, gpu: str, *, json_output: bool) -> int:
+    """What would be built on a host with such a GPU, by whoever knows. Returns the exit status."""
+    environ = dict(os.environ)
+    kind = gpu_kind(gpu)
+    requests = node_requests(flags, environ)
+    found, codes = [], []
+    for number, request in enumerate(requests.each, 1):
+        for warning in request.resolved.warnings:
+            output.warn(warning)
+        try:
+            found.append(forecast(request, kind, environ))
+        except RayprepError as error:
+            if not requests.campaign:
+                raise
+            codes.append(fail(error, as_event=False, about=f"request {number} of the campaign"))
+    if json_output:
+        plans = [each.model_dump(mode="json") for each in found]
+        output.json_text(json.dumps(plans if requests.campaign else plans[0], indent=2, ensure_ascii=False))
+    else:
+        for each in found:
+            output.lines(_forecast_lines(each))
+    return worst_exit(codes)
+
+
+_WHO = {"sglang": "the installed SGLang", "tables": "rayprep's tables", "server": "nobody before a server runs"}
+
+
+def _forecast_lines(found: Forecast) -> list[str]:
+    where = f"{found.device_name} ({found.compute_capability}), SGLang {found.sglang_version}"
+    lines = [f"{found.model_slug} at TP {found.tp_size} on {where}, from {found.model_source}"]
+    lines += [f"listed by {_WHO[found.listed_by]}"]
+    lines += [f"experts: {found.experts}"] if found.experts else []
+    for stage, part in found.stages.items():
+        detail = f" ({part.detail})" if part.detail else ""
+        if not part.units:
+            lines.append(f"{stage}: nothing, {part.reason}{detail}")
+            continue
+        who = f", listed by {_WHO[part.listed_by]}" if part.listed_by else ""
+        lines.append(f"{stage}: {counted(len(part.units), 'unit')}{who}{detail}")
+        lines += [f"    {unit}" for unit in part.units]
+    return lines
 
 
 def look_at_each(requests: Requests, environ: Mapping[str, str]) -> tuple[list[Survey | None], int]:

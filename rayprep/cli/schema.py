@@ -17,6 +17,7 @@ from rayprep.model.events import Event
 from rayprep.model.fleet.leases import LeaseTable
 from rayprep.model.fleet.result import FleetResult
 from rayprep.model.fleet.status import FleetStatus
+from rayprep.model.forecast import Forecast
 from rayprep.model.result import PrepResult
 from rayprep.model.snapshot import ProfileSnapshot
 from rayprep.store.markers import Marker
@@ -34,6 +35,7 @@ FILES: dict[str, type[Record]] = {
     "marker": Marker,
     "lock_holder": Holder,
     "event": Event,
+    "forecast": Forecast,
     "reset_report": ResetReport,
     "doctor_report": DoctorReport,
     "package_manifest": PackageManifest,

@@ -26,8 +26,9 @@ class Work(Record):
     memory_bytes: int = 0
     batch_sizes: tuple[int, ...] = ()
     """What it is built for, where that is not the request's own."""
-    listed_by: Literal["sglang", "tables", "server"] = "tables"
-    """Who says what the units are: the installed SGLang, rayprep's tables, or nobody before a server runs."""
+    listed_by: Literal["sglang", "tables", "server"] | None = None
+    """Who says what the units are: the installed SGLang, rayprep's tables, or nobody before a server runs; null where
+    they do not depend on what the model is made of."""
     left: str = ""
     """Why nobody does, where it is a server that finds out."""
     by_sglang: bool = False

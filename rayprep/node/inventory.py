@@ -13,13 +13,14 @@ from pathlib import Path
 
 from rayprep.base.errors import Interrupted, RayprepError
 from rayprep.host.environment import child_env
-from rayprep.host.gpu import visible_env
+from rayprep.host.gpu import Gpu, visible_env
 from rayprep.host.layout import Layout
 from rayprep.host.process import Child
 from rayprep.model.spec import DeviceChoice
 from rayprep.node.request import NodeRequest
 from rayprep.node.survey import Survey
 from rayprep.sglang.inventory import ENVIRONMENT, Answer, Refusal, Unasked, parse_answer
+from rayprep.stages.protocol import StageRequest
 from rayprep.stages.warmup_server import implied_command
 
 DEADLINE_S = 120.0
@@ -30,38 +31,42 @@ _PORT, _FRACTION = 30000, 0.9
 
 
 def may_ask(survey: Survey) -> bool:
-    """Whether there is work, a GPU and an SGLang of a layout that is known here, and nobody has said yet."""
+    """Whether there is work for a GPU, and an SGLang that nobody has asked yet."""
     request = survey.request
-    return (
-        survey.plan.needs_work
-        and request.answer is None
-        and request.device is DeviceChoice.CUDA
-        and request.signature.sglang_version is not None
-        and _has_a_loader()
-    )
+    wanted = survey.plan.needs_work and request.answer is None and request.device is DeviceChoice.CUDA
+    return wanted and can_be_asked()
 
 
-def _has_a_loader() -> bool:
+def can_be_asked() -> bool:
+    """Whether the SGLang that is installed is of a layout that is known here. Imports nothing of it."""
     spec = importlib.util.find_spec("sglang")
     return spec is not None and bool(spec.origin) and (Path(str(spec.origin)).parent / _LOADER).is_file()
 
 
 def ask(survey: Survey, request: NodeRequest, environ: Mapping[str, str], cancelled: Callable[[], bool]) -> Answer:
     """Ask, and wait for the answer. Raises Interrupted where `cancelled()` became true."""
-    with Asking(survey, request, environ) as asking:
+    with Asking.of(survey, request, environ) as asking:
         return asking.finish(cancelled)
 
 
 class Asking:
     """The child that asks. A context manager: entering starts it, leaving ends its whole tree, whatever it was at."""
 
-    def __init__(self, survey: Survey, request: NodeRequest, environ: Mapping[str, str]) -> None:
-        self._survey, self._environ, self._invocation = survey, environ, request.invocation
-        self._log = survey.layout.run(request.run_id) / "inventory.log"
+    def __init__(
+        self, request: StageRequest, gpus: Sequence[Gpu], log: Path, environ: Mapping[str, str], invocation: str
+    ) -> None:
+        self._request, self._gpus, self._log = request, gpus, log
+        self._environ, self._invocation = environ, invocation
         self._folder: Path | None = None
         self._child: Child | None = None
         self._failed = ""
         self._began = time.monotonic()
+
+    @classmethod
+    def of(cls, survey: Survey, request: NodeRequest, environ: Mapping[str, str]) -> "Asking":
+        """For a run: on the GPUs of its first server, with a log in its folder."""
+        log = survey.layout.run(request.run_id) / "inventory.log"
+        return cls(survey.request, survey.slices[0], log, environ, request.invocation)
 
     def __enter__(self) -> "Asking":
         try:
@@ -73,14 +78,14 @@ class Asking:
 
     def _command(self, folder: Path) -> Sequence[str]:
         """The server's own flags: what follows `python -P -m sglang.launch_server` in its command."""
-        python, plain, run, _, *flags = implied_command(self._survey.request, folder)(_PORT, _FRACTION)
+        python, plain, run, _, *flags = implied_command(self._request, folder)(_PORT, _FRACTION)
         return (python, plain, run, "rayprep.sglang.inside.inventory", *flags)
 
     def _env(self, folder: Path) -> dict[str, str]:
         """As a server has it, but for its caches: those of a root that is empty, and nobody else's."""
-        empty = Layout(folder / "profiles", self._survey.layout.telemetry)
+        empty = Layout(folder / "profiles", folder / "telemetry")
         env = child_env(self._environ, empty, folder, self._invocation)
-        return {**env, **ENVIRONMENT, **visible_env(self._survey.slices[0])}
+        return {**env, **ENVIRONMENT, **visible_env(self._gpus)}
 
     def finish(self, cancelled: Callable[[], bool] = lambda: False, tick: Callable[[], None] = lambda: None) -> Answer:
         """Waits for the answer.

@@ -70,6 +70,8 @@ class Quantization(Record):
         validation_alias=AliasChoices("ignored_layers", "modules_to_not_convert", "ignore", "exclude_modules"),
     )
     """Parts of module names that are left unquantised."""
+    otherwise: str | None = Field(default=None, validation_alias=AliasChoices("moe_quant_algo", "store_dtype"))
+    """How some weights are stored in another way than the method says."""
     config_groups: dict[str, WeightGroup] = Field(default_factory=dict)
 
     @property
@@ -147,6 +149,8 @@ class Architecture(Record):
     num_experts: int = Field(default=0, ge=0, le=_WIDTH, validation_alias=AliasChoices(*expert_keys.COUNT))
     num_experts_per_tok: int = Field(default=0, ge=0, le=_WIDTH)
     moe_intermediate_size: int | None = Field(default=None, gt=0, le=_WIDTH)
+    expert_dtype: str | None = None
+    """Of the experts' weights, where it is another than the rest's."""
     experts_unread: str = ""
     """Why the three above do not tell which experts the model has; empty where they do."""
     by_layer: tuple[str, ...] = ()
@@ -189,8 +193,9 @@ class Architecture(Record):
                 keys.setdefault("num_key_value_heads", heads)
             if isinstance(hidden, int) and "head_dim" not in by_layer:
                 keys.setdefault("head_dim", max(1, hidden // heads))
-        if not isinstance(keys.get("compression_config"), dict):
-            keys.pop("compression_config", None)
+        for name in _STORED:
+            if not isinstance(keys.get(name), dict):
+                keys.pop(name, None)
         own_field = keys.get("quantization")
         if isinstance(own_field, dict) and "quant_method" not in own_field:
             del keys["quantization"]  # MLX's, which is not this field as a record has it

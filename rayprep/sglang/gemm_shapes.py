@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pydantic import Field
 
 from rayprep.base.records import Record
-from rayprep.sglang.architecture import Architecture
+from rayprep.sglang.architecture import Architecture, Quantization
 from rayprep.sglang.experts import FAMILIES, fused_shared_experts
 from rayprep.sglang.flags import ServerFlags
 from rayprep.sglang.fp8_linears import fp8_layers, is_known
@@ -22,6 +22,8 @@ LINEAR = "GEMM_NT_F8F8BF16"
 EXPERTS = "GROUPED_GEMM_NT_F8F8BF16_MASKED"
 _GROUPED = {"float8_e4m3fn": "GROUPED_GEMM_NT_F8F8BF16", "bfloat16": "GROUPED_GEMM_NT_BF16"}
 """Products of experts, by the type of their weights."""
+_NO_BLOCKS = re.compile(r"awq|gptq|auto-round|mxfp4|modelopt_fp[48]|bitsandbytes|gguf|w8a8_(?:fp8|int8)|fbgemm_fp8")
+"""Quantisations of which no linear layer is FP8 in blocks: `srt/layers/quantization`."""
 _BOTH_LAYOUTS = "0.5.17"
 """From here on SGLang chooses between masked and contiguous experts by the memory that they take.
 
@@ -150,6 +152,8 @@ def gemm_shapes(
     has_experts = architecture.is_moe or bool(architecture.experts_unread)
     experts_too = has_experts and flags.get("moe_runner_backend") == "deep_gemm"
     quantization = architecture.quantization
+    if quantization and quantization.quant_method != "fp8" and not _is_without_blocks(quantization):
+        return None
     if quantization is None or quantization.quant_method != "fp8" or not quantization.weight_block_size:
         return None if experts_too else ()  # its experts would run as bfloat16 or be given blocks when loaded
     if flags.dtype(architecture) != "bfloat16":
@@ -166,6 +170,14 @@ def gemm_shapes(
             return None
         found |= set(_expert_shapes(architecture, tp, flags, release))
     return _sorted(found)
+
+
+def _is_without_blocks(quantization: Quantization) -> bool:
+    """Whether no linear layer that is stored so is FP8 with a scale for each block."""
+    if quantization.quant_method != "compressed-tensors":
+        return _NO_BLOCKS.search(quantization.quant_method or "") is not None
+    schemes = [group.weights for group in quantization.config_groups.values()]
+    return all(scheme is not None and scheme.strategy != "block" for scheme in schemes)
 
 
 def m_values(largest: int) -> tuple[int, ...]:

@@ -205,9 +205,10 @@ def _weights(architecture: Architecture, flags: ServerFlags) -> MoeShape | NoTri
         return NoTritonKernel(
             reason="no_triton_moe", detail=f"{method} experts do not run on SGLang's Triton MoE kernel"
         )
-    scales = _scales(quantization, method)
+    otherwise = architecture.expert_dtype or (quantization.otherwise if quantization else None)
+    scales = None if otherwise else _scales(quantization, method)
     if scales is None:
-        return UnknownKernel(message=f"the MoE kernel of {method} weights")
+        return UnknownKernel(message=f"the MoE kernel of {otherwise or method} weights")
     return empty.model_copy(update={"dtype": FP8, **scales})
 
 
