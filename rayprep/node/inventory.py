@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from rayprep.base.errors import Interrupted, RayprepError
+from rayprep.base.secrets import redacted_command
 from rayprep.host.environment import child_env
 from rayprep.host.gpu import Gpu, visible_env
 from rayprep.host.layout import Layout
@@ -78,7 +79,8 @@ class Asking:
 
     def _command(self, folder: Path) -> Sequence[str]:
         """The server's own flags: what follows `python -P -m sglang.launch_server` in its command."""
-        python, plain, run, _, *flags = implied_command(self._request, folder)(_PORT, _FRACTION)
+        command = implied_command(self._request, folder)(_PORT, _FRACTION)
+        python, plain, run, _, *flags = redacted_command(command)  # a key changes no kernel
         return (python, plain, run, "rayprep.sglang.inside.inventory", *flags)
 
     def _env(self, folder: Path) -> dict[str, str]:

@@ -15,12 +15,6 @@ TINY = json.loads((Path(rayprep.__file__).parent / "configs/tiny-dense/config.js
 WIDTHS: tuple[Width, ...] = (
     *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size"),
 )
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "vocab_size",
-)
 
 
 def parse(**changes: object) -> Architecture:

@@ -33,6 +33,8 @@ _LATENT = ("kv_lora_rank", "qk_rope_head_dim")
 _WEIGHTS = ("weight", "qweight", "weight_packed")
 _SIZES = ("tp", "pp")
 _FAKE = "fake"
+_LONGEST = 500
+"""Characters of what SGLang says."""
 
 
 class Unknown(Exception):
@@ -89,7 +91,9 @@ def cuda_is_meta() -> Iterator[None]:
     from torch.overrides import TorchFunctionMode
 
     def is_cuda(device: object) -> bool:
-        return isinstance(device, int | str | torch.device) and torch.device(device).type == "cuda"
+        if isinstance(device, int):  # a GPU's number
+            return True
+        return isinstance(device, str | torch.device) and torch.device(device).type == "cuda"
 
     class CudaIsMeta(TorchFunctionMode):
         def __torch_function__(
@@ -370,7 +374,7 @@ def refusal(error: BaseException) -> str | None:
     frames = traceback.extract_tb(error.__traceback__)
     by_sglang = bool(frames) and f"{os.sep}sglang{os.sep}srt{os.sep}" in frames[-1].filename
     if by_sglang and isinstance(error, ValueError | AssertionError | NotImplementedError):
-        return f"{error}".strip() or frames[-1].line or type(error).__name__
+        return " ".join(f"{error}".split())[:_LONGEST] or frames[-1].line or type(error).__name__
     return None
 
 
@@ -385,7 +389,9 @@ def main(words: Sequence[str]) -> int:
     except Exception as error:  # noqa: BLE001 - whatever it is, the one who asks is told
         traceback.print_exc()
         said = refusal(error)
-        found = {"refused": said} if said else {"unknown": f"{type(error).__name__}: {error}".splitlines()[0]}
+        found = (
+            {"refused": said} if said else {"unknown": f"{type(error).__name__}: {error}".splitlines()[0][:_LONGEST]}
+        )
         status = 0 if said else 1
     print(json.dumps(found), file=lines, flush=True)
     return status

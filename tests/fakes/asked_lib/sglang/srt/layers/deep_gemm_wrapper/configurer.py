@@ -1,0 +1,3 @@
+"""Whether DeepGEMM is used."""
+
+ENABLE_JIT_DEEPGEMM = True

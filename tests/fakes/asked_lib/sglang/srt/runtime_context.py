@@ -1,0 +1,1 @@
+"""Nothing is published before 0.5.17."""
