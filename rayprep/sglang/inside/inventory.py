@@ -222,7 +222,7 @@ def linear_facts(path: str, layer: Any) -> dict[str, object]:  # noqa: ANN401 - 
     """Return one linear layer's facts; `n` and `k` of its weight [N, K] as it is stored."""
     method = layer.quant_method
     weight = next((found for name in _WEIGHTS if (found := getattr(layer, name, None)) is not None), None)
-    if weight is None or weight.dim() != 2:
+    if weight is None:
         raise Unknown(f"{path}, a {type(layer).__name__}, has no weight that is known here")
     kernel = getattr(method, "w8a8_block_fp8_linear", None)
     return {
@@ -231,7 +231,7 @@ def linear_facts(path: str, layer: Any) -> dict[str, object]:  # noqa: ANN401 - 
         "kernel": getattr(kernel, "__name__", None) or (type(kernel).__name__ if kernel is not None else None),
         "block_quant": bool(getattr(method, "block_quant", False)),
         "n": weight.shape[0],
-        "k": weight.shape[1],
+        "k": weight.numel() // weight.shape[0],  # a convolution's has three dimensions
         "dtype": short(weight),
     }
 
