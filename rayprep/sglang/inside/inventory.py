@@ -10,6 +10,7 @@ hands each function, by name, those arguments that it takes. What it asks was tr
 release in which a part is gone, or that has a new part that must be given, is an unknown.
 """
 
+import argparse
 import inspect
 import json
 import os
@@ -17,7 +18,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,6 +42,10 @@ class Unknown(Exception):
     """The answer would not be SGLang's own."""
 
 
+class NoSuchFlags(Exception):
+    """SGLang's parser does not take the flags, and says why."""
+
+
 def called(function: Callable[..., Any], have: Mapping[str, object]) -> Any:  # noqa: ANN401 - SGLang's, untyped
     """Call a function of SGLang's with those of `have` that it takes. Raises Unknown where it wants another."""
     parameters = inspect.signature(function).parameters
@@ -56,6 +61,10 @@ class Asked:
     def __init__(self, words: Sequence[str]) -> None:
         from sglang.srt.server_args import prepare_server_args
 
+        def refuse(parser: argparse.ArgumentParser, message: str) -> NoReturn:
+            raise NoSuchFlags(message)
+
+        setattr(argparse.ArgumentParser, "error", refuse)  # noqa: B010 - it would print its usage, and exit
         self.args = prepare_server_args(list(words))
         if hasattr(self.args, "resolve_once"):
             self.args.resolve_once()
@@ -372,6 +381,8 @@ def as_json(value: object) -> object:
 def refusal(error: BaseException) -> str | None:
     """Return what SGLang said, where it was SGLang that said no, as its server would; None for any other error."""
     frames = traceback.extract_tb(error.__traceback__)
+    if isinstance(error, NoSuchFlags):
+        return str(error)
     by_sglang = bool(frames) and f"{os.sep}sglang{os.sep}srt{os.sep}" in frames[-1].filename
     if by_sglang and isinstance(error, ValueError | AssertionError | NotImplementedError):
         return " ".join(f"{error}".split())[:_LONGEST] or frames[-1].line or type(error).__name__
@@ -384,8 +395,6 @@ def main(words: Sequence[str]) -> int:
     os.dup2(2, 1)  # what SGLang prints is no answer
     try:
         found, status = answer(words), 0
-    except SystemExit:  # argparse has said why, on the standard error
-        found, status = {"refused": "its parser does not take these flags"}, 0
     except Exception as error:  # noqa: BLE001 - whatever it is, the one who asks is told
         traceback.print_exc()
         said = refusal(error)

@@ -15,17 +15,11 @@ def prepare_server_args(argv):
     parser.add_argument("--tp-size", type=int, default=1)
     parser.add_argument("--attention-backend", default="fa3")
     parser.add_argument("--chunked-prefill-size", type=int, default=8192)
-    for name in (
-        "--host",
-        "--port",
-        "--mem-fraction-static",
-        "--load-format",
-        "--watchdog-timeout",
-        "--context-length",
-    ):
+    named = ("host", "port", "mem-fraction-static", "load-format", "watchdog-timeout", "context-length", "api-key")
+    for name in named:
         parser.add_argument(f"--{name}")
-    for name in ("--skip-tokenizer-init", "--enable-metrics", "--compile"):
-        parser.add_argument(name, action="store_true")
+    for name in ("skip-tokenizer-init", "enable-metrics", "compile"):
+        parser.add_argument(f"--{name}", action="store_true")
     print("a word of SGLang's own on the standard output")
     args = parser.parse_args(argv, namespace=ServerArgs())
     args.config = json.loads((Path(args.model_path) / "config.json").read_text())
