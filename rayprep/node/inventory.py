@@ -4,6 +4,7 @@ It takes no lock and writes nothing below the profiles root, so that it can be a
 builds. It stops no run: what it does not say is planned by our tables, or left to the server.
 """
 
+import contextlib
 import importlib.util
 import shutil
 import tempfile
@@ -67,6 +68,8 @@ class Asking:
     def of(cls, survey: Survey, request: NodeRequest, environ: Mapping[str, str]) -> "Asking":
         """For a run: on the GPUs of its first server, with a log in its folder."""
         log = survey.layout.run(request.run_id) / "inventory.log"
+        with contextlib.suppress(OSError):  # of which the log tells
+            survey.layout.runs.make(log.parent)
         return cls(survey.request, survey.slices[0], log, environ, request.invocation)
 
     def __enter__(self) -> "Asking":

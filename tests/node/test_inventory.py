@@ -66,7 +66,6 @@ class AskingHost(Host):
         request = self.request(model=self.model(**changes), ops=ops)
         survey = self.surveyed(request)
         assert may_ask(survey)
-        self.layout.run(request.run_id).mkdir(parents=True)
         answer = ask(survey, request, self.environ, lambda: False)
         request = request.answered(survey.signature, answer)
         return ensure(request, self.environ, self.events.append, survey=self.surveyed(request)), answer
@@ -94,7 +93,6 @@ def test_a_family_that_no_table_has_is_planned_by_sglangs_word(host: AskingHost)
     before = {decision.stage: decision for decision in survey.plan.decisions}
     assert units(survey, DEEP_GEMM) == ("server",)
     assert "unknown_moe_kernel (not known: the experts of PlayedForCausalLM)" in str(before[MOE])
-    host.layout.run(request.run_id).mkdir(parents=True)
     answer = ask(survey, request, host.environ, lambda: False)
     assert isinstance(answer, Inventory)
     told = host.surveyed(request.answered(survey.signature, answer))
@@ -155,7 +153,6 @@ def test_one_that_hangs_is_ended(host: AskingHost, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("rayprep.node.inventory.DEADLINE_S", 3.0)
     request = host.request(model=host.model(play="hangs"), ops={})
     survey = host.surveyed(request)
-    host.layout.run(request.run_id).mkdir(parents=True)
     began = time.monotonic()
     answer = ask(survey, request, host.environ, lambda: False)
     assert isinstance(answer, Unasked)
@@ -166,7 +163,6 @@ def test_one_that_hangs_is_ended(host: AskingHost, monkeypatch: pytest.MonkeyPat
 def test_an_interrupt_ends_it(host: AskingHost) -> None:
     request = host.request(model=host.model(play="hangs"), ops={})
     survey = host.surveyed(request)
-    host.layout.run(request.run_id).mkdir(parents=True)
     with Asking.of(survey, request, host.environ) as asking:
         wait_for(lambda: len(family(os.getpid())) > 2, "a guard and what it guards")
         tree = family(os.getpid())[1:]
@@ -180,7 +176,6 @@ def test_an_interrupt_ends_it(host: AskingHost) -> None:
 def test_a_key_is_not_told(host: AskingHost) -> None:
     request = host.request("--api-key=s3cr3t-key", model=host.model(play="refuses"), ops={})
     survey = host.surveyed(request)
-    host.layout.run(request.run_id).mkdir(parents=True)
     ask(survey, request, host.environ, lambda: False)
     assert "s3cr3t-key" not in (host.layout.run(request.run_id) / "inventory.log").read_text()
 
