@@ -40,7 +40,7 @@ from rayprep.model.caches import CacheName
 from rayprep.model.snapshot import CacheSnapshot, ProfileSnapshot
 from rayprep.model.stages import ANSWERS_FOR, STAGES, StageName
 from rayprep.report.screen import Grid, Screen
-from rayprep.store.snapshot import Wanted, take_inventory, take_snapshot
+from rayprep.store.snapshot import Wanted, read_contents, take_snapshot
 
 _NEWEST_SHOWN = 3
 _WIDTH_OF_A_FILE = 160
@@ -122,8 +122,8 @@ def look(question: Question) -> ProfileSnapshot:
     if question.model is not None:
         model = find_model(question.model, environ)
         wanted = Wanted(model.slug, model.digest, tp)
-    inventory = take_inventory(layout, wanted.slug if wanted else None, tp if wanted else None)
-    return take_snapshot(layout, inventory, signature, wanted, question.deep)
+    contents = read_contents(layout, wanted.slug if wanted else None, tp if wanted else None)
+    return take_snapshot(layout, contents, signature, wanted, question.deep)
 
 
 def _print_table(snapshot: ProfileSnapshot, caches: list[CacheName]) -> None:

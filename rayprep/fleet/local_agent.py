@@ -16,7 +16,7 @@ from rayprep.host.group_access import set_umask
 from rayprep.model.events import Event
 from rayprep.model.result import PrepResult
 from rayprep.node import NodeRequest, ensure, take_survey
-from rayprep.store.snapshot import Wanted, take_inventory, take_snapshot
+from rayprep.store.snapshot import Wanted, read_contents, take_snapshot
 
 CONCURRENCY_GROUPS = {"ctl": 2, "stage": 1}
 LOG_DEADLINE_S = 10.0
@@ -44,7 +44,7 @@ class Agent:
         survey = take_survey(request, environ)
         wanted = Wanted(survey.model.slug, survey.model.digest, request.resolved.spec.tp)
         layout = request.layout
-        snapshot = take_snapshot(layout, take_inventory(layout), survey.signature, wanted)
+        snapshot = take_snapshot(layout, read_contents(layout), survey.signature, wanted)
         self._coordinator.snapshot.remote(request.run_id, None, snapshot)
         request = request.model_copy(update={"before": snapshot})
         emit = partial(self._emit, request.run_id)

@@ -32,7 +32,7 @@ from rayprep.stages.protocol import StageRequest
 from rayprep.stages.serve.stage import serve_follows
 from rayprep.stages.table import BY_NAME
 from rayprep.store.completions import of_identity, own_completion
-from rayprep.store.snapshot import Inventory, known_wrong
+from rayprep.store.snapshot import StoreContents, known_wrong
 
 
 def slice_count(spec: PrepSpec, signature: Signature) -> int:
@@ -48,7 +48,7 @@ class Decider:
     layout: Layout
     identity: Identity
     request: StageRequest
-    inventory: Inventory
+    contents: StoreContents
     part: Part
     deep: bool
 
@@ -94,9 +94,9 @@ class Decider:
         plan: StagePlan = BY_NAME[stage].plan(request)
         if isinstance(plan, Work):
             if stage is StageName.DEEP_GEMM:  # whose units can be built by name alone
-                plan = with_missed(plan, of_identity(self.inventory.completions[stage], self.identity))
+                plan = with_missed(plan, of_identity(self.contents.completions[stage], self.identity))
             if stage is not StageName.MOE_TUNE:  # which leaves one small file, whatever it needs while it tunes
-                plan = calibrate(plan, self.inventory.completions[stage])
+                plan = calibrate(plan, self.contents.completions[stage])
             plan = only(plan, self.part[stage]) if stage in self.part else plan
             if self.spec.op(stage) is not StageOp.REBUILD:
                 plan = known_unable(plan, self.exact(stage), self.request.signature) or plan
@@ -107,26 +107,26 @@ class Decider:
         return cache_key(stage, self.identity, self.request.signature)
 
     def exact(self, stage: StageName) -> Completion | None:
-        return own_completion(self.inventory.completions[stage], self.identity, self.request.signature)
+        return own_completion(self.contents.completions[stage], self.identity, self.request.signature)
 
     def _check(self, stage: StageName, plan: StagePlan) -> Check:
-        if marker := self.inventory.markers.get((self.identity.model_slug, stage)):
+        if marker := self.contents.markers.get((self.identity.model_slug, stage)):
             return Check(state=CheckState.IN_PROGRESS, detail=marker.owner)
         units = () if isinstance(plan, NotNeeded) else plan.units
         checks = [
             self._check_one(each, units)
-            for each in of_identity(self.inventory.completions[stage], self.identity)
+            for each in of_identity(self.contents.completions[stage], self.identity)
             # "Nothing to build here" says nothing to a request that does have something to build.
             if each.outcome == "built" or not units
         ]
-        if not checks and (bad := self.inventory.unreadable[stage]):
+        if not checks and (bad := self.contents.unreadable[stage]):
             return Check(state=CheckState.UNREADABLE, detail=f"{bad[0].path}: {bad[0].why}")
         return best(checks)
 
     def _check_one(self, completion: Completion, units: tuple[str, ...]) -> Check:
-        changed = self.inventory.changed(completion.stage)
+        changed = self.contents.changed(completion.stage)
         wrong = known_wrong(self.layout.profiles, completion, changed, deep=self.deep)
-        files = self.inventory.files(completion.stage)
+        files = self.contents.files(completion.stage)
         check = check_completion(completion, self.request.signature, files, units, wrong)
         return (self._of_moe(completion) or check) if check.valid else check
 

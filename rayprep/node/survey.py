@@ -26,7 +26,7 @@ from rayprep.sglang.command import request_of
 from rayprep.sglang.flags import kernel_flags
 from rayprep.stages.protocol import StageRequest
 from rayprep.store.completions import own_completion, read_completions
-from rayprep.store.snapshot import Inventory, take_inventory
+from rayprep.store.snapshot import StoreContents, read_contents
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Survey:
     seen_gpus: GpuInventory
     """What NVML showed, or was said to."""
     request: StageRequest
-    inventory: Inventory
+    contents: StoreContents
     plan: Plan
     completions: Mapping[StageName, Completion]
     """Of exactly this request and kind of host, where there is one that can be read."""
@@ -88,8 +88,8 @@ def take_survey(request: NodeRequest, environ: Mapping[str, str], gpus: GpuInven
         compiler_settings=compiler_settings(environ),
         part=part_name(request.part) if request.part else "",
     )
-    inventory = take_inventory(layout, model.slug, spec.tp)
-    every = [completion for completions in inventory.completions.values() for completion in completions]
+    contents = read_contents(layout, model.slug, spec.tp)
+    every = [completion for completions in contents.completions.values() for completion in completions]
     stage_request = StageRequest(
         spec=spec,
         model=model,
@@ -98,7 +98,7 @@ def take_survey(request: NodeRequest, environ: Mapping[str, str], gpus: GpuInven
         means=read_means(environ, spec.moe_tuner_script),
         answer=request.answers.get(answer_kind(signature)) or kept_answer(every, identity, signature),
     )
-    decider = Decider(spec, layout, identity, stage_request, inventory, request.part, request.deep)
+    decider = Decider(spec, layout, identity, stage_request, contents, request.part, request.deep)
     return Survey(
         layout=layout,
         model=model,
@@ -106,7 +106,7 @@ def take_survey(request: NodeRequest, environ: Mapping[str, str], gpus: GpuInven
         signature=signature,
         seen_gpus=inventory_of_gpus,
         request=stage_request,
-        inventory=inventory,
+        contents=contents,
         plan=decider.plan(verify_only=request.verify_only),
         completions={stage: found for stage in StageName if (found := decider.exact(stage))},
     )

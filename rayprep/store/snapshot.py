@@ -39,7 +39,7 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Inventory:
+class StoreContents:
     """Everything of ours that lies under one profiles root, read once."""
 
     scans: Mapping[CacheName, CacheScan]
@@ -57,7 +57,7 @@ class Inventory:
         return ChainMap(own, *others) if others else own
 
 
-def take_inventory(layout: Layout, slug: str | None = None, tp: int | None = None) -> Inventory:
+def read_contents(layout: Layout, slug: str | None = None, tp: int | None = None) -> StoreContents:
     """Reads caches, markers and completions; the latter only of `slug` and `tp` where they are given.
 
     Raises:
@@ -67,7 +67,7 @@ def take_inventory(layout: Layout, slug: str | None = None, tp: int | None = Non
     stages = {stage: read_completions(layout, stage, slug, tp) for stage in StageName}
     oldest = min((_finished(each) for found, _ in stages.values() for each in found), default=inf)
     named = {cache for stage, (found, _) in stages.items() if found for cache in STAGES[stage].caches}
-    return Inventory(
+    return StoreContents(
         # Only a completion's check needs the files by name.
         scans={
             cache: scan_cache(layout.profiles, cache, list_files=cache in named, since=oldest) for cache in ANSWERS_FOR
@@ -109,14 +109,14 @@ def _finished(completion: Completion) -> float:
 
 
 def take_snapshot(
-    layout: Layout, inventory: Inventory, signature: Signature, wanted: Wanted | None = None, deep: bool = False
+    layout: Layout, contents: StoreContents, signature: Signature, wanted: Wanted | None = None, deep: bool = False
 ) -> ProfileSnapshot:
     """Judges every cache that a stage answers for, for one model or for any.
 
     Args:
         deep: hash every listed file, too, not only a tuned config.
     """
-    judge = _Judge(layout, inventory, signature, wanted, deep)
+    judge = _Judge(layout, contents, signature, wanted, deep)
     caches = {cache.value: judge.snapshot(cache) for cache in ANSWERS_FOR}
     return ProfileSnapshot.model_validate(
         {
@@ -130,14 +130,14 @@ def take_snapshot(
 
 class _Judge:
     def __init__(
-        self, layout: Layout, inventory: Inventory, signature: Signature, wanted: Wanted | None, deep: bool
+        self, layout: Layout, contents: StoreContents, signature: Signature, wanted: Wanted | None, deep: bool
     ) -> None:
-        self.layout, self.inventory, self.signature = layout, inventory, signature
+        self.layout, self.contents, self.signature = layout, contents, signature
         self.wanted, self.deep = wanted, deep
         self._checked: dict[StageName, list[tuple[Completion, Check]]] = {}
 
     def snapshot(self, cache: CacheName) -> CacheSnapshot:
-        stage, scan = ANSWERS_FOR[cache], self.inventory.scans[cache]
+        stage, scan = ANSWERS_FOR[cache], self.contents.scans[cache]
         checked = self._checks(stage)
         partial = self._marker(stage)
         verdict = self._verdict(stage, [check for _, check in checked])
@@ -163,22 +163,22 @@ class _Judge:
 
     def _checks(self, stage: StageName) -> list[tuple[Completion, Check]]:
         if stage not in self._checked:
-            relevant = [c for c in self.inventory.completions[stage] if self.wanted is None or self.wanted.fits(c)]
+            relevant = [c for c in self.contents.completions[stage] if self.wanted is None or self.wanted.fits(c)]
             self._checked[stage] = [(completion, self._check(completion)) for completion in relevant]
         return self._checked[stage]
 
     def _check(self, completion: Completion) -> Check:
-        changed = self.inventory.changed(completion.stage)
+        changed = self.contents.changed(completion.stage)
         wrong = known_wrong(self.layout.profiles, completion, changed, deep=self.deep)
-        return check_completion(completion, self.signature, self.inventory.files(completion.stage), wrong_hashes=wrong)
+        return check_completion(completion, self.signature, self.contents.files(completion.stage), wrong_hashes=wrong)
 
     def _marker(self, stage: StageName) -> PartialInfo | None:
         slug = self.wanted.slug if self.wanted else None
-        standing = (info for (who, what), info in self.inventory.markers.items() if what is stage)
+        standing = (info for (who, what), info in self.contents.markers.items() if what is stage)
         return next((info for info in standing if slug in (None, info.model_slug)), None)
 
     def _verdict(self, stage: StageName, checks: list[Check]) -> Check:
-        if not checks and (bad := self.inventory.unreadable[stage]):
+        if not checks and (bad := self.contents.unreadable[stage]):
             return Check(state=CheckState.UNREADABLE, detail=f"{bad[0].path}: {bad[0].why}")
         return best(checks)
 
@@ -194,7 +194,7 @@ class _Judge:
 
     def _slug_state(self, completion: Completion, check: Check, scan: CacheScan) -> SlugState:
         identity = completion.identity
-        partial = self.inventory.markers.get((identity.model_slug, completion.stage))
+        partial = self.contents.markers.get((identity.model_slug, completion.stage))
         return SlugState(
             model_slug=identity.model_slug,
             tp_size=identity.tp,

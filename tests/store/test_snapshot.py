@@ -18,7 +18,7 @@ from rayprep.model.stages import ANSWERS_FOR, StageName
 from rayprep.store.completions import write_completion
 from rayprep.store.markers import Marker, write_marker
 from rayprep.store.scan import hash_files
-from rayprep.store.snapshot import Wanted, take_inventory, take_snapshot, wrong_hashes
+from rayprep.store.snapshot import Wanted, read_contents, take_snapshot, wrong_hashes
 from tests.model.samples import DIGEST, MOMENT, completion, identity, signature
 from tests.store.caches import ARTIFACTS, built, fill, layout_in
 
@@ -37,8 +37,8 @@ def layout(tmp_path: Path) -> Layout:
 def look(
     layout: Layout, wanted: Wanted | None = WANTED, now: Signature | None = None, deep: bool = False
 ) -> ProfileSnapshot:
-    inventory = take_inventory(layout, wanted.slug if wanted else None, wanted.tp if wanted else None)
-    return take_snapshot(layout, inventory, now or signature(), wanted, deep)
+    contents = read_contents(layout, wanted.slug if wanted else None, wanted.tp if wanted else None)
+    return take_snapshot(layout, contents, now or signature(), wanted, deep)
 
 
 def inductor(layout: Layout, **how: Any) -> CacheSnapshot:  # noqa: ANN401 - handed on

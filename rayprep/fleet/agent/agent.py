@@ -38,7 +38,7 @@ from rayprep.node.survey import exact_completions
 from rayprep.store.epochs import highest_epoch
 from rayprep.store.package.unpack import Receipt, receive
 from rayprep.store.snapshot import Wanted as WantedSnapshot
-from rayprep.store.snapshot import take_inventory, take_snapshot
+from rayprep.store.snapshot import read_contents, take_snapshot
 from rayprep.store.store_id import store_id
 
 CONCURRENCY_GROUPS = {"ctl": 4, "stage": 1, "ship": 4}
@@ -244,7 +244,7 @@ class HostAgent:
         if known.before is not None:
             return
         wanted = WantedSnapshot(survey.model.slug, survey.model.digest, survey.identity.tp)
-        known.before = take_snapshot(survey.layout, take_inventory(survey.layout), survey.signature, wanted)
+        known.before = take_snapshot(survey.layout, read_contents(survey.layout), survey.signature, wanted)
         self._coordinator.snapshot.remote(asked.run_id, self._node.host, known.before)
 
     def _known(self, asked: Asked) -> _Invocation:

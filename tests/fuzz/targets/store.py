@@ -16,7 +16,7 @@ from rayprep.model.tuning import TunedSize, Tuning
 from rayprep.store.completions import read_completions
 from rayprep.store.epochs import advance_epoch, highest_epoch
 from rayprep.store.markers import Marker, read_markers, standing_since, write_marker
-from rayprep.store.snapshot import Wanted, take_inventory, take_snapshot
+from rayprep.store.snapshot import Wanted, read_contents, take_snapshot
 from rayprep.store.store_id import store_id
 from tests.fuzz.resealing import resealed
 from tests.fuzz.target import Target, require
@@ -82,11 +82,11 @@ class CompletionFile:
     def _look(self, layout: Layout, data: bytes) -> tuple[bool, list[Completion]]:
         stage = self.made.stage
         self._put(layout, data)
-        inventory = take_inventory(layout, _WANTED.slug, _WANTED.tp)
-        snapshot = take_snapshot(layout, inventory, signature(), _WANTED)
+        contents = read_contents(layout, _WANTED.slug, _WANTED.tp)
+        snapshot = take_snapshot(layout, contents, signature(), _WANTED)
         to_json(snapshot)
         caches = [getattr(snapshot, cache) for cache, owner in ANSWERS_FOR.items() if owner is stage]
-        return any(cache.valid for cache in caches), list(inventory.completions[stage])
+        return any(cache.valid for cache in caches), list(contents.completions[stage])
 
     def _put(self, layout: Layout, data: bytes) -> None:
         folder = layout.completions(self.made.stage)
@@ -157,7 +157,7 @@ def marker_target(folder: Path) -> Target:
         found = read_markers(layout)
         require(set(found) == {(slug, stage)}, f"the markers that stand are {found}")
         require(standing_since(layout, stage), "it stands since no time")
-        snapshot = take_snapshot(layout, take_inventory(layout), signature())
+        snapshot = take_snapshot(layout, read_contents(layout), signature())
         require(snapshot.partial and snapshot.torchinductor.partial_info, "the snapshot does not know of it")
         to_json(snapshot)
         info = found[slug, stage]
