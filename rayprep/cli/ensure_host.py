@@ -12,7 +12,7 @@ from types import TracebackType
 from rayprep.base.errors import ErrorType, Interrupted, RayprepError
 from rayprep.cli import output
 from rayprep.cli.campaign import run_each
-from rayprep.cli.explain import look_at_each, print_plans
+from rayprep.cli.explain import NOT_ASKED, look_at_each, print_plans
 from rayprep.cli.failures import say
 from rayprep.cli.request import Flags, Requests, node_requests
 from rayprep.cli.reusable import Kept
@@ -105,6 +105,8 @@ def _show_plans(requests: Requests, environ: Mapping[str, str], *, json_lines: b
         for decision in survey.plan.decisions:
             output.line(str(decision))
         output.line(str(survey.plan.verify))
+        if may_ask(survey):
+            output.line(NOT_ASKED)
     return code
 
 

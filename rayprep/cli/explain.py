@@ -31,6 +31,9 @@ from rayprep.model.forecast import Forecast
 from rayprep.model.gpu_kinds import gpu_kind
 from rayprep.model.plan import Action, Decision
 from rayprep.node import Survey, forecast, take_survey
+from rayprep.node.inventory import may_ask
+
+NOT_ASKED = "this is by rayprep's tables: ensure asks the installed SGLang before it builds"
 
 
 def command(
@@ -79,6 +82,8 @@ def run(flags: Flags, *, json_output: bool) -> int:
         for decision in survey.plan.decisions:
             output.lines(_lines(decision))
         output.line(str(survey.plan.verify))
+        if may_ask(survey):
+            output.line(NOT_ASKED)
     return code
 
 

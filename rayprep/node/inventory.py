@@ -26,7 +26,7 @@ from rayprep.stages.protocol import StageRequest
 from rayprep.stages.warmup_server import implied_command
 
 DEADLINE_S = 120.0
-"""Measured: 13 to 16 s, nearly all of it SGLang's imports, which take longer from a slow file system."""
+"""Measured on an H200's host: 20 to 29 s, nearly all of it SGLang's imports; a slow file system takes longer."""
 _LOADER = "srt/model_loader/loader.py"
 _PORT, _FRACTION = 30000, 0.9
 """Of a server that is never started."""

@@ -90,7 +90,7 @@ def listed_moe_shape(inventory: Inventory, server_args: tuple[str, ...], asked_d
     shapes = {kernel for kernel in kernels if isinstance(kernel, MoeShape)}
     if len(shapes) > 1:
         return UnknownKernel(message=f"its layers have experts of unlike shapes: {', '.join(sorted(map(str, shapes)))}")
-    kernel = next(iter(shapes or kernels))
+    kernel = min(shapes or kernels, key=str)
     if isinstance(kernel, MoeShape):
         _refuse_other_type(kernel, asked_dtype)
     return kernel

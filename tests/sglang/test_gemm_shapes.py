@@ -220,3 +220,38 @@ def test_missed_is_what_no_unit_was_for() -> None:
     assert missed_shapes([str(first)], [second, first, second]) == (second,)
     assert missed_shapes([f"{first}, nvrtc", str(second)], [second, first]) == ()
     assert missed_shapes(["server"], [first]) == ()
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        {
+            "quant_method": "compressed-tensors",
+            "config_groups": {"g": {"weights": {"num_bits": 8, "strategy": "block"}}},
+        },
+        {"quant_method": "w4afp8"},
+        {"quant_method": "something_new"},
+    ],
+)
+def test_weights_that_may_be_fp8_in_blocks_are_left_to_the_server(stored: dict[str, object]) -> None:
+    assert gemm_shapes(architecture("llama-fp8-2l", quantization_config=stored), 1, ()) is None
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        {
+            "quant_method": "compressed-tensors",
+            "config_groups": {"g": {"weights": {"num_bits": 4, "strategy": "group"}}},
+        },
+        *({"quant_method": method} for method in ("awq", "gptq", "mxfp4", "modelopt_fp4", "modelopt_fp8")),
+    ],
+)
+def test_weights_that_are_not_run_nothing_through_deep_gemm(stored: dict[str, object]) -> None:
+    assert gemm_shapes(architecture("llama-fp8-2l", quantization_config=stored), 1, ()) == ()
+
+
+@pytest.mark.parametrize(("release", "layouts"), [(None, 1), ("0.5.16", 1), ("0.5.17", 2), ("0.5.23", 2), ("0.6", 2)])
+def test_experts_may_lie_in_two_ways_from_a_release_on(release: str | None, layouts: int) -> None:
+    shapes = gemm_shapes(architecture("qwen3-moe-fp8-4l"), 1, DEEP_GEMM_EXPERTS, release) or ()
+    assert len([shape for shape in shapes if shape.groups > 1]) == 2 * layouts

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from rayprep.base.errors import BadRequest
-from rayprep.sglang.architecture import Architecture, parse_architecture
+from rayprep.sglang.architecture import Architecture, WidthMissing, parse_architecture
 from rayprep.sglang.moe_shape import MoeShape, NoTritonKernel, UnknownKernel, default_batch_sizes, moe_shape
 
 MODELS = Path(__file__).parents[1] / "gpu" / "models"
@@ -146,3 +146,47 @@ def test_sizes_reach_from_one_token_to_a_prefill_chunk(flags: tuple[str, ...], l
     sizes = default_batch_sizes(flags)
     assert sizes[:3] == (1, 2, 4)
     assert sizes[-len(last) :] == last
+
+
+@pytest.mark.parametrize(
+    ("changes", "flags", "sizes"),
+    [
+        ({"architectures": ["Glm4MoeForCausalLM"], "n_shared_experts": 1}, (), (129, 9, 1)),
+        (
+            {"architectures": ["Glm4MoeForCausalLM"], "n_shared_experts": 1},
+            ("--disable-shared-experts-fusion",),
+            (128, 8, 0),
+        ),
+        ({"architectures": ["Qwen3NextForCausalLM"], "shared_expert_intermediate_size": 768}, (), (129, 9, 1)),
+        ({"architectures": ["Qwen3NextForCausalLM"], "shared_expert_intermediate_size": 512}, (), (128, 8, 0)),
+        ({"architectures": ["Qwen2MoeForCausalLM"], "shared_expert_intermediate_size": 768}, (), (128, 8, 0)),
+        ({"architectures": ["DeepseekV2ForCausalLM"], "n_shared_experts": 1}, (), (128, 8, 0)),
+    ],
+)
+def test_shared_experts_that_run_as_routed_ones(
+    changes: dict[str, object], flags: tuple[str, ...], sizes: tuple[int, int, int]
+) -> None:
+    found = moe_shape(model(**changes), 1, flags)
+    assert isinstance(found, MoeShape)
+    assert (found.experts, found.top_k, found.shared) == sizes
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"architectures": ["NemotronHForCausalLM"], "moe_latent_size": 1024},
+        {"architectures": ["SomethingNewForCausalLM"]},
+        {"architectures": []},
+        {"quantization_config": BLOCKS, "expert_dtype": "fp4"},
+        {"quantization_config": {**BLOCKS, "moe_quant_algo": "NVFP4"}},
+        {"quantization_config": {**BLOCKS, "store_dtype": "mxfp4"}},
+    ],
+)
+def test_what_no_table_has_is_not_like_any_other(changes: dict[str, object]) -> None:
+    assert isinstance(moe_shape(model(**changes), 1, ()), UnknownKernel)
+
+
+def test_a_width_that_is_missing_is_missed_only_where_it_is_needed() -> None:
+    assert isinstance(moe_shape(model(num_attention_heads=None, vocab_size=None), 1, ()), MoeShape)
+    with pytest.raises(WidthMissing, match="hidden_size"):
+        moe_shape(model(hidden_size=None), 1, ())
