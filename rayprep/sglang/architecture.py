@@ -285,7 +285,7 @@ def parse_architecture(text: str, source: str, beside: Mapping[str, str] = Mappi
     try:
         # Not pydantic's own parser: transformers writes an infinite number as `Infinity`.
         architecture = Architecture.model_validate(json.loads(text))
-        if architecture.model_type == "unknown" and not architecture.family and architecture.hidden_size is None:
+        if architecture.model_type == "unknown" and not architecture.family:
             raise ValueError("it names no model")
         if architecture.quantization is None and HF_QUANT_CONFIG in beside:
             return architecture.model_copy(update={"quantization": _exported(beside[HF_QUANT_CONFIG])})

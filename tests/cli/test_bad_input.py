@@ -74,7 +74,7 @@ def test_a_model_that_is_nowhere(roots: Roots) -> None:
     assert_one_line(roots.run("ensure", "--model", ""), 2, "model")
 
 
-@pytest.mark.parametrize("change", [{"hidden_size": None}, {"num_attention_heads": "many"}, {"hidden_size": -1}])
+@pytest.mark.parametrize("change", [{"hidden_size": "wide"}, {"num_attention_heads": "many"}, {"hidden_size": -1}])
 def test_a_config_with_impossible_widths(roots: Roots, tmp_path: Path, change: dict[str, object]) -> None:
     model = write_model(tmp_path / "odd", **change)
     assert_one_line(roots.run("ensure", "--model", str(model)), 2, next(iter(change)))

@@ -176,7 +176,7 @@ def test_shared_experts_that_run_as_routed_ones(
     [
         {"architectures": ["NemotronHForCausalLM"], "moe_latent_size": 1024},
         {"architectures": ["SomethingNewForCausalLM"]},
-        {"architectures": []},
+        {"architectures": [], "model_type": "new"},
         {"quantization_config": BLOCKS, "expert_dtype": "fp4"},
         {"quantization_config": {**BLOCKS, "moe_quant_algo": "NVFP4"}},
         {"quantization_config": {**BLOCKS, "store_dtype": "mxfp4"}},
