@@ -108,6 +108,7 @@ def test_much_to_build_is_dealt_over_the_hosts(fleet: Fleet) -> None:
         assert len(list(node.layout.completions(StageName.DEEP_GEMM).glob("*.json"))) == 1, "no part is left"
 
 
+@pytest.mark.slow  # by default the rollout's rules alone say so
 def test_a_canary_goes_first_and_stops_the_rest(fleet: Fleet) -> None:
     faulty = ("--server-arg=--fault=dies-at-start", "--canary", "1", "--wave", "1", "--node-retries", "0")
     done = fleet.ensure(*STAND_IN, *faulty, run_id="canary")

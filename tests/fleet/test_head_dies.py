@@ -66,6 +66,7 @@ def test_the_process_that_is_attached_dies(two: Fleet, signum: signal.Signals) -
     wait_for(lambda: not left(two) and not ours("ray::HostAgent"), "the hosts' processes to end")
 
 
+@pytest.mark.slow  # by default the attached process dies
 def test_one_sigterm_ends_a_run_whose_head_is_frozen(two: Fleet) -> None:
     run = working(two, "frozen")
     gcs = ours(GCS)[0]

@@ -105,6 +105,7 @@ def guarded(tmp_path: Path) -> Iterator[tuple[str, Path]]:
         assert not end_processes(marked_processes("RAY_AUTH_TOKEN_PATH", str(token)))
 
 
+@pytest.mark.slow  # by default a wrong address is
 def test_a_missing_token_is_one_line_within_ten_seconds(guarded: tuple[str, Path], roots: Roots) -> None:
     address, token = guarded
     without = {**roots.env, "RAY_AUTH_MODE": "disabled"}

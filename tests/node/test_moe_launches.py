@@ -89,6 +89,7 @@ def test_candidates_that_fail_leave_sglangs_own_values_where_nothing_is_tuned(ho
     assert refused(stage) == []
 
 
+@pytest.mark.slow  # by default one that was put into our file is not
 @pytest.mark.parametrize(
     ("name", "entry", "settings"),
     [
@@ -135,6 +136,7 @@ def test_an_entry_is_refused_that_runs_for_some_of_the_tokens_that_take_it(
     assert [(size.batch_size, size.config) for size in stage.artifacts.tuning.sizes] == [(1, written["1"]), (8, None)]
 
 
+@pytest.mark.slow  # by default where nothing gains, no server is asked
 @pytest.mark.parametrize("ships", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_where_nothing_gains_two_percent_sglangs_own_stays_in_use(
     host: LaunchHost, monkeypatch: pytest.MonkeyPatch, ships: bool

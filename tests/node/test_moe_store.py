@@ -50,6 +50,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StoreHost]
     yield from played(StoreHost(tmp_path), monkeypatch, LIBRARY, STAND_IN)
 
 
+@pytest.mark.slow  # it tunes and serves six times
 def test_a_users_own_config_is_kept_whenever_ours_takes_its_place(host: StoreHost) -> None:
     config = host.configs / "triton_3_6_0" / NAME
     config.parent.mkdir(parents=True)

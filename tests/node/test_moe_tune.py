@@ -171,6 +171,7 @@ def test_a_config_that_came_later_is_served_and_proved_for_all_who_read_it(host:
         assert set(statuses(host.ensure(*flags, **request)).values()) <= {"noop", "skipped"}
 
 
+@pytest.mark.slow  # by default a whole run has a server's word
 def test_a_config_of_which_no_server_has_spoken_gets_a_server(host: MoeHost) -> None:
     asked = Flags(model=str(host.model), moe_batch_sizes=(1,), moe_strategy="fixed")
     silent = host.ensure(**(asked | Flags(ops=OTHERS)), faults="dies-at-start")

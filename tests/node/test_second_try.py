@@ -255,6 +255,7 @@ def test_a_proof_withdraws_a_config_too(moe_host: MoeHost) -> None:
     assert statuses(later)["serve"] == "noop"
 
 
+@pytest.mark.slow  # by default one is withdrawn
 def test_a_config_that_cannot_be_withdrawn_stays_with_its_completion(
     moe_host: MoeHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:

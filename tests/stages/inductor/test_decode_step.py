@@ -223,6 +223,7 @@ def graph_key(architecture: Architecture, batch_size: int = 2, seed: int = 0) ->
     return key
 
 
+@pytest.mark.slow  # it compiles a dozen graphs
 def test_every_width_and_constant_makes_another_graph_and_a_seed_does_not() -> None:
     changes: list[dict[str, object]] = [
         {},
