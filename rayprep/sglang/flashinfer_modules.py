@@ -159,8 +159,12 @@ def _attention(layer: AttentionFacts) -> Attention:
 def _latent(inventory: Inventory, layers: list[AttentionFacts]) -> Latent | None:
     """Before absorption a layer has as many heads for keys as for queries, after it one."""
     space, rope = inventory.latent or (None, None)
-    before = next((layer for layer in layers if layer.kv_heads == layer.heads), None)
-    if space is None or rope is None or before is None:
+    if space is None or rope is None:
+        return None
+    absorbed = (space + rope, space)  # which has one head for keys, as a rank with one head has before it
+    whole = (layer for layer in layers if (layer.width_qk, layer.width_v) != absorbed)
+    before = next((layer for layer in whole if layer.kv_heads == layer.heads), None)
+    if before is None:
         return None
     return Latent(space, rope, before.width_qk, before.width_v)
 

@@ -4,7 +4,7 @@ Only facts are here. Which of them mean a product of DeepGEMM's, a tuned config 
 beside the tables that stand in where SGLang cannot be asked: `gemm_shapes`, `moe_shape` and `flashinfer_modules`.
 """
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, PositiveInt, TypeAdapter, ValidationError
 
 from rayprep.base.records import Record
 
@@ -29,8 +29,8 @@ class LinearFacts(Record):
     kernel: str | None
     """Of block-wise FP8: the function that multiplies."""
     block_quant: bool
-    n: int
-    k: int
+    n: int = Field(gt=0)
+    k: int = Field(gt=0)
     """Of the weight [N, K], as it is stored."""
     dtype: str
     """Of the weight, by torch's name."""
@@ -46,18 +46,18 @@ class ExpertFacts(Record):
     """Of compressed-tensors, the class that its method hands the layer to."""
     runner: str | None
     """`triton`, `deep_gemm`, ...; None where the method calls a kernel itself."""
-    experts: int
+    experts: int = Field(gt=0)
     """With the shared ones that run as routed ones."""
-    local: int
+    local: int = Field(gt=0)
     """Of them on this rank."""
-    shared: int
-    top_k: int
+    shared: int = Field(ge=0)
+    top_k: int = Field(gt=0)
     gated: bool
     activation: str
     dtype: str
     """Of the weights, by torch's name, before they are loaded."""
     block: tuple[int, ...] | None
-    weights: dict[str, tuple[int, ...]]
+    weights: dict[str, tuple[PositiveInt, ...]]
     """Shapes of the layer's parameters: w13_weight [E, 2 N, K] (gated), w2_weight [E, K, N], their scales."""
     config_file: str | None
     """By SGLang's own function, on this GPU."""
@@ -67,10 +67,10 @@ class AttentionFacts(Record):
     """Attention layers of one rank that are alike. Widths in elements, of one head."""
 
     count: int
-    heads: int
-    kv_heads: int
-    width_qk: int
-    width_v: int
+    heads: int = Field(gt=0)
+    kv_heads: int = Field(gt=0)
+    width_qk: int = Field(gt=0)
+    width_v: int = Field(gt=0)
     window: int | None
     """Tokens of a sliding window."""
     soft_cap: float

@@ -233,12 +233,14 @@ def linear_facts(path: str, layer: Any) -> dict[str, object]:  # noqa: ANN401 - 
     weight = next((found for name in _WEIGHTS if (found := getattr(layer, name, None)) is not None), None)
     if weight is None:
         raise Unknown(f"{path}, a {type(layer).__name__}, has no weight that is known here")
-    kernel = getattr(method, "w8a8_block_fp8_linear", None)
+    scheme = getattr(layer, "scheme", None)  # of compressed-tensors, whose method has none of the two facts
+    kernel = getattr(method, "w8a8_block_fp8_linear", None) or getattr(scheme, "w8a8_block_fp8_linear", None)
+    in_blocks = getattr(method, "block_quant", False) or getattr(scheme, "weight_block_size", None) is not None
     return {
         "name": path.rpartition(".")[2],
         "method": type(method).__name__,
         "kernel": getattr(kernel, "__name__", None) or (type(kernel).__name__ if kernel is not None else None),
-        "block_quant": bool(getattr(method, "block_quant", False)),
+        "block_quant": bool(in_blocks),
         "n": weight.shape[0],
         "k": weight.numel() // weight.shape[0],  # a convolution's has three dimensions
         "dtype": short(weight),
