@@ -2,13 +2,13 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
-from typing import Annotated
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, TypeVar
 
 import typer
 
 from rayprep.base.errors import RayprepError
-from rayprep.base.records import counted
+from rayprep.base.records import Record, counted
 from rayprep.cli import output
 from rayprep.cli.failures import fail
 from rayprep.cli.options import (
@@ -30,9 +30,10 @@ from rayprep.model.campaign import worst_exit
 from rayprep.model.forecast import Forecast
 from rayprep.model.gpu_kinds import gpu_kind
 from rayprep.model.plan import Action, Decision
-from rayprep.node import Survey, forecast, take_survey
+from rayprep.node import NodeRequest, Survey, forecast, take_survey
 from rayprep.node.inventory import may_ask
 
+T = TypeVar("T")
 NOT_ASKED = "this is by rayprep's tables: ensure asks the installed SGLang before it builds"
 
 
@@ -88,38 +89,28 @@ def run(flags: Flags, *, json_output: bool) -> int:
 
 
 def run_for(flags: Flags, gpu: str, *, json_output: bool) -> int:
-    """What would be built on a host with such a GPU, by whoever knows. Returns the exit status."""
+    """Say what would be built on a host with such a GPU, by whoever knows. Returns the exit status."""
     environ = dict(os.environ)
     kind = gpu_kind(gpu)
     requests = node_requests(flags, environ)
-    found, codes = [], []
-    for number, request in enumerate(requests.each, 1):
-        for warning in request.resolved.warnings:
-            output.warn(warning)
-        try:
-            found.append(forecast(request, kind, environ))
-        except RayprepError as error:
-            if not requests.campaign:
-                raise
-            codes.append(fail(error, as_event=False, about=f"request {number} of the campaign"))
+    forecasts, code = for_each(requests, lambda request: forecast(request, kind, environ))
     if json_output:
-        plans = [each.model_dump(mode="json") for each in found]
-        output.json_text(json.dumps(plans if requests.campaign else plans[0], indent=2, ensure_ascii=False))
-    else:
-        for each in found:
-            output.lines(_forecast_lines(each))
-    return worst_exit(codes)
+        print_json(requests, forecasts)
+        return code
+    for expected in filter(None, forecasts):
+        output.lines(_forecast_lines(expected))
+    return code
 
 
 _WHO = {"sglang": "the installed SGLang", "tables": "rayprep's tables", "server": "nobody before a server runs"}
 
 
-def _forecast_lines(found: Forecast) -> list[str]:
-    where = f"{found.device_name} ({found.compute_capability}), SGLang {found.sglang_version}"
-    lines = [f"{found.model_slug} at TP {found.tp_size} on {where}, from {found.model_source}"]
-    lines += [f"listed by {_WHO[found.listed_by]}"]
-    lines += [f"experts: {found.experts}"] if found.experts else []
-    for stage, part in found.stages.items():
+def _forecast_lines(expected: Forecast) -> list[str]:
+    where = f"{expected.device_name} ({expected.compute_capability}), SGLang {expected.sglang_version}"
+    lines = [f"{expected.model_slug} at TP {expected.tp_size} on {where}, from {expected.model_source}"]
+    lines += [f"listed by {_WHO[expected.listed_by]}"]
+    lines += [f"experts: {expected.experts}"] if expected.experts else []
+    for stage, part in expected.stages.items():
         detail = f" ({part.detail})" if part.detail else ""
         if not part.units:
             lines.append(f"{stage}: nothing, {part.reason}{detail}")
@@ -131,32 +122,42 @@ def _forecast_lines(found: Forecast) -> list[str]:
 
 
 def look_at_each(requests: Requests, environ: Mapping[str, str]) -> tuple[list[Survey | None], int]:
-    """The survey of each request, with what the spec file's reader warns of, and the exit status.
+    """Survey each request, as `for_each` does."""
+    return for_each(requests, lambda request: take_survey(request, environ))
 
-    Of a campaign, a request that is wrong is said and has no survey, and the others are looked at all the same.
+
+def for_each(requests: Requests, look: Callable[[NodeRequest], T]) -> tuple[list[T | None], int]:
+    """Look at each request, with what the spec file's reader warns of. Returns what was seen, and the exit status.
+
+    Of a campaign, a request that is wrong is said and has a None, and the others are looked at all the same.
 
     Raises:
         BadRequest, HostUnfit: where it is no campaign.
     """
-    for warning in dict.fromkeys(each for request in requests.each for each in request.resolved.warnings):
+    for warning in dict.fromkeys(warning for request in requests.each for warning in request.resolved.warnings):
         output.warn(warning)
     if not requests.campaign:
-        return [take_survey(requests.each[0], environ)], 0
-    surveys: list[Survey | None] = []
+        return [look(requests.each[0])], 0
+    seen: list[T | None] = []
     codes = []
     for number, request in enumerate(requests.each, 1):
         try:
-            surveys.append(take_survey(request, environ))
+            seen.append(look(request))
         except RayprepError as error:
-            surveys.append(None)
+            seen.append(None)
             codes.append(fail(error, as_event=False, about=f"request {number} of the campaign"))
-    return surveys, worst_exit(codes)
+    return seen, worst_exit(codes)
 
 
 def print_plans(requests: Requests, surveys: Sequence[Survey | None]) -> None:
-    """A plan's JSON, or of a campaign a list of them, with a null for a request that is wrong."""
-    plans = [survey.plan.model_dump(mode="json") if survey else None for survey in surveys]
-    output.json_text(json.dumps(plans if requests.campaign else plans[0], indent=2, ensure_ascii=False))
+    """Print each plan, as `print_json` does."""
+    print_json(requests, [survey.plan if survey else None for survey in surveys])
+
+
+def print_json(requests: Requests, records: Sequence[Record | None]) -> None:
+    """Print a record's JSON, or of a campaign a list of them, with a null for a request that is wrong."""
+    values = [record.model_dump(mode="json") if record else None for record in records]
+    output.json_text(json.dumps(values if requests.campaign else values[0], indent=2, ensure_ascii=False))
 
 
 def _lines(decision: Decision) -> list[str]:

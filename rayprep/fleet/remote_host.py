@@ -37,7 +37,7 @@ class Member:
     facts: HostFacts | None = None
     needs_gpus: bool = False
     answer: Answer | None = None
-    """What its SGLang says that a server needs, as its last look had it."""
+    """Words of its SGLang about what a server needs, as its last look had them."""
     may_ask: bool = False
     extras: dict[StageName, str] = field(default_factory=dict)
     group: str | None = None

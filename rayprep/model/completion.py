@@ -103,7 +103,7 @@ class Completion(Sealed):
     """The MoE configs that its server looked for, `triton_<version>/<name>` -> what was there, as `sha256:...`, or
     nothing; of `serve` only."""
     inventory: Inventory | None = None
-    """What the installed SGLang said that the server needs; null where it was not asked."""
+    """Answer of the installed SGLang to what the server needs; null where it was not asked."""
 
     @field_validator("artifacts")
     @classmethod

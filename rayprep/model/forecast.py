@@ -1,8 +1,9 @@
-"""What would be built for a model on a kind of host that need not be at hand."""
+"""Forecast of what would be built for a model on a kind of host that need not be at hand."""
 
 from typing import Literal
 
 from rayprep.base.records import Record
+from rayprep.model.plan import ListedBy
 from rayprep.model.stages import StageName
 
 
@@ -10,8 +11,8 @@ class StageForecast(Record):
     """One stage's part of it."""
 
     units: tuple[str, ...] = ()
-    listed_by: Literal["sglang", "tables", "server"] | None = None
-    """As a plan's work has it; null where there is nothing to build."""
+    listed_by: ListedBy | None = None
+    """Null where there is nothing to build, too."""
     reason: str | None = None
     """Why there is nothing."""
     detail: str = ""
@@ -26,7 +27,7 @@ class Forecast(Record):
     device_name: str
     compute_capability: str
     sglang_version: str
-    """Of this host, or where it has none the one that our tables were read in."""
+    """This host's, or where it has none the one that our tables were read in."""
     listed_by: Literal["sglang", "tables"]
     """Who was asked: the installed SGLang, or rayprep's tables."""
     warning: str | None = None

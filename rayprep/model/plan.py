@@ -13,6 +13,9 @@ from rayprep.model.signature import Signature, differences
 from rayprep.model.spec import StageOp
 from rayprep.model.stages import StageName
 
+ListedBy = Literal["sglang", "tables", "server"]
+"""Who says what a stage's units are: the installed SGLang, rayprep's tables, or nobody before a server runs."""
+
 
 class Work(Record):
     """What a stage would build, listed without building it."""
@@ -26,9 +29,8 @@ class Work(Record):
     memory_bytes: int = 0
     batch_sizes: tuple[int, ...] = ()
     """What it is built for, where that is not the request's own."""
-    listed_by: Literal["sglang", "tables", "server"] | None = None
-    """Who says what the units are: the installed SGLang, rayprep's tables, or nobody before a server runs; null where
-    they do not depend on what the model is made of."""
+    listed_by: ListedBy | None = None
+    """Null where the units do not depend on what the model is made of."""
     left: str = ""
     """Why nobody does, where it is a server that finds out."""
     by_sglang: bool = False

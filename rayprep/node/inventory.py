@@ -6,11 +6,11 @@ builds. It stops no run: what it does not say is planned by our tables, or left 
 
 import contextlib
 import importlib.util
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from rayprep.base.errors import Interrupted, RayprepError
 from rayprep.base.secrets import redacted_command
@@ -59,9 +59,9 @@ class Asking:
     ) -> None:
         self._request, self._gpus, self._log = request, gpus, log
         self._environ, self._invocation = environ, invocation
-        self._folder: Path | None = None
         self._child: Child | None = None
         self._failed = ""
+        self._stack = ExitStack()
         self._began = time.monotonic()
 
     @classmethod
@@ -73,11 +73,14 @@ class Asking:
         return cls(survey.request, survey.slices[0], log, environ, request.invocation)
 
     def __enter__(self) -> "Asking":
-        try:
-            self._folder = Path(tempfile.mkdtemp(prefix="rayprep-inventory."))
-            self._child = Child(self._command(self._folder), self._env(self._folder), self._log)
-        except OSError as error:
-            self._failed = f"{error.filename or 'its process'}: {error.strerror or error}"
+        with ExitStack() as stack:
+            try:
+                named = TemporaryDirectory(prefix="rayprep-inventory.", ignore_cleanup_errors=True)
+                folder = Path(stack.enter_context(named))
+                self._child = stack.enter_context(Child(self._command(folder), self._env(folder), self._log))
+            except OSError as error:
+                self._failed = f"{error.filename or 'its process'}: {error.strerror or error}"
+            self._stack = stack.pop_all()
         return self
 
     def _command(self, folder: Path) -> Sequence[str]:
@@ -112,10 +115,7 @@ class Asking:
         return answers[-1] if answers else Unasked(unknown=f"it ended by status {status}: see {self._log}")
 
     def __exit__(self, *_: object) -> None:
-        if self._child is not None:
-            self._child.__exit__()
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        self._stack.close()
 
 
 def warning_of(answer: Answer | None) -> str | None:

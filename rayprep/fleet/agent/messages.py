@@ -30,7 +30,7 @@ class Asked(Record):
     asks_sglang: bool = False
     """Have the installed SGLang say what its server needs, where nobody has yet."""
     answers: dict[str, Answer] = Field(default_factory=dict)
-    """What it has said, as in a host's request."""
+    """Its words, as in a host's request."""
     part: dict[StageName, tuple[str, ...]] = Field(default_factory=dict)
     """Build just these units, for another host of the group to gather."""
 
@@ -89,7 +89,7 @@ class Report(Record):
     """The exit code that it means."""
     needs_gpus: bool = False
     answer: Answer | None = None
-    """What the installed SGLang says, now or when what lies here was built."""
+    """Words of the installed SGLang, now or when what lies here was built."""
     may_ask: bool = False
     """It has not been asked here, and can be."""
     extras: dict[StageName, str] = Field(default_factory=dict)
