@@ -67,7 +67,7 @@ def command(
         telemetry_root=telemetry_root,
         deep=deep,
     )
-    raise typer.Exit(run_for(flags, for_gpu, json_output=json) if for_gpu else run(flags, json_output=json))
+    raise typer.Exit(run(flags, json_output=json) if for_gpu is None else run_for(flags, for_gpu, json_output=json))
 
 
 def run(flags: Flags, *, json_output: bool) -> int:

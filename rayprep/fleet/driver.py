@@ -113,15 +113,21 @@ class _Drive:
                 member.state = member.state.model_copy(update={"starts": 0})
 
     def _ask_sglang(self) -> None:
-        """One host of each kind asks its SGLang what a server needs, and all others of the kind plan by the answer."""
+        """One host of each kind asks its SGLang what a server needs, and all others of the kind plan by the answer.
+
+        Where it is lost meanwhile, the next one asks.
+        """
         kinds = {host: answer_kind(member.facts.signature) for host, member in self.members.items() if member.facts}
         answers = {kinds[host]: answer for host in kinds if (answer := self.members[host].answer)}
-        unasked = [self.members[host] for host in kinds if self.members[host].may_ask]
-        askers = {kinds[member.host]: member for member in reversed(unasked) if kinds[member.host] not in answers}
-        self._look(askers.values(), self.asked.asking())
-        answers |= {kind: member.answer for kind, member in askers.items() if member.answer}
+        others = [self.members[host] for host in kinds if self.members[host].may_ask]
+        while askers := {
+            kinds[member.host]: member for member in reversed(others) if kinds[member.host] not in answers
+        }:
+            self._look(askers.values(), self.asked.asking())
+            answers |= {kind: member.answer for kind, member in askers.items() if member.answer}
+            others = [member for member in others if member not in askers.values()]
         self.asked = self.steps.asked = self.asked.answered(answers)
-        self._look([member for member in unasked if member not in askers.values()], self.asked)
+        self._look(others, self.asked)
 
     def _heard_at_first(self, member: Member, found: Report | Done | str) -> None:
         assert isinstance(found, Report)

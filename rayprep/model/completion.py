@@ -18,14 +18,14 @@ from rayprep.model.proof import Verification
 from rayprep.model.signature import Difference, Signature, answer_kind, binding_digest, differences
 from rayprep.model.stages import StageName
 from rayprep.model.tuning import Tuning
-from rayprep.sglang.inventory import Inventory
+from rayprep.sglang.inventory import Inventory, variables_digest
 
 COMPLETION_FORMAT = "2"
 READ_FORMATS = ("1", COMPLETION_FORMAT)
 """Format 1 is format 2 without the checksum."""
 
 
-_ADDED = ("inventory",)
+_ADDED = ("inventory", "inventory.variables")
 """Fields that completions of this format had not from the first: those without are as good as they were."""
 
 
@@ -120,15 +120,20 @@ class Completion(Sealed):
         return self
 
 
-def kept_answer(completions: Sequence[Completion], identity: Identity, now: Signature) -> Inventory | None:
+def kept_answer(
+    completions: Sequence[Completion], identity: Identity, now: Signature, environ: Mapping[str, str]
+) -> Inventory | None:
     """The latest answer that was kept, of SGLang as it is here and for exactly this model, layout and flags."""
-    alike = answer_kind(now)
+    alike, variables = answer_kind(now), variables_digest(environ)
     found = [
-        completion
+        (completion.finished_at, completion.inventory)
         for completion in completions
-        if completion.inventory and completion.identity == identity and answer_kind(completion.signature) == alike
+        if completion.inventory
+        and completion.inventory.variables == variables
+        and completion.identity == identity
+        and answer_kind(completion.signature) == alike
     ]
-    return max(found, key=lambda completion: completion.finished_at).inventory if found else None
+    return max(found, key=lambda at: at[0])[1] if found else None
 
 
 class CheckState(StrEnum):

@@ -27,6 +27,13 @@ class GpuKind(NamedTuple):
 
     name: str
     capability: str
+    named: bool = True
+    """Whether it is this GPU that is meant, or any of its architecture."""
+
+    def is_met_by(self, name: str, capability: str) -> bool:
+        """Tell whether a GPU is of this kind. `H200` is no `NVIDIA H20`, and `NVIDIA GH200 480GB` is a `GH200`."""
+        words = set(self.name.lower().split()) if self.named else set()
+        return capability == self.capability and words <= set(name.lower().split())
 
 
 def gpu_kind(text: str) -> GpuKind:
@@ -37,7 +44,7 @@ def gpu_kind(text: str) -> GpuKind:
     """
     plain = text.strip()
     if re.fullmatch(r"sm_\d{2,3}", plain.lower()):
-        return GpuKind(_ONE_OF.get(plain.lower(), plain.lower()), plain.lower())
+        return GpuKind(_ONE_OF.get(plain.lower(), plain.lower()), plain.lower(), named=False)
     words = re.split(r"[\s_-]+", plain.lower())
     for capability, names in _CAPABILITIES.items():
         for name in sorted(names, key=len, reverse=True):

@@ -1,11 +1,11 @@
 """A request's plan for a kind of GPU, whatever this host has and whatever lies in its caches."""
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from rayprep.host.gpu import GpuInventory, read_gpus, visible_gpus
+from rayprep.host.gpu import Gpu, GpuInventory, read_gpus, visible_gpus
 from rayprep.host.means import read_means
 from rayprep.host.model_files import find_model
 from rayprep.host.rehearsal import read_facts
@@ -40,9 +40,11 @@ def forecast(request: NodeRequest, kind: GpuKind, environ: Mapping[str, str]) ->
     model = find_model(spec.model, environ)
     check_against_model(spec, model.architecture)
     here = read_signature(request.layout, environ, DeviceChoice.CPU, GpuInventory())
+    if gpus := _gpus_here(kind, environ):
+        kind = kind._replace(name=gpus[0].name)
     means = replace(read_means(environ, spec.moe_tuner_script), ninja=True)
     stages = StageRequest(spec=spec, model=model, device=DeviceChoice.CUDA, signature=_there(here, kind), means=means)
-    answer = _answer(stages, kind, environ, request.invocation)
+    answer = _answer(stages, gpus, environ, request.invocation)
     stages = replace(stages, answer=answer)
     shape = shape_of(stages)
     return Forecast(
@@ -66,10 +68,13 @@ def _there(here: Signature, kind: GpuKind) -> Signature:
     return here.model_copy(update={**tools, **gpu, "sglang_version": here.sglang_version or READ})
 
 
-def _answer(request: StageRequest, kind: GpuKind, environ: Mapping[str, str], invocation: str) -> Answer | None:
+def _gpus_here(kind: GpuKind, environ: Mapping[str, str]) -> list[Gpu]:
     facts = read_facts(environ)
     seen = visible_gpus(facts.inventory if facts else read_gpus(), environ)
-    gpus = [gpu for gpu in seen.gpus if gpu.compute_capability == kind.capability]
+    return [gpu for gpu in seen.gpus if kind.is_met_by(gpu.name, gpu.compute_capability)]
+
+
+def _answer(request: StageRequest, gpus: Sequence[Gpu], environ: Mapping[str, str], invocation: str) -> Answer | None:
     if not gpus or not can_be_asked():
         return None
     with tempfile.TemporaryDirectory(prefix="rayprep-forecast.") as folder:

@@ -21,7 +21,7 @@ from rayprep.host.process import Child
 from rayprep.model.spec import DeviceChoice
 from rayprep.node.request import NodeRequest
 from rayprep.node.survey import Survey
-from rayprep.sglang.inventory import ENVIRONMENT, Answer, Refusal, Unasked, parse_answer
+from rayprep.sglang.inventory import ENVIRONMENT, Answer, Inventory, Refusal, Unasked, parse_answer, variables_digest
 from rayprep.stages.protocol import StageRequest
 from rayprep.stages.warmup_server import implied_command
 
@@ -112,7 +112,10 @@ class Asking:
         except RayprepError:
             return Unasked(unknown=f"it did not answer within {DEADLINE_S:.0f} s: see {self._log}")
         status, _ = self._child.end()
-        return answers[-1] if answers else Unasked(unknown=f"it ended by status {status}: see {self._log}")
+        if not answers:
+            return Unasked(unknown=f"it ended by status {status}: see {self._log}")
+        answer, variables = answers[-1], variables_digest(self._environ)
+        return answer.model_copy(update={"variables": variables}) if isinstance(answer, Inventory) else answer
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()

@@ -96,7 +96,7 @@ def take_survey(request: NodeRequest, environ: Mapping[str, str], gpus: GpuInven
         device=device,
         signature=signature,
         means=read_means(environ, spec.moe_tuner_script),
-        answer=request.answers.get(answer_kind(signature)) or kept_answer(every, identity, signature),
+        answer=request.answers.get(answer_kind(signature)) or kept_answer(every, identity, signature, environ),
     )
     decider = Decider(spec, layout, identity, stage_request, contents, request.part, request.deep)
     return Survey(

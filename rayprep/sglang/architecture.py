@@ -1,8 +1,8 @@
 """The widths of a model, read from its Hugging Face `config.json`.
 
 Only the keys that decide which kernels are compiled are read; everything else in the file is ignored. No width must be
-there: a model that says one by another name, or leaves it to transformers' defaults, is served all the same, and what
-cannot do without asks for it by `width`.
+there or be one: a model that says one by another name, leaves it to transformers' defaults, or has 0 for what it does
+not have, is served all the same, and what cannot do without asks for it by `width`.
 Source of the names: transformers' configuration classes (Qwen2, Qwen3, Qwen3-MoE, Llama, Mixtral, DeepSeek-V2/V3,
 GLM-4.5); `sglang/expert_keys` has those of the experts.
 """
@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Literal
 
-from pydantic import AliasChoices, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import AliasChoices, ConfigDict, Field, PositiveInt, TypeAdapter, ValidationError, model_validator
 
 from rayprep.base.errors import BadRequest
 from rayprep.base.records import Record, first_problem
@@ -124,7 +124,14 @@ Width = Literal[
 
 
 class WidthMissing(Exception):
-    """The config gives no one number for a width; its message says which."""
+    """The config gives no number that can be used for a width; its message says which."""
+
+
+def split(width: int, tp: int, name: str) -> int:
+    """Return a rank's part of a width. Raises WidthMissing where it cannot be split."""
+    if width % tp:
+        raise WidthMissing(f"the model's {name} of {width} cannot be split over tp {tp}")
+    return width // tp
 
 
 class Architecture(Record):
@@ -153,8 +160,8 @@ class Architecture(Record):
     """Of the experts' weights, where it is another than the rest's."""
     experts_unread: str = ""
     """Why the three above do not tell which experts the model has; empty where they do."""
-    by_layer: tuple[str, ...] = ()
-    """Keys that are not read, since they have another number for each layer."""
+    unread: dict[str, str] = Field(default_factory=dict)
+    """Keys that are not read, and what they have instead of a value that could be."""
     n_shared_experts: int = Field(default=0, ge=0, le=_WIDTH)
     shared_expert_intermediate_size: int = Field(default=0, ge=0, le=_WIDTH)
     """Qwen2-MoE's way to say how wide its one shared expert is; DeepSeek counts experts instead."""
@@ -172,48 +179,27 @@ class Architecture(Record):
     qk_nope_head_dim: int = Field(default=0, ge=0, le=_WIDTH)
     qk_rope_head_dim: int = Field(default=0, ge=0, le=_WIDTH)
     v_head_dim: int | None = Field(default=None, gt=0, le=_WIDTH)
-    quantization: Quantization | None = Field(default=None, validation_alias=AliasChoices(*_STORED, "quantization"))
-
-    @model_validator(mode="before")
-    @classmethod
-    def _fill_defaults(cls, data: object) -> object:
-        """transformers' own defaults for keys that configs leave out or set to null."""
-        if not isinstance(data, dict):
-            return data
-        own, inner = _given(data), _language_model(data)
-        # How the weights are stored is the whole model's to say; widths are the language model's.
-        keys = {**own, **inner, **{name: own[name] for name in _STORED if isinstance(own.get(name), dict)}}
-        rope = keys.get("rope_parameters")  # where transformers 5 puts it
-        if isinstance(rope, dict) and "rope_theta" in rope:
-            keys.setdefault("rope_theta", rope["rope_theta"])
-        keys, by_layer = _one_number_each(keys)
-        heads, hidden = keys.get("num_attention_heads"), keys.get("hidden_size")
-        if isinstance(heads, int) and heads > 0:
-            if "num_key_value_heads" not in by_layer:
-                keys.setdefault("num_key_value_heads", heads)
-            if isinstance(hidden, int) and "head_dim" not in by_layer:
-                keys.setdefault("head_dim", max(1, hidden // heads))
-        for name in _STORED:
-            if not isinstance(keys.get(name), dict):
-                keys.pop(name, None)
-        own_field = keys.get("quantization")
-        if isinstance(own_field, dict) and "quant_method" not in own_field:
-            del keys["quantization"]  # MLX's, which is not this field as a record has it
-        return {**keys, "experts_unread": expert_keys.unread(keys, by_layer), "by_layer": by_layer}
-
-    @model_validator(mode="after")
-    def _chosen_of_all(self) -> "Architecture":
-        if self.is_moe and self.num_experts_per_tok > self.num_experts:
-            raise ValueError(f"a token goes to {self.num_experts_per_tok} experts, and there are {self.num_experts}")
-        return self
+    quantization: Quantization | None = None
 
     def width(self, name: Width) -> int:
         """Return a width. Raises WidthMissing where the config does not say it."""
         value: int | None = getattr(self, name)
         if value is None:
-            why = "has one for each layer" if name in self.by_layer else "does not say it"
+            why = self.unread.get(name, "does not say it")
             raise WidthMissing(f"it needs the model's {name}, and the config.json {why}")
         return value
+
+    def share(self, name: Width, tp: int) -> int:
+        """Return a rank's part of a width. Raises WidthMissing where there is none, or it cannot be split over `tp`."""
+        return split(self.width(name), tp, name)
+
+    def expert_width(self) -> int:
+        """Return how wide one expert is. Raises WidthMissing where the config does not say it."""
+        return self.moe_intermediate_size or self.width("intermediate_size")
+
+    def kv_heads(self, tp: int) -> int:
+        """Return a rank's key-value heads, at least one. Raises WidthMissing as `width` does."""
+        return max(1, self.width("num_key_value_heads") // tp)
 
     @property
     def token_ids(self) -> int:
@@ -238,13 +224,18 @@ class Architecture(Record):
         return self.quantization.weight_block_size if self.quantization else None
 
 
-_LISTS = frozenset({"architectures", "mlp_only_layers"})
-_SCALARS = frozenset(
-    {
-        *Architecture.model_fields.keys() - _LISTS - {"quantization", "experts_unread", "by_layer"},
-        *(*expert_keys.COUNT, "torch_dtype"),
-    }
-)
+_OWN = frozenset({"quantization", "experts_unread", "unread"})
+"""Fields that are made of more than one key."""
+_READ = {
+    key: TypeAdapter[object](field.rebuild_annotation())
+    for name, field in Architecture.model_fields.items()
+    if name not in _OWN
+    for key in (field.validation_alias.choices if isinstance(field.validation_alias, AliasChoices) else (name,))
+    if isinstance(key, str)
+}
+"""What each key may have."""
+_EVERY_MODEL_HAS = frozenset({"hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size"})
+"""Where one of these has no number, the file is no model's."""
 _INNER = ("thinker_config", "llm_config", "language_config", "text_config")
 """Where a model of several parts has its language model's widths, the first that it has.
 
@@ -259,17 +250,74 @@ def _language_model(data: object) -> dict[str, object]:
     return {**inner, **_given(inner.get("text_config"))}
 
 
-def _one_number_each(keys: Mapping[str, object]) -> tuple[dict[str, object], tuple[str, ...]]:
-    """Take a list of one number for all layers for that number, and others out. Returns the names of those, too."""
-    found, by_layer = dict(keys), []
-    for name in _SCALARS & keys.keys():
-        value = keys[name]
-        if isinstance(value, list) and value and all(number == value[0] for number in value):
-            found[name] = value[0]
-        elif isinstance(value, list | dict):
-            del found[name]
-            by_layer.append(name)
-    return found, tuple(sorted(by_layer))
+def _readable(keys: Mapping[str, object]) -> tuple[dict[str, object], dict[str, str]]:
+    """Return the keys that can be read, and of the others why they cannot.
+
+    Raises:
+        ValueError: a key that every model has is no number.
+    """
+    found: dict[str, object] = {}
+    unread: dict[str, str] = {}
+    for name, value in sorted(keys.items()):
+        one = value
+        if name in _READ:
+            try:
+                one = _one_for_all_layers(value, _READ[name])
+            except ValidationError as error:
+                if name in _EVERY_MODEL_HAS and not isinstance(value, list | dict) and value != 0:
+                    raise ValueError(f"{name}: {first_problem(error)}") from None
+                unread[name] = _instead(value)
+                continue
+        found[name] = one
+    return found, unread
+
+
+def _one_for_all_layers(value: object, allowed: TypeAdapter[object]) -> object:
+    """Return the value, or what all elements of a list say where the key has no list. Raises ValidationError."""
+    try:
+        return allowed.validate_python(value)
+    except ValidationError:
+        if not isinstance(value, list) or not value or any(other != value[0] for other in value):
+            raise
+        return allowed.validate_python(value[0])
+
+
+def _instead(value: object) -> str:
+    if isinstance(value, list | dict):
+        return "has one for each layer"
+    return f"says {json.dumps(value):.40}"
+
+
+def _flat(data: Mapping[str, object]) -> dict[str, object]:
+    """Return a config's keys as fields, with transformers' own defaults for keys that it leaves out or has as null."""
+    own, inner = _given(data), _language_model(data)
+    # How the weights are stored is the whole model's to say; widths are the language model's.
+    keys = {**own, **inner, **{name: own[name] for name in _STORED if isinstance(own.get(name), dict)}}
+    rope = keys.get("rope_parameters")  # where transformers 5 puts it
+    if isinstance(rope, dict) and "rope_theta" in rope:
+        keys.setdefault("rope_theta", rope["rope_theta"])
+    found, unread = _readable(keys)
+    heads, hidden = found.get("num_attention_heads"), found.get("hidden_size")
+    if isinstance(heads, int):
+        if "num_key_value_heads" not in unread:
+            found.setdefault("num_key_value_heads", heads)
+        if isinstance(hidden, int) and "head_dim" not in unread:
+            found.setdefault("head_dim", max(1, hidden // heads))
+    stored = next((found[name] for name in _STORED if isinstance(found.get(name), dict)), None)
+    return {
+        **{name: value for name, value in found.items() if name not in _STORED},
+        "quantization": None if stored is None else _quantization(stored),
+        "experts_unread": expert_keys.unread(found, unread),
+        "unread": unread,
+    }
+
+
+def _quantization(keys: object) -> Quantization:
+    """Return how weights are stored; by a method that nothing knows where that cannot be read."""
+    try:
+        return Quantization.model_validate(keys)
+    except ValidationError:
+        return Quantization(quant_method="unreadable")
 
 
 def parse_architecture(text: str, source: str, beside: Mapping[str, str] = MappingProxyType({})) -> Architecture:
@@ -280,11 +328,13 @@ def parse_architecture(text: str, source: str, beside: Mapping[str, str] = Mappi
             modelopt's `hf_quant_config.json` does.
 
     Raises:
-        BadRequest: not JSON, not an object, or a width is not a positive number.
+        BadRequest: not JSON, not an object, names no model, or has text where every model has a number.
     """
     try:
         # Not pydantic's own parser: transformers writes an infinite number as `Infinity`.
-        architecture = Architecture.model_validate(json.loads(text))
+        if not isinstance(data := json.loads(text), dict):
+            raise ValueError("it is no object")
+        architecture = Architecture.model_validate(_flat(data))
         if architecture.model_type == "unknown" and not architecture.family:
             raise ValueError("it names no model")
         if architecture.quantization is None and HF_QUANT_CONFIG in beside:

@@ -195,8 +195,7 @@ def _by_tables(architecture: Architecture, tp: int, flags: ServerFlags) -> Serve
 
 def _attention_of(architecture: Architecture, tp: int) -> Attention:
     width = architecture.width("head_dim")
-    kv_heads = max(1, architecture.width("num_key_value_heads") // tp)
-    return Attention(architecture.width("num_attention_heads") // tp, kv_heads, width, width)
+    return Attention(architecture.share("num_attention_heads", tp), architecture.kv_heads(tp), width, width)
 
 
 def _latent_of(architecture: Architecture) -> Latent:

@@ -7,7 +7,7 @@ Source: sglang 0.5.16 (and the same up to 0.5.23), `srt/layers/quantization/{fp8
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from rayprep.sglang.architecture import Architecture
+from rayprep.sglang.architecture import Architecture, split
 from rayprep.sglang.experts import fused_shared_experts
 
 _DENSE = ("Qwen2ForCausalLM", "Qwen3ForCausalLM", "LlamaForCausalLM", "MistralForCausalLM")
@@ -33,7 +33,7 @@ class Linear(NamedTuple):
 def is_known(architecture: Architecture) -> bool:
     """Whether `fp8_layers` can name the layers of this model."""
     family = _family(architecture)
-    if family is None or architecture.by_layer:
+    if family is None or architecture.unread:
         return False
     return family is not _DEEPSEEK or bool(architecture.kv_lora_rank and architecture.v_head_dim)
 
@@ -64,10 +64,10 @@ def _linears(architecture: Architecture, tp: int, flags: Mapping[str, str]) -> I
         yield from (_mla if family is _DEEPSEEK else _attention)(architecture, tp, f"layers.{number}.self_attn")
         path = f"layers.{number}.mlp"
         if not _is_sparse(architecture, number):
-            yield from _mlp(hidden, architecture.width("intermediate_size"), tp, path)
+            yield from _mlp(hidden, architecture.share("intermediate_size", tp), path)
         elif shared:
             name = "shared_experts" if family is _DEEPSEEK else "shared_expert"
-            yield from _mlp(hidden, shared, tp, f"{path}.{name}")
+            yield from _mlp(hidden, split(shared, tp, "shared expert"), f"{path}.{name}")
 
 
 def _is_sparse(architecture: Architecture, number: int) -> bool:
@@ -79,18 +79,17 @@ def _is_sparse(architecture: Architecture, number: int) -> bool:
 
 
 def _attention(architecture: Architecture, tp: int, path: str) -> Iterator[Linear]:
-    """Grouped-query attention. A rank has at least one key-value head."""
+    """Grouped-query attention."""
     width, hidden = architecture.width("head_dim"), architecture.width("hidden_size")
-    heads = architecture.width("num_attention_heads") // tp
-    kv_heads = max(1, architecture.width("num_key_value_heads") // tp)
-    yield Linear(f"{path}.qkv_proj", (heads + 2 * kv_heads) * width, hidden)
+    heads = architecture.share("num_attention_heads", tp)
+    yield Linear(f"{path}.qkv_proj", (heads + 2 * architecture.kv_heads(tp)) * width, hidden)
     yield Linear(f"{path}.o_proj", hidden, heads * width)
 
 
 def _mla(architecture: Architecture, tp: int, path: str) -> Iterator[Linear]:
     """Multi-head latent attention. What leads into the latent space is whole on every rank."""
     hidden, latent = architecture.width("hidden_size"), architecture.kv_lora_rank or 0
-    heads, value = architecture.width("num_attention_heads") // tp, architecture.v_head_dim or 0
+    heads, value = architecture.share("num_attention_heads", tp), architecture.v_head_dim or 0
     query = heads * (architecture.qk_nope_head_dim + architecture.qk_rope_head_dim)
     latent_and_rope = latent + architecture.qk_rope_head_dim
     if architecture.q_lora_rank:
@@ -103,9 +102,9 @@ def _mla(architecture: Architecture, tp: int, path: str) -> Iterator[Linear]:
     yield Linear(f"{path}.o_proj", hidden, heads * value)
 
 
-def _mlp(hidden: int, width: int, tp: int, path: str) -> Iterator[Linear]:
-    yield Linear(f"{path}.gate_up_proj", 2 * (width // tp), hidden)
-    yield Linear(f"{path}.down_proj", hidden, width // tp)
+def _mlp(hidden: int, width: int, path: str) -> Iterator[Linear]:
+    yield Linear(f"{path}.gate_up_proj", 2 * width, hidden)
+    yield Linear(f"{path}.down_proj", hidden, width)
 
 
 def _shared_width(architecture: Architecture) -> int:

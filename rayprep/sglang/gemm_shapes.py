@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pydantic import Field
 
 from rayprep.base.records import Record
-from rayprep.sglang.architecture import Architecture, Quantization
+from rayprep.sglang.architecture import Architecture, Quantization, split
 from rayprep.sglang.experts import FAMILIES, fused_shared_experts
 from rayprep.sglang.flags import ServerFlags
 from rayprep.sglang.fp8_linears import fp8_layers, is_known
@@ -241,7 +241,7 @@ def _linear_backend(flags: ServerFlags) -> str:
 
 
 def _expert_shapes(architecture: Architecture, tp: int, flags: ServerFlags, release: str | None) -> Iterator[GemmShape]:
-    width = (architecture.moe_intermediate_size or architecture.width("intermediate_size")) // tp
+    width = split(architecture.expert_width(), tp, "experts' width")
     hidden = architecture.width("hidden_size")
     groups = architecture.num_experts + fused_shared_experts(architecture, flags)
     for layout in _layouts(release):

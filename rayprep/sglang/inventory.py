@@ -4,6 +4,9 @@ Only facts are here. Which of them mean a product of DeepGEMM's, a tuned config 
 beside the tables that stand in where SGLang cannot be asked: `gemm_shapes`, `moe_shape` and `flashinfer_modules`.
 """
 
+import hashlib
+from collections.abc import Mapping
+
 from pydantic import Field, PositiveInt, TypeAdapter, ValidationError
 
 from rayprep.base.records import Record
@@ -103,6 +106,8 @@ class Inventory(ModelFacts):
     """Of multi-head latent attention: the widths of the latent space and of rope."""
     draft: ModelFacts | None
     """The draft model of speculative decoding."""
+    variables: str = ""
+    """`variables_digest` of the environment in which SGLang was asked."""
 
     def setting(self, name: str) -> str:
         """Return a setting's words; empty where it is not set."""
@@ -133,6 +138,19 @@ class Unasked(Record):
 
 Answer = Inventory | Refusal | Unasked
 _ANSWER: TypeAdapter[Inventory | Refusal | Unasked] = TypeAdapter(Answer)
+
+
+def variables_digest(environ: Mapping[str, str]) -> str:
+    """Return a digest of SGLang's own variables, less folders, any of which may change its answer; empty for none.
+
+    SGLang 0.5.16 has 419 of them, among which are those that name other models' classes and other kernels.
+    """
+    own = sorted(
+        (name, value)
+        for name, value in environ.items()
+        if name.startswith(("SGLANG_", "SGL_")) and not name.endswith("_DIR")
+    )
+    return hashlib.sha256(repr(own).encode("utf-8", "surrogateescape")).hexdigest()[:16] if own else ""
 
 
 def parse_answer(line: str) -> Answer | None:

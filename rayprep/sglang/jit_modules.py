@@ -71,7 +71,7 @@ def jit_modules(architecture: Architecture, tp: int, server_args: tuple[str, ...
     """
     flags = ServerFlags(server_args)
     dtype = flags.dtype(architecture)
-    if architecture.model_type not in _MODELS or dtype not in ("bfloat16", "float16") or architecture.by_layer:
+    if architecture.model_type not in _MODELS or dtype not in ("bfloat16", "float16") or architecture.unread:
         return ()
     with contextlib.suppress(WidthMissing):
         return _of_known(architecture, tp, dtype, flags)
@@ -139,7 +139,7 @@ def _keys_and_values(architecture: Architecture, tp: int, dtype: str, kv_bytes: 
     within_rope = architecture.model_type == "qwen3_moe" and dtype == "bfloat16" and kv_bytes == 2
     if kv_bytes is None or within_rope:
         return []
-    row = max(1, architecture.width("num_key_value_heads") // tp) * architecture.width("head_dim") * kv_bytes
+    row = architecture.kv_heads(tp) * architecture.width("head_dim") * kv_bytes
     return [_module("kvcache", "_jit_kvcache_module", (row,), ("kvcache", row, PDL))] if row % 4 == 0 else []
 
 
@@ -155,7 +155,7 @@ def _latent(architecture: Architecture, kv_bytes: int | None) -> list[JitModule]
 
 
 def _mla_keys(architecture: Architecture, tp: int, flags: ServerFlags) -> list[JitModule]:
-    heads = architecture.width("num_attention_heads") // tp
+    heads = architecture.share("num_attention_heads", tp)
     widths = (heads, architecture.qk_nope_head_dim, architecture.qk_rope_head_dim)
     absorbed = {"enable_deterministic_inference", "flashinfer_mla_disable_ragged"} & flags.keys()
     if widths != (128, 128, 64) or absorbed:

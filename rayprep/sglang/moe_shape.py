@@ -143,7 +143,7 @@ def moe_shape(
     if not isinstance(weights, MoeShape):
         return weights
     _refuse_other_type(weights, asked_dtype)
-    width = architecture.moe_intermediate_size or architecture.width("intermediate_size")
+    width = architecture.expert_width()
     if problem := _unsplittable(width, tp, weights.block):
         return UnknownKernel(message=problem)
     shared = fused_shared_experts(architecture, flags)
@@ -159,13 +159,20 @@ def moe_shape(
 
 def _nothing_to_tune(architecture: Architecture, flags: ServerFlags) -> NoTritonKernel | UnknownKernel | None:
     """Whatever the types of the weights."""
+    return _no_triton_kernel(architecture, flags) or _unknown(architecture)
+
+
+def _no_triton_kernel(architecture: Architecture, flags: ServerFlags) -> NoTritonKernel | None:
     if not architecture.is_moe and not architecture.experts_unread:
         return NoTritonKernel(reason="dense_model", detail="it has no experts")
     runner = flags.get("moe_runner_backend", "auto")
     if runner not in ("auto", "triton"):
         return NoTritonKernel(reason="no_triton_moe", detail=f"--moe-runner-backend {runner} reads no such config")
-    if nothing := _reads_no_config(flags):
-        return nothing
+    return _reads_no_config(flags)
+
+
+def _unknown(architecture: Architecture) -> UnknownKernel | None:
+    """Whether our tables do not tell this model's experts."""
     if architecture.experts_unread:
         return UnknownKernel(message=f"which experts the model has: {architecture.experts_unread}")
     if architecture.family not in FAMILIES:

@@ -60,7 +60,8 @@ def test_no_model_is_refused(roots: Roots, tmp_path: Path, gpu: str) -> None:
     assert stages["moe_tune"]["units"] == []
 
 
-def test_a_gpu_that_is_none_is_one_line(roots: Roots) -> None:
-    done = roots.run("explain", "--model", GLM, "--for", "Z80")
+@pytest.mark.parametrize("gpu", ["Z80", ""])
+def test_a_gpu_that_is_none_is_one_line(roots: Roots, gpu: str) -> None:
+    done = roots.run("explain", "--model", GLM, "--for", gpu)
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
-    assert "--for 'Z80' is no GPU" in done.stderr
+    assert f"--for {gpu!r} is no GPU" in done.stderr

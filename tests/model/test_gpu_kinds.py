@@ -23,7 +23,25 @@ from rayprep.model.gpu_kinds import gpu_kind
     ],
 )
 def test_a_gpu_and_its_architecture(text: str, name: str, capability: str) -> None:
-    assert gpu_kind(text) == (name, capability)
+    found = gpu_kind(text)
+    assert (found.name, found.capability) == (name, capability)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "here", "met"),
+    [
+        ("H200", "NVIDIA H200", True),
+        ("sm_90", "NVIDIA H200", True),
+        ("sm_90", "NVIDIA GH200 480GB", True),
+        ("GH200", "NVIDIA GH200 480GB", True),
+        ("H20", "NVIDIA H200", False),
+        ("H200", "NVIDIA GH200 480GB", False),
+        ("NVIDIA GH200 480GB", "NVIDIA H200", False),
+    ],
+)
+def test_the_gpu_that_is_here(wanted: str, here: str, *, met: bool) -> None:
+    assert gpu_kind(wanted).is_met_by(here, "sm_90") is met
+    assert not gpu_kind(wanted).is_met_by(here, "sm_80")
 
 
 @pytest.mark.parametrize("text", ["", "h", "sm_", "sm_9", "H2000", "NVIDIA", "sm_90; x"])

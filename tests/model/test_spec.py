@@ -1,5 +1,6 @@
 """The request: flags over spec file over defaults, and what each value may be."""
 
+import json
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from rayprep.base.errors import BadRequest
 from rayprep.base.records import to_json
 from rayprep.model.spec import DeviceChoice, MoeStrategy, PrepSpec, StageOp, check_against_model, resolve
 from rayprep.model.stages import StageName
-from rayprep.sglang.architecture import Architecture
+from rayprep.sglang.architecture import Architecture, parse_architecture
 
 VALUES: dict[str, st.SearchStrategy[Any]] = {
     "tp": st.integers(1, 64),
@@ -156,7 +157,7 @@ def architecture(heads: int = 8, kv_heads: int = 2, blocks: list[int] | None = N
         "vocab_size": 100,
         "quantization_config": {"quant_method": "fp8", "weight_block_size": blocks},
     }
-    return Architecture.model_validate(keys)
+    return parse_architecture(json.dumps({"model_type": "x", **keys}), "config.json")
 
 
 def check(blocks: list[int] | None = None, /, **values: object) -> None:

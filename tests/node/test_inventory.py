@@ -116,6 +116,10 @@ def test_an_answer_is_kept_and_nobody_is_asked_again(host: AskingHost) -> None:
     assert (more.plan.needs_work, may_ask(more)) == (True, False), "there is work, and its plan is known"
     other = host.surveyed(host.request("--attention-backend=triton", model=host.model(), ops=ops))
     assert may_ask(other), "another server"
+    rebuilt = host.request(model=host.model(), ops={**ops, SERVE: StageOp.REBUILD})
+    changed = host.surveyed(rebuilt, {**host.environ, "SGLANG_FORCE_FP8_MARLIN": "1"})
+    assert may_ask(changed), "SGLang's own variables change what it says"
+    assert not may_ask(host.surveyed(rebuilt, {**host.environ, "SGLANG_CACHE_DIR": "/c"}))
 
 
 def test_a_completion_from_before_there_were_answers_is_as_good_as_it_was(host: AskingHost) -> None:

@@ -10,8 +10,14 @@ from hypothesis import strategies as st
 import rayprep
 from rayprep.base.errors import BadRequest
 from rayprep.sglang.architecture import Architecture, Width, WidthMissing, config_digest, parse_architecture
+from rayprep.sglang.gemm_shapes import gemm_shapes
+from rayprep.sglang.moe_shape import UnknownKernel, moe_shape
 
 TINY = json.loads((Path(rayprep.__file__).parent / "configs/tiny-dense/config.json").read_text(encoding="utf-8"))
+MOE = {
+    **{"architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe"},
+    **{"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 64},
+}
 WIDTHS: tuple[Width, ...] = (
     *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size"),
 )
@@ -58,7 +64,11 @@ def test_experts_by_each_of_their_names(keys: dict[str, object], sizes: tuple[in
         ({"text": {"experts": {"count": 8}}}, "'experts'"),
         ({"num_experts_per_tok": 8}, "'num_experts_per_tok'"),
         ({"num_experts": 8}, "how many experts a token goes to"),
-        ({"num_experts": 8, "num_experts_per_tok": [2, 1]}, "its layers differ in num_experts_per_tok"),
+        ({"num_experts": 8, "num_experts_per_tok": 9}, "a token goes to 9 experts, and there are 8"),
+        ({**MOE, "expert_dtype": 5}, "its expert_dtype says 5"),
+        ({**MOE, "n_shared_experts": [1, 2]}, "its n_shared_experts has one for each layer"),
+        ({"num_experts": -8, "num_experts_per_tok": 2}, "its num_experts says -8"),
+        ({"num_experts": 8, "num_experts_per_tok": [2, 1]}, "its num_experts_per_tok has one for each layer"),
         ({"moe_num_experts": 8, "moe_k": 2}, "'moe_num_experts'"),
         ({"ffn_config": {"moe_num_experts": 8}}, "'moe_num_experts'"),
     ],
@@ -70,11 +80,6 @@ def test_experts_that_cannot_be_read_are_not_taken_for_none(keys: dict[str, obje
 @pytest.mark.parametrize("keys", [{}, {"num_experts": 0, "num_experts_per_tok": 2}, {"expert_bias": False}])
 def test_a_dense_model_may_speak_of_experts(keys: dict[str, object]) -> None:
     assert (parse(**keys).is_moe, parse(**keys).experts_unread) == (False, "")
-
-
-def test_a_token_cannot_go_to_more_experts_than_there_are() -> None:
-    with pytest.raises(BadRequest, match="cannot be read: a token goes to 9 experts, and there are 8"):
-        parse(num_experts=8, num_experts_per_tok=9)
 
 
 @pytest.mark.parametrize("name", ["text_config", "llm_config", "language_config", "thinker_config"])
@@ -94,16 +99,58 @@ def test_block_quantisation_is_found() -> None:
     assert parse(quantization_config="LEFT OUT").weight_block_size is None
 
 
-@pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("value", [0, -1, "wide", 1.5])
-def test_a_wrong_width_is_one_line_that_names_it(width: str, value: object) -> None:
+@pytest.mark.parametrize("width", ["hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size"])
+@pytest.mark.parametrize("value", [-1, "wide", 1.5, 10**30])
+def test_a_wrong_width_that_every_model_has_is_one_line_that_names_it(width: str, value: object) -> None:
     with pytest.raises(BadRequest, match=width) as caught:
         parse(**{width: value})
     assert caught.value.line.startswith("model config config.json cannot be read")
 
 
+NOT_ALL_HAVE = (
+    *("intermediate_size", "head_dim", "num_key_value_heads", "moe_intermediate_size", "v_head_dim", "q_lora_rank"),
+    *("kv_lora_rank", "qk_rope_head_dim", "moe_layer_freq", "decoder_sparse_step", "mlp_only_layers"),
+    *("rope_theta", "rms_norm_eps", "max_position_embeddings", "first_k_dense_replace", "expert_dtype", "torch_dtype"),
+)
+
+
+@pytest.mark.parametrize("key", NOT_ALL_HAVE)
+@pytest.mark.parametrize("value", [{"a": 1}, [[1], 2], -1.5, [], [None, 3]])
+def test_a_key_that_not_every_model_has_is_read_or_told_and_never_refused(key: str, value: object) -> None:
+    found = parse(**{key: value})
+    name = "dtype" if key == "torch_dtype" else key
+    if key in found.unread:
+        assert getattr(found, name) == getattr(Architecture(), name)
+    else:
+        assert getattr(found, name) == (tuple(value) if isinstance(value, list) else value)
+    assert found.hidden_size == TINY["hidden_size"]
+
+
+@pytest.mark.parametrize("key", ["v_head_dim", "q_lora_rank", "kv_lora_rank", "intermediate_size", "hidden_size"])
+def test_a_model_may_have_none_of_something(key: str) -> None:
+    found = parse(**{key: 0})
+    assert (getattr(found, key), found.unread) == (None, {key: "says 0"})
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({"weight_block_size": block} for block in ([0, 128], [128, -1], 128, "128")),
+        *({"modules_to_not_convert": "abc"}, {"config_groups": 1}),
+    ],
+)
+def test_a_quantisation_that_cannot_be_read_is_one_that_nothing_knows(wrong: dict[str, object]) -> None:
+    found = parse(quantization_config={"quant_method": "fp8", **wrong})
+    assert gemm_shapes(found, 1, ()) is None
+    moe = parse(**{**MOE, "quantization_config": {"quant_method": "fp8", **wrong}})
+    assert moe_shape(moe, 1, ()) == UnknownKernel(message="the MoE kernel of unreadable weights")
+
+
 @pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize(("value", "why"), [(None, "say it"), ("LEFT OUT", "say it"), ([1, 2], "one for each layer")])
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [(None, "say it"), ("LEFT OUT", "say it"), ([1, 2], "one for each layer"), (0, "says 0")],
+)
 def test_a_width_that_is_not_there_is_missed_where_it_is_needed(width: Width, value: object, why: str) -> None:
     found = parse(**{width: value})
     with pytest.raises(WidthMissing, match=f"{width}.*{why}"):
@@ -120,13 +167,7 @@ def test_a_number_without_end_is_read_as_transformers_writes_it() -> None:
 
 @pytest.mark.parametrize("key", ["moe_layer_freq", "rms_norm_eps", "sliding_window", "head_dim"])
 def test_a_list_where_other_models_have_a_number_is_no_number(key: str) -> None:
-    assert (key in parse(**{key: [1, 2]}).by_layer) is (key != "sliding_window"), "which is not read at all"
-
-
-@pytest.mark.parametrize("block", [[0, 128], [128, -1], 128, "128"])
-def test_a_scaling_block_has_a_size(block: object) -> None:
-    with pytest.raises(BadRequest, match="weight_block_size"):
-        parse(quantization_config={"quant_method": "fp8", "weight_block_size": block})
+    assert (key in parse(**{key: [1, 2]}).unread) is (key != "sliding_window"), "which is not read at all"
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "7", '"x"', "[" * 10_000, "{}", "\ufeff{}"])

@@ -2,6 +2,7 @@
 
 import os
 import time
+from pathlib import Path
 
 import torch
 
@@ -41,6 +42,8 @@ def _initialize_model(model_config, load_config, quant_config):
         raise RuntimeError("no kernel image\nis there")
     if play == "dies":
         os._exit(9)
+    while play == "waits" and not Path(model_config.config["until"]).exists():
+        time.sleep(0.05)
     while play == "hangs":
         time.sleep(60)
     model = (AnotherForCausalLM if play == "falls-back" else PlayedForCausalLM)(model_config.config)
