@@ -141,6 +141,24 @@ def test_experts_of_another_type_are_left_to_the_server() -> None:
     assert listed_shapes(whole.model_copy(update={"deep_gemm_rows": None})) == ()
 
 
+@pytest.mark.parametrize("release", RELEASES)
+def test_blocks_are_blocks_whoever_stores_them(release: str) -> None:
+    """compressed-tensors' own scheme runs Qwen3-32B's layers as SGLang's FP8 does."""
+    blocks = products(recorded(release, "qwen3-32b-ct-blocks-tp2"))
+    assert blocks == products(recorded(release, "qwen3-32b-fp8-tp2")) != set()
+
+
+def test_heads_before_absorption_are_known_where_a_rank_has_one() -> None:
+    """Then the absorbed layer has as many heads for keys as for queries, too."""
+    whole = recorded("0.5.16", "deepseek-v3-tp8-flashinfer")
+    alone = tuple(layer.model_copy(update={"heads": 1, "kv_heads": 1}) for layer in whole.attention)
+    for layers in (alone, alone[::-1]):
+        inventory = whole.model_copy(update={"attention": layers})
+        flags = ("--attention-backend", "flashinfer")
+        found = flashinfer_modules(model("deepseek-v3-fp8"), 8, flags, inventory)
+        assert found == flashinfer_modules(model("deepseek-v3-fp8"), 8, flags, whole)
+
+
 def test_a_draft_models_layers_are_listed_too() -> None:
     whole = recorded("0.5.16", "mixtral-tp2")
     draft = recorded("0.5.16", "deepseek-v3-tp8")
@@ -214,6 +232,19 @@ def test_a_window_is_left_to_the_server_and_a_cache_in_fp8_is_not() -> None:
 )
 def test_other_lines_are_no_answer(line: str, answer: Refusal | Unasked | None) -> None:
     assert parse_answer(line) == answer
+
+
+@pytest.mark.parametrize(
+    "path", ["linears.0.n", "experts.0.local", "experts.0.weights.w13_weight.1", "attention.0.heads"]
+)
+def test_an_answer_with_a_size_of_nothing_is_none(path: str) -> None:
+    whole = recorded("0.5.16", "deepseek-v3-tp8").model_dump(mode="json")
+    *outer, last = path.split(".")
+    place = whole
+    for part in outer:
+        place = place[int(part) if isinstance(place, list) else part]
+    place[int(last) if isinstance(place, list) else last] = 0
+    assert parse_answer(json.dumps(whole)) is None
 
 
 def test_an_answer_reads_back_as_it_was() -> None:
