@@ -301,7 +301,8 @@ def config_file(experts: Mapping[str, Any]) -> str | None:
     down, scale = weights.get("w2_weight"), weights.get("w13_weight_scale")
     if down is None or len(down) != 3:
         return None
-    dtype = "fp8_w8a8" if experts["dtype"].startswith("float8") else None
+    quantised_when_loaded = experts["method"] == "Fp8MoEMethod"  # by --quantization fp8: until then they are as stored
+    dtype = "fp8_w8a8" if experts["dtype"].startswith("float8") or quantised_when_loaded else None
     have = {
         "E": down[0],
         "N": down[2],
