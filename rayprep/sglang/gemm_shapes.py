@@ -16,7 +16,7 @@ from rayprep.sglang.experts import FAMILIES, fused_shared_experts
 from rayprep.sglang.flags import ServerFlags
 from rayprep.sglang.fp8_linears import fp8_layers, is_known
 from rayprep.sglang.inventory import ExpertFacts, Inventory, LinearFacts
-from rayprep.sglang.releases import since
+from rayprep.sglang.releases import Since, since
 
 LINEAR = "GEMM_NT_F8F8BF16"
 EXPERTS = "GROUPED_GEMM_NT_F8F8BF16_MASKED"
@@ -24,10 +24,6 @@ _GROUPED = {"float8_e4m3fn": "GROUPED_GEMM_NT_F8F8BF16", "bfloat16": "GROUPED_GE
 """Products of experts, by the type of their weights."""
 _NO_BLOCKS = re.compile(r"awq|gptq|auto-round|mxfp4|modelopt_fp[48]|bitsandbytes|gguf|w8a8_(?:fp8|int8)|fbgemm_fp8")
 """Quantisations of which no linear layer is FP8 in blocks: `srt/layers/quantization`."""
-_BOTH_LAYOUTS = "0.5.17"
-"""From here on SGLang chooses between masked and contiguous experts by the memory that they take.
-
-Source: `_should_use_masked_standard_layout` in `srt/layers/moe/moe_runner/deep_gemm.py`."""
 KINDS = frozenset(
     {
         *(LINEAR, "GROUPED_GEMM_NT_F8F8BF16_CONTIG", EXPERTS),
@@ -127,7 +123,7 @@ def _listed_experts(experts: ExpertFacts, release: str) -> tuple[GemmShape, ...]
 
 def _layouts(release: str | None) -> tuple[str, ...]:
     """Return how the rows of a server's experts may lie, where no other host has some of the experts."""
-    return ("MASKED", "CONTIG") if since(release, _BOTH_LAYOUTS) else ("MASKED",)
+    return ("MASKED", "CONTIG") if since(release, Since.CONTIGUOUS_EXPERTS) else ("MASKED",)
 
 
 def _sorted(shapes: Iterable[GemmShape]) -> tuple[GemmShape, ...]:

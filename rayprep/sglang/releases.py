@@ -1,14 +1,40 @@
-"""Which release of SGLang is meant, and what is so from one release on."""
+"""What is so from one release of SGLang on: the one table of it, by the first release that has it.
+
+What the installed SGLang or library can be asked (whether a function is there, what a log says) is not in it.
+Source: the wheels of each release in `KNOWN`.
+"""
 
 import re
+from enum import StrEnum
 
-READ = "0.5.16"
+KNOWN = ("0.5.16", "0.5.17", "0.5.18", "0.5.19", "0.5.20", "0.5.21", "0.5.22", "0.5.23")
+READ = KNOWN[0]
 """The release that the tables of this folder were read in."""
+NEWEST = KNOWN[-1]
+
+
+class Since(StrEnum):
+    """Something that SGLang has, and the first release that has it."""
+
+    CONTIGUOUS_EXPERTS = "0.5.17"
+    """It chooses between masked and contiguous experts by the memory that they take.
+
+    `_should_use_masked_standard_layout` in `srt/layers/moe/moe_runner/deep_gemm.py`."""
 
 
 def since(version: str | None, first: str) -> bool:
     """Tell whether `version` is `first` or a later one; a version that is not known is taken for READ."""
     return _numbers(version or READ) >= _numbers(first)
+
+
+def warning_of_release(version: str | None) -> str | None:
+    """One line for whoever runs a release that nobody has looked at yet."""
+    if version is None or _numbers(version) <= _numbers(NEWEST):
+        return None
+    return (
+        f"SGLang {version} is newer than {NEWEST}, the newest that rayprep knows: it is taken for that one, and what "
+        "then cannot be built is left to the server"
+    )
 
 
 def _numbers(version: str) -> tuple[int, ...]:
