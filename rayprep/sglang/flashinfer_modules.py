@@ -47,6 +47,11 @@ _FUSED_ALL_REDUCE = frozenset(
     }
 )
 """Models for which SGLang fuses all-reduce and norm by itself. Source: `_FLASHINFER_ALLREDUCE_FUSION_ARCHS`."""
+NEWER_GENERATORS = "flashinfer.jit.attention.modules"
+_FA2_PREFILL = ("_gen_batch_prefill_primary_module", "_gen_batch_prefill_independent_paged_module")
+"""Since 0.7.1, for keys and values of equal strides and of unlike ones.
+
+Source: `get_batch_prefill_module` in flashinfer/prefill.py, which decode with tensor cores calls as well."""
 _MODULE_PATH = re.compile(r"(?:^|/)\.cache/flashinfer/[^/]+/[^/]+/(?:cached_ops|generated)/([^/.][^/]*)(/.)?")
 
 
@@ -97,6 +102,15 @@ class FlashInferModule(Record):
         """The unit's name, e.g. `batch_mla:fa3:bf16:bf16:bf16:i32:512:64:0`."""
         words = [_SHORT.get(str(arg), str(arg)) for arg in self.args]
         return ":".join([self.generator.removeprefix("gen_").removesuffix("_module"), *words])
+
+    @property
+    def newer(self) -> tuple[str, ...]:
+        """The generators that flashinfer calls instead, with the same arguments, where it has them.
+
+        The first one's module is loaded; of the others it writes the sources.
+        """
+        is_fa2 = self.generator == "gen_batch_prefill_module" and self.args[:1] == ("fa2",)
+        return _FA2_PREFILL if is_fa2 else ()
 
 
 def flashinfer_modules(

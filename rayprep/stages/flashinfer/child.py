@@ -24,7 +24,7 @@ from queue import SimpleQueue
 from typing import Protocol
 
 from rayprep.base.errors import ErrorType
-from rayprep.sglang.flashinfer_modules import FlashInferModule
+from rayprep.sglang.flashinfer_modules import NEWER_GENERATORS, FlashInferModule
 from rayprep.stages.child.failures import ChildError, failure
 from rayprep.stages.child.lines import Emit, StepLine, UnitFailed, answer
 from rayprep.stages.flashinfer.protocol import ModuleDone, ModulesLine, ModulesRequest
@@ -38,7 +38,7 @@ NOTHING_TO_DO = "ninja: no work to do."
 
 
 class JitSpec(Protocol):
-    """What we use of a module's recipe. Source: flashinfer/jit/core.py (0.6.14)."""
+    """What we use of a module's recipe. Source: flashinfer/jit/core.py (0.6.14 to 0.7.2)."""
 
     name: str
 
@@ -48,7 +48,7 @@ class JitSpec(Protocol):
     def build_dir(self) -> Path: ...
     @property
     def jit_library_path(self) -> Path: ...
-    def build(self, verbose: bool) -> None: ...
+    def build(self, verbose: bool, need_lock: bool) -> None: ...
 
 
 class CalledOtherwise(ChildError):
@@ -70,15 +70,15 @@ def _work(request: ModulesRequest, emit: Emit) -> ModulesLine:
 def _build(request: ModulesRequest, emit: Emit) -> Iterator[ModuleDone]:
     """Builds all modules at once; the first that fails ends it, and the parent ends the compilers of the others."""
     modules = enumerate(request.modules)
-    jobs = [(0 if number < _LONGEST else _NICE, str(module), _spec(module)) for number, module in modules]
+    jobs = [(0 if number < _LONGEST else _NICE, str(module), _specs(module)) for number, module in modules]
     ended: SimpleQueue[ModuleDone | tuple[str, BaseException]] = SimpleQueue()
 
-    def work(nice: int, unit: str, spec: JitSpec) -> None:
+    def work(nice: int, unit: str, specs: list[JitSpec]) -> None:
         try:
             os.nice(nice)  # on Linux of this thread alone, and of the compilers that it starts (nice(2))
-            ended.put(_build_one(unit, spec, Path(request.workspace)))
+            ended.put(_build_one(unit, specs, Path(request.workspace)))
         except BaseException as error:  # noqa: BLE001 - raised again in the main thread
-            ended.put((spec.name, error))
+            ended.put((specs[0].name, error))
 
     for job in jobs:
         # Daemons: an interpreter that gives up does not wait for them.
@@ -92,8 +92,11 @@ def _build(request: ModulesRequest, emit: Emit) -> Iterator[ModuleDone]:
         yield done
 
 
-def _spec(module: FlashInferModule) -> JitSpec:
-    """Calls the generator, which writes the module's sources into the workspace.
+def _specs(module: FlashInferModule) -> list[JitSpec]:
+    """Call the generators that this flashinfer calls for the module; each writes sources into the workspace.
+
+    Returns:
+        The spec that is built, and those whose sources alone are written when it is loaded.
 
     Raises:
         UnitFailed: this flashinfer has no such generator, or it refuses.
@@ -104,12 +107,22 @@ def _spec(module: FlashInferModule) -> JitSpec:
         named = getattr(torch, arg, None) if isinstance(arg, str) else None
         return named if isinstance(named, torch.dtype) else arg
 
+    args = [resolve(arg) for arg in module.args]
     try:
-        return _generator(module.generator)(*map(resolve, module.args))
+        return [generate(*args) for generate in _generators(module)]
     except (AttributeError, TypeError) as error:
         raise UnitFailed(str(module)) from CalledOtherwise(f"{type(error).__name__}: {error}")
     except Exception as error:
         raise UnitFailed(str(module)) from error
+
+
+def _generators(module: FlashInferModule) -> list[Callable[..., JitSpec]]:
+    """Return the newer generators where this flashinfer has them, which it then loads the module by."""
+    if module.newer:
+        place = importlib.import_module(NEWER_GENERATORS)
+        if hasattr(place, module.newer[0]):
+            return [getattr(place, name) for name in module.newer]
+    return [_generator(module.generator)]
 
 
 def _generator(name: str) -> Callable[..., JitSpec]:
@@ -122,12 +135,15 @@ def _generator(name: str) -> Callable[..., JitSpec]:
     return generate
 
 
-def _build_one(unit: str, spec: JitSpec, workspace: Path) -> ModuleDone:
-    done = ModuleDone(unit=unit, name=spec.name, seconds=0.0, compiled=False, folder=None)
+def _build_one(unit: str, specs: list[JitSpec], workspace: Path) -> ModuleDone:
+    spec, *unbuilt = specs
+    beside = tuple(other.name for other in unbuilt)
+    done = ModuleDone(unit=unit, name=spec.name, seconds=0.0, compiled=False, folder=None, beside=beside)
     if spec.is_aot:  # flashinfer-jit-cache is installed, and its library is what a server loads
         return done
     started, before = time.monotonic(), _written_at(spec.jit_library_path)
-    spec.build(verbose=False)
+    # A server loads under this lock, and so does another child of ours. Since 0.6.17 it is not taken unless asked for.
+    spec.build(verbose=False, need_lock=True)
     return done.model_copy(
         update={
             "seconds": round(time.monotonic() - started, 3),

@@ -24,6 +24,8 @@ class ModuleDone(Record):
     """There was work to do; in a check, there would be."""
     folder: str | None
     """Where it was built, below the workspace, POSIX. Null for a module that was installed compiled."""
+    beside: tuple[str, ...] = ()
+    """Names of modules whose sources are written whenever this one is loaded, and which are compiled only on demand."""
 
 
 class ModulesLine(Record):

@@ -132,7 +132,8 @@ def _run(request: ModulesRequest, context: BuildContext, env: Mapping[str, str])
 
 def _used(layout: Layout, built: Sequence[ModuleDone]) -> frozenset[str]:
     """The artifacts of the modules, below the profiles root; of this flashinfer and GPU architecture alone."""
-    starts = tuple(start for module in built if module.folder for start in _starts(module.folder, module.name))
+    names = [(module.folder, name) for module in built if module.folder for name in (module.name, *module.beside)]
+    starts = tuple(start for folder, name in names for start in _starts(folder, name))
     return frozenset(
         file for file in scan_cache(layout.profiles, CacheName.FLASHINFER).files if file.startswith(starts)
     )

@@ -155,6 +155,22 @@ def test_what_a_start_reads_is_what_is_listed(host: Host) -> None:
 
 
 @needs_ninja
+def test_the_module_is_the_one_that_this_flashinfer_loads(host: Host) -> None:
+    units = host.build().units
+    host.env["FAKE_NEWER"] = "1"
+    newer = host.build()
+    assert newer.units == units
+    assert newer.compiled == tuple(unit for unit in units if unit.startswith("batch_prefill:fa2:"))
+    of_fa2 = {file.removeprefix(f"flashinfer/{HOME}/") for file in newer.used if f"/{PREFILL}" in file}
+    equal, unlike = f"{PREFILL}_kv_stride_equal", f"{PREFILL}_paged_kv_stride_independent"
+    assert {file for file in of_fa2 if "_sm90" not in file} == {
+        *(f"cached_ops/{equal}/{file}" for file in (f"{equal}.so", "kernel.cuda.o")),
+        f"generated/{equal}/kernel.cu",
+        f"generated/{unlike}/kernel.cu",  # which a server writes, and would be new to it
+    }
+
+
+@needs_ninja
 @pytest.mark.parametrize("lost", ["sampling.so", ".ninja_log"])
 def test_only_what_lost_something_is_built_again(host: Host, lost: str) -> None:
     host.build()
