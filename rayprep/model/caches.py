@@ -4,6 +4,7 @@ The variables are those that each library really reads, which is not always what
 the two differ, both are exported. Sources: the libraries' own code at the versions of the `sglang` extra.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -41,8 +42,8 @@ class CacheFacts:
     """What rayprep knows of one cache.
 
     `env` maps a variable to a folder below the cache's own ("" is the folder itself). `entry_depth` is how many
-    path parts name one whole entry, the unit that is removed or moved aside; files nearer to the root than that
-    belong to the entry that their name without suffixes gives.
+    path parts name one whole entry, the unit that is removed or moved aside, by a pattern of the first part; files
+    nearer to the root than that belong to the entry that their name without suffixes gives.
     """
 
     env: dict[str, str]
@@ -102,10 +103,14 @@ CACHES: dict[CacheName, CacheFacts] = {
         reasons=".withdrawn",
     ),
     CacheName.SGLANG_JIT: CacheFacts(
+        # tvm_ffi's for all of SGLang's modules until 0.5.17, and for others'; SGLang's own from 0.5.18 on.
         env={"TVM_FFI_CACHE_DIR": "", "SGLANG_JIT_CACHE_DIR": ""},
-        # <module>__arch_<arch>__tvmffi_<version>/, built by ninja in place.
+        # tvm_ffi's: <module>__arch_<arch>__tvmffi_<version>/, built by ninja in place. SGLang's own:
+        # sm90a/<module>/build-<key>/{.lock, deps-<key>/<module>.so}, built in .staging-<uuid>/ and renamed.
+        entry_depth={r"sm\d+[a-z]?": 3},
         companion_names=_NINJA,
         volatile_names=frozenset({"lock"}),
+        volatile_dir_prefixes=("tmp.", ".staging-"),
     ),
     CacheName.OTHERS: CacheFacts(env=_OTHER_LIBRARIES, default_depth=2),
 }
@@ -131,10 +136,14 @@ def entry_of(cache: CacheName, relative: str) -> str:
     Two files of one entry are only ever removed together. A file that lies where entries are folders is an entry
     of its own, grouped with the files that share its name up to the first dot (`cab.cpp` with `cab.so`).
     """
-    facts = CACHES[cache]
     parts = relative.split("/")
-    depth = facts.entry_depth.get(parts[0], facts.default_depth)
+    depth = _depth(CACHES[cache], parts[0])
     if len(parts) > depth:
         return "/".join(parts[:depth])
     stem = parts[-1].split(".", 1)[0] or parts[-1]
     return "/".join([*parts[:-1], stem])
+
+
+def _depth(facts: CacheFacts, first: str) -> int:
+    depths = (depth for pattern, depth in facts.entry_depth.items() if re.fullmatch(pattern, first))
+    return next(depths, facts.default_depth)

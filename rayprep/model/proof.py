@@ -1,5 +1,6 @@
 """The proof that nothing is left to compile: a server is started, and whatever is new afterwards was missing before."""
 
+import re
 from collections.abc import Iterable
 from typing import Literal
 
@@ -102,7 +103,8 @@ def new_file(path: str) -> NewFile:
     cache = CacheName(path.partition("/")[0])
     entry = entry_of(cache, path.partition("/")[2])
     # The last part that is no hash says most: a module's folder, a kernel's, or for Triton the kernel's file.
-    kernel = path.rpartition("/")[2].split(".", 1)[0] if cache is CacheName.TRITON else entry.rpartition("/")[2]
+    named = re.sub(r"/build-[^/]*$", "", entry) if cache is CacheName.SGLANG_JIT else entry
+    kernel = path.rpartition("/")[2].split(".", 1)[0] if cache is CacheName.TRITON else named.rpartition("/")[2]
     stage = StageName.SERVE if cache in STAGES[StageName.SERVE].caches else ANSWERS_FOR[cache]
     return NewFile(cache=cache.value, path=path, kernel=kernel, stage=stage)
 

@@ -41,6 +41,7 @@ def test_every_cache_has_facts() -> None:
     ]
 
 
+BUILD = "sm90a/sgl_kernel_jit_norm/build-12ab"
 FLASHINFER_OP = ".cache/flashinfer/0.6.14/90a/cached_ops/norm"
 
 
@@ -67,6 +68,11 @@ FLASHINFER_OP = ".cache/flashinfer/0.6.14/90a/cached_ops/norm"
         ("moe_configs", "configs/triton_3_6_0/E=128.json", FileKind.ARTIFACT),
         ("sglang_jit", "mod/mod.so", FileKind.ARTIFACT),
         ("sglang_jit", "mod/lock/x", FileKind.VOLATILE),
+        ("sglang_jit", f"{BUILD}/deps-9f/sgl_kernel_jit_norm.so", FileKind.ARTIFACT),
+        ("sglang_jit", f"{BUILD}/deps-9f/sgl_deps.json", FileKind.ARTIFACT),
+        ("sglang_jit", f"{BUILD}/deps-9f/build.ninja", FileKind.COMPANION),
+        ("sglang_jit", f"{BUILD}/.lock", FileKind.VOLATILE),
+        ("sglang_jit", f"{BUILD}/.staging-1e32/sgl_kernel_jit_norm.so", FileKind.VOLATILE),
         ("others", "sglang/some.log", FileKind.VOLATILE),
     ],
 )
@@ -84,6 +90,8 @@ def test_each_file_is_what_it_is(cache: str, path: str, kind: FileKind) -> None:
         ("flashinfer", [f"{FLASHINFER_OP}/norm.so", f"{FLASHINFER_OP}/build.ninja"], FLASHINFER_OP),
         ("deep_gemm", ["cache/kernel.x.1/kernel.cu", "cache/kernel.x.1/kernel.cubin"], "cache/kernel.x.1"),
         ("moe_configs", ["configs/triton_3_6_0/E=128,N=768.json"], "configs/triton_3_6_0/E=128,N=768"),
+        ("sglang_jit", ["norm__arch_9.0a/norm.so", "norm__arch_9.0a/sub/x"], "norm__arch_9.0a"),
+        ("sglang_jit", [f"{BUILD}/deps-9f/x.so", f"{BUILD}/deps-9f/sgl_deps.json", f"{BUILD}/deps-a0/x.so"], BUILD),
         ("others", ["cuda/ab/1", "cuda/ab/2"], "cuda/ab"),
         ("triton", [".hidden"], ".hidden"),
     ],
@@ -100,6 +108,8 @@ def test_files_that_belong_together_are_one_entry(cache: str, files: list[str], 
         ("deep_gemm", "cache/kernel.x.1/kernel.cu", "cache/kernel.x.2/kernel.cu"),
         ("triton", "KEY1/a", "KEY2/a"),
         ("moe_configs", "configs/triton_3_6_0/a.json", "configs/triton_3_5_0/a.json"),
+        ("sglang_jit", f"{BUILD}/deps-9f/x.so", "sm90a/sgl_kernel_jit_rope/build-12ab/deps-9f/x.so"),
+        ("sglang_jit", f"{BUILD}/deps-9f/x.so", "sm90a/sgl_kernel_jit_norm/build-34cd/deps-9f/x.so"),
     ],
 )
 def test_files_of_different_things_are_different_entries(cache: str, one: str, other: str) -> None:

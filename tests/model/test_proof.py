@@ -19,6 +19,7 @@ OPS = "flashinfer/.cache/flashinfer/0.6.14/90a/cached_ops"
         (f"{OPS}/norm/norm.cuda.o", "norm", StageName.FLASHINFER),
         ("deep_gemm/cache/kernel.sm90_fp8_gemm_1d2d.0123/kernel.cubin", "kernel.sm90_fp8_gemm_1d2d.0123", "deep_gemm"),
         ("sglang_jit/sgl_kernel_jit_norm_9f/x.so", "sgl_kernel_jit_norm_9f", StageName.SERVE),
+        ("sglang_jit/sm90a/sgl_kernel_jit_norm/build-12ab/deps-9f/x.so", "sgl_kernel_jit_norm", StageName.SERVE),
         ("others/cuda/5/d/5d1f", "5", StageName.SERVE),
         ("moe_configs/configs/triton_3_6_0/E=8,N=768.json", "E=8,N=768", StageName.MOE_TUNE),
         # A server has Inductor compile small graphs, whoever asked for what.

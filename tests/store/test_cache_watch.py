@@ -43,6 +43,17 @@ def test_what_is_read_counts_with_the_rest_of_its_entry(layout: Layout) -> None:
     assert use.within([CacheName.DEEP_GEMM]) == frozenset()
 
 
+def test_of_sglangs_modules_only_the_one_that_is_read_counts(layout: Layout) -> None:
+    norm, rope = (f"sglang_jit/sm90a/{module}/build-1/deps-2" for module in ("norm", "rope"))
+    fill(layout, {f"{norm}/norm.so": "one", f"{norm}/sgl_deps.json": "two", f"{rope}/rope.so": "three"})
+    watch = CacheWatch(layout, CacheName)
+    (layout.profiles / norm / "norm.so").read_text(encoding="utf-8")
+    use = watch.look()
+    if not use.tells_reads:
+        pytest.skip("this file system keeps no access times")
+    assert use.read == {f"{norm}/norm.so", f"{norm}/sgl_deps.json"}
+
+
 def test_what_is_made_is_new_and_counts_as_read(layout: Layout) -> None:
     watch = CacheWatch(layout, CacheName)
     fill(layout, {"triton/C/k.cubin": "six", "triton/B/k.cubin": "longer than before"})

@@ -45,6 +45,16 @@ def test_a_servers_caches_go_with_serve(caches: Caches) -> None:
     assert caches.there() == set(kernel)
 
 
+def test_of_sglangs_modules_one_build_is_an_entry(caches: Caches) -> None:
+    norm, rope = (f"sglang_jit/sm90a/{module}/build-1" for module in ("norm", "rope"))
+    listed = caches.file(f"{norm}/deps-2/norm.so")
+    for path in (f"{norm}/.lock", f"{rope}/deps-3/rope.so", f"{rope}/.lock", f"{rope}/.staging-4/rope.so"):
+        caches.file(path)
+    caches.complete(SERVE, "qwen", listed)
+    assert paths(caches.reset(stages=[SERVE], unreferenced=True)) == {rope}
+    assert caches.there() == {listed, f"{norm}/.lock"}
+
+
 def test_without_selection_every_cache_goes(caches: Caches) -> None:
     for cache in CacheName:
         caches.file(f"{cache}/a/b/c/d/e/f/g/h")
