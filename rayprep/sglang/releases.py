@@ -21,6 +21,16 @@ class Since(StrEnum):
 
     `_should_use_masked_standard_layout` in `srt/layers/moe/moe_runner/deep_gemm.py`."""
 
+    EARLY_LAUNCH = "0.5.19"
+    """On sm_90 and newer a MoE kernel lets the next one begin before its end: early at few rows, which is compiled in.
+
+    `GDC_EARLY` in `kernels/ops/moe/fused_moe_triton_kernels.py`."""
+
+    ROWS_IN_FOURS = "0.5.22"
+    """It pads the sorted rows of all experts to a multiple of four.
+
+    `moe_align_block_size.py` in `srt/layers/moe/moe_runner/triton_utils`."""
+
 
 def since(version: str | None, first: str) -> bool:
     """Tell whether `version` is `first` or a later one; a version that is not known is taken for READ."""
