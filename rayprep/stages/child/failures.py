@@ -15,7 +15,9 @@ _MOST = 300
 _NINJA_SAYS = ("[", "FAILED:", "ninja: build stopped", "ninja: Entering directory", "Ninja build failed")
 """It repeats each command, with a number before it when it starts and below FAILED when it has failed."""
 _NAMES_AN_ERROR = re.compile(r"\berror\b|\bfatal\b|undefined reference", re.IGNORECASE)
-_OF_DEEP_GEMM = re.compile(r"command failed with exit code \d+:\n.*\n((?s:.*?))(?:\nC\+\+ trace \(|\Z)")
+_OF_DEEP_GEMM = re.compile(
+    r"Assertion error \(.*: command failed with exit code \d+:\n.*\n((?s:.*?))(?:\nC\+\+ trace \(|\Z)"
+)
 """From 0.2 on: the command, and what it printed. Source: include/deep_jit/utils/{command,exception}.hpp."""
 _TOOLS = frozenset({"ninja", "nvcc", "g++", "gcc", "c++", "cc", "clang", "clang++", "ptxas"})
 _BY_NAME = {
@@ -70,7 +72,7 @@ def _output_of(error: BaseException) -> str:
     if isinstance(output, str) and output.strip():
         return output
     text = str(error)
-    if match := _OF_DEEP_GEMM.search(text):
+    if match := _OF_DEEP_GEMM.match(text):
         return match[1].strip()
     return text if text.startswith("Ninja build failed") else ""
 

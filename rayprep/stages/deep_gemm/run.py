@@ -19,9 +19,9 @@ _MOST_PROCESSES = 8
 """Of those that each import torch, and hold a CUDA context."""
 
 
-def _by_itself(environ: Mapping[str, str]) -> bool:
+def _by_itself(environ: Mapping[str, str], *, nvrtc: bool) -> bool:
     """Whether only the library can make an entry: by NVRTC, or with a disassembly, which no stub has."""
-    return uses_nvrtc(environ) or any(environ.get(name, "0") != "0" for name in ("DG_JIT_DEBUG", "DJ_JIT_DEBUG"))
+    return nvrtc or any(environ.get(name, "0") != "0" for name in ("DG_JIT_DEBUG", "DJ_JIT_DEBUG"))
 
 
 def run_gemms(shapes: Sequence[GemmShape], request: StageRequest, context: BuildContext) -> KernelsLine:
@@ -31,7 +31,8 @@ def run_gemms(shapes: Sequence[GemmShape], request: StageRequest, context: Build
     cache = str(context.layout.cache(CacheName.DEEP_GEMM))
     reached = request.inventory.largest_rows if request.inventory else None
     rows = m_values(reached or largest_rows(chunked_prefill_size(request.spec.server_args)))
-    by_itself = _by_itself(context.env)
+    nvrtc = uses_nvrtc(context.env, request.signature.deep_gemm_version)
+    by_itself = _by_itself(context.env, nvrtc=nvrtc)
     cpus = len(os.sched_getaffinity(0))
     nvcc = context.env.get("DG_JIT_NVCC_COMPILER") or find_nvcc(context.env) or ""
     asked = GemmRequest(
@@ -45,6 +46,6 @@ def run_gemms(shapes: Sequence[GemmShape], request: StageRequest, context: Build
     paths = {"DG_JIT_CACHE_DIR": cache} if by_itself else ListingFolder(scratch).prepare(nvcc)
     # What it would dump beside a cubin it cannot dump beside a stub.
     kept = {name: value for name, value in context.env.items() if not name.startswith(_DUMPS)}
-    env = {**kept, **paths, "DG_JIT_USE_NVRTC": "1" if uses_nvrtc(context.env) else "0"}
+    env = {**kept, **paths, "DG_JIT_USE_NVRTC": "1" if nvrtc else "0"}
     context.report("importing DeepGEMM", None, None)
     return run_child("deep_gemm.child", asked, scratch / "request.json", env, context, GEMM_LINE, _WHAT)

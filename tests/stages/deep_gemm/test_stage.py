@@ -140,6 +140,21 @@ def test_one_unit_is_one_product(bench: Bench) -> None:
     assert with_nvrtc.units == tuple(f"{unit}, nvrtc" for unit in UNITS)
 
 
+def test_the_second_deep_gemm_has_nvcc_alone_and_a_newer_one(bench: Bench) -> None:
+    bench.version = "0.2.0"
+    bench.environ["SGL_DG_USE_NVRTC"] = "1"
+    work = plan(bench, host={"nvcc": "12.9.41"})
+    assert isinstance(work, Work)
+    assert work.units == UNITS, "the variable changes nothing"
+    for nvcc, said in ((None, "missing: nvcc"), ("12.8.93", "nvcc 12.8.93 is too old")):
+        unable = plan(bench, host={"nvcc": nvcc})
+        assert isinstance(unable, Unable)
+        assert unable.error_type is ErrorType.TOOLCHAIN_MISMATCH
+        assert said in unable.message
+    bench.version = "0.1.7"
+    assert isinstance(plan(bench, host={"nvcc": "12.8.93"}), Work)
+
+
 @pytest.mark.parametrize(
     ("environ", "changes", "reason"),
     [
