@@ -64,7 +64,11 @@ _BARE_USERINFO = re.compile(
 end would be searched from each of its colons."""
 _BARE_URL = re.compile(r"(?:^|(?<=[,;\s]))[^\s,;/@]*(?::[^\s,;]*)?@")
 _PARAMETER = re.compile(r"""(?<![\w.-])([A-Za-z][\w.-]*)(=)([^\s&;,"'#)\]}]+)""")
-_QUOTED = re.compile(r"""(?<![\w.-])(["']?([A-Za-z][\w-]*)["']?[=:] ?)('[^']*'?|"[^"]*"?)""")
+_QUOTED = re.compile(
+    r"""(?<![\w.-])(["']?([A-Za-z][\w-]*)["']?[=:] ?)('(?:[^'\\]|\\.)*+\\?'?|"(?:[^"\\]|\\.)*+\\?"?)""", re.DOTALL
+)
+"""Named, with its value in quotes, as Python prints the fields of an object and of a dict, and as JSON has them. A
+quote behind a backslash ends no value."""
 _QUERY = re.compile(r"key|sig|signature|auth|pass|pwd|pw|token|code|session|sid", re.IGNORECASE)
 """Parameters that are secrets in a URL's query."""
 _FORMS = re.compile(

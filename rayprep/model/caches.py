@@ -50,6 +50,8 @@ class CacheFacts:
     entry_depth: Mapping[str, int] = field(default_factory=dict)
     default_depth: int = 1
     companion_names: frozenset[str] = frozenset()
+    empty_names: frozenset[str] = frozenset()
+    """Artifacts that have no content when they are whole."""
     volatile_suffixes: tuple[str, ...] = (".lock", ".log", ".tmp")
     volatile_names: frozenset[str] = frozenset()
     volatile_dirs: frozenset[str] = frozenset({"tmp", "locks", "lock"})
@@ -93,6 +95,7 @@ CACHES: dict[CacheName, CacheFacts] = {
         # sglang overwrites DG_JIT_CACHE_DIR with SGLANG_DG_CACHE_DIR; a process without sglang reads only the former.
         env={"SGLANG_DG_CACHE_DIR": "", "DG_JIT_CACHE_DIR": ""},
         default_depth=2,  # cache/<kernel>/
+        empty_names=frozenset({".committed"}),  # of DeepGEMM 0.2
     ),
     CacheName.MOE_CONFIGS: CacheFacts(
         env={"SGLANG_MOE_CONFIG_DIR": ""},
@@ -128,6 +131,12 @@ def classify(cache: CacheName, parts: tuple[str, ...]) -> FileKind:
     ):
         return FileKind.VOLATILE
     return FileKind.COMPANION if name in facts.companion_names else FileKind.ARTIFACT
+
+
+def may_be_empty(path: str) -> bool:
+    """Tell whether the artifact at this path below the profiles root is whole without content."""
+    cache, _, below = path.partition("/")
+    return below.rpartition("/")[2] in CACHES[CacheName(cache)].empty_names
 
 
 def entry_of(cache: CacheName, relative: str) -> str:

@@ -22,6 +22,7 @@ from rayprep.node.moe_check import with_config
 from rayprep.node.request import NodeRequest
 from rayprep.node.result_writer import Recorder, settled_result
 from rayprep.node.survey import Survey
+from rayprep.sglang.releases import warning_of_release
 from rayprep.stages.moe_tune.files import seed_for_servers
 
 Emit = Callable[[Event], None]
@@ -32,7 +33,7 @@ class Telling:
 
     def __init__(self, request: NodeRequest, survey: Survey, listener: Emit) -> None:
         self._request, self._slug, self._layout, self._listener = request, survey.model.slug, survey.layout, listener
-        self._answer = survey.request.answer
+        self._answer, self._sglang = survey.request.answer, survey.signature.sglang_version
         self.recorder = Recorder(request, survey)
 
     def emit(self, each: Event) -> None:
@@ -47,6 +48,8 @@ class Telling:
         for warning in self._request.resolved.warnings:
             self.emit(event("ensure", Phase.WARNING, message=warning))
         if problem := warning_of(self._answer):
+            self.warn(problem)
+        if problem := warning_of_release(self._sglang):
             self.warn(problem)
         for folder in open_to_all(self._layout.profiles):
             self.warn(f"everybody on this host may write to {folder}, and so decide what servers run (chmod o-w it)")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from rayprep.host.layout import Layout
-from rayprep.model.caches import Entry
+from rayprep.model.caches import Entry, may_be_empty
 from rayprep.model.completion import Completion
 from rayprep.model.stages import STAGES, StageName
 from rayprep.store.completions import read_completions
@@ -95,7 +95,8 @@ def _suspects(
 ) -> list[str]:
     recent = _written_since(layout, scans, since)
     # A host that lost its power can leave files without content, whatever their library takes care of.
-    empty = [path for path in recent if os.lstat(layout.profiles / path).st_size == 0]
+    filled = (path for path in recent if not may_be_empty(path))
+    empty = [path for path in filled if os.lstat(layout.profiles / path).st_size == 0]
     return [*unsound(recent), *empty]
 
 

@@ -18,7 +18,7 @@ from rayprep.base.records import Record
 from rayprep.base.secrets import redacted_text
 from rayprep.sglang.failures import READY, ends_without_exception
 
-CAPTURE_BAR = re.compile(r"Capturing (?:num tokens|batches) \(.*\| (\d{1,18})(?!\d)/(\d{1,18})(?!\d) \[")
+CAPTURE_BAR = re.compile(r"Capturing (?:num tokens|prefill shape|batches) \(.*\| (\d{1,18})(?!\d)/(\d{1,18})(?!\d) \[")
 
 MAX_FILES = 100
 MAX_MENTIONS = 20

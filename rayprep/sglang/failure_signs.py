@@ -1,8 +1,8 @@
 """What SGLang, the kernel libraries, compilers and the operating system say when they fail, and what each is a sign of.
 
 One table for whatever fails: a server, of which there is a log, and a stage's child process, of which there is an
-exception. Sources: the texts in flashinfer/jit/cpp_ext.py, DeepGEMM's csrc/jit/compiler.hpp, torch/_inductor, triton's
-driver.c, sglang/srt (entrypoints, model_executor), nvcc, ninja, gcc and ld.
+exception. Sources: the texts in flashinfer/jit/cpp_ext.py, DeepGEMM's csrc/jit/compiler.hpp (0.1) and include/deep_jit
+(0.2), torch/_inductor, triton's driver.c, sglang/srt (entrypoints, model_executor), nvcc, ninja, gcc and ld.
 """
 
 import re
@@ -44,6 +44,8 @@ SIGNS = (
             rf"|No such file or directory: '[^']*{_COMPILER}'"
             r"|Could not find (?:nvcc|CUDA installation)|nvcc not found|Cannot find ptxas|Failed to find C compiler"
             r"|std::filesystem::exists\(nvcc_path\)|(?:NVCC|NVRTC) version should be|unsupported GNU version"
+            r"|NVCC version must be at least|NVCC compiler is not executable|failed to parse NVCC version"
+            r"|not home_path\.empty\(\)"
             r"|fatal error: \S+: No such file|cannot find -l|Unsupported gpu architecture"
             r"|Unsupported \.version|ImportError: .*cannot open shared object file|CUDA driver version is insufficient"
         ),
@@ -75,6 +77,8 @@ SIGNS = (
         ErrorType.COMPILE_FAILED,
         re.compile(
             r"NVCC compilation failed|Ninja build failed|ninja exited with status|PTXAS error|Corrupted JIT cache"
+            # DeepGEMM 0.2. Its commands are nvcc's, but for one that makes SASS readable.
+            r"|\bcommand failed with exit code \d|missing CUDA CUBIN|NVCC did not produce a valid"
         ),
     ),
 )

@@ -1,11 +1,12 @@
 """The names of SGLang's flags, by which an abbreviation is resolved as its parser does.
 
-Source: `python -m sglang.launch_server --help` of sglang 0.5.16. A flag that is not here, such as one of a newer
-release, goes by the name that it was given.
+Source: `python -m sglang.launch_server --help` of sglang 0.5.16, and the parallel layouts of 0.5.23. A flag that is not
+here, such as one of a newer release, goes by the name that it was given.
 """
 
 ALIASES = {
     "attention_context_parallel_size": "attn_cp_size",
+    "attention_data_parallel_size": "attn_dp_size",
     "data_parallel_size": "dp_size",
     "decode_context_parallel_size": "dcp_size",
     "ep": "ep_size",
@@ -23,7 +24,7 @@ ALIASES = {
 
 _NAMES = """
 abort_on_priority_when_disabled admin_api_key allow_auto_truncate api_key asr_max_buffer_seconds
-asr_max_concurrent_sessions attention_backend attn_cp_size base_gpu_id batch_notify_size bf16_gemm_backend
+asr_max_concurrent_sessions attention_backend attn_cp_size attn_dp_size base_gpu_id batch_notify_size bf16_gemm_backend
 bucket_e2e_request_latency bucket_inter_token_latency bucket_time_to_first_token chat_template
 checkpoint_engine_wait_weights_before_ready chunked_prefill_size collect_tokens_histogram completion_template config
 constrained_json_disable_any_whitespace constrained_json_whitespace_pattern context_length cp_strategy
@@ -43,7 +44,8 @@ disaggregation_decode_enable_offload_kvcache disaggregation_decode_enable_radix_
 disaggregation_decode_extra_slots disaggregation_decode_polling_interval disaggregation_ib_device
 disaggregation_mode disaggregation_transfer_backend dist_init_addr dist_timeout dllm_algorithm dllm_algorithm_config
 dllm_fdfo download_dir dp_size dsa_decode_backend dsa_paged_mqa_logits_backend dsa_prefill_backend
-dsa_prefill_cp_mode dsa_topk_backend dtype dynamic_batch_tokenizer_batch_size dynamic_batch_tokenizer_batch_timeout
+dsa_prefill_cp_mode dsa_topk_backend dtype dwdp_size dynamic_batch_tokenizer_batch_size
+dynamic_batch_tokenizer_batch_timeout
 elastic_ep_backend elastic_ep_initial_size elastic_ep_join_mode elastic_ep_join_rank_offset elastic_ep_rejoin
 elastic_ep_scale_timeout enable_adaptive_dispatch_to_encoder enable_aiter_allreduce_fusion
 enable_attn_tp_input_scattered enable_breakable_cuda_graph enable_broadcast_mm_inputs_process enable_cache_report
@@ -53,7 +55,8 @@ enable_dsa_cache_layer_split enable_dsa_prefill_context_parallel enable_dynamic_
 enable_dynamic_chunking enable_elastic_expert_backup enable_eplb enable_expert_distribution_metrics
 enable_flashinfer_allreduce_fusion enable_flexkv enable_forward_pass_metrics enable_fp32_lm_head
 enable_fused_moe_sum_all_reduce enable_fused_qk_norm_rope enable_gdn_replayssm_spec enable_hierarchical_cache
-enable_hisparse enable_http2 enable_int8_mamba_checkpoint enable_layerwise_nvtx_marker enable_linear_replayssm
+enable_hisparse enable_http2 enable_int8_mamba_checkpoint enable_kv_cache_sharding
+enable_layerwise_nvtx_marker enable_linear_replayssm
 enable_lmcache enable_lora enable_lora_overlap_loading enable_mamba_cache_stochastic_rounding enable_memory_saver
 enable_metrics enable_metrics_for_all_schedulers enable_mfu_metrics enable_mis enable_mixed_chunk
 enable_mm_global_cache enable_mscclpp enable_multi_layer_eagle enable_multimodal enable_nccl_nvls

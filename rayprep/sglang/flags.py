@@ -1,7 +1,7 @@
 """SGLang's own arguments: parsed once, as its parser takes them, for whoever decides by them; which of them rayprep
 refuses, and which are part of a cache's identity.
 
-Source of the names: `python -m sglang.launch_server --help`, sglang 0.5.16.
+Source of the names: `python -m sglang.launch_server --help`, sglang 0.5.16 to 0.5.23.
 """
 
 import re
@@ -75,13 +75,13 @@ _LAYOUTS = {
     for words, names in {
         "data parallel": (
             *("dp", "dp_size", "data_parallel_size", "moe_dp_size", "moe_data_parallel_size"),
-            *("enable_dp_attention", "enable_dp_lm_head"),
+            *("attn_dp_size", "attention_data_parallel_size", "dwdp_size", "enable_dp_attention", "enable_dp_lm_head"),
         ),
         "expert parallel": ("ep", "ep_size", "expert_parallel_size", "enable_eplb", "moe_a2a_backend"),
         "pipeline parallel": ("pp", "pp_size", "pipeline_parallel_size"),
         "context parallel": (
             *("attn_cp_size", "attention_context_parallel_size", "dcp_size", "decode_context_parallel_size"),
-            *("enable_prefill_cp", "enable_prefill_context_parallel"),
+            *("enable_prefill_cp", "enable_prefill_context_parallel", "enable_kv_cache_sharding"),
             *("enable_dsa_prefill_context_parallel", "enable_nsa_prefill_context_parallel"),
         ),
         "several nodes for one server": ("nnodes", "node_rank", "dist_init_addr", "nccl_init_addr"),

@@ -16,7 +16,7 @@ from rayprep.sglang.experts import FAMILIES, fused_shared_experts
 from rayprep.sglang.flags import ServerFlags
 from rayprep.sglang.fp8_linears import fp8_layers, is_known
 from rayprep.sglang.inventory import ExpertFacts, Inventory, LinearFacts
-from rayprep.sglang.releases import Since, since
+from rayprep.sglang.releases import Since, has_deep_jit, since
 
 LINEAR = "GEMM_NT_F8F8BF16"
 EXPERTS = "GROUPED_GEMM_NT_F8F8BF16_MASKED"
@@ -196,29 +196,44 @@ def chunked_prefill_size(server_args: tuple[str, ...]) -> int | None:
     return ServerFlags(server_args).number("chunked_prefill_size")
 
 
-def fitting(shape: GemmShape, rows: Iterable[int], alignment: int, budget: int) -> tuple[int, ...]:
+def fitting(
+    shape: GemmShape, rows: Iterable[int], alignment: int, budget: int, release: str | None = None
+) -> tuple[int, ...]:
     """Those of `rows` that SGLang's loop would run for the shape with `budget` bytes of GPU memory.
 
     Args:
         alignment: of a contiguous grouped product's rows, `get_mk_alignment_for_contiguous_layout`.
+        release: of SGLang.
     """
+    least = 2048 if since(release, Since.SMALLER_WARM_UP) else 4096
     chosen = [m for m in rows if not shape.is_contiguous or m % alignment == 0]
     largest = max(chosen, default=0)
-    while operand_bytes(shape, largest) > budget and largest > 4096:
+    while operand_bytes(shape, largest, release) > budget and largest > least:
         largest //= 2
     return tuple(m for m in chosen if m <= largest)
 
 
-def operand_bytes(shape: GemmShape, rows: int) -> int:
+def operand_bytes(shape: GemmShape, rows: int, release: str | None = None) -> int:
     """GPU memory of X, W and the product at `rows` rows. Source: `get_memory_requirement` in compile_utils.py."""
     element, result = (1 if shape.is_fp8 else 2), (4 if shape.is_float32 else 2)
     copies = shape.groups if shape.is_masked else 1
-    return copies * rows * (shape.k * element + shape.n * result) + shape.groups * shape.n * shape.k * element
+    scales = _scale_bytes(shape, copies, rows) if shape.is_fp8 and since(release, Since.SCALES_COUNTED) else 0
+    return copies * rows * (shape.k * element + shape.n * result) + shape.groups * shape.n * shape.k * element + scales
 
 
-def uses_nvrtc(environ: Mapping[str, str]) -> bool:
-    """SGLang overwrites DG_JIT_USE_NVRTC with this variable of its own."""
-    return environ.get("SGL_DG_USE_NVRTC", "0") not in ("", "0")
+def _scale_bytes(shape: GemmShape, copies: int, rows: int) -> int:
+    """Return the room for the scales, in float32, of X, X once more as TMA wants it, and W. On sm_90."""
+    blocks = -(-shape.k // 128)
+    return 4 * blocks * (copies * (rows + -(-rows // 4) * 4) + shape.groups * -(-shape.n // 128))
+
+
+def uses_nvrtc(environ: Mapping[str, str], deep_gemm: str | None) -> bool:
+    """Whether this DeepGEMM compiles by NVRTC: SGLang overwrites DG_JIT_USE_NVRTC with a variable of its own.
+
+    Where both names of it are set, the older one wins. Source: `srt/environ.py`.
+    """
+    asked = environ.get("SGL_DG_USE_NVRTC", environ.get("SGLANG_DG_USE_NVRTC", ""))
+    return asked.lower() in ("1", "true", "yes", "y") and not has_deep_jit(deep_gemm)
 
 
 def missed_shapes(planned: Iterable[str], seen: Iterable[GemmShape]) -> tuple[GemmShape, ...]:

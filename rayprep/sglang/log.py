@@ -4,9 +4,12 @@ The log is what the processes of one server wrote to one file, so a line can be 
 those with a carriage return) with a message of another process right behind it: nothing here is anchored to the
 start of a line unless its writer ends the line before, too.
 
-Sources: logs of sglang 0.5.16 recorded on an H200; the texts in sglang/srt (entrypoints, model_executor,
-layers/deep_gemm_wrapper, layers/moe, jit_kernel/utils/compile.py), flashinfer/jit/cpp_ext.py, tvm_ffi/cpp/extension.py
-and DeepGEMM's csrc/jit/compiler.hpp.
+Where releases word a thing differently, each wording is read, whatever the release.
+
+Sources: logs of sglang 0.5.16 recorded on an H200; the texts of 0.5.16 to 0.5.23 in sglang/srt (entrypoints,
+model_executor, layers/deep_gemm_wrapper, layers/moe, utils/triton_load_watch.py), sglang/jit_kernel and sglang/kernels
+(utils/compile.py), flashinfer/jit/cpp_ext.py, tvm_ffi/cpp/extension.py, DeepGEMM's csrc/jit/compiler.hpp (0.1) and
+include/deep_jit/utils/command.hpp (0.2).
 """
 
 import re
@@ -30,7 +33,7 @@ from rayprep.sglang.moe_config_lines import MoeConfigs, heard
 __all__ = ["Hint", "LogReader", "ResolvedArgs", "classify_failure", "hint_of", "jit_events"]
 
 MAX_PIECE = 32_768
-"""Characters of a line that are looked at; the longest that SGLang writes, its arguments, has about 14,000."""
+"""Characters of a line that are looked at; the longest that SGLang writes, its arguments, has about 20,000."""
 TAIL_LINES = 40
 _MAX_GENERAL = 100
 MAX_EVENTS = 1000
@@ -57,7 +60,7 @@ class ResolvedArgs(Record):
     decode_max_batch: int | None = None
     """The largest batch that decode CUDA graphs are captured for."""
     decode_batches: tuple[int, ...] = ()
-    """All of them, once it captures them."""
+    """All of them, once it captures them (from 0.5.22 on: has captured them)."""
     context_length: int | None = None
     max_running_requests: int | None = None
     max_total_tokens: int | None = None
@@ -76,12 +79,16 @@ _PORT = re.compile(r"""(?:['"], |\bport:? |(?<!\.py)(?<!\.cpp):)(\d{4,5})\b""")
 """As uvicorn (`('127.0.0.1', 30999)`), torch's c10d (`port: 29500`, `[::]:29500`) and ZeroMQ (`tcp://x:5555`) say."""
 
 _WORD_ARGS = "attention_backend prefill_attention_backend decode_attention_backend sampling_backend moe_runner_backend"
-_ARGS = "server_args=ServerArgs("
-_DECODE_GRAPH = re.compile(rf"cuda_graph_config=CudaGraphConfig\(decode=PhaseConfig\(backend='(\w+)', max_bs={_N}")
-_DECODE_BATCHES = re.compile(r"Capture target decode CUDA graph begin\..*\bbs=\[(\d{1,18}(?:, \d{1,18})*)\]")
+_ARGS = ("server_args=ServerArgs(", "server_args={")
+"""The repr of an object; from 0.5.19 on, of a dict. Both are read field by field: some values are no literals."""
+_DECODE_GRAPH = re.compile(
+    rf"cuda_graph_config=CudaGraphConfig\(decode=PhaseConfig\(backend='\w+', max_bs={_N}"
+    rf"|'cuda_graph_config': \{{'decode': \{{'backend': '\w+', 'max_bs': {_N}"
+)
+_DECODE_BATCHES = re.compile(r"Capture target decode CUDA graph (?:begin|end)\..*\bbs=\[(\d{1,18}(?:, \d{1,18})*)\]")
 _LIMITS = {
     "max_total_tokens": re.compile(rf"\bmax_total_num_tokens={_N}"),
-    "chunked_prefill_size": re.compile(r"\bchunked_prefill_size=(-?\d{1,18})(?!\d)"),
+    "chunked_prefill_size": re.compile(r"\bchunked_prefill_size(?:=|': )(-?\d{1,18})(?!\d)"),
     "max_running_requests": re.compile(rf"\bmax_running_requests={_N}"),
     "context_length": re.compile(rf"\bcontext_len={_N}"),
 }
@@ -92,10 +99,15 @@ _NINJA_FOLDER = re.compile(r"ninja: Entering directory [`'].*/([^/']+)'")
 _NINJA_STEP = re.compile(rf"^\[{_N}/{_N}\] .* -o (\S+)")
 
 _COMPILED = (
-    (re.compile(r"Running NVCC command: .*"), "DeepGEMM compiled a kernel with nvcc"),
+    (
+        re.compile(r"Running NVCC command: |Running command: .*kernel\.cu --cubin "),
+        "DeepGEMM compiled a kernel with nvcc",
+    ),
     (re.compile(r"Compiling JIT runtime with NVRTC options"), "DeepGEMM compiled a kernel with NVRTC"),
     (re.compile(r"Cached JIT module (\S+) failed to load"), "sglang rebuilt {}"),
     (re.compile(r"SGLANG_CRASH_ON_JIT_COMPILE.*"), "sglang missed a kernel: {}"),
+    # Not its `device-loaded after serving started`: that is said of a kernel from the cache, too.
+    (re.compile(r"Triton kernel '([^']+)' took [\d.]+ s to compile after serving"), "Triton compiled {} while serving"),
     (_NINJA_STEP, "ninja built {}"),
 )
 
@@ -103,8 +115,9 @@ _COMPILED = (
 def jit_events(line: str) -> str | None:
     """What a line says was compiled at run time, or None.
 
-    DeepGEMM and FlashInfer say so only under the switches of `server_env`; sglang's own modules, Triton and Inductor
-    never do, so that the proof of a warm start is that no file is new, and these lines name what was.
+    DeepGEMM and FlashInfer say so only under the switches of `server_env`, SGLang of Triton only what takes long once
+    it serves, its own modules and Inductor never, so that the proof of a warm start is that no file is new, and these
+    lines name what was.
     """
     for pattern, text in _COMPILED:
         if found := pattern.search(line):
@@ -139,12 +152,12 @@ def _module(path: str) -> str:
 def resolved_args(line: str, before: ResolvedArgs) -> ResolvedArgs:
     """`before` with what this line says of the server's arguments."""
     found: dict[str, str | int | tuple[int, ...]] = {}
-    if _ARGS in line:
+    if any(form in line for form in _ARGS):
         for name in _WORD_ARGS.split():
-            if match := re.search(rf"\b{name}='([^']*)'", line):
+            if match := re.search(rf"\b{name}(?:=|': )'([^']*)'", line):
                 found[name] = match[1]
         if match := _DECODE_GRAPH.search(line):
-            found["decode_max_batch"] = int(match[2])
+            found["decode_max_batch"] = int(match[1] or match[2])
         limits: tuple[str, ...] = ("chunked_prefill_size",)
     else:
         limits = tuple(_LIMITS) if "max_total_num_tokens=" in line else ()

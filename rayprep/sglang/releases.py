@@ -21,6 +21,39 @@ class Since(StrEnum):
 
     `_should_use_masked_standard_layout` in `srt/layers/moe/moe_runner/deep_gemm.py`."""
 
+    SMALLER_WARM_UP = "0.5.18"
+    """Its loop over DeepGEMM's kernels goes down to 2048 rows where memory is short, not to 4096 alone.
+
+    `_compile_deep_gemm_one_type_all` in `srt/layers/deep_gemm_wrapper/compile_utils.py`."""
+
+    EARLY_LAUNCH = "0.5.19"
+    """On sm_90 and newer a MoE kernel lets the next one begin before its end: early at few rows, which is compiled in.
+
+    `GDC_EARLY` in `kernels/ops/moe/fused_moe_triton_kernels.py`."""
+
+    SCALES_COUNTED = "0.5.22"
+    """That loop counts the scales of FP8 operands, too, in the memory that a product needs.
+
+    `get_memory_requirement` in the same file."""
+
+    ROWS_IN_FOURS = "0.5.22"
+    """It pads the sorted rows of all experts to a multiple of four.
+
+    `moe_align_block_size.py` in `srt/layers/moe/moe_runner/triton_utils`."""
+
+
+DEEP_JIT = "0.2"
+"""The first sgl-deep-gemm, of sglang 0.5.20, that compiles by `include/deep_jit`: with nvcc alone, and a newer one.
+
+Its DG_JIT_CACHE_DIR is a list, of which a colon ends an item."""
+DEEP_JIT_NVCC = "12.9"
+"""The oldest nvcc that it takes. Source: `get_compiler_info` in `include/deep_jit/backend/cuda/backend.hpp`."""
+
+
+def has_deep_jit(deep_gemm: str | None) -> bool:
+    """Tell whether this version of sgl-deep-gemm is DEEP_JIT or later; one that is not known is taken for READ's."""
+    return deep_gemm is not None and since(deep_gemm, DEEP_JIT)
+
 
 def since(version: str | None, first: str) -> bool:
     """Tell whether `version` is `first` or a later one; a version that is not known is taken for READ."""

@@ -58,6 +58,15 @@ SAMPLED: tuple[dict[str, float], ...] = (
 """Each is a way of its own through SGLang's sampler (sglang/srt/layers/sampler.py)."""
 
 
+def default_largest_batch(tp: int) -> int:
+    """The largest decode batch that SGLang captures by itself at this TP on a GPU with 60 to 160 GB of memory.
+
+    Sent where the server's log does not say how large a batch the campaign has. Source: `srt/server_args.py` of sglang
+    0.5.16, `srt/arg_groups/memory_hook.py` of 0.5.23.
+    """
+    return 256 if tp < 4 else 512
+
+
 def warmup_requests(
     vocab_size: int,
     context_length: int,

@@ -11,7 +11,8 @@ def unable_under(signature: Signature, library: str) -> Unable | None:
     """Why `library` cannot compile here, where the caches or the libraries lie under such a path.
 
     DeepGEMM (csrc/jit/compiler.hpp), FlashInfer (jit/cpp_ext.py) and tvm_ffi (cpp/extension.py) write their paths
-    into a command of a shell or into a build.ninja unquoted; to ninja, a colon ends a list of outputs.
+    into a command of a shell or into a build.ninja unquoted; to ninja, a colon ends a list of outputs, and to DeepGEMM
+    from 0.2 on a folder of its cache's (include/deep_jit/cache/disk.hpp).
     """
     for folder in (signature.profiles_root, signature.install_prefix):
         if shlex.quote(folder) != folder or ":" in folder:

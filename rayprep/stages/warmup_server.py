@@ -15,11 +15,9 @@ from rayprep.model.spec import PrepSpec
 from rayprep.server.server import Server, Watch
 from rayprep.sglang.command import ServerSettings, address_of, option_of, server_command, warmup_ports
 from rayprep.sglang.log import ResolvedArgs
-from rayprep.sglang.warmup_requests import Round, warmup_requests
+from rayprep.sglang.warmup_requests import Round, default_largest_batch, warmup_requests
 from rayprep.stages.protocol import BuildContext, StageRequest
 
-LARGEST_BATCH = 256
-"""Sent where the server captures no decode graphs, so that nothing says how large a batch the campaign has."""
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "tiktoken.model")
 _UNHEEDED = 0.5
 """Stands for a memory fraction where the command goes by its own."""
@@ -131,7 +129,8 @@ def open_own_server(
 def rounds_for(request: StageRequest, args: ResolvedArgs) -> tuple[Round, ...]:
     """The requests that reach every kernel of this model, as far as the server said what it allows."""
     model, spec = request.model.architecture, request.spec
-    batch = min(args.decode_max_batch or LARGEST_BATCH, args.max_running_requests or LARGEST_BATCH)
+    batch = args.decode_max_batch or default_largest_batch(spec.tp)
+    batch = min(batch, args.max_running_requests or batch)
     context = args.context_length or spec.max_seq_len or model.max_position_embeddings
     context = min(context, args.max_total_tokens or context)
     return warmup_requests(model.token_ids, context, batch, args.chunked_prefill_size, spec.max_seq_len)

@@ -69,6 +69,21 @@ def test_the_arguments_that_a_server_prints_are_shown_without_its_keys() -> None
     assert redacted_text("api_key='sk-that-was-cut") == "api_key=***"
 
 
+@pytest.mark.parametrize(
+    "value",
+    ["'sk-1'", '"s\'k"', r"""'it\'s "so", yes'""", r'"a\"b"', r"'ends with \\'", "'sk-that-was-cut", "'cut behind \\"],
+)
+@pytest.mark.parametrize("name", ["api_key", "admin_api_key", "ssl_keyfile_password"])
+def test_a_secret_in_quotes_is_shown_in_neither_form_of_the_arguments(name: str, value: str) -> None:
+    cut = "cut" in value
+    for before, after in (
+        (f"ServerArgs(tp_size=1, {name}=", ", port=1)"),
+        (f"{{'tp_size': 1, '{name}': ", ", 'port': 1}"),
+    ):
+        rest = "" if cut else after
+        assert redacted_text(f"{before}{value}{rest}") == f"{before}***{rest}"
+
+
 SECRETS = [
     *("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "GITHUB_TOKEN_2", "hf_token", "AWS_SESSION_TOKEN", "TOKEN"),
     *("NPM_TOKEN", "NPM_TOKENX", "GH_TOKEN", "AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID"),

@@ -34,6 +34,11 @@ FOLDER = ROOT / "cluster" / "observability"
 CATALOG = (FOLDER / "metrics_catalog.final.md").read_text(encoding="utf-8")
 DASHBOARD = json.loads((FOLDER / "warmup-dashboard.json").read_text(encoding="utf-8"))
 EXPRESSIONS = [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
+RENAMED = {
+    "engine_startup_time": ',phase="tokenizer_e2e"}',
+    "engine_load_weights_time": ',phase="load_weight"}',
+}
+"""Metrics of SGLang up to 0.5.16 -> the phase of sglang:startup_time_seconds that they are from 0.5.17 on."""
 needs_telemetry = [needs_tool("prometheus"), needs_tool("prometheus-node-exporter")]
 
 
@@ -337,6 +342,10 @@ class TestWhatIsShipped:
         plain = {name.removeprefix("ray_").removesuffix("_bucket") for name in names}
         assert plain <= known
         assert 'container_run=~"$container_run"' in expression
+
+    @pytest.mark.parametrize(("old", "new"), sorted(RENAMED.items()))
+    def test_a_panel_fills_whether_the_server_has_the_old_name_or_the_new(self, old: str, new: str) -> None:
+        assert any(f"sglang:{old}{{" in expression and new in expression for expression in EXPRESSIONS)
 
     @needs_tool("promtool")
     def test_prometheus_takes_its_configuration(self, tmp_path: Path) -> None:

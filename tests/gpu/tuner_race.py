@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -208,7 +209,8 @@ def rates(folder: Path, model: Path) -> None:
     space = official_space(shape)
     sample = spread(space, SAMPLE)
     counts = run_ours(folder, shape, sample, sizes).counts
-    whole, part = kernels(space, shape, sizes), kernels(sample, shape, sizes)
+    release = version("sglang")
+    whole, part = (kernels(configs, shape, sizes, release) for configs in (space, sample))
     compile_s, measure_s = counts.compile_s * whole / part, counts.measure_s * len(space) / len(sample)
     told = {
         "sample": {"configs": len(sample), "sizes": list(sizes), **counts.model_dump()},

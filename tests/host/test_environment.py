@@ -100,6 +100,12 @@ def test_a_server_that_uses_torch_compile_starts_the_same_way_each_time() -> Non
     assert compiler_settings(theirs) == (ours[0], "TORCHINDUCTOR_MAX_AUTOTUNE=1", ours[1])
 
 
+@pytest.mark.parametrize("prefix", ["DG_JIT_", "DJ_JIT_", "SGL_DG_", "SGLANG_DG_"])
+def test_deep_gemms_switches_by_any_name_change_its_kernels(prefix: str) -> None:
+    theirs = {f"{prefix}USE_FAST_MATH": "1", f"{prefix}CACHE_DIR": "/x", f"{prefix}NVCC_COMPILER": "/x/nvcc"}
+    assert set(compiler_settings(theirs)) - set(compiler_settings({})) == {f"{prefix}USE_FAST_MATH=1"}
+
+
 def test_what_may_hold_a_secret_joins_no_identity_and_no_child() -> None:
     environ = {
         "TORCHINDUCTOR_REDIS_URL": "redis://:hunter2@cache:6379/0",

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -129,6 +130,22 @@ def test_a_completion_from_before_there_were_answers_is_as_good_as_it_was(host: 
     del text["inventory"], text["checksum"]
     older = parse_completion(seal(json.dumps(text)).encode())
     assert older == kept.model_copy(update={"inventory": None})
+
+
+def test_a_release_that_nobody_has_seen_is_named_once(host: AskingHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stand-in's metadata are made a newer one's."""
+    newer = host.base / "newer"
+    shutil.copytree(ASKED, newer)
+    metadata = next(newer.glob("*.dist-info"))
+    text = (metadata / "METADATA").read_text(encoding="utf-8").replace("0.5.16", "0.6.1rc1")
+    (metadata / "METADATA").write_text(text, encoding="utf-8")
+    metadata.rename(newer / "sglang-0.6.1rc1.dist-info")
+    monkeypatch.syspath_prepend(newer)
+    result, _ = host.run(DEEP_GEMM, MOE)
+    assert result.status is RunStatus.OK
+    assert [warning for warning in result.warnings if "0.6.1rc1 is newer than 0.5.23" in warning] == [
+        result.warnings[0]
+    ]
 
 
 def test_a_refusal_is_said_before_anything_is_built(host: AskingHost) -> None:

@@ -21,7 +21,8 @@ from rayprep.sglang.flags import (
 
 SIZES = ["dp", "dp-size", "data-parallel-size", "moe-dp-size", "ep", "ep-size", "expert-parallel-size"]
 SIZES += ["pp", "pp-size", "pipeline-parallel-size", "nnodes", "attn-cp-size", "dcp-size"]
-SWITCHES = ["enable-dp-attention", "enable-dp-lm-head", "enable-eplb", "enable-prefill-cp"]
+SIZES += ["attn-dp-size", "attention-data-parallel-size", "dwdp-size"]
+SWITCHES = ["enable-dp-attention", "enable-dp-lm-head", "enable-eplb", "enable-prefill-cp", "enable-kv-cache-sharding"]
 
 
 @pytest.mark.parametrize("name", SIZES)

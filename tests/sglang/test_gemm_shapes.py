@@ -21,6 +21,7 @@ from rayprep.sglang.gemm_shapes import (
     m_values,
     missed_shapes,
     operand_bytes,
+    uses_nvrtc,
 )
 
 TESTS = Path(__file__).parents[1]
@@ -193,6 +194,9 @@ def test_rows_that_do_not_fit_are_halved_as_sglang_does() -> None:
     assert fitting(shape, rows, 128, plenty) == rows
     assert fitting(shape, rows, 128, operand_bytes(shape, 8192))[-1] == 8192
     assert fitting(shape, rows, 128, 0)[-1] == 4096
+    assert [fitting(shape, rows, 128, 0, f"0.5.{release}")[-1] for release in (17, 18, 23)] == [4096, 2048, 2048]
+    bare = operand_bytes(shape, 8192)
+    assert [fitting(shape, rows, 128, bare, f"0.5.{release}")[-1] for release in (21, 22)] == [8192, 4096]
     contiguous = GemmShape(kind="GROUPED_GEMM_NT_F8F8BF16_CONTIG", n=1024, k=1024, groups=4)
     assert fitting(contiguous, rows, 128, plenty) == tuple(range(128, 16385, 128))
     assert fitting(contiguous, (1,), 128, plenty) == ()
@@ -213,6 +217,41 @@ def test_memory_of_a_product() -> None:
     for kind, size in expected.items():
         shape = GemmShape(kind=kind, n=n, k=k, groups=groups if kind.startswith("GROUPED") else 1)
         assert operand_bytes(shape, m) == size, kind
+
+
+@pytest.mark.parametrize(
+    ("kind", "scales"),
+    [
+        (LINEAR, 2 * 4 * (1001 + 1004) + 4 * 2 * 4),
+        ("GROUPED_GEMM_NT_F8F8BF16_CONTIG", 2 * 4 * (1001 + 1004) + 8 * 4 * 2 * 4),
+        (EXPERTS, 8 * (2 * 4 * (1001 + 1004) + 4 * 2 * 4)),
+        ("GEMM_NT_BF16BF16F32", 0),
+        ("GROUPED_GEMM_NT_BF16_MASKED", 0),
+    ],
+)
+def test_newer_releases_count_the_scales(kind: str, scales: int) -> None:
+    shape = GemmShape(kind=kind, n=512, k=256, groups=8 if kind.startswith("GROUPED") else 1)
+    assert operand_bytes(shape, 1001, "0.5.21") == operand_bytes(shape, 1001)
+    assert operand_bytes(shape, 1001, "0.5.22") == operand_bytes(shape, 1001) + scales
+
+
+@pytest.mark.parametrize(
+    ("environ", "version", "used"),
+    [
+        ({}, "0.1.4", False),
+        ({"SGL_DG_USE_NVRTC": "1"}, "0.1.4", True),
+        ({"SGLANG_DG_USE_NVRTC": "True"}, "0.1.7", True),
+        ({"SGLANG_DG_USE_NVRTC": "1", "SGL_DG_USE_NVRTC": "0"}, "0.1.7", False),
+        ({"SGL_DG_USE_NVRTC": "false"}, "0.1.4", False),
+        ({"SGL_DG_USE_NVRTC": "1"}, None, True),
+        ({"SGL_DG_USE_NVRTC": "1", "SGLANG_DG_USE_NVRTC": "1"}, "0.2.0", False),
+        ({"SGLANG_DG_USE_NVRTC": "1"}, "0.2.3.post2", False),
+    ],
+)
+def test_nvrtc_is_used_where_deep_gemm_has_it_and_sglang_is_asked(
+    environ: dict[str, str], version: str | None, *, used: bool
+) -> None:
+    assert uses_nvrtc(environ, version) is used
 
 
 def test_missed_is_what_no_unit_was_for() -> None:

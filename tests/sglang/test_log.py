@@ -6,10 +6,13 @@ from pathlib import Path
 import pytest
 
 from rayprep.base.errors import ErrorType
+from rayprep.base.secrets import redacted_text
 from rayprep.sglang.failures import is_accident, telling_line, torch_compile_failure
 from rayprep.sglang.log import Hint, LogReader, classify_failure, hint_of, jit_events
 
 DATA = Path(__file__).parent.parent / "data"
+_ASSERTED = "Assertion error (deep_jit/x.hpp:1): exit_code == 0"
+"""How DeepGEMM 0.2 begins."""
 READY = "[2026-11-21 16:40:17] The server is fired up and ready to roll!"
 
 
@@ -45,6 +48,32 @@ def test_a_real_log(name: str) -> None:
     assert reader.tail[-1].endswith("pid=1125") or reader.tail[-1].endswith("pid=2545")
 
 
+def test_the_arguments_that_the_newest_release_prints() -> None:
+    """By 0.5.23, which prints a dict, with secrets beside one another that have quotes of both kinds."""
+    (line,) = pieces("server-args-sglang-0.5.23.log")[:1]
+    reader = read(line)
+    args = reader.args
+    assert (args.attention_backend, args.sampling_backend, args.moe_runner_backend) == ("fa3", "flashinfer", "auto")
+    assert (args.prefill_attention_backend, args.decode_attention_backend) == (None, None)
+    assert (args.chunked_prefill_size, args.decode_max_batch) == (8192, 512)
+    shown = redacted_text(line)
+    assert "'ssl_keyfile_password': ***, 'enable_ssl_refresh'" in shown
+    assert "'api_key': ***, 'admin_api_key': ***, 'served_model_name'" in shown
+    assert not [secret for secret in ("it\\'s", "secret'", "plain-key", "a,b") if secret in shown]
+
+
+def test_arguments_that_are_no_literals_are_read() -> None:
+    args = read("server_args={'device': <Device.CUDA: 1>, 'sampling_backend': 'pytorch', 'tp_size': 4").args
+    assert args.sampling_backend == "pytorch"
+
+
+def test_the_batches_of_decode_are_told_before_or_after_their_capture() -> None:
+    begun = "Capture target decode CUDA graph begin. backend=full, num_tokens_per_req=1, bs=[1, 2, 4], avail mem=5 GB"
+    ended = "Capture target decode CUDA graph end. bs=[1, 2, 4], elapsed=3.44 s, mem usage=0.54 GB, avail mem=5 GB."
+    for line in (begun, ended):
+        assert read(line).args.decode_batches == (1, 2, 4)
+
+
 def test_a_real_warm_log_has_no_event() -> None:
     """Although it says `Try DeepGEMM JIT Compiling`, as a cold one does."""
     assert [event for line in pieces("server-warm.log") if (event := jit_events(line))] == []
@@ -66,6 +95,10 @@ def test_the_progress_of_a_real_cold_start() -> None:
             "DeepGEMM warmup:   5%|▍         | 769/16384 [00:27<06:20, 41.01it/s]\x1b[A",
             ("compiling GEMM variants", 769, 16384),
         ),
+        (
+            "Capturing prefill shape (num_tokens=512 avail_mem=44.16 GB):  34%|###4| 20/58 [00:42<01:20,  2.1s/it]",
+            ("capturing CUDA graph", 20, 58),
+        ),
         ("Loading safetensors checkpoint shards:  50% Completed | 2/4 [00:01<00:00]", ("loading weights", 2, 4)),
         ("Multi-thread loading shards:  50% Completed | 1/2 [00:00<00:00]", None),
         ("ninja: Entering directory `/c/cached_ops/norm'", ("loading norm", None, None)),
@@ -85,6 +118,16 @@ def test_hints(line: str, hint: tuple[str, int | None, int | None] | None) -> No
             "Running NVCC command: cd /c/tmp && nvcc /c/tmp/1/kernel.cu -cubin -o k",
             "DeepGEMM compiled a kernel with nvcc",
         ),
+        (
+            "Running command: cd /c/t/1 && /x/nvcc /c/t/1/kernel.cu --cubin --output-file /c/t/1/kernel.cubin -O3",
+            "DeepGEMM compiled a kernel with nvcc",
+        ),
+        ("Running command: cd /c/tmp/1 && /x/cuobjdump --dump-sass /c/tmp/1/kernel.cubin", None),
+        (
+            "x Triton kernel 'fused_moe_kernel' took 1.94 s to compile after serving started. Serving-time compilation",
+            "Triton compiled fused_moe_kernel while serving",
+        ),
+        ("Triton kernel 'k' device-loaded after serving started (free device mem: 0.50 GiB). Pre-load it", None),
         ("Compiling JIT runtime with NVRTC options: -std=c++20 ", "DeepGEMM compiled a kernel with NVRTC"),
         ("[1/2] nvcc -c a.cu -o /c/cached_ops/norm/norm.cuda.o", "ninja built norm/norm.cuda.o"),
         ("[2/2] c++ norm/norm.cuda.o -shared -o norm/norm.so", "ninja built norm/norm.so"),
@@ -120,6 +163,13 @@ def test_events(line: str, event: str | None) -> None:
         ("FileNotFoundError: [Errno 2] No such file or directory: 'ninja'", ErrorType.TOOLCHAIN_MISMATCH),
         ("#error CUDA compiler and CUDA toolkit headers are incompatible", ErrorType.TOOLCHAIN_MISMATCH),
         ("Assertion error (c.hpp:1): std::filesystem::exists(nvcc_path)", ErrorType.TOOLCHAIN_MISMATCH),
+        (f"{_ASSERTED}: NVCC version must be at least 12.9", ErrorType.TOOLCHAIN_MISMATCH),
+        (f"{_ASSERTED}: NVCC compiler is not executable: /x/bin/nvcc", ErrorType.TOOLCHAIN_MISMATCH),
+        (f"{_ASSERTED}: failed to parse NVCC version from:", ErrorType.TOOLCHAIN_MISMATCH),
+        ("Assertion error (b.hpp:1): not home_path.empty() and std::filesystem", ErrorType.TOOLCHAIN_MISMATCH),
+        (f"{_ASSERTED}: command failed with exit code 2:", ErrorType.COMPILE_FAILED),
+        (f"{_ASSERTED}: NVCC did not produce a valid CUBIN: /c/k/kernel.cubin", ErrorType.COMPILE_FAILED),
+        ("Panic error (kernel.hpp:55): missing CUDA CUBIN: /c/k/kernel.cubin", ErrorType.COMPILE_FAILED),
         ("x.cuh:3:10: fatal error: cuda_runtime.h: No such file or directory", ErrorType.TOOLCHAIN_MISMATCH),
         ("OSError: [Errno 28] No space left on device", ErrorType.INSUFFICIENT_DISK),
         ("RuntimeError: Ninja build failed.", ErrorType.COMPILE_FAILED),

@@ -15,6 +15,10 @@ _MOST = 300
 _NINJA_SAYS = ("[", "FAILED:", "ninja: build stopped", "ninja: Entering directory", "Ninja build failed")
 """It repeats each command, with a number before it when it starts and below FAILED when it has failed."""
 _NAMES_AN_ERROR = re.compile(r"\berror\b|\bfatal\b|undefined reference", re.IGNORECASE)
+_OF_DEEP_GEMM = re.compile(
+    r"Assertion error \(.*: command failed with exit code \d+:\n.*\n((?s:.*?))(?:\nC\+\+ trace \(|\Z)"
+)
+"""From 0.2 on: the command, and what it printed. Source: include/deep_jit/utils/{command,exception}.hpp."""
 _TOOLS = frozenset({"ninja", "nvcc", "g++", "gcc", "c++", "cc", "clang", "clang++", "ptxas"})
 _BY_NAME = {
     "OutOfMemoryError": ErrorType.OOM_DURING_WARMUP,
@@ -63,11 +67,13 @@ def _lines(text: str) -> list[str]:
 
 
 def _output_of(error: BaseException) -> str:
-    """Return what a compiler printed, where the exception has it: torch's as `output`, FlashInfer's as the message."""
+    """Return what a compiler printed, where the exception has it: torch's as `output`, others in the message."""
     output = getattr(error, "output", None)
     if isinstance(output, str) and output.strip():
         return output
     text = str(error)
+    if match := _OF_DEEP_GEMM.match(text):
+        return match[1].strip()
     return text if text.startswith("Ninja build failed") else ""
 
 

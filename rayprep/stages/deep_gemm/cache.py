@@ -1,9 +1,10 @@
 """DeepGEMM's cache as it lies on the disk, in both of its layouts.
 
 Up to 0.1:  DIR/cache/kernel.NAME.HASH/{kernel.cu,kernel.cubin}, made below DIR/tmp and renamed as a folder.
-From 0.2:   DIR/cache/TAG.DIGEST/{kernel.cu,kernel.cubin,meta.json,.committed}
+From 0.2:   DIR/cache/TAG.DIGEST/{kernel.cu,kernel.cubin,meta.json,.committed}, made in the same way. meta.json says how
+            it was compiled and is never read; .committed is empty and gets a new time at each hit.
 The library stops at a folder of the first kind that lacks a file, so nothing half-written may stay.
-Source: csrc/jit/compiler.hpp of sgl-deep-gemm.
+Source: csrc/jit/compiler.hpp of sgl-deep-gemm 0.1; include/deep_jit/{cache/disk,backend/cuda/backend}.hpp of 0.2.
 """
 
 import json
@@ -12,12 +13,13 @@ import shutil
 import stat
 import uuid
 from pathlib import Path
+from typing import NamedTuple
 
 from rayprep.base.records import Record
 from rayprep.host.files import read_bytes
 
 SOURCE, CUBIN = "kernel.cu", "kernel.cubin"
-_COMMITTED = ("meta.json", ".committed")
+META, COMMITTED = "meta.json", ".committed"
 """What an entry of the second layout has besides."""
 _OURS = "rayprep."
 
@@ -38,9 +40,9 @@ def entries(cache: Path) -> list[Path]:
 
 def whole_entry(folder: Path) -> bool:
     """Whether DeepGEMM will find one kernel there, ready to be loaded."""
-    first_layout = folder.name.startswith("kernel.") and not os.path.lexists(folder / _COMMITTED[0])
+    first_layout = folder.name.startswith("kernel.") and not os.path.lexists(folder / META)
     filled = all(_size(folder / name) > 0 for name in (SOURCE, CUBIN))
-    return filled and (first_layout or all(_size(folder / name) >= 0 for name in _COMMITTED))
+    return filled and (first_layout or (_size(folder / META) > 0 and _size(folder / COMMITTED) >= 0))
 
 
 def files_of(folder: Path) -> list[str]:
@@ -79,7 +81,7 @@ def publish(folder: Path, target: Path) -> None:
     Raises:
         OSError: the file system refused, or half an entry is in the way.
     """
-    for name in (SOURCE, CUBIN, "."):
+    for name in (*files_of(folder), "."):
         _sync(folder / name)
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -91,7 +93,28 @@ def publish(folder: Path, target: Path) -> None:
     _sync(target.parent)
 
 
-def adopt(entry: Path, cache: Path) -> None:
+class Compilers(NamedTuple):
+    """The stand-in that an entry was listed with, and the one that makes its cubin."""
+
+    stand_in: str
+    real: str
+
+
+def copy_without_cubin(entry: Path, folder: Path, compilers: Compilers) -> None:
+    """Copies an entry's files, and has its meta.json name the compiler that its cubin is of.
+
+    Raises:
+        OSError: the file system refused.
+    """
+    for name in files_of(entry):
+        if name == META:
+            text = (entry / META).read_text(encoding="utf-8", errors="surrogateescape")
+            (folder / META).write_text(text.replace(*compilers), encoding="utf-8", errors="surrogateescape")
+        elif name != CUBIN:
+            shutil.copyfile(entry / name, folder / name)
+
+
+def adopt(entry: Path, cache: Path, compilers: Compilers) -> None:
     """Puts a copy of a whole entry of another cache into this one.
 
     Raises:
@@ -99,8 +122,8 @@ def adopt(entry: Path, cache: Path) -> None:
     """
     folder = new_folder(cache)
     try:
-        for name in (SOURCE, CUBIN):
-            shutil.copyfile(entry / name, folder / name)
+        copy_without_cubin(entry, folder, compilers)
+        shutil.copyfile(entry / CUBIN, folder / CUBIN)
         publish(folder, cache / "cache" / entry.name)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -24,7 +24,7 @@ from rayprep.base.errors import ErrorType
 from rayprep.base.text import printable
 from rayprep.stages.child.failures import failure
 from rayprep.stages.child.lines import Emit, FailLine, StepLine, answer
-from rayprep.stages.deep_gemm.cache import SOURCE, adopt, entries, recorded_arguments, whole_entry
+from rayprep.stages.deep_gemm.cache import Compilers, adopt, entries, recorded_arguments, whole_entry
 from rayprep.stages.deep_gemm.compile_jobs import CompileJob, compile_error, run_jobs
 from rayprep.stages.deep_gemm.listing_folder import ListingFolder
 from rayprep.stages.deep_gemm.products import run_task
@@ -37,6 +37,9 @@ from rayprep.stages.deep_gemm.protocol import (
     Unlisted,
     shares,
 )
+
+_COMPILE_FAILED = ("NVCC compilation failed", "command failed with exit code")
+"""What DeepGEMM says of a compiler's failure: 0.1, 0.2."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -103,7 +106,7 @@ class _Stubs:
 
 
 def _nothing_is_forgiven(error: RuntimeError) -> None:
-    if "NVCC compilation failed" in str(error):
+    if any(words in str(error) for words in _COMPILE_FAILED):
         raise Unlisted(f"DeepGEMM still asks for a kernel to be compiled: {error}") from error
     raise error
 
@@ -115,15 +118,16 @@ def _raise(error: RuntimeError) -> None:
 def _make(missing: Sequence[Path], request: GemmRequest, emit: Emit) -> None:
     """Brings the listed entries into the cache: compiles the recorded, copies what the real compiler made already."""
     cache, jobs = Path(request.cache), []
+    compilers = Compilers(str(ListingFolder(Path(request.scratch)).compiler), request.nvcc)
     for entry in missing:
         arguments = recorded_arguments(entry)
         if arguments is None:
-            adopt(entry, cache)
+            adopt(entry, cache, compilers)
         else:
-            jobs.append(CompileJob(entry.name, entry / SOURCE, arguments))
+            jobs.append(CompileJob(entry, arguments))
     done = len(missing) - len(jobs)
     emit(StepLine(hint="compiling kernels", n=done, m=len(missing)))
-    for n, compiled in enumerate(run_jobs(jobs, request.nvcc, cache, request.parallel), done + 1):
+    for n, compiled in enumerate(run_jobs(jobs, compilers, cache, request.parallel), done + 1):
         print(f"compiled {printable(compiled.name)} in {compiled.seconds:.1f} s", flush=True)
         emit(StepLine(hint="compiling kernels", n=n, m=len(missing)))
 

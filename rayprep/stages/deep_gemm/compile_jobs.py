@@ -17,7 +17,7 @@ from rayprep.base.errors import ErrorType
 from rayprep.base.text import one_line, printable
 from rayprep.sglang.failure_signs import NO_SPACE
 from rayprep.stages.child.failures import ChildError
-from rayprep.stages.deep_gemm.cache import CUBIN, SOURCE, new_folder, publish
+from rayprep.stages.deep_gemm.cache import CUBIN, SOURCE, Compilers, copy_without_cubin, new_folder, publish
 
 _TOOLCHAIN = re.compile(
     r"headers are incompatible|unsupported GNU version|unsupported.*host compiler|Value '.*' is not defined for option"
@@ -30,9 +30,8 @@ _TOOLCHAIN = re.compile(
 class CompileJob(NamedTuple):
     """One recorded command."""
 
-    name: str
-    """Of the entry's folder in the cache."""
-    source: Path
+    entry: Path
+    """The listed one, with all of its files but the cubin."""
     arguments: tuple[str, ...]
     """As the stand-in was called with, the compiler itself left out."""
 
@@ -50,7 +49,7 @@ class CompileError(ChildError):
         self.error_type = error_type
 
 
-def run_jobs(jobs: Sequence[CompileJob], nvcc: str, cache: Path, parallel: int) -> Iterator[Compiled]:
+def run_jobs(jobs: Sequence[CompileJob], compilers: Compilers, cache: Path, parallel: int) -> Iterator[Compiled]:
     """Compiles all jobs, `parallel` at a time, and yields each as it is in the cache.
 
     Raises:
@@ -58,7 +57,7 @@ def run_jobs(jobs: Sequence[CompileJob], nvcc: str, cache: Path, parallel: int) 
         OSError: the cache could not be written.
     """
     with ThreadPoolExecutor(max(1, parallel)) as pool:
-        futures = [pool.submit(compile_kernel, job, nvcc, cache) for job in jobs]
+        futures = [pool.submit(compile_kernel, job, compilers, cache) for job in jobs]
         try:
             for future in as_completed(futures):
                 yield future.result()
@@ -66,28 +65,26 @@ def run_jobs(jobs: Sequence[CompileJob], nvcc: str, cache: Path, parallel: int) 
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def compile_kernel(job: CompileJob, nvcc: str, cache: Path) -> Compiled:
+def compile_kernel(job: CompileJob, compilers: Compilers, cache: Path) -> Compiled:
     """Compiles one kernel. Raises as `run_jobs` does."""
-    started = time.monotonic()
+    started, name = time.monotonic(), job.entry.name
     folder = new_folder(cache)
     try:
-        shutil.copyfile(job.source, folder / SOURCE)
-        _run([nvcc, *_moved(job.arguments, folder)], folder, job.name)
+        copy_without_cubin(job.entry, folder, compilers)
+        _run([compilers.real, *_moved(job.arguments, folder)], folder, name)
         if not (folder / CUBIN).is_file() or not (folder / CUBIN).stat().st_size:
-            why = f"{nvcc} said that it succeeded, but wrote no {CUBIN}"
-            raise CompileError(ErrorType.COMPILE_FAILED, job.name, why)
-        publish(folder, cache / "cache" / job.name)
+            why = f"{compilers.real} said that it succeeded, but wrote no {CUBIN}"
+            raise CompileError(ErrorType.COMPILE_FAILED, name, why)
+        publish(folder, cache / "cache" / name)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    return Compiled(job.name, round(time.monotonic() - started, 3))
+    return Compiled(name, round(time.monotonic() - started, 3))
 
 
 def _moved(arguments: Sequence[str], folder: Path) -> list[str]:
     """The same command on the folder's own source and cubin. All flags stay: they are part of the kernel's key."""
-    output = arguments.index("-o") + 1
-    moved = [str(folder / SOURCE) if PurePath(each).name == SOURCE else each for each in arguments]
-    moved[output] = str(folder / CUBIN)
-    return moved
+    own = {name: str(folder / name) for name in (SOURCE, CUBIN)}
+    return [own.get(PurePath(argument).name, argument) for argument in arguments]
 
 
 def _run(command: list[str], folder: Path, name: str) -> None:

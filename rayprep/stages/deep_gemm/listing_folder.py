@@ -29,16 +29,19 @@ class ListingFolder:
     def listing(self) -> Path:
         return self.path / "listing"
 
+    @property
+    def compiler(self) -> Path:
+        return self.path / "nvcc"
+
     def prepare(self, nvcc: str) -> dict[str, str]:
         """Fills the empty folder. Returns the variables that lead DeepGEMM to it."""
         self.listing.mkdir()
         self.view.symlink_to(self.listing)
-        compiler = self.path / "nvcc"
         # -I and -S: it is started for every kernel, and needs neither site-packages nor the user's settings.
         command = [sys.executable, "-IS", nvcc_recorder.__file__, str(self.path), nvcc]
-        compiler.write_text(f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n', encoding="utf-8")
-        compiler.chmod(0o755)
-        return {"DG_JIT_CACHE_DIR": str(self.view), "DG_JIT_NVCC_COMPILER": str(compiler)}
+        self.compiler.write_text(f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n', encoding="utf-8")
+        self.compiler.chmod(0o755)
+        return {"DG_JIT_CACHE_DIR": str(self.view), "DG_JIT_NVCC_COMPILER": str(self.compiler)}
 
     def turn_to(self, cache: Path) -> None:
         """From now on DeepGEMM looks into the real cache, and whatever it asks to compile is refused."""

@@ -7,15 +7,17 @@ their results to go on. Every other source gets a line of JSON (`cache.Recorded`
 be, which DeepGEMM then stores under the kernel's own name and fails to load. What the real compiler says when it
 fails goes to FOLDER/failed. Once there is a file FOLDER/refuse, it compiles nothing at all and fails.
 
-DeepGEMM calls it as `cd FOLDER && NVCC kernel.cu -cubin -o OUT FLAGS...`, and as `NVCC --version`. It is started
-once a kernel, so it imports nothing of ours.
+DeepGEMM 0.1 calls it as `cd FOLDER && NVCC kernel.cu -cubin -o OUT FLAGS...`, 0.2 with `--cubin --output-file OUT`, and
+both as `NVCC --version`. It is started once a kernel, so it imports nothing of ours.
 """
 
+import itertools
 import json
 import os
 import re
 import sys
 
+_OUTPUT = ("-o", "--output-file")
 _GEMM = re.compile(r"#include\s*<deep_gemm/impls/\w*gemm\w*\.cuh>")
 
 
@@ -29,7 +31,8 @@ def main(argv: list[str]) -> int:
         return 1
     if not _is_gemm(source):
         return _compile([nvcc, *arguments], f"{folder}/failed")
-    with open(arguments[arguments.index("-o") + 1], "w", encoding="utf-8") as out:  # noqa: PTH123
+    output = next(value for flag, value in itertools.pairwise(arguments) if flag in _OUTPUT)
+    with open(output, "w", encoding="utf-8") as out:  # noqa: PTH123
         json.dump({"recorded": arguments}, out)
     return 0
 

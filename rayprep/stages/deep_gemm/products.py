@@ -7,6 +7,7 @@ import importlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from rayprep.host.toolchain import package_version
 from rayprep.sglang.gemm_shapes import GemmShape, fitting
 from rayprep.stages.deep_gemm.protocol import Task
 
@@ -30,7 +31,8 @@ def run_task(task: Task, judge: Callable[[RuntimeError], None]) -> None:
 
     alignment = deep_gemm.get_mk_alignment_for_contiguous_layout()
     # The rest is for the scales, and for what the allocator rounds up.
-    rows = fitting(task.shape, task.rows, alignment, torch.cuda.mem_get_info()[0] * 9 // 10)
+    budget = torch.cuda.mem_get_info()[0] * 9 // 10
+    rows = fitting(task.shape, task.rows, alignment, budget, package_version("sglang"))
     if not rows:
         return
     run = _product(task.shape, max(rows))

@@ -1,9 +1,8 @@
 """One run of the `deep_gemm` stage's child process, as its parent sees it."""
 
 import os
-import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rayprep.host.toolchain import find_nvcc
@@ -15,14 +14,14 @@ from rayprep.stages.deep_gemm.protocol import GEMM_LINE, GemmRequest, KernelsLin
 from rayprep.stages.protocol import BuildContext, StageRequest
 
 _WHAT = "kernels' build"
+_DUMPS = ("DG_JIT_DUMP_", "DJ_JIT_DUMP_")
 _MOST_PROCESSES = 8
 """Of those that each import torch, and hold a CUDA context."""
 
 
-def _second_layout(version: str | None) -> bool:
-    """Whether this DeepGEMM writes files of its own beside a cubin, so that only it can make an entry."""
-    major, minor = [*re.findall(r"\d+", version or ""), "0", "0"][:2]
-    return (int(major), int(minor)) >= (0, 2)
+def _by_itself(environ: Mapping[str, str], *, nvrtc: bool) -> bool:
+    """Whether only the library can make an entry: by NVRTC, or with a disassembly, which no stub has."""
+    return nvrtc or any(environ.get(name, "0") != "0" for name in ("DG_JIT_DEBUG", "DJ_JIT_DEBUG"))
 
 
 def run_gemms(shapes: Sequence[GemmShape], request: StageRequest, context: BuildContext) -> KernelsLine:
@@ -32,7 +31,8 @@ def run_gemms(shapes: Sequence[GemmShape], request: StageRequest, context: Build
     cache = str(context.layout.cache(CacheName.DEEP_GEMM))
     reached = request.inventory.largest_rows if request.inventory else None
     rows = m_values(reached or largest_rows(chunked_prefill_size(request.spec.server_args)))
-    by_itself = uses_nvrtc(context.env) or _second_layout(request.signature.deep_gemm_version)
+    nvrtc = uses_nvrtc(context.env, request.signature.deep_gemm_version)
+    by_itself = _by_itself(context.env, nvrtc=nvrtc)
     cpus = len(os.sched_getaffinity(0))
     nvcc = context.env.get("DG_JIT_NVCC_COMPILER") or find_nvcc(context.env) or ""
     asked = GemmRequest(
@@ -45,7 +45,7 @@ def run_gemms(shapes: Sequence[GemmShape], request: StageRequest, context: Build
     )
     paths = {"DG_JIT_CACHE_DIR": cache} if by_itself else ListingFolder(scratch).prepare(nvcc)
     # What it would dump beside a cubin it cannot dump beside a stub.
-    kept = {name: value for name, value in context.env.items() if not name.startswith("DG_JIT_DUMP_")}
-    env = {**kept, **paths, "DG_JIT_USE_NVRTC": "1" if uses_nvrtc(context.env) else "0"}
+    kept = {name: value for name, value in context.env.items() if not name.startswith(_DUMPS)}
+    env = {**kept, **paths, "DG_JIT_USE_NVRTC": "1" if nvrtc else "0"}
     context.report("importing DeepGEMM", None, None)
     return run_child("deep_gemm.child", asked, scratch / "request.json", env, context, GEMM_LINE, _WHAT)

@@ -18,6 +18,7 @@ from rayprep.model.stages import StageName
 from rayprep.sglang.architecture import WidthMissing
 from rayprep.sglang.gemm_shapes import KINDS, SERVER_UNIT, GemmShape, gemm_shapes, listed_shapes, uses_nvrtc
 from rayprep.sglang.hopper import HOPPER
+from rayprep.sglang.releases import DEEP_JIT_NVCC, has_deep_jit, since
 from rayprep.stages.deep_gemm.by_server import compile_via_server
 from rayprep.stages.deep_gemm.cache import CUBIN, clear_left_over, entries, files_of, whole_entry
 from rayprep.stages.deep_gemm.run import run_gemms
@@ -49,7 +50,7 @@ class DeepGemmStage:
             return NotNeeded(reason="no_fp8_blocks", detail="SGLang runs nothing of this model through DeepGEMM")
         if reason := _unused(request.signature, environ):
             return NotNeeded(reason="deep_gemm_off", detail=reason)
-        units = tuple(unit_name(shape, environ) for shape in shapes) if shapes else (SERVER_UNIT,)
+        units = _units(shapes, environ, request.signature) if shapes else (SERVER_UNIT,)
         if unable := _unable(request.signature, environ):
             return unable.model_copy(update={"units": units})
         work = _work(units, by_sglang=not shapes or spec.deep_gemm_via is DeepGemmVia.SERVER)
@@ -90,9 +91,10 @@ def _shapes(request: StageRequest) -> tuple[tuple[GemmShape, ...] | None, str]:
     return shapes, "" if shapes is not None else f"rayprep's tables do not know {architecture.family or 'this model'}"
 
 
-def unit_name(shape: GemmShape, environ: Mapping[str, str]) -> str:
-    """A product's unit. What NVRTC compiles is another kernel than what nvcc does."""
-    return f"{shape}, nvrtc" if uses_nvrtc(environ) else str(shape)
+def _units(shapes: Sequence[GemmShape], environ: Mapping[str, str], signature: Signature) -> tuple[str, ...]:
+    """Name the products' units. What NVRTC compiles is another kernel than what nvcc does."""
+    by_nvrtc = uses_nvrtc(environ, signature.deep_gemm_version)
+    return tuple(f"{shape}, nvrtc" if by_nvrtc else str(shape) for shape in shapes)
 
 
 def _work(units: tuple[str, ...], *, by_sglang: bool) -> Work:
@@ -116,12 +118,18 @@ def _unused(signature: Signature, environ: Mapping[str, str]) -> str | None:
 def _unable(signature: Signature, environ: Mapping[str, str]) -> Unable | None:
     if unable := unable_under(signature, "DeepGEMM"):
         return unable
+    version, nvcc = signature.deep_gemm_version, signature.nvcc
     missing = [
-        *(() if signature.deep_gemm_version else ("DeepGEMM (pip install 'rayprep[sglang]')",)),
-        *(() if signature.nvcc or uses_nvrtc(environ) else ("nvcc (set CUDA_HOME, or put it on PATH)",)),
+        *(() if version else ("DeepGEMM (pip install 'rayprep[sglang]')",)),
+        *(() if nvcc or uses_nvrtc(environ, version) else ("nvcc (set CUDA_HOME, or put it on PATH)",)),
     ]
     if missing:
         return Unable(error_type=ErrorType.TOOLCHAIN_MISMATCH, message="missing: " + " and ".join(missing))
+    if has_deep_jit(version) and not since(nvcc, DEEP_JIT_NVCC):
+        message = f"nvcc {nvcc} is too old: DeepGEMM {version} compiles with {DEEP_JIT_NVCC} or newer"
+        return Unable(
+            error_type=ErrorType.TOOLCHAIN_MISMATCH, message=message, hint="point CUDA_HOME at a newer toolkit"
+        )
     return None
 
 
@@ -151,7 +159,7 @@ def build_shapes(shapes: Sequence[GemmShape], request: StageRequest, context: Bu
     folder = context.layout.cache(CacheName.DEEP_GEMM)
     used = (folder / "cache" / name for name in said.used)
     return Built(
-        units=tuple(unit_name(shape, context.env) for shape in shapes),
+        units=_units(shapes, context.env, request.signature),
         used=frozenset(
             f"{entry.relative_to(context.layout.profiles)}/{name}" for entry in used for name in files_of(entry)
         ),

@@ -7,7 +7,7 @@ from rayprep.base.records import Record
 from rayprep.sglang.kernel_config import KernelConfig
 from rayprep.sglang.moe_shape import MoeShape
 from rayprep.stages.moe_tune.search import Choice
-from rayprep.stages.moe_tune.space import specialisation
+from rayprep.stages.moe_tune.space import Way, specialisation, turning_points
 
 LARGEST_BATCH = 16384
 """Tokens that SGLang prefills at a time at most, where no chunk is set (`max_prefill_tokens` of its ServerArgs)."""
@@ -80,18 +80,18 @@ class Launch(Record):
     """The second one's, where a file of its own has it."""
 
 
-def launches(files: ConfigFiles, shape: MoeShape) -> dict[int, tuple[Launch, ...]]:
+def launches(files: ConfigFiles, shape: MoeShape, release: str | None) -> dict[int, tuple[Launch, ...]]:
     """The calls by which a file is tried, by entry.
 
     Each entry is called with the least and the most tokens that take it, and with the least for each way in which its
-    kernels are specialised.
+    kernels are specialised by this release of SGLang.
     """
     calls = {}
     for size, (low, high) in _ranges(sorted(files.up)).items():
         up, down = files.up[size], files.down[size] if files.down else None
-        ways: dict[object, int] = {}
+        ways: dict[Way, int] = {}
         for tokens in _first_of_each_way(low, high, shape):
-            ways.setdefault(specialisation(shape, tokens, up.BLOCK_SIZE_M), tokens)
+            ways.setdefault(specialisation(shape, tokens, up.BLOCK_SIZE_M, release), tokens)
         calls[size] = tuple(Launch(tokens=tokens, up=up, down=down) for tokens in sorted({*ways.values(), high}))
     return calls
 
@@ -105,8 +105,6 @@ def _ranges(sizes: Sequence[int]) -> dict[int, tuple[int, int]]:
 
 
 def _first_of_each_way(low: int, high: int, shape: MoeShape) -> Iterator[int]:
-    """Numbers of tokens among which each way of specialising is: it comes back every 16 tokens, but for the number at
-    which experts' rows begin to be padded."""
-    padded = shape.experts // shape.top_k + 1
-    for begin in (low, min(max(padded, low), high)):
+    """Yield numbers of tokens among which each way of specialising is."""
+    for begin in (low, *(turn for turn in turning_points(shape) if low < turn <= high)):
         yield from range(begin, min(begin + 16, high + 1))

@@ -46,6 +46,8 @@ class TuneRequest(Record):
     """Processes that compile at a time."""
     capability: int
     """Of the GPUs, 90 for sm_90."""
+    release: str | None = None
+    """Of SGLang."""
     deadline_s: float = Field(gt=0)
     """For one kernel to compile, or one measurement."""
 

@@ -68,6 +68,7 @@ def run_tuner(
         uuids=tuple(gpu.uuid for gpu in gpus),
         compilers=len(os.sched_getaffinity(0)),
         capability=capability_of(request.signature),
+        release=request.signature.sglang_version,
         deadline_s=_DEADLINE_S,
     )
     env = {**without_configs(context.env), **visible_env(gpus), **kernels_env(kernels)}

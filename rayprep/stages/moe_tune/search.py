@@ -7,6 +7,7 @@ its log and asks again.
 import hashlib
 import json
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from itertools import product
 from typing import NamedTuple
 
 from rayprep.base.records import Record
@@ -234,16 +235,18 @@ def is_hopeless(us: float, best_us: float | None) -> bool:
     return best_us is not None and us > _HOPELESS * best_us
 
 
-def kernels(configs: Iterable[KernelConfig], shape: MoeShape, sizes: Iterable[int]) -> int:
+def kernels(configs: Iterable[KernelConfig], shape: MoeShape, sizes: Iterable[int], release: str | None) -> int:
     """How many times a config has to be compiled: once for each way that the sizes specialise it."""
-    sizes = tuple(sizes)
-    return len({(config, specialisation(shape, size, config.BLOCK_SIZE_M)) for config in configs for size in sizes})
+    pairs = product(configs, tuple(sizes))
+    return len({(config, specialisation(shape, size, config.BLOCK_SIZE_M, release)) for config, size in pairs})
 
 
-def estimated_seconds(strategy: MoeStrategy, shape: MoeShape, sizes: Sequence[int], cpus: int, gpus: int) -> float:
-    """A first guess of what a tuning takes on so many CPUs and GPUs."""
+def estimated_seconds(
+    strategy: MoeStrategy, shape: MoeShape, sizes: Sequence[int], cpus: int, gpus: int, release: str | None
+) -> float:
+    """A first guess of what a tuning takes on so many CPUs and GPUs, with this release of SGLang."""
     pairs = {
-        (config, specialisation(shape, size, config.BLOCK_SIZE_M)): None
+        (config, specialisation(shape, size, config.BLOCK_SIZE_M, release)): None
         for size in sizes
         for config in first_candidates(strategy, shape, size)
     }

@@ -6,6 +6,7 @@ from itertools import product
 
 from rayprep.sglang.kernel_config import KernelConfig
 from rayprep.sglang.moe_shape import MoeShape
+from rayprep.sglang.releases import Since, since
 
 OFFICIAL: dict[str, tuple[int, ...]] = {
     "num_stages": (2, 3, 4, 5),
@@ -37,6 +38,8 @@ _HALF = (
 """M, N, K, group, warps, stages: the most frequent entries of the files that sglang 0.5.16 ships for the H200."""
 _FEW = 32
 """Configs to begin with, about, for scaling blocks that no shipped file is for."""
+_EARLY_ROWS = 512
+"""Of a product: up to so many, SGLang launches the next kernel early."""
 _HIGH = 64
 """A tile so high is worth a try however many rows an expert gets: few experts have thousands each."""
 
@@ -92,16 +95,32 @@ def accumulators(config: KernelConfig | None) -> float:
     return config.BLOCK_SIZE_M * config.BLOCK_SIZE_N / (32 * (config.num_warps or 4))
 
 
-def specialisation(shape: MoeShape, tokens: int, block_m: int) -> tuple[str, str]:
+Way = tuple[str | bool, ...]
+"""What two numbers of tokens have in common that run the same kernels."""
+
+
+def specialisation(shape: MoeShape, tokens: int, block_m: int, release: str | None) -> Way:
     """What of a batch's size Triton compiles in: for each of two integers whether it is 1, or divisible by 16.
 
-    They are `EM`, the padded rows of all experts, and `num_valid_tokens`. Source: `moe_align_block_size` and
-    `invoke_fused_moe_kernel` of sglang 0.5.16.
+    They are `EM`, the padded rows of all experts, and `num_valid_tokens`. Besides, whether each product has so few rows
+    that the kernel after it is launched early. Source: `moe_align_block_size` and `invoke_fused_moe_kernel` of sglang.
+
+    Args:
+        release: of SGLang.
     """
     routed = tokens * shape.top_k
     few = routed < shape.experts + 1
     padded = routed * block_m if few else routed + (shape.experts + 1) * (block_m - 1)
-    return _class(padded), _class(routed)
+    if since(release, Since.ROWS_IN_FOURS):
+        padded += -padded % 4
+    early = (tokens <= _EARLY_ROWS, routed <= _EARLY_ROWS) if since(release, Since.EARLY_LAUNCH) else ()
+    return (_class(padded), _class(routed), *early)
+
+
+def turning_points(shape: MoeShape) -> tuple[int, ...]:
+    """Numbers of tokens from which on sizes are specialised in other ways. In between, the ways come back every 16."""
+    padded = shape.experts // shape.top_k + 1
+    return (padded, _EARLY_ROWS // shape.top_k + 1, _EARLY_ROWS + 1)
 
 
 def _class(value: int) -> str:

@@ -84,7 +84,7 @@ def _work(request: StageRequest, shape: MoeShape, sizes: Sequence[int], units: t
     if spec.moe_tuner_script:
         seconds, said = _SCRIPT_SECONDS * len(sizes), "as published for the official tuner"
     else:
-        seconds = estimated_seconds(spec.moe_strategy, shape, sizes, cpus, 1)
+        seconds = estimated_seconds(spec.moe_strategy, shape, sizes, cpus, 1, request.signature.sglang_version)
         said = f"strategy {spec.moe_strategy} on {cpus} CPUs at the shipped guess for each config"
     return Work(
         units=units,

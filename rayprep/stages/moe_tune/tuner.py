@@ -143,7 +143,11 @@ class Tuner:
         if config is None:
             return call.tokens
         second = call.down if isinstance(call, Launch) and call.down != config else None
-        return config, second, specialisation(self.request.shape, call.tokens, config.BLOCK_SIZE_M)
+        shape, release = self.request.shape, self.request.release
+        return config, second, specialisation(shape, call.tokens, config.BLOCK_SIZE_M, release)
+
+    def _launches(self, files: ConfigFiles) -> dict[int, tuple[Launch, ...]]:
+        return launches(files, self.request.shape, self.request.release)
 
     def _measure(self, trials: Sequence[Trial]) -> None:
         started = time.monotonic()
@@ -227,7 +231,7 @@ class Tuner:
 
         Raises Untunable where it failed of what says nothing of the entry.
         """
-        calls = [(size, launch) for size, made in launches(files, self.request.shape).items() for launch in made]
+        calls = [(size, launch) for size, made in self._launches(files).items() for launch in made]
         made = tuple(dict.fromkeys(launch for _, launch in calls))
         self._record(made)
         for _ in self._compiling(made):
@@ -248,7 +252,7 @@ class Tuner:
 
         What cannot be compiled is left to the server. Returns how many could.
         """
-        calls = [launch for made in launches(files, self.request.shape).values() for launch in made]
+        calls = [launch for made in self._launches(files).values() for launch in made]
         self._record(calls)
         jobs = dict.fromkeys(
             job._replace(cache=self.request.campaign) for call in calls for job in self._jobs[self._kind(call)]

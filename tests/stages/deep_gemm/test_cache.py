@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from rayprep.stages.deep_gemm.cache import (
+    Compilers,
     adopt,
     clear_left_over,
     entries,
@@ -51,6 +52,20 @@ def test_half_an_entry_of_the_second_layout(tmp_path: Path, name: str) -> None:
     assert not whole_entry(make(tmp_path / "a.0", without(SECOND, name)))
 
 
+@pytest.mark.parametrize("name", FIRST)
+def test_an_empty_file_of_the_second_layout(tmp_path: Path, name: str) -> None:
+    assert not whole_entry(make(tmp_path / "a.0", {**SECOND, name: ""}))
+    assert not whole_entry(make(tmp_path / "b.0", {**SECOND, "meta.json": ""}))
+
+
+def test_an_entry_names_the_compiler_that_it_is_of(tmp_path: Path) -> None:
+    entry = make(tmp_path / "listing/cache/a.0", {**SECOND, "meta.json": '{"command": "/scratch/nvcc /x/kernel.cu"}'})
+    adopt(entry, tmp_path / "real", Compilers("/scratch/nvcc", "/cuda/nvcc"))
+    (adopted,) = entries(tmp_path / "real")
+    assert whole_entry(adopted)
+    assert (adopted / "meta.json").read_text(encoding="utf-8") == '{"command": "/cuda/nvcc /x/kernel.cu"}'
+
+
 def test_an_entry_appears_whole_and_never_over_a_whole_one(tmp_path: Path) -> None:
     target = tmp_path / "cache/kernel.a.0"
     publish(make(tmp_path / "tmp/1", FIRST), target)
@@ -68,7 +83,7 @@ def test_half_an_entry_in_the_way_is_an_error(tmp_path: Path) -> None:
 
 def test_a_whole_entry_is_copied_into_another_cache(tmp_path: Path) -> None:
     entry = make(tmp_path / "listing/cache/kernel.a.0", FIRST)
-    adopt(entry, tmp_path / "real")
+    adopt(entry, tmp_path / "real", Compilers("/scratch/nvcc", "/cuda/nvcc"))
     assert [path.name for path in entries(tmp_path / "real")] == ["kernel.a.0"]
     assert files_of(entries(tmp_path / "real")[0]) == files_of(entry) == ["kernel.cu", "kernel.cubin"]
     assert not list((tmp_path / "real/tmp").iterdir())

@@ -9,11 +9,12 @@ import psutil
 import pytest
 
 from rayprep.host.process import Child
-from rayprep.stages.deep_gemm.cache import clear_left_over, entries, whole_entry
+from rayprep.stages.deep_gemm.cache import Compilers, clear_left_over, entries, whole_entry
 from rayprep.stages.deep_gemm.compile_jobs import CompileError, CompileJob, first_error, run_jobs
 from tests.processes import wait_for
 
 NVCC = str(Path(__file__).parents[2] / "fakes/nvcc")
+COMPILERS = Compilers("/scratch/nvcc", NVCC)
 FLAGS = ("-I/opt/include", "-O3", "--ptxas-options=--register-usage-level=10")
 
 
@@ -24,7 +25,7 @@ def jobs(base: Path, count: int) -> list[CompileJob]:
         source.parent.mkdir(parents=True)
         source.write_text(f"// kernel {number}", encoding="utf-8")
         arguments = (str(source), "-cubin", "-o", str(source.with_suffix(".cubin")), *FLAGS)
-        made.append(CompileJob(f"kernel.k{number}.0", source, arguments))
+        made.append(CompileJob(source.parent, arguments))
     return made
 
 
@@ -35,7 +36,7 @@ def left(cache: Path) -> list[Path]:
 def test_every_job_becomes_a_whole_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_NVCC_LOG", str(tmp_path / "calls"))
     cache = tmp_path / "cache"
-    done = [each.name for each in run_jobs(jobs(tmp_path, 5), NVCC, cache, parallel=2)]
+    done = [each.name for each in run_jobs(jobs(tmp_path, 5), COMPILERS, cache, parallel=2)]
     assert sorted(done) == [path.name for path in entries(cache)] == [f"kernel.k{n}.0" for n in range(5)]
     assert all(whole_entry(path) for path in entries(cache))
     assert (cache / "cache/kernel.k3.0/kernel.cu").read_text(encoding="utf-8") == "// kernel 3"
@@ -60,7 +61,7 @@ def test_a_failure_names_the_kernel_and_the_first_error(
 ) -> None:
     monkeypatch.setenv("FAKE_NVCC_FAULT", fault)
     with pytest.raises(CompileError, match=r"^kernel\.k0\.0: ") as caught:
-        list(run_jobs(jobs(tmp_path, 1), NVCC, tmp_path / "cache", parallel=1))
+        list(run_jobs(jobs(tmp_path, 1), COMPILERS, tmp_path / "cache", parallel=1))
     assert said in str(caught.value)
     assert caught.value.error_type == error_type
     assert not entries(tmp_path / "cache")
@@ -69,7 +70,11 @@ def test_a_failure_names_the_kernel_and_the_first_error(
 
 def test_a_compiler_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(CompileError, match="cannot be run: No such file") as caught:
-        list(run_jobs(jobs(tmp_path, 1), str(tmp_path / "nvcc"), tmp_path / "cache", parallel=1))
+        list(
+            run_jobs(
+                jobs(tmp_path, 1), Compilers("/scratch/nvcc", str(tmp_path / "nvcc")), tmp_path / "cache", parallel=1
+            )
+        )
     assert caught.value.error_type == "toolchain_mismatch"
 
 
@@ -77,7 +82,7 @@ def test_after_a_failure_no_more_are_started(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("FAKE_NVCC_FAULT", "syntax")
     monkeypatch.setenv("FAKE_NVCC_LOG", str(tmp_path / "calls"))
     with pytest.raises(CompileError):
-        list(run_jobs(jobs(tmp_path, 50), NVCC, tmp_path / "cache", parallel=1))
+        list(run_jobs(jobs(tmp_path, 50), COMPILERS, tmp_path / "cache", parallel=1))
     assert len((tmp_path / "calls").read_text(encoding="utf-8").splitlines()) < 10
 
 
@@ -85,9 +90,9 @@ def test_killed_in_the_middle_there_is_no_half_entry(tmp_path: Path) -> None:
     """The compiler has written half of a cubin when the process that runs it is killed hard."""
     cache, calls = tmp_path / "cache", tmp_path / "calls"
     code = (
-        "import sys; from pathlib import Path; from tests.stages.deep_gemm.test_compile_jobs import NVCC, jobs;"
+        "import sys; from pathlib import Path; from tests.stages.deep_gemm.test_compile_jobs import COMPILERS, jobs;"
         "from rayprep.stages.deep_gemm.compile_jobs import run_jobs; base = Path(sys.argv[1]);"
-        "list(run_jobs(jobs(base, 1), NVCC, base / 'cache', parallel=1))"
+        "list(run_jobs(jobs(base, 1), COMPILERS, base / 'cache', parallel=1))"
     )
     root = str(Path(__file__).parents[3])
     env = {**os.environ, "PYTHONPATH": root, "FAKE_NVCC_FAULT": "hang", "FAKE_NVCC_LOG": str(calls)}

@@ -45,6 +45,15 @@ def test_a_gemm_is_noted_and_not_compiled(recorder: Recorder) -> None:
     assert recorded_arguments(recorder.entry) == (*paths, "-I/opt/include", "--a=b,c", "-O3")
 
 
+def test_the_second_layouts_command_is_noted_too(recorder: Recorder) -> None:
+    (recorder.entry / "kernel.cu").write_text(GEMM, encoding="utf-8")
+    cubin = f"{recorder.entry}/kernel.cubin"
+    assert recorder.call(f"{recorder.entry}/kernel.cu --cubin --output-file {cubin} --include-path /i").returncode == 0
+    arguments = recorded_arguments(recorder.entry)
+    assert arguments is not None
+    assert arguments[1:] == ("--cubin", "--output-file", cubin, "--include-path", "/i")
+
+
 def test_another_kernel_is_compiled(recorder: Recorder) -> None:
     assert recorder.compile(LAYOUT).returncode == 0
     assert recorded_arguments(recorder.entry) is None

@@ -26,6 +26,12 @@ def test_every_product_is_dealt_once(count: int, shapes: int) -> None:
     assert given_out == Counter((task.shape, m) for task in tasks for m in task.rows)
 
 
+def _command_failed(output: str) -> RuntimeError:
+    """As DeepGEMM 0.2 raises it."""
+    said = "Assertion error (command.hpp:35): exit_code == 0: command failed with exit code 1:\ncd /t && nvcc k.cu"
+    return RuntimeError(f"{said}\n{output}\nC++ trace (most recent call first):\n  #0 _C.so+0x1 f at error.cc:1")
+
+
 @pytest.mark.parametrize(
     ("error", "error_type"),
     [
@@ -38,6 +44,12 @@ def test_every_product_is_dealt_once(count: int, shapes: int) -> None:
         (RuntimeError("NVRTC error (compiler.hpp:1): 6"), "nvrtc_compile_failed"),
         (RuntimeError("Found no NVIDIA driver on your system"), "toolchain_mismatch"),
         (RuntimeError("Assertion error: NVCC version should be >= 12.3"), "toolchain_mismatch"),
+        (
+            RuntimeError("Assertion error (b.hpp:1): major > 12: NVCC version must be at least 12.9"),
+            "toolchain_mismatch",
+        ),
+        (_command_failed("sh: 1: nvcc: not found"), "toolchain_mismatch"),
+        (_command_failed("k.cu(3): error: this is wrong"), "compile_failed"),
         (RuntimeError(), "compile_failed"),
     ],
     ids=repr,
@@ -47,3 +59,15 @@ def test_an_error_has_a_type_and_one_line(error: Exception, error_type: str) -> 
     assert said.error_type == error_type
     assert "\n" not in said.message
     assert said.message
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        ("k.cu(1): warning: x\nk.cu(3): error: this is wrong", "k.cu(3): error: this is wrong"),
+        ("Killed", "Killed"),
+        ("", "RuntimeError: Assertion error (command.hpp:35): exit_code == 0: command failed with exit code 1:"),
+    ],
+)
+def test_what_the_compiler_said_is_told(output: str, message: str) -> None:
+    assert failure(_command_failed(output)).message == message

@@ -1,6 +1,7 @@
 """The `deep_gemm` stage: its plans, and its builds with a stand-in for DeepGEMM, torch and nvcc."""
 
 import dataclasses
+import json
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from rayprep.model.process_end import Cleanup
 from rayprep.model.spec import DeepGemmVia, DeviceChoice, PrepSpec
 from rayprep.sglang.architecture import Architecture, parse_architecture
 from rayprep.sglang.gemm_shapes import EXPERTS, GemmShape
-from rayprep.stages.deep_gemm.cache import entries, whole_entry
+from rayprep.stages.deep_gemm.cache import entries, files_of, whole_entry
 from rayprep.stages.deep_gemm.stage import DeepGemmStage, build_shapes
 from rayprep.stages.protocol import BuildContext, Built, StageRequest
 from rayprep.store.scan import scan_cache
@@ -137,6 +138,21 @@ def test_one_unit_is_one_product(bench: Bench) -> None:
     with_nvrtc = plan(bench, host={"nvcc": None})
     assert isinstance(with_nvrtc, Work)
     assert with_nvrtc.units == tuple(f"{unit}, nvrtc" for unit in UNITS)
+
+
+def test_the_second_deep_gemm_has_nvcc_alone_and_a_newer_one(bench: Bench) -> None:
+    bench.version = "0.2.0"
+    bench.environ["SGL_DG_USE_NVRTC"] = "1"
+    work = plan(bench, host={"nvcc": "12.9.41"})
+    assert isinstance(work, Work)
+    assert work.units == UNITS, "the variable changes nothing"
+    for nvcc, said in ((None, "missing: nvcc"), ("12.8.93", "nvcc 12.8.93 is too old")):
+        unable = plan(bench, host={"nvcc": nvcc})
+        assert isinstance(unable, Unable)
+        assert unable.error_type is ErrorType.TOOLCHAIN_MISMATCH
+        assert said in unable.message
+    bench.version = "0.1.7"
+    assert isinstance(plan(bench, host={"nvcc": "12.8.93"}), Work)
 
 
 @pytest.mark.parametrize(
@@ -264,14 +280,33 @@ def test_a_second_process_that_wants_other_kernels_fails_the_check(bench: Bench)
     assert caught.value.error_type is ErrorType.VERIFY_FAILED
 
 
-def test_the_second_layout_is_left_to_the_library(bench: Bench) -> None:
+def test_the_second_layout_is_listed_and_compiled_as_the_first(bench: Bench) -> None:
     bench.version = "0.2.3.post2"
     bench.environ["FAKE_LAYOUT"] = "2"
     built = bench.build()
     found = entries(bench.cache)
     assert [whole_entry(entry) for entry in found] == [True] * KERNELS
-    assert len(built.used) == 4 * KERNELS
-    assert built.compiled == tuple(entry.name for entry in found)
+    assert [files_of(entry) for entry in found] == [[".committed", "kernel.cu", "kernel.cubin", "meta.json"]] * KERNELS
+    assert (len(built.used), built.compiled) == (4 * KERNELS, tuple(entry.name for entry in found))
+    assert ("compiling kernels", KERNELS, KERNELS) in bench.reports
+    compilers = {json.loads((entry / "meta.json").read_text())["compiler_info"]["path"] for entry in found}
+    assert compilers == {f"{TESTS}/fakes/nvcc"}, "the stand-in is in no file that stays"
+    again = bench.build()
+    assert (again.compiled, again.used) == ((), built.used)
+    assert bench.compiles() == KERNELS + 2, "the two layout kernels are what the listing goes on with"
+
+
+@pytest.mark.parametrize("environ", [{"FAKE_NVCC_FAULT": "syntax"}, {"FAKE_FICKLE": "place"}])
+def test_the_second_layouts_failures_are_named_too(bench: Bench, environ: Mapping[str, str]) -> None:
+    bench.environ |= {"FAKE_LAYOUT": "2", **environ}
+    with pytest.raises(StageError, match=r"error: expected|still asks for a kernel to be compiled"):
+        bench.build()
+
+
+def test_where_a_cubin_is_disassembled_no_stub_is_tried(bench: Bench) -> None:
+    bench.environ |= {"FAKE_LAYOUT": "2", "DG_JIT_DEBUG": "1"}
+    assert bench.build().compiled
+    assert any(hint == "compiling kernels by shares" for hint, *_ in bench.reports)
 
 
 def test_a_cancelled_build_leaves_no_process(bench: Bench) -> None:

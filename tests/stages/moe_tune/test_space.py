@@ -89,9 +89,30 @@ def test_an_entry_holds_nothing_but_numbers() -> None:
     ],
 )
 def test_what_triton_compiles_in(tokens: int, block_m: int, classes: tuple[str, str]) -> None:
-    assert specialisation(FP8, tokens, block_m) == classes
+    assert specialisation(FP8, tokens, block_m, "0.5.18") == classes
     one = MoeShape(experts=8, width=768, hidden=2048, top_k=1)
-    assert specialisation(one, 1, 16) == ("sixteens", "one")
+    assert specialisation(one, 1, 16, None) == ("sixteens", "one")
+
+
+@pytest.mark.parametrize(
+    ("tokens", "early"), [(64, (True, True)), (65, (True, False)), (512, (True, False)), (513, (False, False))]
+)
+def test_the_next_kernel_is_launched_early_at_few_rows(tokens: int, early: tuple[bool, bool]) -> None:
+    assert specialisation(FP8, tokens, 64, "0.5.19")[2:] == early, "eight rows a token in the second product"
+
+
+@pytest.mark.parametrize(
+    ("tokens", "release", "rows"),
+    [
+        (17, "0.5.21", "any"),  # 136 + 129 * 63 = 8263
+        (17, "0.5.22", "any"),  # 8264
+        (18, "0.5.21", "any"),  # 8271
+        (18, "0.5.22", "sixteens"),  # 8272
+        (18, "0.5.99", "sixteens"),  # as the newest that is known
+    ],
+)
+def test_rows_come_in_fours(tokens: int, release: str, rows: str) -> None:
+    assert specialisation(FP8, tokens, 64, release)[0] == rows
 
 
 def test_what_takes_longest_to_compile_holds_the_most_sums_in_a_thread() -> None:

@@ -1,11 +1,12 @@
 """A stand-in for sgl-deep-gemm 0.1.4: it compiles, names, stores and loads kernels as csrc/jit/compiler.hpp does.
 
 Its tiles depend on M in three steps. A product needs a layout kernel before its own. A cubin is good if it starts
-with ELF. FAKE_LAYOUT=2 writes entries of the second layout. With FAKE_FICKLE=process each process wants kernels of
-its own, with FAKE_FICKLE=place each folder that the cache really is.
+with ELF. With FAKE_LAYOUT=2 it does as include/deep_jit of 0.2: another command, entries and words of failure. With
+FAKE_FICKLE=process each process wants kernels of its own, with FAKE_FICKLE=place each folder that the cache really is.
 """
 
 import hashlib
+import json
 import os
 import subprocess
 import uuid
@@ -65,7 +66,9 @@ def _build(name: str, code: str) -> None:
     folder = Path(top) / "cache" / (f"{name}.{digest}" if second else f"kernel.{name}.{digest}")
     if folder in _loaded:
         return
-    if not (folder / "kernel.cubin").exists():
+    if second and (folder / ".committed").exists():
+        os.utime(folder / ".committed")
+    elif not (folder / "kernel.cubin").exists():
         _compile(Path(top), nvcc, code, folder, second)
     if not (folder / "kernel.cubin").read_bytes().startswith(b"\x7fELF"):
         raise RuntimeError("CUDA driver error (handle.hpp:1): 200 (CUDA_ERROR_INVALID_IMAGE)")
@@ -76,13 +79,18 @@ def _compile(top: Path, nvcc: str, code: str, folder: Path, second: bool) -> Non
     making = top / "tmp" / uuid.uuid4().hex
     making.mkdir(parents=True)
     (making / "kernel.cu").write_text(code)
-    command = f"cd {making} && {nvcc} {making}/kernel.cu -cubin -o {making}/kernel.cubin -I/opt/include -O3"
-    done = _shell(command)
+    output = "--cubin --output-file" if second else "-cubin -o"
+    command = f"{nvcc} {making}/kernel.cu {output} {making}/kernel.cubin -I/opt/include -O3"
+    done = _shell(f"cd {making} && {command}")
+    if done.returncode != 0 and second:
+        raise RuntimeError(f"command failed with exit code {done.returncode}:\n{command}\n{done.stdout}")
     if done.returncode != 0:
         print("NVCC compilation failed:", done.stdout)
         raise RuntimeError('Assertion error (compiler.hpp:2): false and "NVCC compilation failed"')
-    for extra in ("meta.json", ".committed") if second else ():
-        (making / extra).write_text("{}" if extra == "meta.json" else "")
+    if second:
+        meta = {"command": command, "compiler_info": {"path": nvcc, "version": "release 13.0"}}
+        (making / "meta.json").write_text(json.dumps(meta))
+        (making / ".committed").touch()
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
         making.rename(folder)
