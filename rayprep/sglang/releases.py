@@ -20,6 +20,12 @@ class Since(StrEnum):
     """It chooses between masked and contiguous experts by the memory that they take.
 
     `_should_use_masked_standard_layout` in `srt/layers/moe/moe_runner/deep_gemm.py`."""
+    KERNELS_PACKAGE = "0.5.17"
+    """Its own JIT modules are compiled by `sglang.kernels.ops`, before by `sglang.jit_kernel`."""
+    KV_CACHE_THREADS = "0.5.21"
+    """`_jit_kvcache_module` in `kernels/ops/kvcache/kvcache.py` takes a number of threads, and 0 to choose it."""
+    QK_NORM_HALF_WARP = "0.5.23"
+    """`_jit_qknorm_module` in `kernels/ops/layernorm/norm.py` has `half_warp` in the module's name."""
 
 
 def since(version: str | None, first: str) -> bool:
