@@ -27,6 +27,7 @@ from rayprep.base.records import Record
 from rayprep.sglang.architecture import Architecture
 from rayprep.sglang.flags import ServerFlags
 from rayprep.sglang.inventory import AttentionFacts, Inventory
+from rayprep.sglang.releases import Since, since
 
 _SHORT = {
     **{"bfloat16": "bf16", "float16": "f16", "float8_e4m3fn": "e4m3", "float8_e5m2": "e5m2", "int32": "i32"},
@@ -47,6 +48,16 @@ _FUSED_ALL_REDUCE = frozenset(
     }
 )
 """Models for which SGLang fuses all-reduce and norm by itself. Source: `_FLASHINFER_ALLREDUCE_FUSION_ARCHS`."""
+_FUSED_SINCE = {
+    "DeepseekV4ForCausalLM": Since.FUSED_ALL_REDUCE_V4,
+    "Qwen4ExpForConditionalGeneration": Since.FUSED_ALL_REDUCE_EXP,
+    "NemotronH_Omni_Reasoning_V3": Since.FUSED_ALL_REDUCE_EXP,
+}
+_ALL_REDUCE = {
+    **{"auto": "gen_trtllm_comm_module", "trtllm": "gen_trtllm_comm_module", "mnnvl": "gen_trtllm_mnnvl_comm_module"},
+    "cutedsl": None,  # for Blackwell, and no module of FlashInfer's JIT
+}
+"""By the backend, on sm_90; one that is not known is taken for `auto`."""
 NEWER_GENERATORS = "flashinfer.jit.attention.modules"
 _FA2_PREFILL = ("_gen_batch_prefill_primary_module", "_gen_batch_prefill_independent_paged_module")
 """Since 0.7.1, for keys and values of equal strides and of unlike ones.
@@ -104,6 +115,16 @@ class FlashInferModule(Record):
         return ":".join([self.generator.removeprefix("gen_").removesuffix("_module"), *words])
 
     @property
+    def fa3_widths(self) -> tuple[bool | int | str, ...]:
+        """Widths of a head's keys and values, where FA3 is to attend in prefill; else empty."""
+        is_fa3 = self.generator == "gen_batch_prefill_module" and self.args[:1] == ("fa3",)
+        return self.args[5:7] if is_fa3 else ()
+
+    @property
+    def by_fa2(self) -> "FlashInferModule":
+        return self.model_copy(update={"args": ("fa2", *self.args[1:])})
+
+    @property
     def newer(self) -> tuple[str, ...]:
         """The generators that flashinfer calls instead, with the same arguments, where it has them.
 
@@ -114,25 +135,29 @@ class FlashInferModule(Record):
 
 
 def flashinfer_modules(
-    architecture: Architecture, tp: int, server_args: tuple[str, ...], inventory: Inventory | None = None
+    architecture: Architecture,
+    tp: int,
+    server_args: tuple[str, ...],
+    inventory: Inventory | None = None,
+    version: str | None = None,
 ) -> tuple[FlashInferModule, ...]:
     """The modules that one rank of `tp` needs on sm_90, those that compile longest first; all ranks need the same.
 
     Args:
         inventory: what the installed SGLang says; our tables where it was not asked.
+        version: SGLang's, for our tables.
 
     Raises:
         BadRequest: a word of `server_args` belongs to no flag.
         WidthMissing: the config leaves one out that is needed.
     """
     flags = ServerFlags(server_args)
-    server = _listed(inventory, flags) if inventory else _by_tables(architecture, tp, flags)
+    server = _listed(inventory, flags) if inventory else _by_tables(architecture, tp, flags, version)
     half = server.dtype in ("bfloat16", "float16")
     found: list[FlashInferModule] = []
     if half:
         found += _mla(server, server.latent) if server.latent else _gqa(server)
-    if server.all_reduce:
-        generator = "gen_trtllm_mnnvl_comm_module" if server.all_reduce == "mnnvl" else "gen_trtllm_comm_module"
+    if server.all_reduce and (generator := _ALL_REDUCE.get(server.all_reduce, _ALL_REDUCE["auto"])):
         found.append(FlashInferModule(generator=generator))
     if server.sampling == "flashinfer" and not server.deterministic:
         # One file of it compiles as long as the longest of attention's: 88 s beside 79 s on an H200's host.
@@ -183,8 +208,8 @@ def _latent(inventory: Inventory, layers: list[AttentionFacts]) -> Latent | None
     return Latent(space, rope, before.width_qk, before.width_v)
 
 
-def _by_tables(architecture: Architecture, tp: int, flags: ServerFlags) -> Server:
-    """As sglang 0.5.16 resolves it for the models that the tables were read for."""
+def _by_tables(architecture: Architecture, tp: int, flags: ServerFlags, version: str | None) -> Server:
+    """As SGLang resolves it for the models that the tables were read for."""
     tree = flags.get("speculative_eagle_topk", "")
     drafts_a_tree = tree.isdigit() and int(tree) > 1
     both = flags.get("attention_backend") or ("flashinfer" if drafts_a_tree and not architecture.is_mla else "fa3")
@@ -200,7 +225,7 @@ def _by_tables(architecture: Architecture, tp: int, flags: ServerFlags) -> Serve
         prefill=prefill,
         decode=decode,
         kv_cache=flags.get("kv_cache_dtype", "auto"),
-        all_reduce=_all_reduce(architecture, tp, flags),
+        all_reduce=_all_reduce(architecture, tp, flags, version),
         sampling=flags.get("sampling_backend", "flashinfer"),
         deterministic=deterministic,
         ragged="flashinfer_mla_disable_ragged" not in flags,
@@ -277,12 +302,18 @@ def _prefill(backend: str, dtype: str, kv_dtype: str, width_qk: int, width_vo: i
     return FlashInferModule(generator="gen_batch_prefill_module", args=args)
 
 
-def _all_reduce(architecture: Architecture, tp: int, flags: ServerFlags) -> str:
+def _all_reduce(architecture: Architecture, tp: int, flags: ServerFlags, version: str | None) -> str:
     """Return the backend that fuses it; empty for none."""
     off = {"enforce_disable_flashinfer_allreduce_fusion", "enable_deterministic_inference"}
     asked = flags.get("flashinfer_allreduce_fusion_backend")
-    wanted = asked or "enable_flashinfer_allreduce_fusion" in flags or architecture.family in _FUSED_ALL_REDUCE
+    by_itself = _is_fused_by_itself(architecture.family, version)
+    wanted = asked or "enable_flashinfer_allreduce_fusion" in flags or by_itself
     return "" if tp == 1 or not wanted or off & flags.keys() else asked or "auto"
+
+
+def _is_fused_by_itself(family: str, version: str | None) -> bool:
+    first = _FUSED_SINCE.get(family)
+    return family in _FUSED_ALL_REDUCE or (first is not None and since(version, first))
 
 
 def _is_v3_router(architecture: Architecture) -> bool:

@@ -1,6 +1,6 @@
-"""Which of SGLang's own JIT modules (`sglang.jit_kernel`) a server compiles on Hopper (sm_90).
+"""Which of SGLang's own JIT modules a server compiles on Hopper (sm_90).
 
-Read in sglang 0.5.16, and held against the folders that real servers left:
+Read in sglang 0.5.16, held against the folders that real servers left, and read again in 0.5.17 to 0.5.23:
 - positions of every decode: `model_executor/forward_batch_info.py` (`clamp_position`);
 - SiLU of every MLP and expert: `layers/activation.py`, `layers/moe/moe_runner/triton_utils/fused_moe.py`;
 - rope: `layers/rotary_embedding/base.py` (`RotaryEmbedding.forward_cuda`), interleaved in `models/deepseek_v2.py`;
@@ -18,35 +18,18 @@ import contextlib
 from collections.abc import Sequence
 
 from rayprep.base.records import Record
+from rayprep.sglang import jit_functions
 from rayprep.sglang.architecture import Architecture, WidthMissing
 from rayprep.sglang.flags import ServerFlags
-
-PDL = "pdl"
-"""The argument that stands for what SGLang finds out of the GPU: programmatic dependent launch, from sm_90 on."""
+from rayprep.sglang.jit_functions import JitModule
 
 _MODELS = frozenset({"llama", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "deepseek_v2", "deepseek_v3"})
-_CPP = {
-    **{"bfloat16": "bf16_t", "float16": "fp16_t", "float8_e4m3fn": "fp8_e4m3_t", "int64": "int64_t"},
-    **{"True": "true", "False": "false", PDL: "true"},
-}
 _HALF = {"bfloat16": "bfloat16", "float16": "float16", "half": "float16"}
 _KV_BYTES = {"auto": 2, "bf16": 2, "bfloat16": 2, "fp8_e4m3": 1, "fp8_e5m2": 1}
 """Of one element of the cache, by --kv-cache-dtype, for a model in half precision."""
 _ROPE_WIDTHS = (64, 128, 256, 512)
 _QK_NORM_WIDTHS = (64, 128, 256, 512, 1024)
 _QUANT_GROUPS = (16, 32, 64, 128)
-
-Arg = bool | int | str
-
-
-class JitModule(Record):
-    """One module: the function that compiles it, and what that is called with; types by torch's names."""
-
-    module: str
-    function: str
-    args: tuple[Arg, ...] = ()
-    name: str
-    """Its folder in the cache is `sgl_kernel_jit_NAME_HASH__arch_9.0a__tvmffi_VERSION`."""
 
 
 class JitRequest(Record):
@@ -63,8 +46,13 @@ class JitLine(Record):
     error: str | None = None
 
 
-def jit_modules(architecture: Architecture, tp: int, server_args: tuple[str, ...]) -> tuple[JitModule, ...]:
+def jit_modules(
+    architecture: Architecture, tp: int, server_args: tuple[str, ...], version: str | None
+) -> tuple[JitModule, ...]:
     """The modules that one rank of `tp` certainly needs on sm_90; all ranks need the same. None for other models.
+
+    Args:
+        version: SGLang's.
 
     Raises:
         BadRequest: a word of `server_args` belongs to no flag.
@@ -74,22 +62,25 @@ def jit_modules(architecture: Architecture, tp: int, server_args: tuple[str, ...
     if architecture.model_type not in _MODELS or dtype not in ("bfloat16", "float16") or architecture.unread:
         return ()
     with contextlib.suppress(WidthMissing):
-        return _of_known(architecture, tp, dtype, flags)
+        return _of_known(architecture, tp, dtype, flags, version)
     return ()
 
 
-def _of_known(architecture: Architecture, tp: int, dtype: str, flags: ServerFlags) -> tuple[JitModule, ...]:
+def _of_known(
+    architecture: Architecture, tp: int, dtype: str, flags: ServerFlags, version: str | None
+) -> tuple[JitModule, ...]:
     """Raise WidthMissing where the config leaves one out that is needed."""
-    found = [
-        _module("activation", "_jit_activation_module", (dtype,), ("activation", dtype, PDL)),
-        _module("clamp_position", "_jit_clamp_position_module", ("int64",), ("clamp_position", "int64")),
-        *_rope(architecture, dtype),
-        *_quantization(architecture, dtype),
+    modules = [
+        jit_functions.activation(version, dtype),
+        jit_functions.clamp_position(version, "int64"),
+        *_rope(architecture, dtype, version),
+        *_quantization(architecture, dtype, version),
     ]
     kv_bytes = _KV_BYTES.get(flags.get("kv_cache_dtype", "auto"))
     if architecture.is_mla:
-        return (*found, *_latent(architecture, kv_bytes), *_mla_keys(architecture, tp, flags))
-    return (*found, *_qk_norm(architecture, dtype, flags), *_keys_and_values(architecture, tp, dtype, kv_bytes))
+        return (*modules, *_latent(architecture, kv_bytes, version), *_mla_keys(architecture, tp, flags, version))
+    norm = _qk_norm(architecture, dtype, flags, version)
+    return (*modules, *norm, *_keys_and_values(architecture, tp, dtype, kv_bytes, version))
 
 
 def left_to_the_server(modules: Sequence[JitModule], lines: Sequence[JitLine], ended: str) -> tuple[str, ...]:
@@ -103,61 +94,53 @@ def left_to_the_server(modules: Sequence[JitModule], lines: Sequence[JitLine], e
     return (f"sglang_jit: {which}: {', '.join(left)}: {why}",)
 
 
-def _module(place: str, function: str, args: tuple[Arg, ...], parts: tuple[Arg, ...]) -> JitModule:
-    """`parts` are what the function gives to `load_jit`, which joins them to the name."""
-    name = "_".join(_CPP.get(str(part), str(part)) for part in parts)
-    return JitModule(module=f"sglang.jit_kernel.{place}", function=function, args=args, name=name)
-
-
-def _rope(architecture: Architecture, dtype: str) -> list[JitModule]:
+def _rope(architecture: Architecture, dtype: str, version: str | None) -> list[JitModule]:
     width = architecture.qk_rope_head_dim if architecture.is_mla else architecture.width("head_dim")
     if width not in _ROPE_WIDTHS:
         return []
-    halves = not architecture.is_mla  # DeepSeek interleaves
-    parts = ("fused_rope", halves, width, PDL, dtype)
-    return [_module("rope", "_jit_fused_rope_module", (halves, width, dtype), parts)]
+    # DeepSeek interleaves.
+    return [jit_functions.rope(version, halves=not architecture.is_mla, width=width, dtype=dtype)]
 
 
-def _quantization(architecture: Architecture, dtype: str) -> list[JitModule]:
+def _quantization(architecture: Architecture, dtype: str, version: str | None) -> list[JitModule]:
     quantization, block = architecture.quantization, architecture.weight_block_size
     if quantization is None or quantization.quant_method != "fp8" or not block or block[-1] not in _QUANT_GROUPS:
         return []
-    place = "per_token_group_quant_8bit_v2"
-    args = (dtype, "float8_e4m3fn", PDL)
-    return [_module(place, "_jit_module", args, (place, *args))]
+    with_experts = architecture.num_experts > 0
+    return jit_functions.group_quantization(version, dtype, block[-1], with_experts=with_experts)
 
 
-def _qk_norm(architecture: Architecture, dtype: str, flags: ServerFlags) -> list[JitModule]:
+def _qk_norm(architecture: Architecture, dtype: str, flags: ServerFlags, version: str | None) -> list[JitModule]:
     width = architecture.width("head_dim")
     otherwise = {"enable_deterministic_inference", "enable_fused_qk_norm_rope"} & flags.keys()
     if not architecture.model_type.startswith("qwen3") or width not in _QK_NORM_WIDTHS or otherwise:
         return []
-    return [_module("norm", "_jit_qknorm_module", (width, dtype), ("qknorm", width, PDL, dtype))]
+    return [jit_functions.qk_norm(version, width, dtype)]
 
 
-def _keys_and_values(architecture: Architecture, tp: int, dtype: str, kv_bytes: int | None) -> list[JitModule]:
+def _keys_and_values(
+    architecture: Architecture, tp: int, dtype: str, kv_bytes: int | None, version: str | None
+) -> list[JitModule]:
     within_rope = architecture.model_type == "qwen3_moe" and dtype == "bfloat16" and kv_bytes == 2
     if kv_bytes is None or within_rope:
         return []
     row = architecture.kv_heads(tp) * architecture.width("head_dim") * kv_bytes
-    return [_module("kvcache", "_jit_kvcache_module", (row,), ("kvcache", row, PDL))] if row % 4 == 0 else []
+    return [jit_functions.kv_cache(version, row)] if row % 4 == 0 else []
 
 
-def _latent(architecture: Architecture, kv_bytes: int | None) -> list[JitModule]:
+def _latent(architecture: Architecture, kv_bytes: int | None, version: str | None) -> list[JitModule]:
     if kv_bytes is None:
         return []
     nope, rope = (architecture.kv_lora_rank or 0) * kv_bytes, architecture.qk_rope_head_dim * kv_bytes
     if nope % 4 or rope % 4 or (nope + rope) % 16:
         return []
-    place = "set_mla_kv_buffer"
-    args = (nope, rope, PDL)
-    return [_module(place, "_jit_set_mla_kv_buffer_module", args, (f"{place}_{nope}_{rope}", *args))]
+    return [jit_functions.mla_kv_buffer(version, nope, rope)]
 
 
-def _mla_keys(architecture: Architecture, tp: int, flags: ServerFlags) -> list[JitModule]:
+def _mla_keys(architecture: Architecture, tp: int, flags: ServerFlags, version: str | None) -> list[JitModule]:
     heads = architecture.share("num_attention_heads", tp)
     widths = (heads, architecture.qk_nope_head_dim, architecture.qk_rope_head_dim)
     absorbed = {"enable_deterministic_inference", "flashinfer_mla_disable_ragged"} & flags.keys()
     if widths != (128, 128, 64) or absorbed:
         return []
-    return [_module("concat_mla", "_jit_concat_mla_k_module", (), ("concat_mla_k",))]
+    return [jit_functions.mla_keys(version)]

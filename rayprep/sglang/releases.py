@@ -20,6 +20,17 @@ class Since(StrEnum):
     """It chooses between masked and contiguous experts by the memory that they take.
 
     `_should_use_masked_standard_layout` in `srt/layers/moe/moe_runner/deep_gemm.py`."""
+    FUSED_ALL_REDUCE_V4 = "0.5.18"
+    """It fuses all-reduce and norm by itself for DeepSeek-V4: `_FLASHINFER_ALLREDUCE_FUSION_ARCHS` in
+    `srt/arg_groups/overrides.py`."""
+    FUSED_ALL_REDUCE_EXP = "0.5.20"
+    """The same for Qwen4-Exp and for Nemotron-H Omni."""
+    KERNELS_PACKAGE = "0.5.17"
+    """Its own JIT modules are compiled by `sglang.kernels.ops`, before by `sglang.jit_kernel`."""
+    KV_CACHE_THREADS = "0.5.21"
+    """`_jit_kvcache_module` in `kernels/ops/kvcache/kvcache.py` takes a number of threads, and 0 to choose it."""
+    QK_NORM_HALF_WARP = "0.5.23"
+    """`_jit_qknorm_module` in `kernels/ops/layernorm/norm.py` has `half_warp` in the module's name."""
 
     SMALLER_WARM_UP = "0.5.18"
     """Its loop over DeepGEMM's kernels goes down to 2048 rows where memory is short, not to 4096 alone.

@@ -138,11 +138,32 @@ def test_a_server_may_need_none(server_args: tuple[str, ...]) -> None:
         ((), 2, ["trtllm_comm"]),
         (("--enforce-disable-flashinfer-allreduce-fusion",), 2, []),
         (("--flashinfer-allreduce-fusion-backend", "mnnvl"), 2, ["trtllm_mnnvl_comm"]),
+        (("--flashinfer-allreduce-fusion-backend", "auto"), 2, ["trtllm_comm"]),
+        (("--flashinfer-allreduce-fusion-backend", "cutedsl"), 2, []),
         (("--enable-deterministic-inference",), 2, []),
     ],
 )
 def test_all_reduce_is_fused_above_tp_1(server_args: tuple[str, ...], tp: int, expected: list[str]) -> None:
     assert [unit for unit in units(model(QWEN3_MOE), *server_args, tp=tp) if unit.endswith("comm")] == expected
+
+
+@pytest.mark.parametrize(
+    ("family", "version", "fused"),
+    [
+        ("Qwen3MoeForCausalLM", None, True),
+        ("Qwen3MoeForCausalLM", "0.5.23", True),
+        ("DeepseekV4ForCausalLM", "0.5.17", False),
+        ("DeepseekV4ForCausalLM", "0.5.18", True),
+        ("Qwen4ExpForConditionalGeneration", "0.5.19", False),
+        ("Qwen4ExpForConditionalGeneration", "0.5.20", True),
+        ("NemotronH_Omni_Reasoning_V3", None, False),
+        ("NemotronH_Omni_Reasoning_V3", "0.5.23", True),
+        ("LlamaForCausalLM", "0.5.23", False),
+    ],
+)
+def test_all_reduce_is_fused_for_more_models_by_and_by(family: str, version: str | None, fused: bool) -> None:
+    modules = flashinfer_modules(model(QWEN3_MOE, architectures=[family]), 2, (), version=version)
+    assert ("gen_trtllm_comm_module" in {module.generator for module in modules}) is fused
 
 
 def test_the_router_of_deepseek_v3() -> None:

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from rayprep.sglang.architecture import Architecture, parse_architecture
-from rayprep.sglang.jit_modules import JitLine, JitModule, jit_modules, left_to_the_server
+from rayprep.sglang.jit_functions import JitModule
+from rayprep.sglang.jit_modules import JitLine, jit_modules, left_to_the_server
+from rayprep.sglang.releases import NEWEST, READ
 
 MODELS = Path(__file__).parents[1] / "gpu/models"
 QWEN3_MOE, LLAMA = "qwen3-moe-fp8-4l", "llama-fp8-2l"
@@ -26,7 +28,7 @@ def model(name: str, **changes: object) -> Architecture:
 
 
 def names(architecture: Architecture, *server_args: str, tp: int = 1) -> set[str]:
-    found = [module.name for module in jit_modules(architecture, tp, server_args)]
+    found = [module.name for module in jit_modules(architecture, tp, server_args, READ)]
     assert len(set(found)) == len(found)
     return set(found)
 
@@ -45,7 +47,7 @@ def test_what_servers_built_on_an_h200(name: str, backend: str, recorded: set[st
 
 
 def test_a_function_is_called_as_sglang_calls_it() -> None:
-    modules = {module.name: module for module in jit_modules(model(V3), 1, ())}
+    modules = {module.name: module for module in jit_modules(model(V3), 1, (), READ)}
     latent = modules[LATENT]
     assert (latent.module, latent.function) == (
         "sglang.jit_kernel.set_mla_kv_buffer",
@@ -54,6 +56,15 @@ def test_a_function_is_called_as_sglang_calls_it() -> None:
     assert latent.args == (1024, 128, "pdl")
     assert modules[ROPE_MLA].args == (False, 64, "bfloat16")
     assert JitModule.model_validate_json(modules[ROPE_MLA].model_dump_json()) == modules[ROPE_MLA]
+
+
+@pytest.mark.parametrize(("name", "layouts"), [(LLAMA, ["false"]), (QWEN3_MOE, ["false", "true"])])
+def test_experts_have_a_quantisation_of_their_own_since_scales_have_a_layout(name: str, layouts: list[str]) -> None:
+    listed = [module.name for module in jit_modules(model(name), 1, (), NEWEST)]
+    start = "per_token_group_quant_bf16_t_fp8_e4m3_t_128_false"
+    assert [module for module in listed if module.startswith("per_token")] == [
+        f"{start}_{row_major}_true_false_true_flat" for row_major in layouts
+    ]
 
 
 @pytest.mark.parametrize(
@@ -91,11 +102,11 @@ def test_types_and_widths_are_the_models() -> None:
 
 @pytest.mark.parametrize("changes", [{"model_type": "gpt_oss"}, {"torch_dtype": "float64"}])
 def test_of_what_is_not_known_nothing_is_listed(changes: dict[str, object]) -> None:
-    assert jit_modules(model(LLAMA, **changes), 1, ()) == ()
+    assert jit_modules(model(LLAMA, **changes), 1, (), READ) == ()
 
 
 def test_what_was_left_is_one_warning() -> None:
-    modules = jit_modules(model(V2_LITE), 1, ())
+    modules = jit_modules(model(V2_LITE), 1, (), READ)
     built = [JitLine(name=module.name, seconds=1.0) for module in modules]
     assert left_to_the_server(modules, built, "") == ()
     failed = built[0].model_copy(update={"error": "RuntimeError: no"})

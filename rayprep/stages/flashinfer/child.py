@@ -107,13 +107,22 @@ def _specs(module: FlashInferModule) -> list[JitSpec]:
         named = getattr(torch, arg, None) if isinstance(arg, str) else None
         return named if isinstance(named, torch.dtype) else arg
 
-    args = [resolve(arg) for arg in module.args]
     try:
-        return [generate(*args) for generate in _generators(module)]
+        loaded = _loaded(module)
+        args = [resolve(arg) for arg in loaded.args]
+        return [generate(*args) for generate in _generators(loaded)]
     except (AttributeError, TypeError) as error:
         raise UnitFailed(str(module)) from CalledOtherwise(f"{type(error).__name__}: {error}")
     except Exception as error:
         raise UnitFailed(str(module)) from error
+
+
+def _loaded(module: FlashInferModule) -> FlashInferModule:
+    """Return FA2's module where this flashinfer knows that FA3 has none of these widths (since 0.6.17)."""
+    if not module.fa3_widths:
+        return module
+    has_fa3 = getattr(importlib.import_module("flashinfer.utils"), "is_fa3_prefill_head_dim_supported", None)
+    return module if has_fa3 is None or has_fa3(*module.fa3_widths) else module.by_fa2
 
 
 def _generators(module: FlashInferModule) -> list[Callable[..., JitSpec]]:

@@ -106,7 +106,8 @@ class FlashInferStage:
 def _modules(request: StageRequest) -> tuple[FlashInferModule, ...]:
     """Raises WidthMissing where the config leaves one out that is needed."""
     spec = request.spec
-    return flashinfer_modules(request.model.architecture, spec.tp, spec.server_args, request.inventory)
+    version = request.signature.sglang_version
+    return flashinfer_modules(request.model.architecture, spec.tp, spec.server_args, request.inventory, version)
 
 
 def _unable(request: StageRequest) -> Unable | None:

@@ -14,7 +14,8 @@ from rayprep.host.gpu import visible_env
 from rayprep.host.process import Child
 from rayprep.sglang.command import server_env
 from rayprep.sglang.hopper import HOPPER, HOPPER_ARCH
-from rayprep.sglang.jit_modules import JitLine, JitModule, JitRequest, jit_modules, left_to_the_server
+from rayprep.sglang.jit_functions import JitModule
+from rayprep.sglang.jit_modules import JitLine, JitRequest, jit_modules, left_to_the_server
 from rayprep.stages.protocol import BuildContext, StageRequest
 
 LOG = "sglang_jit.log"
@@ -78,7 +79,8 @@ def modules_ahead(request: StageRequest) -> tuple[JitModule, ...]:
     signature = request.signature
     if signature.compute_capability != HOPPER or signature.nvcc is None:
         return ()
-    return jit_modules(request.model.architecture, request.spec.tp, request.spec.server_args)
+    spec = request.spec
+    return jit_modules(request.model.architecture, spec.tp, spec.server_args, signature.sglang_version)
 
 
 def _heard(text: str) -> JitLine | None:

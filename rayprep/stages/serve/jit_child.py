@@ -3,12 +3,14 @@
     python -P -m rayprep.stages.serve.jit_child REQUEST.json
 
 Answers in one line of JSON a module on standard output (`JitLine`); everything else goes to standard error. A module
-that fails is a line, and never the end of the others. Each lands in TVM_FFI_CACHE_DIR, as the server's would: tvm_ffi
-locks its folder while it compiles, and a server that comes early waits (tvm_ffi/cpp/extension.py). SGLang asks the
-GPU for its compute capability alone, which takes none of its memory.
+that fails is a line, and never the end of the others. Each lands where the server's would, and whoever comes early
+waits for a lock: tvm_ffi's in its folder below TVM_FFI_CACHE_DIR (tvm_ffi/cpp/extension.py), from 0.5.18 on SGLang's
+own below SGLANG_JIT_CACHE_DIR (sglang/kernels/jit/utils/compile/loader.py), where only whole builds are seen. SGLang
+asks the GPU for its compute capability alone, which takes none of its memory.
 
-TVM_FFI_CUDA_ARCH_LIST must be set. `load_jit` (sglang/jit_kernel/utils/compile.py, 0.5.16) sets it while it compiles
-and takes it away after, which one thread would do to the other's compile if it had not been there before.
+TVM_FFI_CUDA_ARCH_LIST must be set until 0.5.17: `load_jit` (sglang/jit_kernel/utils/compile.py, 0.5.16) sets it while
+it compiles and takes it away after, which one thread would do to the other's compile if it had not been there before.
+Later ones do not read it.
 """
 
 import importlib
@@ -24,7 +26,8 @@ from types import ModuleType
 from rayprep.base.records import read_tolerant
 from rayprep.base.text import printable
 from rayprep.host.files import read_bytes
-from rayprep.sglang.jit_modules import PDL, Arg, JitLine, JitModule, JitRequest
+from rayprep.sglang.jit_functions import PDL, Arg, JitModule
+from rayprep.sglang.jit_modules import JitLine, JitRequest
 from rayprep.stages.child.lines import claim_stdout
 from rayprep.stages.deep_gemm.compile_jobs import first_error
 
@@ -57,7 +60,7 @@ def _raise(error: Exception) -> None:
 
 def _resolved(arg: Arg, place: ModuleType) -> object:
     if arg == PDL:
-        return importlib.import_module("sglang.jit_kernel.utils").is_arch_support_pdl()
+        return place.is_arch_support_pdl()
     # A type, of the torch that the module itself imports.
     return getattr(place.torch, arg) if isinstance(arg, str) else arg
 

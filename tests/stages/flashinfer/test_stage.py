@@ -171,6 +171,25 @@ def test_the_module_is_the_one_that_this_flashinfer_loads(host: Host) -> None:
 
 
 @needs_ninja
+@pytest.mark.parametrize(
+    ("width", "env", "name"),
+    [
+        (80, {}, f"{PREFILL}_sm90"),
+        (80, {"FAKE_NEWER": "1"}, f"{PREFILL}_kv_stride_equal"),
+        (128, {"FAKE_NEWER": "1"}, f"{PREFILL}_sm90"),
+    ],
+)
+def test_widths_that_fa3_has_not_are_fa2s_where_this_flashinfer_says_so(
+    host: Host, width: int, env: dict[str, str], name: str
+) -> None:
+    args = ("fa3", "bfloat16", "bfloat16", "bfloat16", "int32", width, width, 0, False, False, False)
+    module = FlashInferModule(generator="gen_batch_prefill_module", args=args)
+    *_, end = host.child(ModulesRequest(mode="build", workspace=str(host.workspace), modules=(module,)), **env)
+    assert isinstance(end, ModulesLine)
+    assert [(built.unit, built.name) for built in end.modules] == [(str(module), name)]
+
+
+@needs_ninja
 @pytest.mark.parametrize("lost", ["sampling.so", ".ninja_log"])
 def test_only_what_lost_something_is_built_again(host: Host, lost: str) -> None:
     host.build()

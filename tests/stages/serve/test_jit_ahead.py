@@ -1,5 +1,6 @@
-"""SGLang's own modules in a real child process, with a stand-in for sglang.jit_kernel and its compiler."""
+"""SGLang's own modules in a real child process, with a stand-in for SGLang's kernels and their compiler."""
 
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,8 +18,11 @@ from rayprep.model.spec import DeviceChoice, PrepSpec
 from rayprep.sglang.architecture import parse_architecture
 from rayprep.stages.protocol import BuildContext, StageRequest
 from rayprep.stages.serve.jit_ahead import LOG, SglangJit, modules_ahead
+from rayprep.store.cache_watch import entry_name
+from rayprep.store.scan import scan_cache
 from tests.model.samples import DIGEST, signature
 from tests.processes import wait_for
+from tests.sglang.jit_sources import jit_sources
 from tests.stages.contexts import MEANS, build_context
 
 STAND_IN = Path(__file__).parents[2] / "fakes" / "sglang_lib"
@@ -55,6 +59,16 @@ class Host:
     def libraries(self) -> set[str]:
         found = self.cache.glob(f"sgl_kernel_jit_*_{HASH}/*.so")
         return {path.stem.removeprefix("sgl_kernel_jit_") for path in found}
+
+    def sglang(self, release: str) -> None:
+        """Makes SGLang's functions those of a release that has them in `sglang.kernels`."""
+        library = self.base / "library"
+        shutil.copytree(STAND_IN, library)
+        for source in jit_sources(release).values():
+            path = library.joinpath(*source.module.split(".")).with_suffix(".py")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(f"from sglang.kernels.jit.utils import {', '.join(source.imports)}\n\n\n{source.text}\n")
+        self.env |= {"PYTHONPATH": str(library), "SGLANG_JIT_CACHE_DIR": str(self.cache)}
 
     @property
     def layout(self) -> Layout:
@@ -104,6 +118,19 @@ def test_sglang_calls_them_as_the_plan_does(host: Host, model: str) -> None:
     asked = request(model)
     assert host.build(asked) == ()
     assert host.libraries == {module.name for module in modules_ahead(asked)}
+
+
+@pytest.mark.parametrize("release", ["0.5.18", "0.5.21", "0.5.23"])
+@pytest.mark.parametrize("model", ["qwen3-moe-fp8-4l", "llama-fp8-2l", "deepseek-v3-fp8-4l"])
+def test_later_releases_keep_them_elsewhere(host: Host, model: str, release: str) -> None:
+    host.compiler('echo "$1" > "$2"')
+    host.sglang(release)
+    asked = request(model, host={"sglang_version": release})
+    assert host.build(asked) == ()
+    files = scan_cache(host.layout.profiles, CacheName.SGLANG_JIT).files
+    start = "sglang_jit/sm90a/sgl_kernel_jit_"
+    assert {path.removeprefix(start).split("/")[0] for path in files} == {m.name for m in modules_ahead(asked)}
+    assert len({entry_name(path) for path in files}) == len(modules_ahead(asked))
 
 
 def test_one_that_fails_is_named_and_the_others_are_built(host: Host) -> None:
