@@ -13,9 +13,15 @@ from rayprep.doctor.subject import Checks, Subject
 from rayprep.host import toolchain
 from rayprep.host.files import read_bytes
 from rayprep.model.spec import DeviceChoice
+from rayprep.sglang.pins import CUDA, requirement
+from rayprep.sglang.releases import DEEP_JIT_NVCC, has_deep_jit, since
 
 _HEADER = "cuda_runtime_api.h"
 _DRY_RUN_S = 10.0
+_PARTS = ("nvidia-cuda-nvcc", "nvidia-cuda-crt", "nvidia-cuda-runtime", "nvidia-cuda-cccl", "nvidia-nvvm")
+_PIP_PINS = (
+    f"pip install {' '.join(requirement(name, f'{CUDA}.*') for name in _PARTS)} (or point CUDA_HOME at one toolkit)"
+)
 
 
 @dataclass(frozen=True)
@@ -46,17 +52,24 @@ class Nvcc:
     """Installed nvidia/* folders with an nvcc of their own: each would do as CUDA_HOME."""
 
 
-def judge_nvcc(nvcc: Nvcc, *, needed: bool) -> Finding:
-    """Compiler and headers must agree in major and minor version: CCCL's headers refuse any other pair."""
+def judge_nvcc(nvcc: Nvcc, *, needed: bool, deep_gemm: str | None = None) -> Finding:
+    """Compiler and headers must agree in major and minor version: CCCL's headers refuse any other pair.
+
+    Args:
+        deep_gemm: the installed version of sgl-deep-gemm.
+    """
     check, bad = "nvcc", fail if needed else warn
     if nvcc.path is None:
         if not needed:
             return ok(check, "none, which the CPU stage does not need")
         homes = " or ".join(f"CUDA_HOME={home}" for home in nvcc.pip_homes)
-        return fail(check, "none in CUDA_HOME, PATH or /usr/local/cuda", f"set {homes}" if homes else _pip_pins("13.0"))
+        return fail(check, "none in CUDA_HOME, PATH or /usr/local/cuda", f"set {homes}" if homes else _PIP_PINS)
     if nvcc.version is None:
         why = nvcc.problem or "does not say its version"
         return bad(check, f"{nvcc.path}: {why}", "reinstall it, or point CUDA_HOME at a toolkit that works")
+    if has_deep_jit(deep_gemm) and not since(nvcc.version, DEEP_JIT_NVCC):
+        found = f"{nvcc.version} in {nvcc.path}"
+        return bad(check, f"{found}, and DeepGEMM {deep_gemm} needs {DEEP_JIT_NVCC} or newer", _PIP_PINS)
     return _judge_headers(nvcc, ".".join(nvcc.version.split(".")[:2]), needed=needed)
 
 
@@ -68,8 +81,7 @@ def _judge_headers(nvcc: Nvcc, release: str, *, needed: bool) -> Finding:
         return bad(check, f"{found}, without runtime headers ({_HEADER})", f"install those of CUDA {release}")
     wrong = [header for header in used if header.version != release]
     if wrong:
-        wanted = wrong[0].version or release
-        return fail(check, f"{found}, but its headers are {_listed(wrong)}: no JIT compile works", _pip_pins(wanted))
+        return fail(check, f"{found}, but its headers are {_listed(wrong)}: no JIT compile works", _PIP_PINS)
     strays = [header for header in nvcc.pip if header.version != release]
     if strays:
         # nvcc and the headers beside it agree, so what uses only them works; some (TileLang) look at pip's first.
@@ -80,11 +92,6 @@ def _judge_headers(nvcc: Nvcc, release: str, *, needed: bool) -> Finding:
 
 def _listed(headers: Iterable[Header]) -> str:
     return ", ".join(str(header) for header in headers)
-
-
-def _pip_pins(release: str) -> str:
-    names = ("nvidia-cuda-nvcc", "nvidia-cuda-crt", "nvidia-cuda-runtime", "nvidia-cuda-cccl", "nvidia-nvvm")
-    return "pip install " + " ".join(f"'{name}=={release}.*'" for name in names) + ", or point CUDA_HOME at one toolkit"
 
 
 def cudart_version(header: str) -> str | None:
@@ -112,7 +119,8 @@ def read_headers(folders: Iterable[str | Path]) -> tuple[Header, ...]:
 def _nvcc(subject: Subject) -> list[Finding]:
     if subject.device is DeviceChoice.CPU:
         return [ok("nvcc", "not looked at: --device cpu does without")]
-    return [judge_nvcc(_read_nvcc(subject.environ), needed=subject.wants_gpu)]
+    deep_gemm = toolchain.package_version("sgl-deep-gemm")
+    return [judge_nvcc(_read_nvcc(subject.environ), needed=subject.wants_gpu, deep_gemm=deep_gemm)]
 
 
 def _read_nvcc(environ: Mapping[str, str]) -> Nvcc:

@@ -9,26 +9,14 @@ import rayprep
 from rayprep.doctor.findings import Finding, fail, ok, warn
 from rayprep.doctor.subject import Checks, Subject
 from rayprep.host import toolchain
+from rayprep.sglang.pins import LIBRARIES, PINS, fits, requirement
+from rayprep.sglang.releases import warning_of_release
 
 Versions = Mapping[str, str | None]
 """Distribution -> installed version, null where it is not installed."""
 
-TESTED: Mapping[str, Mapping[str, str]] = {
-    "0.5.16": {
-        "torch": "2.11.0",
-        "triton": "3.6.0",
-        "flashinfer-python": "0.6.14",
-        "sgl-deep-gemm": "0.1.4.post1",
-        "sglang-kernel": "0.4.5",
-        "transformers": "5.12.1",
-    },
-    "0.5.23": {"torch": "2.14.1", "flashinfer-python": "0.7.2", "sgl-deep-gemm": "0.2.3.post2"},
-}
-"""sglang's version -> the others that install together with it, as far as they are known."""
-
-_LIBRARIES = ("sglang", *TESTED["0.5.16"])
 _PYTHONS = ((3, 11), (3, 13))
-"""From what rayprep needs to the newest that sglang 0.5.16 installs on."""
+"""From what rayprep needs to the newest that sglang 0.5.16 to 0.5.23 installs on."""
 _RAYS = ((2, 55), (3, 0))
 """At the least, and below; rayprep's own requirement."""
 _TORCH = (2, 11)
@@ -55,23 +43,23 @@ def judge_sglang(versions: Versions, *, needed: bool) -> list[Finding]:
         if not needed:
             return [ok(check, "not installed, which the CPU stage does not need")]
         return [fail(check, "not installed, and the GPU stages are built with it", "pip install 'rayprep[sglang]'")]
-    pair = TESTED.get(_public(sglang))
-    if pair is None:
-        known = " or ".join(TESTED)
-        return [warn(check, f"{sglang}, which was not tried", f"install sglang {known}, or try it on one host first")]
-    absent = [name for name in pair if versions[name] is None]
+    pins = PINS.get(_public(sglang))
+    if pins is None:
+        message = warning_of_release(sglang) or f"{sglang}, which was not tried"
+        return [warn(check, message, f"install one of sglang {', '.join(PINS)}, or try it on one host first")]
+    absent = [name for name in pins if versions[name] is None]
     if absent:
         bad = fail if needed else warn
-        return [bad(check, f"{sglang} without {', '.join(absent)}", f"pip install {_pins(pair, absent)}")]
-    other = [name for name, version in pair.items() if _public(versions[name] or "") != version]
+        return [bad(check, f"{sglang} without {', '.join(absent)}", _install(pins, absent))]
+    other = [name for name, pin in pins.items() if not fits(_public(versions[name] or ""), pin)]
     if other:
-        found = ", ".join(f"{name} {versions[name]} (tested: {pair[name]})" for name in other)
-        return [warn(check, f"{sglang} with {found}", f"pip install {_pins(pair, other)}")]
-    return [ok(check, f"{sglang} with " + ", ".join(f"{name} {versions[name]}" for name in pair))]
+        found = ", ".join(f"{name} {versions[name]} (pinned: {pins[name]})" for name in other)
+        return [warn(check, f"{sglang} with {found}", _install(pins, other))]
+    return [ok(check, f"{sglang} with " + ", ".join(f"{name} {versions[name]}" for name in pins))]
 
 
-def _pins(pair: Mapping[str, str], names: list[str]) -> str:
-    return " ".join(f"{name}=={pair[name]}" for name in names)
+def _install(pins: Mapping[str, str], names: list[str]) -> str:
+    return "pip install " + " ".join(requirement(name, pins[name]) for name in names)
 
 
 def judge_deep_gemm(versions: Versions) -> list[Finding]:
@@ -80,8 +68,8 @@ def judge_deep_gemm(versions: Versions) -> list[Finding]:
     if wrong is None:
         return []
     remedy = "pip uninstall -y deep-gemm && pip install --force-reinstall --no-deps sgl-deep-gemm"
-    pair = TESTED.get(_public(versions["sglang"] or ""))
-    pinned = f"{remedy}=={pair['sgl-deep-gemm']}" if pair else remedy
+    pins = PINS.get(_public(versions["sglang"] or ""))
+    pinned = f"{remedy}=={pins['sgl-deep-gemm']}" if pins else remedy
     return [fail("deep-gemm", f"{wrong} is installed, which sglang cannot use in place of sgl-deep-gemm", pinned)]
 
 
@@ -94,7 +82,9 @@ def judge_torch(version: str | None, cuda: str | None, *, needs_cuda: bool) -> F
     if version is None:
         return fail(check, "not installed", f"pip install 'rayprep[{'sglang' if needs_cuda else 'cpu'}]'")
     if needs_cuda and cuda is None:
-        return fail(check, f"{version} is built without CUDA", "pip install 'rayprep[sglang]', from the default index")
+        return fail(
+            check, f"{version} is built without CUDA", "pip uninstall -y torch && pip install 'rayprep[sglang]'"
+        )
     built = f"{version}, built for {f'CUDA {cuda}' if cuda else 'the CPU'}"
     if _release(version) < _TORCH:
         return warn(check, f"{built}, is older than any that was tried", "pip install 'torch>=2.11,<3'")
@@ -102,7 +92,7 @@ def judge_torch(version: str | None, cuda: str | None, *, needs_cuda: bool) -> F
 
 
 def judge_ray(version: str | None) -> Finding:
-    remedy = "pip install 'ray[default]>=2.55,<3', the same version on every host"
+    remedy = "pip install 'ray[default]>=2.55,<3' (the same version on every host)"
     if version is None:
         return fail("ray", "not installed", remedy)
     if not _RAYS[0] <= _release(version) < _RAYS[1]:
@@ -147,7 +137,7 @@ def _python(_: Subject) -> list[Finding]:
 
 
 def _libraries(subject: Subject) -> list[Finding]:
-    versions = {name: toolchain.package_version(name) for name in (*_LIBRARIES, "deep-gemm")}
+    versions = {name: toolchain.package_version(name) for name in ("sglang", *LIBRARIES, "deep-gemm")}
     torch = judge_torch(versions["torch"], toolchain.torch_cuda_version(), needs_cuda=subject.wants_gpu)
     return [torch, *judge_sglang(versions, needed=subject.wants_gpu), *judge_deep_gemm(versions)]
 

@@ -45,6 +45,21 @@ class TestNvcc:
         assert "13.0 in /own" in finding.message
         assert "'nvidia-cuda-nvcc==13.0.*'" in (finding.remedy or "")
 
+    @pytest.mark.parametrize(
+        ("version", "deep_gemm", "state"),
+        [("12.8.93", "0.2.0", FAIL), ("12.9.41", "0.2.3.post2", OK), ("12.8.93", "0.1.7", OK), ("12.8.93", None, OK)],
+    )
+    def test_the_second_deep_gemm_needs_a_newer_one(self, version: str, deep_gemm: str | None, state: State) -> None:
+        header = Header("/own/cuda_runtime_api.h", version[:4])
+        finding = judge_nvcc(Nvcc("/n", version, own=(header,)), needed=True, deep_gemm=deep_gemm)
+        assert finding.state is state
+        assert (state is OK) == ("needs 12.9 or newer" not in finding.message)
+
+    def test_the_remedy_is_of_the_cuda_that_torch_has_whatever_the_headers_are(self) -> None:
+        """No package of nvcc is called so for CUDA 12, and some parts of 13.5 are of an older one."""
+        for headers in ("12.8", "13.5"):
+            assert "'nvidia-cuda-cccl==13.0.*'" in (self.judge("13.1.2", headers).remedy or "")
+
     def test_a_header_that_does_not_say_its_version_fits_no_compiler(self) -> None:
         unsaid = Nvcc("/n", "13.0.88", own=(Header("/own/cuda_runtime_api.h", None),))
         assert judge_nvcc(unsaid, needed=True).state is FAIL

@@ -5,9 +5,10 @@ import pytest
 from rayprep.doctor import package_checks
 from rayprep.doctor.findings import Finding, State
 from rayprep.doctor.toolchain_checks import judge_ninja
+from rayprep.sglang.pins import PINS
 from tests.doctor.words import FAIL, OK, WARN
 
-TESTED = {"sglang": "0.5.16", **package_checks.TESTED["0.5.16"], "deep-gemm": None}
+TESTED = {"sglang": "0.5.16", **PINS["0.5.16"], "deep-gemm": None}
 
 
 class TestPackages:
@@ -20,19 +21,29 @@ class TestPackages:
         assert self.one().state is OK
         assert self.one(torch="2.11.0+cu130").state is OK
 
-    def test_the_newer_pair(self) -> None:
-        newer = {"sglang": "0.5.23", "torch": "2.14.1", "flashinfer_python": "0.7.2", "triton": "9.9"}
-        assert self.one(True, **newer, sgl_deep_gemm="0.2.3.post2").state is OK
-        assert self.one(True, **newer).state is WARN
+    @pytest.mark.parametrize("release", PINS)
+    def test_the_set_of_each_known_release(self, release: str) -> None:
+        installed = {name: pin.replace(".*", ".1") for name, pin in PINS[release].items()}
+        assert self.one(True, sglang=release, **installed).state is OK
+        older = self.one(True, sglang=release, **{**installed, "triton": "3.5.0"})
+        assert older.state is WARN
+        assert older.remedy in (
+            f"pip install triton=={PINS[release]['triton']}",
+            f"pip install 'triton=={PINS[release]['triton']}'",
+        )
 
     def test_each_difference_is_named_with_its_pin(self) -> None:
         finding = self.one(torch="2.12.0", triton="3.7.0")
         assert finding.state is WARN
-        assert "torch 2.12.0 (tested: 2.11.0), triton 3.7.0 (tested: 3.6.0)" in finding.message
+        assert "torch 2.12.0 (pinned: 2.11.0), triton 3.7.0 (pinned: 3.6.0)" in finding.message
         assert finding.remedy == "pip install torch==2.11.0 triton==3.6.0"
 
     def test_a_version_that_was_not_tried(self) -> None:
-        assert self.one(sglang="0.5.20").state is WARN
+        older, newer = self.one(sglang="0.5.15"), self.one(sglang="0.6.0", torch="2.20.0")
+        assert (older.state, newer.state) == (WARN, WARN)
+        assert "0.5.15, which was not tried" in older.message
+        assert "0.6.0 is newer than 0.5.23, the newest that rayprep knows" in newer.message
+        assert "torch" not in newer.message, "there is nothing to compare it with"
 
     @pytest.mark.parametrize(("needed", "state"), [(True, FAIL), (False, OK)])
     def test_no_sglang(self, needed: bool, state: State) -> None:
