@@ -10,7 +10,7 @@ from typing import Protocol
 
 from scripts.upstream.wheel import Definition, Wheel, method, signature
 
-PYTHON = ("*.py",)
+PYTHON = ("sglang/srt/*.py", "sglang/kernels/*.py", "sglang/jit_kernel/*.py", "flashinfer/*.py")
 ARGUMENTS = ("sglang/srt/server_args.py", "sglang/srt/arg_groups/*.py")
 """Where SGLang's flags are, up to 0.5.19 in the first file alone."""
 BAR = ":  50%|#####     | 1/2 [00:01<00:01,  1.00s/it]"
@@ -39,7 +39,7 @@ class Named:
         said = self.name.encode()
         files = (file for file in wheel.matching(self.where) if said in wheel.read(file))
         held = any(self.name in wheel.words(file) for file in files)
-        return "" if held else f"no code names it in {_places(self.where)}"
+        return "" if held else "no code names it" + ("" if self.where == PYTHON else f" in {_places(self.where)}")
 
 
 @dataclass(frozen=True)
@@ -108,9 +108,20 @@ class Says:
         return "log line " + _ESCAPED.sub(r"\1", self.pattern.pattern)
 
     def problem(self, wheel: Wheel) -> str:
-        texts = (text for file in wheel.matching(self.where) for text in wheel.texts(file, self.fillings))
+        word = _needed_word(self.pattern).encode()
+        files = (file for file in wheel.matching(self.where) if word in wheel.read(file))
+        texts = (text for file in files for text in wheel.texts(file, self.fillings))
         held = any(self.pattern.search(text + self.tail) for text in texts)
         return "" if held else f"nothing in {_places(self.where)} prints it"
+
+
+def _needed_word(pattern: re.Pattern[str]) -> str:
+    """Return a word that any text has which the pattern fits; empty where none is certain. It spares the parsing."""
+    rest = re.sub(r"\\.|\[[^]]*\]", " ", pattern.pattern)
+    while (shorter := re.sub(r"\([^()]*\)[?*]?", " ", rest)) != rest:
+        rest = shorter
+    certain = "|" not in rest and not pattern.flags & re.IGNORECASE
+    return max(re.findall(r"\w{2,}(?![\w?*{])", rest), key=len, default="") if certain else ""
 
 
 @dataclass(frozen=True)

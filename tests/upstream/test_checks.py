@@ -2,6 +2,7 @@
 
 import re
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from scripts.upstream.checks import BAR, AnyOf, Calls, Check, File, Flag, Holds,
 from scripts.upstream.contract import Contract
 from scripts.upstream.wheel import Wheel
 
-FILES = {
+FILES: Mapping[str, str | bytes] = {
     "lib/__init__.py": "from .core import build as make\nfrom lib.core import Layer\n",
     "lib/core.py": """
 try:
@@ -62,14 +63,17 @@ LOG = ("lib/log.py",)
 @pytest.mark.parametrize(
     "check",
     [
-        Named("variable", "LIB_DIR"),
-        Named("variable", "LIB_MODE"),
+        Named("variable", "LIB_DIR", LOG),
+        Named("variable", "LIB_MODE", LOG),
         Named("attribute", "heads", ("lib/core.py",)),
         Flag("tp_size"),
         Flag("tensor_parallel_size"),
         Flag("old_name"),
         Says(re.compile(r"Try for <(\w+)> N=(\d+), K=(\d+)"), LOG),
         Says(re.compile(r"Module \S+ failed after \d+s"), LOG),
+        Says(re.compile(r"Nothing|Try for (?:it|<1>)"), LOG),
+        Says(re.compile(r"MODULE \S+ failed", re.I), LOG),
+        Says(re.compile(r"Modules?\b.* failed"), LOG),
         Says(re.compile(r"Module core failed after 3s"), LOG, fillings=("core", "3")),
         Says(re.compile(r"Capturing batches \(.*\| (\d+)/(\d+) \["), LOG, tail=BAR),
         Holds("Running: ", ("lib/_C.so",)),
@@ -93,7 +97,7 @@ def test_holds(check: Check, wheel: Wheel) -> None:
 @pytest.mark.parametrize(
     ("check", "why"),
     [
-        (Named("variable", "NOT_A_VARIABLE"), "no code"),
+        (Named("variable", "NOT_A_VARIABLE", LOG), "no code"),
         (Named("variable", "LIB_DIR", ("lib/core.py",)), "lib/core.py"),
         (Flag("not_one"), "no such flag"),
         (Says(re.compile("Explains? nothing"), LOG), "lib/log.py"),

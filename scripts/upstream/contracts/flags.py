@@ -45,22 +45,18 @@ def _flags(then: str, *names: str) -> list[Contract]:
     return [row for name, end in ends for row in rows(then, Flag(name), until=end, replaced=end is not None)]
 
 
-FLAGS: tuple[Contract, ...] = tuple(
-    {
-        row.id: row
-        for row in (
-            *_flags("rayprep's own server does not start with it: its log says so", *_passed()),
-            *_flags(
-                "what `rayprep verify -- COMMAND` reads off a command says nothing of it",
-                "model",
-                "tensor_parallel_size",
-            ),
-            *_flags("a server with TLS is not refused, and never seen to be ready", "ssl_certfile", "ssl_keyfile"),
-            *_flags("rayprep's tables decide as if it were not given; the server refuses it", *_ASKED),
-            *_flags("the server refuses it", *_COMPILING),
-            *_flags("the server refuses it, where rayprep has not", *flags._LAYOUTS, *flags._TP, *flags._OURS),
-            *_flags("the server refuses it", *flags._WITHOUT_KERNELS),
-        )
-    }.values()
+_ROWS = (
+    *_flags("rayprep's own server does not start: its log says why", *_passed()),
+    *_flags(
+        "what `rayprep verify -- COMMAND` reads off a command says nothing of it",
+        "model",
+        "tensor_parallel_size",
+    ),
+    *_flags("a server with TLS is not refused, and never seen to be ready", "ssl_certfile", "ssl_keyfile"),
+    *_flags("rayprep's tables decide as if it were not given; the server refuses it", *_ASKED),
+    *_flags("the server refuses it", *_COMPILING),
+    *_flags("the server refuses it, where rayprep has not", *flags._LAYOUTS, *flags._TP, *flags._OURS),
+    *_flags("the server refuses it", *flags._WITHOUT_KERNELS),
 )
+FLAGS: tuple[Contract, ...] = tuple({row.id: row for row in reversed(_ROWS)}.values())
 """A flag that is asked for in several ways stands once, with the first reason."""

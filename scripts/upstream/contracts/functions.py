@@ -13,7 +13,7 @@ from rayprep.sglang.gemm_shapes import KINDS
 from rayprep.sglang.inside.inventory import _LATENT, _SETTINGS, _WEIGHTS
 from rayprep.sglang.moe_shape import _FP8, _PLAIN
 from rayprep.stages.moe_tune.process_bench import _SGLANG_KERNELS
-from scripts.upstream.checks import ARGUMENTS, Calls, File, Named, Says, Wants
+from scripts.upstream.checks import ARGUMENTS, Calls, Check, File, Named, Says, Wants
 from scripts.upstream.contract import Contract, rows
 
 _SRT = "sglang.srt"
@@ -24,22 +24,12 @@ _CONFIG = f"{_TRITON}.fused_moe_triton_config"
 _TABLES = "SGLang cannot be asked: rayprep's tables stand in, and what they do not know is left to the server"
 _NO_TUNING = "`moe_tune` fails: the server takes SGLang's own configs"
 _GROUPS = (
-    *(
-        "backend",
-        "dist_init_method",
-        "server_args",
-        "model_config",
-        "gpu_id",
-        "tp_rank",
-        "pp_rank",
-        "tp_size",
-        "pp_size",
-    ),
-    *("attn_dp_size", "attn_cp_size", "moe_ep_size", "moe_dp_size", "dcp_size"),
+    *("backend", "dist_init_method", "server_args", "model_config", "gpu_id", "tp_rank", "pp_rank"),
+    *("tp_size", "pp_size", "attn_dp_size", "attn_cp_size", "moe_ep_size", "moe_dp_size", "dcp_size"),
 )
 """As `form_groups` of `inside/inventory.py` has them."""
 
-_INVENTORY = (
+_INVENTORY: tuple[Check, ...] = (
     Calls(f"{_SRT}.server_args", "prepare_server_args", 1),
     Calls(f"{_SRT}.configs.model_config", "ModelConfig.from_server_args"),
     Calls(f"{_SRT}.configs.load_config", "LoadConfig", 0, ("load_format",)),
@@ -129,7 +119,7 @@ FUNCTIONS: tuple[Contract, ...] = (
         "SGLang's own configs are not beside a tuned one, and it is not found where it is put",
         File("sglang/srt/layers/moe/moe_runner/triton_utils/configs/triton_*/*.json"),
         Named("folder", "configs", _FILES),
-        Says(re.compile(r"^triton_1$"), _FILES),
+        Says(re.compile(r"^triton_\d$"), _FILES),
     ),
     *rows(
         "its kernels are not listed ahead: the server compiles them, one after another",

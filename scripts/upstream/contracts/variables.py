@@ -15,6 +15,8 @@ OURS = re.compile(r"\b(?:SGLANG|SGL_DG|FLASHINFER|DG)_[A-Z0-9_]+")
 """The variables of the wheels that are read."""
 UNREAD = {"FLASHINFER_WORKSPACE_DIR": "the contract's name, which rayprep exports beside the one that is read"}
 """Those that no library reads, and why rayprep names them."""
+IN_PIECES = ("DG_JIT_NVCC_COMPILER", "DG_JIT_DUMP_")
+"""Those that machine code puts together, of which the rows have a piece."""
 _SINCE = {"SGLANG_JIT_CACHE_DIR": "0.5.18"}
 _SETTINGS = ("sglang/srt/environ.py",)
 _IN_DEEP_GEMM = ("deep_gemm/_C.so",)
@@ -84,6 +86,7 @@ VARIABLES: tuple[Contract, ...] = (
         package=DEEP_GEMM,
         since="0.5.20",
     ),
+    *rows("a dump that is asked for fails the listing", Holds("JIT_DUMP_ASM", _IN_DEEP_GEMM), package=DEEP_GEMM),
     *rows("DeepGEMM is not told which compiler to take", *_variables(["DG_JIT_USE_NVRTC"])),
     *rows(
         "kernels are listed for nvcc, whatever the user has asked for",
