@@ -8,6 +8,7 @@ import importlib.metadata
 import os
 import shutil
 import subprocess
+from typing import NoReturn
 
 import pytest
 
@@ -16,6 +17,13 @@ from tests.report.browser import browser
 
 def _need(present: bool, reason: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(not present and not os.environ.get("RAYPREP_REQUIRE_ALL"), reason=reason)
+
+
+def lacks(reason: str) -> NoReturn:
+    """Skip the test that runs, or fail it, for what only a try can tell to be missing."""
+    if os.environ.get("RAYPREP_REQUIRE_ALL"):
+        pytest.fail(reason)
+    pytest.skip(reason)
 
 
 def needs_tool(name: str) -> pytest.MarkDecorator:
