@@ -48,6 +48,21 @@ def test_a_real_log(name: str) -> None:
     assert reader.tail[-1].endswith("pid=1125") or reader.tail[-1].endswith("pid=2545")
 
 
+def test_a_real_log_of_the_newest_release() -> None:
+    """Of 0.5.23 on an H200, without the bars: nothing is compiled, and decode batches are named at the end."""
+    reader = read(*pieces("server-warm-sglang-0.5.23.log"))
+    args = reader.args
+    assert (args.attention_backend, args.sampling_backend, args.moe_runner_backend) == (
+        "flashinfer",
+        "flashinfer",
+        "auto",
+    )
+    assert (args.chunked_prefill_size, args.decode_max_batch, args.max_running_requests) == (8192, 256, 4096)
+    assert (args.decode_batches[:5], args.decode_batches[-1]) == ((1, 2, 4, 8, 12), 256)
+    assert (reader.memory_pool_ended, reader.ready, reader.jit_events) == (True, True, [])
+    assert len(reader.moe_configs.used) == 1
+
+
 def test_the_arguments_that_the_newest_release_prints() -> None:
     """By 0.5.23, which prints a dict, with secrets beside one another that have quotes of both kinds."""
     (line,) = pieces("server-args-sglang-0.5.23.log")[:1]
