@@ -99,9 +99,9 @@ def kill_the_driver(run: Aborted) -> None:
     ("hit", "status", "error_type"),
     [
         pytest.param(kill_the_child, 13, "compile_failed", id="child", marks=pytest.mark.slow),
-        # By default an agent is killed where that costs less, in test_fleet_faults.
+        # By default an agent and a driver are killed where that costs less, in test_fleet_faults.
         pytest.param(kill_the_agent, 13, "node_lost", id="agent", marks=pytest.mark.slow),
-        pytest.param(kill_the_driver, -signal.SIGKILL, None, id="driver"),
+        pytest.param(kill_the_driver, -signal.SIGKILL, None, id="driver", marks=pytest.mark.slow),
     ],
 )
 def test_kill_9_is_repaired_by_the_next_ensure(

@@ -179,9 +179,8 @@ def test_two_drivers_at_once_build_once(two: Fleet) -> None:
     assert sorted(map(len, built)) == [0, 0, 0, 1]
 
 
-@pytest.mark.parametrize(
-    "host", [pytest.param(False, id="agent"), pytest.param(True, id="host", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow  # by default a store refuses an older epoch, in store/test_epochs
+@pytest.mark.parametrize("host", [pytest.param(False, id="agent"), pytest.param(True, id="host")])
 def test_a_frozen_builder_cannot_publish(two: Fleet, host: bool) -> None:
     """SIGSTOP past its lease, then SIGCONT: another has built meanwhile, and it learns that it is late.
 

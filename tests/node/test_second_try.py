@@ -293,7 +293,7 @@ def test_the_withdrawal_names_the_tuner_that_made_the_config(moe_host: MoeHost) 
     assert reason["tuner"] == "/sglang/tuning.py"
 
 
-@pytest.mark.parametrize("by_the_proof", [True, False])
+@pytest.mark.parametrize("by_the_proof", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_a_run_that_is_stopped_says_what_it_has_withdrawn(moe_host: MoeHost, by_the_proof: bool) -> None:
     host = moe_host
     asked = request_of(host)

@@ -66,7 +66,7 @@ def entry_of(size: int) -> KernelConfig:
 
 
 @given(shapes, sizes_of_files, st.sampled_from(["0.5.16", "0.5.19", "0.5.23"]))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_whatever_a_server_compiles_of_a_file_is_launched(shape: MoeShape, sizes: set[int], release: str) -> None:
     files = ConfigFiles(up={size: entry_of(size) for size in sorted(sizes)})
     made = launches(files, shape, release)
