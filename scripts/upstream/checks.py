@@ -203,6 +203,25 @@ class Wants:
         return f"it wants {', '.join(missing)} too" if missing else ""
 
 
+@dataclass(frozen=True)
+class Item:
+    """A string in a list, or in anything else that a module has by a name."""
+
+    module: str
+    name: str
+    item: str
+
+    def __str__(self) -> str:
+        return f"{self.item} in {self.module}:{self.name}"
+
+    def problem(self, wheel: Wheel) -> str:
+        definition = wheel.definition(self.module, self.name)
+        if definition is None:
+            return "there is no such list"
+        held = any(isinstance(node, ast.Constant) and node.value == self.item for node in ast.walk(definition))
+        return "" if held else "the list is without it"
+
+
 def _has(owner: Definition, name: str) -> bool:
     return isinstance(owner, ast.ClassDef) and any(getattr(node, "name", None) == name for node in owner.body)
 

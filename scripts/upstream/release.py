@@ -40,7 +40,10 @@ class Release:
             HostUnfit: the release is written for a newer Python than this one.
         """
         with _no_collection():
-            return [(contract, self._problem(contract)) for contract in contracts]
+            problems = [(contract, self._problem(contract)) for contract in contracts]
+            for wheel in self.wheels.values():
+                wheel.forget()
+        return problems
 
     def _problem(self, contract: Contract) -> str:
         try:

@@ -39,6 +39,12 @@ class Wheel:
         self.flags = cache(self._flags)
         self._strings = cache(self._gapped)
 
+    def forget(self) -> None:
+        """Drop all that was read, which takes some hundred megabytes. It is read again when it is asked for."""
+        for kept in (self.read, self.tree, self.words, self.flags, self._strings):
+            kept.cache_clear()
+        self._parsed.clear()
+
     def _matching(self, patterns: tuple[str, ...]) -> tuple[str, ...]:
         """Return the files that one of the patterns fits; `*` fits slashes too."""
         wanted = re.compile("|".join(map(translate, patterns)))

@@ -105,7 +105,11 @@ KERNELS: tuple[Contract, ...] = (
         until="0.5.16",
         replaced=True,
     ),
-    *rows("no cache is blamed for what SGLang's own modules raise", File("sglang/kernels/jit/*.py"), since=Since.KERNELS_PACKAGE),
+    *rows(
+        "no cache is blamed for what SGLang's own modules raise",
+        File("sglang/kernels/jit/*.py"),
+        since=Since.KERNELS_PACKAGE,
+    ),
     *rows(
         "all of SGLang's own modules are one entry of their cache, which is removed as a whole",
         Holds("__arch_", ("sglang/jit_kernel/utils/compile.py", "sglang/kernels/jit/utils/*.py")),
@@ -140,7 +144,7 @@ KERNELS: tuple[Contract, ...] = (
         "FA3's module is built for nothing where FA3 does not have the widths",
         Calls("flashinfer.utils", "is_fa3_prefill_head_dim_supported", 2),
         package=FLASHINFER,
-        since="0.5.18",
+        since="0.5.17",
     ),
     *rows(
         _NO_MODULES,

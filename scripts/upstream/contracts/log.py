@@ -8,6 +8,7 @@ from scripts.upstream.checks import BAR, Holds, Says
 from scripts.upstream.contract import DEEP_GEMM, DEEP_JIT_SINCE, FLASHINFER, Contract, rows
 
 _RUNNER = ("sglang/srt/model_executor/*.py",)
+_PREFILL = ("sglang/srt/model_executor/runner/prefill_cuda_graph_runner.py",)
 _ENTRY = ("sglang/srt/entrypoints/*.py",)
 _ENGINE = ("sglang/srt/entrypoints/engine.py",)
 _DEEP_GEMM = ("sglang/srt/layers/deep_gemm_wrapper/compile_utils.py",)
@@ -36,12 +37,10 @@ LOG: tuple[Contract, ...] = (
     *rows(_NO_PROGRESS, Says(log._GEMM_BAR, _DEEP_GEMM, tail=BAR)),
     *rows(
         _NO_PROGRESS,
-        # Whichever of its wordings a release has.
-        *(
-            Says(death.CAPTURE_BAR, (f"sglang/srt/model_executor/runner/{phase}_cuda_graph_runner.py",), tail=BAR)
-            for phase in ("decode", "prefill")
-        ),
+        Says(death.CAPTURE_BAR, ("sglang/srt/model_executor/runner/decode_cuda_graph_runner.py",), tail=BAR),
     ),
+    *rows(_NO_PROGRESS, Holds('f"Capturing num tokens ({', _PREFILL), until="0.5.20", replaced=True),
+    *rows(_NO_PROGRESS, Holds('f"Capturing prefill shape ({', _PREFILL), since="0.5.21"),
     *rows(
         _NO_PROGRESS,
         Says(log._SHARDS, ("sglang/srt/model_loader/*.py",), tail=BAR),

@@ -3,8 +3,9 @@
 from rayprep.sglang.flashinfer_modules import _FUSED_SINCE
 from rayprep.sglang.releases import DEEP_JIT_NVCC, Since
 from rayprep.stages.moe_tune.space import _EARLY_ROWS
-from scripts.upstream.checks import File, Holds, Named
+from scripts.upstream.checks import Holds, Item, Named
 from scripts.upstream.contract import DEEP_GEMM, DEEP_JIT_SINCE, Contract, rows
+from scripts.upstream.contracts.functions import FUSED
 
 _WARM_UP = ("sglang/srt/layers/deep_gemm_wrapper/compile_utils.py",)
 _EXPERTS = ("sglang/srt/layers/moe/moe_runner/deep_gemm.py",)
@@ -25,11 +26,10 @@ RELEASES: tuple[Contract, ...] = (
         for model, first in _FUSED_SINCE.items()
         for row in rows(
             "without an inventory a module of FlashInfer's is built for nothing",
-            Named("fused all-reduce of", model, ("sglang/srt/arg_groups/overrides.py",)),
+            Item(*FUSED, model),
             since=first,
         )
     ),
-    *rows("SGLang's own modules are left to the server", File("sglang/kernels/ops/*.py"), since=Since.KERNELS_PACKAGE),
     *rows(
         _LEFT,
         Named("argument", "num_threads", ("sglang/kernels/ops/kvcache/kvcache.py",)),
