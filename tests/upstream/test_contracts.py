@@ -3,6 +3,7 @@
 import pytest
 
 from rayprep.base.errors import HostUnfit
+from rayprep.sglang.pins import PINS
 from scripts.upstream.__main__ import concerned
 from scripts.upstream.contracts import CONTRACTS
 from scripts.upstream.release import Release, fetch_release
@@ -21,7 +22,9 @@ def release_of(version: str) -> Release:
 @pytest.mark.parametrize("version", RELEASES)
 def test_a_release_has_what_is_said_of_it_and_nothing_else(version: str) -> None:
     """All rows at once, so that no file is read and parsed again in another process."""
-    problems = release_of(version).problems(CONTRACTS)
+    release = release_of(version)
+    assert release.pins == {name: PINS[version][name] for name in release.pins}
+    problems = release.problems(CONTRACTS)
     wrong = [f"{row.id}: {why or 'it is there'}" for row, why in problems if (why == "") != row.is_said_of(version)]
     assert not wrong, "\n".join(wrong)
 
