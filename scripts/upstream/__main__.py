@@ -2,15 +2,15 @@
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NoReturn
 
-from rayprep.base.errors import HostUnfit, RayprepError
+from rayprep.base.errors import RayprepError
 from rayprep.base.text import one_line
 from rayprep.sglang.releases import warning_of_release
 from scripts.upstream.contract import Contract
 from scripts.upstream.contracts import CONTRACTS
-from scripts.upstream.release import Release, fetch_release
+from scripts.upstream.release import fetch_release
 
 _DESCRIPTION = """Say what of rayprep does not hold with a release of SGLang, a line each, and what rayprep does then.
 
@@ -22,22 +22,6 @@ Exit status: 0 all holds, 1 something does not, 2 no such release, 3 it cannot b
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
-
-
-def broken(release: Release) -> Iterator[tuple[Contract, str]]:
-    """Yield the rows that do not hold, each with why; those for which another stands are left out.
-
-    Raises:
-        HostUnfit: the release is written for a newer Python than this one.
-    """
-    for contract in concerned(release.version):
-        try:
-            problem = contract.check.problem(release.wheels[contract.package])
-        except SyntaxError as error:
-            what = f"{contract.package} of sglang {release.version} cannot be read by Python {sys.version.split()[0]}"
-            raise HostUnfit(f"{what}: {error}", hint="set PYTHON to a newer one") from None
-        if problem:
-            yield contract, problem
 
 
 def concerned(version: str) -> list[Contract]:
@@ -53,9 +37,9 @@ def main(words: Sequence[str]) -> int:
     try:
         release = fetch_release(version)
         print(f"sglang {version} with {' and '.join(f'{name} {pin}' for name, pin in release.pins.items())}")
-        count = 0
-        for contract, problem in broken(release):
-            count += 1
+        asked = concerned(version)
+        broken = [(contract, problem) for contract, problem in release.problems(asked) if problem]
+        for contract, problem in broken:
             known = f" (known: until {contract.until})" if contract.until else ""
             print(one_line(f"{contract}: {problem}{known}: {contract.then}"))
     except RayprepError as error:
@@ -63,9 +47,8 @@ def main(words: Sequence[str]) -> int:
         return error.exit_code
     if warning := warning_of_release(version):
         print(warning)
-    total = len(concerned(version))
-    print(f"{count} of {total} do not hold" if count else f"all {total} hold")
-    return 1 if count else 0
+    print(f"{len(broken)} of {len(asked)} do not hold" if broken else f"all {len(asked)} hold")
+    return 1 if broken else 0
 
 
 if __name__ == "__main__":

@@ -2,9 +2,7 @@
 
 import ast
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from inspect import Parameter, Signature
 from typing import Protocol
 
@@ -36,8 +34,8 @@ class Named:
         return f"{self.what} {self.name}"
 
     def problem(self, wheel: Wheel) -> str:
-        said = self.name.encode()
-        files = (file for file in wheel.matching(self.where) if said in wheel.read(file))
+        whole = re.compile(rb"(?<!\w)%b(?!\w)" % re.escape(self.name).encode())  # it spares the parsing
+        files = (file for file in wheel.having(self.name, self.where) if whole.search(wheel.read(file)))
         held = any(self.name in wheel.words(file) for file in files)
         return "" if held else "no code names it" + ("" if self.where == PYTHON else f" in {_places(self.where)}")
 
@@ -53,26 +51,8 @@ class Flag:
         return f"flag --{self.name.replace('_', '-')}"
 
     def problem(self, wheel: Wheel) -> str:
-        held = self.name in flags_of(wheel)
+        held = any(self.name in wheel.flags(file) for file in wheel.matching(ARGUMENTS))
         return "" if held else "no such flag is declared"
-
-
-@lru_cache(maxsize=1)
-def flags_of(wheel: Wheel) -> frozenset[str]:
-    """Return the plain names of all flags, aliases included."""
-    return frozenset(name for file in wheel.matching(ARGUMENTS) for name in _flags(wheel, file))
-
-
-_WRITTEN = re.compile(r"--[a-z][a-z0-9_-]*")
-
-
-def _flags(wheel: Wheel, file: str) -> Iterator[str]:
-    for node in ast.walk(wheel.tree(file)):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and _WRITTEN.fullmatch(node.value):
-            yield node.value[2:].replace("-", "_")
-        elif isinstance(node, ast.ClassDef):
-            fields = (field.target for field in node.body if isinstance(field, ast.AnnAssign))
-            yield from (field.id for field in fields if isinstance(field, ast.Name))
 
 
 @dataclass(frozen=True)
@@ -108,8 +88,7 @@ class Says:
         return "log line " + _ESCAPED.sub(r"\1", self.pattern.pattern)
 
     def problem(self, wheel: Wheel) -> str:
-        word = _needed_word(self.pattern).encode()
-        files = (file for file in wheel.matching(self.where) if word in wheel.read(file))
+        files = wheel.having(_needed_word(self.pattern), self.where)
         texts = (text for file in files for text in wheel.texts(file, self.fillings))
         held = any(self.pattern.search(text + self.tail) for text in texts)
         return "" if held else f"nothing in {_places(self.where)} prints it"
@@ -222,6 +201,25 @@ class Wants:
         wanted = [name for name, one in called.parameters.items() if one.default is Parameter.empty]
         missing = [name for name in wanted if name not in self.offered]
         return f"it wants {', '.join(missing)} too" if missing else ""
+
+
+@dataclass(frozen=True)
+class Item:
+    """A string in a list, or in anything else that a module has by a name."""
+
+    module: str
+    name: str
+    item: str
+
+    def __str__(self) -> str:
+        return f"{self.item} in {self.module}:{self.name}"
+
+    def problem(self, wheel: Wheel) -> str:
+        definition = wheel.definition(self.module, self.name)
+        if definition is None:
+            return "there is no such list"
+        held = any(isinstance(node, ast.Constant) and node.value == self.item for node in ast.walk(definition))
+        return "" if held else "the list is without it"
 
 
 def _has(owner: Definition, name: str) -> bool:

@@ -2,12 +2,16 @@
 
 from dataclasses import dataclass, replace
 
-from rayprep.sglang.releases import since
+from rayprep.sglang.pins import PINS
+from rayprep.sglang.releases import has_deep_jit, since
 from scripts.upstream.checks import Check
 
 SGLANG, FLASHINFER, DEEP_GEMM = "sglang", "flashinfer-python", "sgl-deep-gemm"
 PACKAGES = (SGLANG, FLASHINFER, DEEP_GEMM)
 """Whose wheels are read. Others that rayprep names variables of (torch, triton, tvm-ffi, ...) are not fetched."""
+
+DEEP_JIT_SINCE = next(release for release, pins in PINS.items() if has_deep_jit(pins[DEEP_GEMM]))
+"""The first release of SGLang whose DeepGEMM is 0.2."""
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,21 @@
 """The wheels of one release of SGLang and of the libraries that it pins, fetched by pip and kept."""
 
+import gc
 import os
 import re
 import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock
 
 from rayprep.base.errors import BadRequest, HostUnfit
-from scripts.upstream.contract import DEEP_GEMM, FLASHINFER, SGLANG
+from scripts.upstream.contract import DEEP_GEMM, FLASHINFER, SGLANG, Contract
 from scripts.upstream.wheel import Wheel
 
 _VERSION = re.compile(r"\d{1,4}(\.\d{1,6}){1,3}((a|b|rc|\.post|\.dev)\d{1,8})?")
@@ -29,6 +32,37 @@ class Release:
     wheels: dict[str, Wheel]
     pins: dict[str, str]
     """The versions of the others that its METADATA asks for."""
+
+    def problems(self, contracts: Iterable[Contract]) -> list[tuple[Contract, str]]:
+        """Return each row with why it does not hold; empty where it does.
+
+        Raises:
+            HostUnfit: the release is written for a newer Python than this one.
+        """
+        with _no_collection():
+            problems = [(contract, self._problem(contract)) for contract in contracts]
+            for wheel in self.wheels.values():
+                wheel.forget()
+        return problems
+
+    def _problem(self, contract: Contract) -> str:
+        try:
+            return contract.check.problem(self.wheels[contract.package])
+        except SyntaxError as error:
+            what = f"{contract.package} of sglang {self.version} cannot be read by Python {sys.version.split()[0]}"
+            raise HostUnfit(f"{what}: {error}", hint="set PYTHON to a newer one") from None
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Keep the garbage collector from going through the trees of all files, which takes longer than their parsing."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def cache_folder() -> Path:

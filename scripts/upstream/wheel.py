@@ -4,7 +4,7 @@ import ast
 import re
 import zipfile
 from collections.abc import Iterator, Sequence
-from fnmatch import fnmatchcase
+from fnmatch import translate
 from functools import cache
 from inspect import Parameter, Signature
 from itertools import zip_longest
@@ -12,6 +12,7 @@ from pathlib import Path
 
 _GAP = re.compile(r"%(?:\(\w+\))?[-+ #0]*\d*(?:\.\d+)?[sdrfgi]")
 """A place in a text that `%` or a logger fills."""
+_FLAG = re.compile(r"--[a-z][a-z0-9_-]*")
 _WORDS: dict[type[ast.AST], tuple[str, ...]] = {
     **{ast.Constant: ("value",), ast.Name: ("id",), ast.Attribute: ("attr",), ast.keyword: ("arg",), ast.arg: ("arg",)},
     **{ast.FunctionDef: ("name",), ast.AsyncFunctionDef: ("name",), ast.ClassDef: ("name",)},
@@ -28,18 +29,35 @@ class Wheel:
     def __init__(self, path: Path) -> None:
         """Raise zipfile.BadZipFile where it is none."""
         self._zip = zipfile.ZipFile(path)
-        self.names = tuple(self._zip.namelist())
+        self.names = tuple(file.filename for file in sorted(self._zip.infolist(), key=lambda file: file.file_size))
+        """Those first that are soon read."""
+        self._parsed: set[str] = set()
         self.read = cache(self._zip.read)
         self.matching = cache(self._matching)
         self.tree = cache(self._parse)
         self.words = cache(self._words)
+        self.flags = cache(self._flags)
         self._strings = cache(self._gapped)
+
+    def forget(self) -> None:
+        """Drop all that was read, which takes some hundred megabytes. It is read again when it is asked for."""
+        for kept in (self.read, self.tree, self.words, self.flags, self._strings):
+            kept.cache_clear()
+        self._parsed.clear()
 
     def _matching(self, patterns: tuple[str, ...]) -> tuple[str, ...]:
         """Return the files that one of the patterns fits; `*` fits slashes too."""
-        return tuple(name for name in self.names if any(fnmatchcase(name, pattern) for pattern in patterns))
+        wanted = re.compile("|".join(map(translate, patterns)))
+        return tuple(name for name in self.names if wanted.match(name))
+
+    def having(self, text: str, patterns: tuple[str, ...]) -> Iterator[str]:
+        """Yield those of these files that have a text, with what need not be parsed any more before the rest."""
+        names = sorted(self.matching(patterns), key=lambda name: name not in self._parsed)
+        said = text.encode()
+        return (name for name in names if said in self.read(name))
 
     def _parse(self, name: str) -> ast.Module:
+        self._parsed.add(name)
         return ast.parse(self.read(name))
 
     def _words(self, name: str) -> frozenset[str]:
@@ -48,6 +66,10 @@ class Wheel:
         for node in ast.walk(self.tree(name)):
             found.update(getattr(node, word) for word in _WORDS.get(type(node), ()))
         return frozenset(word for word in found if isinstance(word, str))
+
+    def _flags(self, name: str) -> frozenset[str]:
+        """Return the flags that a file's code declares, without dashes: in a string, or as a field of a class."""
+        return frozenset(flag for node in ast.walk(self.tree(name)) for flag in _declared(node))
 
     def metadata(self) -> str:
         """Return the text of its METADATA."""
@@ -97,6 +119,14 @@ class Wheel:
         package = dotted.split(".") if file.endswith("/__init__.py") else dotted.split(".")[:-1]
         parents = package[: len(package) - node.level + 1] if node.level else []
         return self.definition(".".join([*parents, *([node.module] if node.module else [])]), original, steps)
+
+
+def _declared(node: ast.AST) -> Iterator[str]:
+    if isinstance(node, ast.Constant) and isinstance(node.value, str) and _FLAG.fullmatch(node.value):
+        yield node.value[2:].replace("-", "_")
+    elif isinstance(node, ast.ClassDef):
+        fields = (field.target for field in node.body if isinstance(field, ast.AnnAssign))
+        yield from (field.id for field in fields if isinstance(field, ast.Name))
 
 
 def _with_gaps(parts: Sequence[ast.expr]) -> str:

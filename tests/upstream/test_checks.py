@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from scripts.upstream.checks import BAR, AnyOf, Calls, Check, File, Flag, Holds, Named, Says, Wants, Without
+from scripts.upstream.checks import BAR, AnyOf, Calls, Check, File, Flag, Holds, Item, Named, Says, Wants, Without
 from scripts.upstream.contract import Contract
 from scripts.upstream.wheel import Wheel
 
 FILES: Mapping[str, str | bytes] = {
-    "lib/__init__.py": "from .core import build as make\nfrom lib.core import Layer\n",
+    "lib/__init__.py": "from .core import MODELS, build as make\nfrom lib.core import Layer\n",
     "lib/core.py": """
 try:
     import fast
@@ -29,6 +29,7 @@ class Config(NamedTuple):
     width: int = 1
 Layer = wrapped(Layer)
 made = partial(build)
+MODELS = frozenset({"Llama"})  # not Gemma
 """,
     "lib/log.py": """
 def tell(n, bar):
@@ -66,6 +67,7 @@ LOG = ("lib/log.py",)
         Named("variable", "LIB_DIR", LOG),
         Named("variable", "LIB_MODE", LOG),
         Named("attribute", "heads", ("lib/core.py",)),
+        Named("attribute", "run", ("lib/*.py",)),
         Flag("tp_size"),
         Flag("tensor_parallel_size"),
         Flag("old_name"),
@@ -86,6 +88,7 @@ LOG = ("lib/log.py",)
         Calls("lib.core", "Config", 1),
         Calls("lib.core", "made"),
         Wants("lib.core", "Layer", ("size", "heads")),
+        Item("lib", "MODELS", "Llama"),
         AnyOf((File("lib/none.py"), File("lib/log.py"))),
     ],
     ids=repr,
@@ -115,6 +118,8 @@ def test_holds(check: Check, wheel: Wheel) -> None:
         (Calls("lib.core", "made", 0), "cannot be read"),
         (Wants("lib.core", "Config", ("width",)), "wants name too"),
         (Wants("lib.core", "gone", ()), "no such function"),
+        (Item("lib", "MODELS", "Gemma"), "without it"),
+        (Item("lib.core", "TYPES", "Llama"), "no such list"),
         (AnyOf((File("lib/none.py"), File("lib/nor.py"))), "not in the wheel"),
     ],
     ids=repr,

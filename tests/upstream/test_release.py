@@ -1,5 +1,6 @@
 """How wheels are fetched: by a pip that finds its packages in a folder, never on a network."""
 
+import shutil
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -54,11 +55,17 @@ def test_the_pinned_libraries_come_along_and_are_kept(shop: Path) -> None:
     assert sorted(path.suffix for path in cache_folder().iterdir()) == [*[".lock"] * 3, *[".whl"] * 3]
 
 
+def keep(shop: Path) -> None:
+    """Put all that pip would fetch where it is kept, which spares pip's time."""
+    shutil.copytree(shop, cache_folder())
+
+
 def test_a_damaged_wheel_is_fetched_again(shop: Path) -> None:
-    fetch_release("0.5.16")
+    keep(shop)
     kept = cache_folder() / "sglang-0.5.16-py3-none-any.whl"
     kept.write_bytes(kept.read_bytes()[:100])
     assert fetch_release("0.5.16").pins
+    assert zipfile.is_zipfile(kept)
 
 
 @pytest.mark.usefixtures("shop")
@@ -82,9 +89,9 @@ def test_a_cache_that_cannot_be_written(shop: Path, monkeypatch: pytest.MonkeyPa
         fetch_release("0.5.16")
 
 
-@pytest.mark.usefixtures("shop")
-def test_what_does_not_hold_is_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_does_not_hold_is_a_line_each(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Nothing is in these wheels, so that nearly nothing holds."""
+    keep(shop)
     assert main(["0.5.16"]) == 1
     first, *lines, last = capsys.readouterr().out.splitlines()
     assert first == "sglang 0.5.16 with flashinfer-python 0.6.1 and sgl-deep-gemm 0.1.2.post1"
@@ -93,8 +100,7 @@ def test_what_does_not_hold_is_a_line_each(capsys: pytest.CaptureFixture[str]) -
 
 
 @pytest.mark.usefixtures("shop")
-@pytest.mark.parametrize(("words", "status"), [(["nonsense"], 2), (["0.5.99"], 2)])
-def test_an_error_is_one_line(words: list[str], status: int, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(words) == status
+def test_an_error_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["nonsense"]) == 2
     said = capsys.readouterr()
     assert said.out == "" and said.err.startswith("check-sglang: error: ") and said.err.count("\n") == 1

@@ -5,7 +5,8 @@ from scripts.upstream.contracts.flags import FLAGS
 from scripts.upstream.contracts.functions import FUNCTIONS
 from scripts.upstream.contracts.kernels import KERNELS
 from scripts.upstream.contracts.log import LOG
+from scripts.upstream.contracts.releases import RELEASES
 from scripts.upstream.contracts.serving import SERVING
 from scripts.upstream.contracts.variables import VARIABLES
 
-CONTRACTS: tuple[Contract, ...] = (*VARIABLES, *FLAGS, *LOG, *FUNCTIONS, *KERNELS, *SERVING)
+CONTRACTS: tuple[Contract, ...] = (*VARIABLES, *FLAGS, *LOG, *FUNCTIONS, *KERNELS, *RELEASES, *SERVING)

@@ -16,6 +16,12 @@ _UNTIL = {
     "enable_prefill_context_parallel": "0.5.19",
 }
 """Flags that later releases do not have; others, which are named too, do the same there."""
+_SINCE = {
+    "attention_data_parallel_size": "0.5.22",
+    "attn_dp_size": "0.5.22",
+    "dwdp_size": "0.5.17",
+    "enable_kv_cache_sharding": "0.5.22",
+}
 _ASKED = (
     *("kv_cache_dtype", "moe_runner_backend", "quantization", "dtype", "chunked_prefill_size", "context_length"),
     *("attention_backend", "prefill_attention_backend", "decode_attention_backend", "sampling_backend"),
@@ -41,8 +47,12 @@ def _passed() -> list[str]:
 def _flags(then: str, *names: str) -> list[Contract]:
     """Return a row for each. The beginning of a flag's name stands for the flag; of several flags', for none."""
     whole = {name if name in ALIASES else full_name(name) for name in names} & {*NAMES, *ALIASES}
-    ends = ((name, _UNTIL.get(name)) for name in sorted(whole))
-    return [row for name, end in ends for row in rows(then, Flag(name), until=end, replaced=end is not None)]
+    ends = ((name, _SINCE.get(name), _UNTIL.get(name)) for name in sorted(whole))
+    return [
+        row
+        for name, first, last in ends
+        for row in rows(then, Flag(name), since=first, until=last, replaced=last is not None)
+    ]
 
 
 _ROWS = (

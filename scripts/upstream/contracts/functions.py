@@ -13,7 +13,7 @@ from rayprep.sglang.gemm_shapes import KINDS
 from rayprep.sglang.inside.inventory import _LATENT, _SETTINGS, _WEIGHTS
 from rayprep.sglang.moe_shape import _FP8, _PLAIN
 from rayprep.stages.moe_tune.process_bench import _SGLANG_KERNELS
-from scripts.upstream.checks import ARGUMENTS, Calls, Check, File, Named, Says, Wants
+from scripts.upstream.checks import ARGUMENTS, Calls, Check, File, Item, Named, Says, Wants
 from scripts.upstream.contract import Contract, rows
 
 _SRT = "sglang.srt"
@@ -100,6 +100,8 @@ _QUANTIZATION = ("sglang/srt/layers/quantization/*.py",)
 _BEFORE = ("CompressedTensorsW8A8Fp8MoEMethod",)
 """Names of releases before those that are known."""
 _MODELS = ("sglang/srt/models/*.py",)
+FUSED = (f"{_SRT}.arg_groups.overrides", "_FLASHINFER_ALLREDUCE_FUSION_ARCHS")
+"""The models for which SGLang fuses all-reduce and norm by itself."""
 _UNKNOWN_MODEL = "the tables' row for it is of no use; SGLang is asked all the same"
 
 FUNCTIONS: tuple[Contract, ...] = (
@@ -144,9 +146,6 @@ FUNCTIONS: tuple[Contract, ...] = (
     ),
     *rows(
         "without an inventory a module of FlashInfer's is built for nothing",
-        *(
-            Named("fused all-reduce of", name, ("sglang/srt/arg_groups/overrides.py",))
-            for name in sorted(_FUSED_ALL_REDUCE)
-        ),
+        *(Item(*FUSED, name) for name in sorted(_FUSED_ALL_REDUCE)),
     ),
 )

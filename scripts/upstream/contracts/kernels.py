@@ -5,17 +5,22 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 
 from rayprep.sglang.architecture import Architecture, parse_architecture
-from rayprep.sglang.flashinfer_modules import flashinfer_modules
+from rayprep.sglang.flashinfer_modules import NEWER_GENERATORS, FlashInferModule, flashinfer_modules
+from rayprep.sglang.jit_functions import PDL
 from rayprep.sglang.jit_modules import jit_modules
-from rayprep.stages.deep_gemm.cache import _COMMITTED, CUBIN, SOURCE
+from rayprep.sglang.releases import KNOWN, NEWEST, Since
+from rayprep.stages.deep_gemm.cache import COMMITTED, CUBIN, META, SOURCE
 from scripts.upstream.checks import AnyOf, Calls, Check, File, Holds, Named, Without
-from scripts.upstream.contract import DEEP_GEMM, FLASHINFER, Contract, rows
+from scripts.upstream.contract import DEEP_GEMM, DEEP_JIT_SINCE, FLASHINFER, Contract, rows
 
 _C = ("deep_gemm/_C.so",)
+_DISK, _COMPILER = (f"deep_gemm/include/deep_jit/{name}.hpp" for name in ("cache/disk", "backend/cuda/backend"))
+_JIT_CACHE = ("sglang/kernels/jit/utils/compile/*.py",)
 _ENV, _CPP, _CORE = ("flashinfer/jit/env.py",), ("flashinfer/jit/cpp_ext.py",), ("flashinfer/jit/core.py",)
 _TO_THE_SERVER = "the module is left to the server, which compiles it when it first needs it"
 _NO_MODULES = "the `flashinfer` stage fails as `unsupported`; with --skip flashinfer the server compiles its modules"
 _NO_PRODUCTS = "the `deep_gemm` stage fails; with --skip deep_gemm the server compiles its kernels"
+_UNLISTED = "no kernel is listed ahead: the `deep_gemm` stage fails; with --skip deep_gemm the server compiles them"
 _PLAIN = {
     **{"num_hidden_layers": 2, "hidden_size": 1024, "intermediate_size": 2048, "vocab_size": 32000},
     **{"num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": 128, "torch_dtype": "bfloat16"},
@@ -48,19 +53,43 @@ def _architecture(index: int) -> Architecture:
     return parse_architecture(json.dumps(config), "a model made up")
 
 
-def _jit_calls() -> Iterator[Check]:
-    """Yield each function that compiles one of SGLang's own modules, as the child calls it."""
+def _jit_calls(version: str) -> Iterator[Check]:
+    """Yield each function that compiles one of SGLang's own modules, as the child calls it, and what it calls first."""
     for index, (_, tp, flags) in enumerate(_REQUESTS):
-        for module in jit_modules(_architecture(index), tp, flags):
+        for module in jit_modules(_architecture(index), tp, flags, version):
             yield Calls(module.module, module.function, len(module.args))
+            if PDL in module.args:
+                yield Calls(module.module, "is_arch_support_pdl", 0)
+
+
+def _jit_rows() -> Iterator[Contract]:
+    """Yield a row for each call, from the first release that rayprep makes it with to the last."""
+    releases: dict[Check, list[str]] = {}
+    for version in KNOWN:
+        for check in dict.fromkeys(_jit_calls(version)):
+            releases.setdefault(check, []).append(version)
+    for check, (first, *others) in releases.items():
+        last = [first, *others][-1]
+        begin, end = (None if first == KNOWN[0] else first), (None if last == NEWEST else last)
+        yield from rows(_TO_THE_SERVER, check, since=begin, until=end, replaced=end is not None)
+
+
+def _modules() -> Iterator[FlashInferModule]:
+    for index, (_, tp, flags) in enumerate(_REQUESTS):
+        yield from flashinfer_modules(_architecture(index), tp, (*_FLAGS, *flags))
 
 
 def _generators() -> Iterator[Check]:
     """Yield each generator of FlashInfer's, as the child calls it."""
-    for index, (_, tp, flags) in enumerate(_REQUESTS):
-        for module in flashinfer_modules(_architecture(index), tp, (*_FLAGS, *flags)):
-            own = f"flashinfer.jit.{module.generator.removeprefix('gen_').removesuffix('_module')}"
-            yield AnyOf(tuple(Calls(place, module.generator, len(module.args)) for place in ("flashinfer.jit", own)))
+    for module in _modules():
+        own = f"flashinfer.jit.{module.generator.removeprefix('gen_').removesuffix('_module')}"
+        yield AnyOf(tuple(Calls(place, module.generator, len(module.args)) for place in ("flashinfer.jit", own)))
+
+
+def _newer_generators() -> Iterator[Check]:
+    """Yield those that the child calls instead where they are."""
+    for module in _modules():
+        yield from (Calls(NEWER_GENERATORS, name, len(module.args)) for name in module.newer)
 
 
 def _once(checks: Iterator[Check]) -> tuple[Check, ...]:
@@ -69,19 +98,33 @@ def _once(checks: Iterator[Check]) -> tuple[Check, ...]:
 
 
 KERNELS: tuple[Contract, ...] = (
-    *rows(_TO_THE_SERVER, *_once(_jit_calls()), until="0.5.16"),
-    *rows(_TO_THE_SERVER, Calls("sglang.jit_kernel.utils", "is_arch_support_pdl", 0), until="0.5.16"),
+    *_jit_rows(),
     *rows(
         "no cache is blamed for what SGLang's own modules raise",
         File("sglang/jit_kernel/*.py"),
         until="0.5.16",
         replaced=True,
     ),
-    *rows("no cache is blamed for what SGLang's own modules raise", File("sglang/kernels/jit/*.py"), since="0.5.17"),
+    *rows(
+        "no cache is blamed for what SGLang's own modules raise",
+        File("sglang/kernels/jit/*.py"),
+        since=Since.KERNELS_PACKAGE,
+    ),
     *rows(
         "all of SGLang's own modules are one entry of their cache, which is removed as a whole",
         Holds("__arch_", ("sglang/jit_kernel/utils/compile.py", "sglang/kernels/jit/utils/*.py")),
         until="0.5.17",
+        replaced=True,
+    ),
+    *rows(
+        "a build of one of SGLang's own modules is not told from the others: all of an architecture's are one entry",
+        *(Holds(f'"{name}"', _JIT_CACHE) for name in ("build-", "deps-")),
+        since="0.5.18",
+    ),
+    *rows(
+        "what a killed build of SGLang's own modules left counts as built",
+        Holds(".staging-", _JIT_CACHE),
+        since="0.5.18",
     ),
     *rows(_NO_MODULES, *_once(_generators()), package=FLASHINFER),
     *rows(
@@ -89,6 +132,19 @@ KERNELS: tuple[Contract, ...] = (
         Without("_gen_batch_prefill_primary_module", ("flashinfer/prefill.py",)),
         package=FLASHINFER,
         until="0.5.21",
+        replaced=True,
+    ),
+    *rows(
+        "FA2's module for prefill is built for nothing, and the one that is loaded is left to the server",
+        *_once(_newer_generators()),
+        package=FLASHINFER,
+        since="0.5.22",
+    ),
+    *rows(
+        "FA3's module is built for nothing where FA3 does not have the widths",
+        Calls("flashinfer.utils", "is_fa3_prefill_head_dim_supported", 2),
+        package=FLASHINFER,
+        since="0.5.17",
     ),
     *rows(
         _NO_MODULES,
@@ -129,9 +185,10 @@ KERNELS: tuple[Contract, ...] = (
     ),
     *rows(
         "DeepGEMM's entries are not told from half-written ones, and are removed before a build",
-        *(Holds(name, _C) for name in _COMMITTED),
+        Holds(f'kCommitFileName = "{COMMITTED}"', (_DISK,)),
+        Holds(f'dir / "{META}"', (_COMPILER,)),
         package=DEEP_GEMM,
-        since="0.5.20",
+        since=DEEP_JIT_SINCE,
     ),
     *rows(
         "kernels are not told from what only changes a layout: all are compiled while they are listed",
@@ -139,9 +196,16 @@ KERNELS: tuple[Contract, ...] = (
         package=DEEP_GEMM,
     ),
     *rows(
-        "no kernel is listed ahead: DeepGEMM compiles them itself",
+        _UNLISTED,
         Holds("-cubin -o", _C),
         package=DEEP_GEMM,
         until="0.5.19",
+        replaced=True,
+    ),
+    *rows(
+        _UNLISTED,
+        *(Holds(f'"{name}"', (_COMPILER,)) for name in ("--cubin", "--output-file")),
+        package=DEEP_GEMM,
+        since=DEEP_JIT_SINCE,
     ),
 )

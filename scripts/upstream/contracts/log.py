@@ -3,17 +3,23 @@
 import re
 
 from rayprep.sglang import death, failure_signs, failures, log, moe_config_lines
+from rayprep.stages.deep_gemm.child import _COMPILE_FAILED as _FAILED
 from scripts.upstream.checks import BAR, Holds, Says
-from scripts.upstream.contract import DEEP_GEMM, FLASHINFER, Contract, rows
+from scripts.upstream.contract import DEEP_GEMM, DEEP_JIT_SINCE, FLASHINFER, Contract, rows
 
 _RUNNER = ("sglang/srt/model_executor/*.py",)
+_PREFILL = ("sglang/srt/model_executor/runner/prefill_cuda_graph_runner.py",)
 _ENTRY = ("sglang/srt/entrypoints/*.py",)
+_ENGINE = ("sglang/srt/entrypoints/engine.py",)
 _DEEP_GEMM = ("sglang/srt/layers/deep_gemm_wrapper/compile_utils.py",)
 _MOE = ("sglang/srt/layers/moe/moe_runner/triton_utils/fused_moe_triton_config.py",)
 _C = ("deep_gemm/_C.so",)
 _UNNAMED = "the cause of a server's death is told by its last exception alone"
 _NO_PROGRESS = "no progress is shown meanwhile"
 _NO_ARGS = "the server is asked for batches up to 256, and what it resolved is not shown"
+_NO_BATCHES = "the batches that decode captures are not known: none is found missing"
+_UNSEEN = "a kernel that DeepGEMM compiled is named by its files alone"
+_LAST_LINE = "a compile of DeepGEMM's that failed is told by its last line alone"
 _PARSED = "batches are chosen by rayprep's defaults, and a prompt may be longer than a prefill chunk"
 
 
@@ -33,11 +39,8 @@ LOG: tuple[Contract, ...] = (
         _NO_PROGRESS,
         Says(death.CAPTURE_BAR, ("sglang/srt/model_executor/runner/decode_cuda_graph_runner.py",), tail=BAR),
     ),
-    *rows(
-        _NO_PROGRESS,
-        Says(death.CAPTURE_BAR, ("sglang/srt/model_executor/runner/prefill_cuda_graph_runner.py",), tail=BAR),
-        until="0.5.20",
-    ),
+    *rows(_NO_PROGRESS, Holds('f"Capturing num tokens ({', _PREFILL), until="0.5.20", replaced=True),
+    *rows(_NO_PROGRESS, Holds('f"Capturing prefill shape ({', _PREFILL), since="0.5.21"),
     *rows(
         _NO_PROGRESS,
         Says(log._SHARDS, ("sglang/srt/model_loader/*.py",), tail=BAR),
@@ -58,17 +61,26 @@ LOG: tuple[Contract, ...] = (
     *rows(
         _NO_ARGS,
         # The record's own words, which begin as a dataclass's do.
-        Holds('logger.info(f"{server_args=}")', ("sglang/srt/entrypoints/engine.py",)),
+        Holds('logger.info(f"{server_args=}")', _ENGINE),
         until="0.5.18",
+        replaced=True,
     ),
+    # What goes into it is a dict: `ServerArgs.resolved_dict`.
+    *rows(_NO_ARGS, Holds('logger.info(f"server_args={', _ENGINE), since="0.5.19"),
     *rows(
         _PARSED,
         *(Says(pattern, ("sglang/srt/managers/scheduler.py",)) for pattern in log._LIMITS.values()),
     ),
     *rows(
-        "the batches that decode captures are not known: none is found missing",
+        _NO_BATCHES,
         Says(log._DECODE_BATCHES, _RUNNER, fillings=("target decode", "CUDA graph", "", "1", "[1, 2]")),
         until="0.5.21",
+        replaced=True,
+    ),
+    *rows(
+        _NO_BATCHES,
+        Says(log._DECODE_BATCHES, _RUNNER, fillings=("target decode", "CUDA graph", "[1, 2]", "1")),
+        since="0.5.22",
     ),
     *rows(
         _UNNAMED,
@@ -91,19 +103,28 @@ LOG: tuple[Contract, ...] = (
         Says(log._COMPILED[2][0], ("sglang/jit_kernel/*.py", "sglang/kernels/jit/*.py")),
     ),
     *rows(
-        "a kernel that DeepGEMM compiled is named by its files alone",
+        _UNSEEN,
         Holds("Running NVCC command: ", _C),
         Holds("Compiling JIT runtime with NVRTC options", _C),
         package=DEEP_GEMM,
         until="0.5.19",
+        replaced=True,
     ),
+    *rows(_UNSEEN, Holds("Running command: ", _C), package=DEEP_GEMM, since=DEEP_JIT_SINCE),
     *rows(
-        "a compile of DeepGEMM's that failed is told by its last line alone",
-        Holds("NVCC compilation failed", _C),
-        Holds("NVCC version should be", _C),
-        Holds("Corrupted JIT cache", _C),
+        _LAST_LINE,
+        *(Holds(words, _C) for words in (_FAILED[0], "NVCC version should be", "Corrupted JIT cache")),
         package=DEEP_GEMM,
         until="0.5.19",
+        replaced=True,
+    ),
+    *rows(
+        _LAST_LINE,
+        *(Holds(words, _C) for words in (_FAILED[1], "missing CUDA CUBIN", "NVCC did not produce a valid")),
+        *(Holds(words, _C) for words in ("NVCC version must be at least", "NVCC compiler is not executable")),
+        *(Holds(words, _C) for words in ("failed to parse NVCC version", "not home_path.empty()")),
+        package=DEEP_GEMM,
+        since=DEEP_JIT_SINCE,
     ),
     *rows(
         "a compile of FlashInfer's that failed is told by its last line alone",

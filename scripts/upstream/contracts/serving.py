@@ -11,7 +11,8 @@ from scripts.upstream.contract import Contract, rows
 _OBSERVABILITY = Path(__file__).parents[3] / "cluster" / "observability"
 _METRIC = re.compile(r"sglang:[a-z][a-z0-9_]+")
 _UNTIL = {"sglang:engine_startup_time": "0.5.16", "sglang:engine_load_weights_time": "0.5.16"}
-"""Metrics that later releases do not have."""
+"""Metrics that later releases do not have: they have these."""
+_SINCE = {"sglang:startup_time_seconds": "0.5.17", "sglang:startup_cuda_graph_time_seconds": "0.5.17"}
 _SERVER = ("sglang/srt/entrypoints/http_server.py",)
 
 
@@ -53,7 +54,11 @@ SERVING: tuple[Contract, ...] = (
         row
         for name in metric_names()
         for row in rows(
-            "a panel of the dashboard, or a row of the catalogue, is empty", _metric(name), until=_UNTIL.get(name)
+            "a panel of the dashboard, or a row of the catalogue, is empty",
+            _metric(name),
+            since=_SINCE.get(name),
+            until=_UNTIL.get(name),
+            replaced=name in _UNTIL,
         )
     ),
 )

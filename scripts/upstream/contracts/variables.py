@@ -9,13 +9,13 @@ from rayprep.sglang import inventory
 from rayprep.sglang.command import server_env
 from rayprep.stages.deep_gemm import by_server
 from scripts.upstream.checks import Holds, Named
-from scripts.upstream.contract import DEEP_GEMM, FLASHINFER, Contract, rows
+from scripts.upstream.contract import DEEP_GEMM, DEEP_JIT_SINCE, FLASHINFER, Contract, rows
 
-OURS = re.compile(r"\b(?:SGLANG|SGL_DG|FLASHINFER|DG)_[A-Z0-9_]+")
+OURS = re.compile(r"\b(?:SGLANG|SGL_DG|FLASHINFER|DG|DJ)_[A-Z0-9_]+")
 """The variables of the wheels that are read."""
 UNREAD = {"FLASHINFER_WORKSPACE_DIR": "the contract's name, which rayprep exports beside the one that is read"}
 """Those that no library reads, and why rayprep names them."""
-IN_PIECES = ("DG_JIT_NVCC_COMPILER", "DG_JIT_DUMP_")
+IN_PIECES = ("DG_JIT_NVCC_COMPILER", "DG_JIT_DUMP_", "DG_JIT_DEBUG", "DJ_JIT_", "DJ_JIT_DUMP_", "DJ_JIT_DEBUG")
 """Those that machine code puts together, of which the rows have a piece."""
 _SINCE = {"SGLANG_JIT_CACHE_DIR": "0.5.18"}
 _SETTINGS = ("sglang/srt/environ.py",)
@@ -34,6 +34,7 @@ _CACHES = [variable for facts in CACHES.values() for variable in facts.env]
 _SERVER = server_env({})
 _ASTRAY = "the cache that it leads to lies elsewhere: the proof names the files that are missing from it"
 _SILENT = "the server does not say what it compiles; the proof still finds the files"
+_NO_DUMP = "a dump that is asked for fails the listing"
 
 VARIABLES: tuple[Contract, ...] = (
     *(
@@ -84,9 +85,15 @@ VARIABLES: tuple[Contract, ...] = (
         "a compiler of the user's is not the one that kernels are listed for",
         Holds("JIT_NVCC_COMPILER", _IN_DEEP_GEMM),
         package=DEEP_GEMM,
-        since="0.5.20",
+        since=DEEP_JIT_SINCE,
     ),
-    *rows("a dump that is asked for fails the listing", Holds("JIT_DUMP_ASM", _IN_DEEP_GEMM), package=DEEP_GEMM),
+    *rows(_NO_DUMP, *(Holds(name, _IN_DEEP_GEMM) for name in ("JIT_DEBUG", "JIT_DUMP_")), package=DEEP_GEMM),
+    *rows(
+        _NO_DUMP,
+        Holds('get_with_prefix<T>("DJ", suffix)', ("deep_gemm/include/deep_jit/utils/env.hpp",)),
+        package=DEEP_GEMM,
+        since=DEEP_JIT_SINCE,
+    ),
     *rows("DeepGEMM is not told which compiler to take", *_variables(["DG_JIT_USE_NVRTC"])),
     *rows(
         "kernels are listed for nvcc, whatever the user has asked for",
