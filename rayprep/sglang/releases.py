@@ -14,23 +14,20 @@ NEWEST = KNOWN[-1]
 
 
 class Since(StrEnum):
-    """Something that SGLang has, and the first release that has it."""
+    """Something that SGLang has, and the first release that has it. Two that came together are equal."""
 
     CONTIGUOUS_EXPERTS = "0.5.17"
     """It chooses between masked and contiguous experts by the memory that they take.
 
     `_should_use_masked_standard_layout` in `srt/layers/moe/moe_runner/deep_gemm.py`."""
-    FUSED_ALL_REDUCE_V4 = "0.5.18"
-    """It fuses all-reduce and norm by itself for DeepSeek-V4: `_FLASHINFER_ALLREDUCE_FUSION_ARCHS` in
-    `srt/arg_groups/overrides.py`."""
-    FUSED_ALL_REDUCE_EXP = "0.5.20"
-    """The same for Qwen4-Exp and for Nemotron-H Omni."""
+
     KERNELS_PACKAGE = "0.5.17"
     """Its own JIT modules are compiled by `sglang.kernels.ops`, before by `sglang.jit_kernel`."""
-    KV_CACHE_THREADS = "0.5.21"
-    """`_jit_kvcache_module` in `kernels/ops/kvcache/kvcache.py` takes a number of threads, and 0 to choose it."""
-    QK_NORM_HALF_WARP = "0.5.23"
-    """`_jit_qknorm_module` in `kernels/ops/layernorm/norm.py` has `half_warp` in the module's name."""
+
+    FUSED_ALL_REDUCE_V4 = "0.5.18"
+    """It fuses all-reduce and norm by itself for DeepSeek-V4.
+
+    `_FLASHINFER_ALLREDUCE_FUSION_ARCHS` in `srt/arg_groups/overrides.py`."""
 
     SMALLER_WARM_UP = "0.5.18"
     """Its loop over DeepGEMM's kernels goes down to 2048 rows where memory is short, not to 4096 alone.
@@ -42,15 +39,24 @@ class Since(StrEnum):
 
     `GDC_EARLY` in `kernels/ops/moe/fused_moe_triton_kernels.py`."""
 
-    SCALES_COUNTED = "0.5.22"
-    """That loop counts the scales of FP8 operands, too, in the memory that a product needs.
+    FUSED_ALL_REDUCE_EXP = "0.5.20"
+    """It fuses all-reduce and norm by itself for Qwen4-Exp and for Nemotron-H Omni, too."""
 
-    `get_memory_requirement` in the same file."""
+    KV_CACHE_THREADS = "0.5.21"
+    """`_jit_kvcache_module` in `kernels/ops/kvcache/kvcache.py` takes a number of threads, and 0 to choose it."""
+
+    SCALES_COUNTED = "0.5.22"
+    """Its loop over DeepGEMM's kernels counts the scales of FP8 operands in the memory that a product needs.
+
+    `get_memory_requirement` in `srt/layers/deep_gemm_wrapper/compile_utils.py`."""
 
     ROWS_IN_FOURS = "0.5.22"
     """It pads the sorted rows of all experts to a multiple of four.
 
     `moe_align_block_size.py` in `srt/layers/moe/moe_runner/triton_utils`."""
+
+    QK_NORM_HALF_WARP = "0.5.23"
+    """`_jit_qknorm_module` in `kernels/ops/layernorm/norm.py` has `half_warp` in the module's name."""
 
 
 DEEP_JIT = "0.2"
