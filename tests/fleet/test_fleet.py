@@ -87,6 +87,7 @@ def test_a_host_with_a_valid_cache_is_the_source(fleet: Fleet) -> None:
     assert {each["source"] for name in ("gpu-0", "gpu-2") for each in hosts[name]["received"]} == {"gpu-1"}
 
 
+@pytest.mark.slow  # by default one builds and the others receive
 def test_much_to_build_is_dealt_over_the_hosts(fleet: Fleet) -> None:
     asked = ("--model", str(FP8_MODEL), "--deep-gemm", "--no-verify")
     done = fleet.ensure(*asked, "--deal-from", "0", run_id="dealt")

