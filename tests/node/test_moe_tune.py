@@ -47,6 +47,7 @@ CONFIG = {
     **{"num_key_value_heads": 4, "vocab_size": 100, "num_experts": 16, "num_experts_per_tok": 4},
     **{"moe_intermediate_size": 128, "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}},
 }
+NOT_LISTED = "fused_moe_kernel was not listed"
 OTHERS = dict.fromkeys((StageName.DEEP_GEMM, StageName.FLASHINFER, StageName.INDUCTOR), StageOp.SKIP)
 
 
@@ -188,8 +189,20 @@ def test_a_config_of_which_no_server_has_spoken_gets_a_server(host: MoeHost) -> 
     assert (heard.stages[SERVE].status, heard.stages[MOE].verified_in_log) == ("ok", True)
 
 
+def test_a_kernel_that_was_not_listed_is_named_in_the_log(host: MoeHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a release of SGLang that compiles in more than is known of it."""
+    monkeypatch.setenv("FAKE_EARLY", "1")
+    host.ensure(
+        model=str(host.model), moe_batch_sizes=(16, 4096), moe_strategy="fixed", ops={**OTHERS, SERVE: StageOp.SKIP}
+    )
+    (log,) = host.layout.telemetry.glob("container_runs/*/moe_tune.log")
+    assert NOT_LISTED in log.read_text(encoding="utf-8")
+
+
 def _compiled_ahead(host: MoeHost) -> None:
     """Every kernel, but for that of SGLang's own config."""
+    logs = host.layout.telemetry.glob("container_runs/*/moe_tune.log")
+    assert not [log for log in logs if NOT_LISTED in log.read_text(encoding="utf-8")]
     lines = next(host.cache.glob("tuning/*/compiled.txt")).read_text().splitlines()
     by_calls = [line.partition(": ")[2] for line in lines if line.startswith("a call")]
     assert {json.loads(said)[0]["BLOCK_SIZE_N"] for said in by_calls} == {64}

@@ -55,6 +55,7 @@ class MoeBench:
         self._best: dict[int, float] = {}
         """Microseconds, by the number of tokens."""
         self._measured(_WARM_UP)
+        triton.knobs.compilation.listener = _tell_of_a_kernel_not_listed
 
     def facts(self) -> BenchFacts:
         """The names by SGLang's own function, and where its files are."""
@@ -156,6 +157,16 @@ def _end_without_context(error: Exception) -> None:
     except Exception:  # noqa: BLE001 - whatever it says, nothing more can run here
         print(failure_line(error), file=sys.stderr, flush=True)
         os._exit(_CONTEXT_LOST)
+
+
+def _tell_of_a_kernel_not_listed(*, src: object, cache_hit: bool, **_: object) -> None:
+    """Name in the stage's log what this process compiles itself, one after another, as the compilers should have.
+
+    Source: `compile` in triton/compiler/compiler.py (3.6 and 3.8).
+    """
+    name = str(getattr(src, "name", ""))
+    if not cache_hit and name.startswith(_KERNELS):
+        print(f"{name} was not listed, and is compiled before it is measured", file=sys.stderr, flush=True)
 
 
 @contextmanager

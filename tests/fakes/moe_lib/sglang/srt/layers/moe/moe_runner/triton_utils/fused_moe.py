@@ -27,7 +27,8 @@ class Kernel:
 
     def __call__(self, config: Config, rows: int, product: str) -> bool:
         """Whether the call is launched, and not only told to Triton's hook."""
-        said = json.dumps([config, "sixteens" if rows % 16 == 0 else "any", product], sort_keys=True)
+        early = [rows <= 512] if "FAKE_EARLY" in os.environ else []
+        said = json.dumps([config, "sixteens" if rows % 16 == 0 else "any", product, *early], sort_keys=True)
         if said in self.loaded:
             return True
         hook = triton.knobs.runtime.jit_cache_hook
@@ -48,6 +49,8 @@ class Kernel:
         if triton.knobs.cache.dir is None and not file.exists():
             with (cache.parent / "compiled.txt").open("a") as log:
                 log.write(f"{by}: {said}\n")
+            if triton.knobs.compilation.listener:
+                triton.knobs.compilation.listener(src=SimpleNamespace(name="fused_moe_kernel"), cache_hit=False)
         file.write_text(said)
         self.loaded[said] = True
 
