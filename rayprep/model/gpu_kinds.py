@@ -28,7 +28,7 @@ class GpuKind(NamedTuple):
     name: str
     capability: str
     named: bool = True
-    """Whether it is this GPU that is meant, or any of its architecture."""
+    """This GPU is meant; else any of its architecture."""
 
     def is_met_by(self, name: str, capability: str) -> bool:
         """Tell whether a GPU is of this kind. `H200` is no `NVIDIA H20`, and `NVIDIA GH200 480GB` is a `GH200`."""

@@ -14,7 +14,7 @@ from rayprep.model.spec import StageOp
 from rayprep.model.stages import StageName
 
 ListedBy = Literal["sglang", "tables", "server"]
-"""Who says what a stage's units are: the installed SGLang, rayprep's tables, or nobody before a server runs."""
+"""Source of a stage's units: the installed SGLang, rayprep's tables, or nobody before a server runs."""
 
 
 class Work(Record):

@@ -233,7 +233,7 @@ _READ = {
     for key in (field.validation_alias.choices if isinstance(field.validation_alias, AliasChoices) else (name,))
     if isinstance(key, str)
 }
-"""What each key may have."""
+"""Values that each key may have."""
 _EVERY_MODEL_HAS = frozenset({"hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size"})
 """Where one of these has no number, the file is no model's."""
 _INNER = ("thinker_config", "llm_config", "language_config", "text_config")

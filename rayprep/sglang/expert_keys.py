@@ -9,7 +9,7 @@ COUNT = ("num_experts", "n_routed_experts", "num_local_experts")
 _TOP_K = "num_experts_per_tok"
 _READ = (*COUNT, _TOP_K, "moe_intermediate_size")
 _DECIDE = ("torch_dtype", "dtype", "expert_dtype", "n_shared_experts", "shared_expert_intermediate_size")
-"""What tells the kernel of experts, where there are any."""
+"""Keys that tell the kernel of experts, where there are any."""
 
 
 def unread(keys: Mapping[str, object], why: Mapping[str, str]) -> str:

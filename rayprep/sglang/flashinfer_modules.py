@@ -209,7 +209,7 @@ def _latent(inventory: Inventory, layers: list[AttentionFacts]) -> Latent | None
 
 
 def _by_tables(architecture: Architecture, tp: int, flags: ServerFlags, version: str | None) -> Server:
-    """As SGLang resolves it for the models that the tables were read for."""
+    """Resolve it as SGLang does for the models that the tables were read for."""
     tree = flags.get("speculative_eagle_topk", "")
     drafts_a_tree = tree.isdigit() and int(tree) > 1
     both = flags.get("attention_backend") or ("flashinfer" if drafts_a_tree and not architecture.is_mla else "fa3")

@@ -228,7 +228,7 @@ def _scale_bytes(shape: GemmShape, copies: int, rows: int) -> int:
 
 
 def uses_nvrtc(environ: Mapping[str, str], deep_gemm: str | None) -> bool:
-    """Whether this DeepGEMM compiles by NVRTC: SGLang overwrites DG_JIT_USE_NVRTC with a variable of its own.
+    """Tell whether this DeepGEMM compiles by NVRTC: SGLang overwrites DG_JIT_USE_NVRTC with a variable of its own.
 
     Where both names of it are set, the older one wins. Source: `srt/environ.py`.
     """

@@ -172,7 +172,7 @@ def _no_triton_kernel(architecture: Architecture, flags: ServerFlags) -> NoTrito
 
 
 def _unknown(architecture: Architecture) -> UnknownKernel | None:
-    """Whether our tables do not tell this model's experts."""
+    """Say why our tables do not tell this model's experts; None where they do."""
     if architecture.experts_unread:
         return UnknownKernel(message=f"which experts the model has: {architecture.experts_unread}")
     if architecture.family not in FAMILIES:

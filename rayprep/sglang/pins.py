@@ -1,4 +1,4 @@
-"""What each release of SGLang pins of the libraries that it compiles with: one set for each, and no mixing.
+"""Pins of each release of SGLang, of the libraries that it compiles with: one set for each, and no mixing.
 
 Source: the METADATA of sglang's wheels, and for triton those of the torch that they pin.
 """

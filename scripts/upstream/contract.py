@@ -7,6 +7,8 @@ from rayprep.sglang.releases import has_deep_jit, since
 from scripts.upstream.checks import Check
 
 SGLANG, FLASHINFER, DEEP_GEMM = "sglang", "flashinfer-python", "sgl-deep-gemm"
+DEEP_GEMM_LOOP = ("sglang/srt/layers/deep_gemm_wrapper/compile_utils.py",)
+"""The file of SGLang's loop over DeepGEMM's kernels, which rows of more than one sort read."""
 PACKAGES = (SGLANG, FLASHINFER, DEEP_GEMM)
 """Whose wheels are read. Others that rayprep names variables of (torch, triton, tvm-ffi, ...) are not fetched."""
 

@@ -25,7 +25,7 @@ def test_without_a_word_of_the_server_the_batch_is_its_default_at_this_tp() -> N
 
 
 def largest_batch(asked: StageRequest, args: ResolvedArgs) -> int:
-    return max(len(each.input_ids) for requests in rounds_for(asked, args) for each in requests)
+    return max(len(request.input_ids) for requests in rounds_for(asked, args) for request in requests)
 
 
 def test_no_prompt_is_longer_than_the_kv_cache() -> None:

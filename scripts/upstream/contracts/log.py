@@ -5,13 +5,12 @@ import re
 from rayprep.sglang import death, failure_signs, failures, log, moe_config_lines
 from rayprep.stages.deep_gemm.child import _COMPILE_FAILED as _FAILED
 from scripts.upstream.checks import BAR, Holds, Says
-from scripts.upstream.contract import DEEP_GEMM, DEEP_JIT_SINCE, FLASHINFER, Contract, rows
+from scripts.upstream.contract import DEEP_GEMM, DEEP_GEMM_LOOP, DEEP_JIT_SINCE, FLASHINFER, Contract, rows
 
 _RUNNER = ("sglang/srt/model_executor/*.py",)
 _PREFILL = ("sglang/srt/model_executor/runner/prefill_cuda_graph_runner.py",)
 _ENTRY = ("sglang/srt/entrypoints/*.py",)
 _ENGINE = ("sglang/srt/entrypoints/engine.py",)
-_DEEP_GEMM = ("sglang/srt/layers/deep_gemm_wrapper/compile_utils.py",)
 _MOE = ("sglang/srt/layers/moe/moe_runner/triton_utils/fused_moe_triton_config.py",)
 _C = ("deep_gemm/_C.so",)
 _UNNAMED = "the cause of a server's death is told by its last exception alone"
@@ -33,8 +32,8 @@ def _line(text: str, *where: str) -> Says:
 
 LOG: tuple[Contract, ...] = (
     *rows("no server is seen to be ready: the stage ends by its time-out", _line(failures.READY, *_ENTRY)),
-    *rows("products that no plan had are not named", Says(log._GEMM, _DEEP_GEMM)),
-    *rows(_NO_PROGRESS, Says(log._GEMM_BAR, _DEEP_GEMM, tail=BAR)),
+    *rows("products that no plan had are not named", Says(log._GEMM, DEEP_GEMM_LOOP)),
+    *rows(_NO_PROGRESS, Says(log._GEMM_BAR, DEEP_GEMM_LOOP, tail=BAR)),
     *rows(
         _NO_PROGRESS,
         Says(death.CAPTURE_BAR, ("sglang/srt/model_executor/runner/decode_cuda_graph_runner.py",), tail=BAR),

@@ -4,10 +4,9 @@ from rayprep.sglang.flashinfer_modules import _FUSED_SINCE
 from rayprep.sglang.releases import DEEP_JIT_NVCC, Since
 from rayprep.stages.moe_tune.space import _EARLY_ROWS
 from scripts.upstream.checks import Holds, Item, Named
-from scripts.upstream.contract import DEEP_GEMM, DEEP_JIT_SINCE, Contract, rows
+from scripts.upstream.contract import DEEP_GEMM, DEEP_GEMM_LOOP, DEEP_JIT_SINCE, Contract, rows
 from scripts.upstream.contracts.functions import FUSED
 
-_WARM_UP = ("sglang/srt/layers/deep_gemm_wrapper/compile_utils.py",)
 _EXPERTS = ("sglang/srt/layers/moe/moe_runner/deep_gemm.py",)
 _ALIGNED = ("sglang/srt/layers/moe/moe_runner/triton_utils/moe_align_block_size.py",)
 _MOE_KERNELS = ("sglang/kernels/ops/moe/fused_moe_triton_kernels.py",)
@@ -40,9 +39,9 @@ RELEASES: tuple[Contract, ...] = (
         Named("argument", "half_warp", ("sglang/kernels/ops/layernorm/norm.py",)),
         since=Since.QK_NORM_HALF_WARP,
     ),
-    *rows(_IN_THE_SERVER, Holds("and max_m > 4096", _WARM_UP), until="0.5.17", replaced=True),
-    *rows(_IN_THE_SERVER, Holds("and max_m > 2048", _WARM_UP), since=Since.SMALLER_WARM_UP),
-    *rows(_IN_THE_SERVER, Named("term", "lhs_scales", _WARM_UP), since=Since.SCALES_COUNTED),
+    *rows(_IN_THE_SERVER, Holds("and max_m > 4096", DEEP_GEMM_LOOP), until="0.5.17", replaced=True),
+    *rows(_IN_THE_SERVER, Holds("and max_m > 2048", DEEP_GEMM_LOOP), since=Since.SMALLER_WARM_UP),
+    *rows(_IN_THE_SERVER, Named("term", "lhs_scales", DEEP_GEMM_LOOP), since=Since.SCALES_COUNTED),
     *rows(_UNLISTED, Holds(f'"GDC_EARLY": A.shape[0] <= {_EARLY_ROWS}', _MOE_KERNELS), since=Since.EARLY_LAUNCH),
     *rows(_UNLISTED, Holds("max_num_tokens_padded + 3) // 4 * 4", _ALIGNED), since=Since.ROWS_IN_FOURS),
     *rows(

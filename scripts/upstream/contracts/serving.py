@@ -26,7 +26,7 @@ def metric_names() -> list[str]:
 def _metric(name: str) -> AnyOf:
     """Prometheus's client ends a counter's name in `_total`, whatever its code says."""
     names = dict.fromkeys((name, name.removesuffix("_total")))
-    return AnyOf(tuple(Named("metric", each, ("sglang/srt/*.py",)) for each in names))
+    return AnyOf(tuple(Named("metric", name, ("sglang/srt/*.py",)) for name in names))
 
 
 SERVING: tuple[Contract, ...] = (

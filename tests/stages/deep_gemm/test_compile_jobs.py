@@ -36,7 +36,7 @@ def left(cache: Path) -> list[Path]:
 def test_every_job_becomes_a_whole_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_NVCC_LOG", str(tmp_path / "calls"))
     cache = tmp_path / "cache"
-    done = [each.name for each in run_jobs(jobs(tmp_path, 5), COMPILERS, cache, parallel=2)]
+    done = [compiled.name for compiled in run_jobs(jobs(tmp_path, 5), COMPILERS, cache, parallel=2)]
     assert sorted(done) == [path.name for path in entries(cache)] == [f"kernel.k{n}.0" for n in range(5)]
     assert all(whole_entry(path) for path in entries(cache))
     assert (cache / "cache/kernel.k3.0/kernel.cu").read_text(encoding="utf-8") == "// kernel 3"
